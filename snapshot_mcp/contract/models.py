@@ -1,0 +1,378 @@
+"""The contract's models: what travels between a provider and everything above it (contract.md).
+
+Answers tolerate unknown fields and unknown enum values and keep them; requests forbid unknown fields. All are frozen.
+Times are aware UTC datetimes in Python and `YYYY-MM-DDTHH:MM:SSZ` on the wire, an unset one is None here and `""` there.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobStatus, ResourceType, SnapshotStatus, SnapshotType
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+MAX_NAME_CHARACTERS = 255
+"""Names are any text up to this length and need not be unique (contract.md, "Names")."""
+
+MAX_LIMIT = 100
+"""The largest page (contract.md, "What surrounds them")."""
+
+
+def format_time(moment: datetime | None) -> str:
+    """Return `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+
+
+def parse_time(value: object) -> object:
+    """Read a time as providers write it; what is no time at all is left to pydantic to refuse."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
+
+
+def _none_to(default: object) -> BeforeValidator:
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+def _parse_snapshot_type(value: object) -> object:
+    """Both spellings, and digits as text; an unknown one is kept as it came."""
+    if isinstance(value, str):
+        name = value.upper().removeprefix("IS_")
+        if name in SnapshotType.__members__:
+            return SnapshotType[name]
+        if value in {"0", "1"}:
+            return SnapshotType(int(value))
+    if isinstance(value, int) and value in {0, 1}:
+        return SnapshotType(value)
+    return value
+
+
+def megabytes(size_bytes: int) -> int:
+    """Bytes as the contract's MB: rounded up, zero stays 0."""
+    return -(-size_bytes // MIB)
+
+
+def gigabytes(size_bytes: int) -> int:
+    """Bytes as the contract's GB: rounded up, zero stays 0."""
+    return -(-size_bytes // GIB)
+
+
+WireTime = Annotated[
+    datetime | None, BeforeValidator(parse_time), PlainSerializer(format_time, return_type=str, when_used="json")
+]
+WireText = Annotated[str, _none_to("")]
+WireFlag = Annotated[int, _none_to(0)]
+WireCount = Annotated[int, _none_to(0)]
+
+
+class Answer(BaseModel):
+    """Base of what comes from a zone: frozen, unknown fields kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON form, without optional fields that the zone does not fill."""
+        return self.model_dump(mode="json", exclude_none=False, exclude_defaults=False)
+
+
+class Request(BaseModel):
+    """Base of what is asked of a zone: frozen, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class SnapshotResource(Answer):
+    """What a snapshot is of."""
+
+    resource_id: WireText = ""
+    resource_name: WireText = ""
+    resource_type: WireText = ""
+
+
+class Snapshot(Answer):
+    """One restore point: the contract's 18 fields, its `resource`, and what our zone adds with `verbose=1`.
+
+    `size` is what it occupies, in MB. The last five fields are our zone's own; a provider leaves them unset.
+    """
+
+    snapshot_id: str
+    snapshot_name: WireText = ""
+    description: WireText = ""
+    snapshot_type: Annotated[SnapshotType | int | str, BeforeValidator(_parse_snapshot_type)] = SnapshotType.INCREMENTAL
+    status: WireText = ""
+    transition_status: WireText = ""
+    create_time: WireTime = None
+    status_time: WireTime = None
+    snapshot_time: WireTime = None
+    is_taken: WireFlag = 0
+    is_head: WireFlag = 0
+    head_chain: WireFlag = 0
+    root_id: WireText = ""
+    parent_id: WireText = ""
+    size: WireCount = 0
+    total_size: WireCount = 0
+    total_count: WireCount = 0
+    lastest_snapshot_time: WireTime = None
+    resource: Annotated[SnapshotResource, _none_to({})] = SnapshotResource()
+    tags: Annotated[tuple[str, ...], _none_to(())] = ()
+    size_bytes: int | None = None
+    virtual_size_bytes: int | None = None
+    consistency: str | None = None
+    is_damaged: int | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return self.snapshot_type == SnapshotType.FULL
+
+    @property
+    def is_available(self) -> bool:
+        """Usable for apply and export, as far as the zone says."""
+        return self.status == SnapshotStatus.AVAILABLE and not self.transition_status
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it occupies: exact where the zone says so, else the contract's MB."""
+        return self.size * MIB if self.size_bytes is None else self.size_bytes
+
+    @property
+    def parent(self) -> str | None:
+        """The snapshot that this one builds on; None for a full one (its `parent_id` says `self`)."""
+        return None if self.is_full or self.parent_id in {"", "self", self.snapshot_id} else self.parent_id
+
+
+class JobError(Answer):
+    """Why a job failed."""
+
+    code: WireText = ""
+    message: WireText = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is: `done` of `total` (bytes unless `unit` says otherwise), in the phase it names."""
+
+    done: int
+    total: int
+    phase: str = ""
+    unit: str = "bytes"
+
+    @property
+    def fraction(self) -> float:
+        """Between 0 and 1."""
+        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
+
+
+class Job(Answer):
+    """A change under way: the only answer that a change gives, and it must be waited for (contract.md, "Job").
+
+    `extra` is the provider's; ours holds `progress`, and per operation what the contract asks for (see `providers.local`).
+    """
+
+    job_id: str
+    id_prefix: WireText = ""
+    action: WireText = ""
+    request_id: WireText = ""
+    status: WireText = JobStatus.PENDING
+    create_time: WireTime = None
+    begin_time: WireTime = None
+    finished_time: WireTime = None
+    info: WireText = ""
+    extra: Any = None
+    zone: WireText = ""
+    resource_ids: Annotated[tuple[str, ...], _none_to(())] = ()
+    error: JobError | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in FINAL_JOB_STATUSES
+
+    @property
+    def is_successful(self) -> bool:
+        return self.status == JobStatus.SUCCESSFUL
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """`extra` as a mapping; providers send it as an object, as JSON text, or not at all."""
+        extra = self.extra
+        if isinstance(extra, str):
+            try:
+                extra = json.loads(extra)
+            except ValueError:
+                return {}
+        return extra if isinstance(extra, dict) else {}
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it is, where the zone says so."""
+        match self.details.get("progress"):
+            case {"done": int(done), "total": int(total), **rest}:
+                return Progress(done, total, str(rest.get("phase", "")), str(rest.get("unit", "bytes")))
+            case _:
+                return None
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in the provider's words; uncleaned."""
+        return (self.error.message if self.error else "") or self.info
+
+
+class AttachedInstance(Answer):
+    """The host that a volume is attached to."""
+
+    instance_id: WireText = ""
+    instance_name: WireText = ""
+    device: WireText = ""
+
+
+class Resource(Answer):
+    """Common to volume, instance and image. `size` is GB, an image's MB; `size_bytes` and `path` are our zone's own."""
+
+    description: WireText = ""
+    size: Annotated[int | float, _none_to(0)] = 0
+    status: WireText = ""
+    transition_status: WireText = ""
+    create_time: WireTime = None
+    status_time: WireTime = None
+    size_bytes: int | None = None
+    path: str | None = None
+    problem: str | None = None
+
+
+class Volume(Resource):
+    volume_id: str
+    volume_name: WireText = ""
+    instance: AttachedInstance | None = None
+
+    @property
+    def id(self) -> str:
+        return self.volume_id
+
+    @property
+    def name(self) -> str:
+        return self.volume_name
+
+    @property
+    def byte_size(self) -> int:
+        return int(self.size * GIB) if self.size_bytes is None else self.size_bytes
+
+
+class Instance(Resource):
+    instance_id: str
+    instance_name: WireText = ""
+
+    @property
+    def id(self) -> str:
+        return self.instance_id
+
+    @property
+    def name(self) -> str:
+        return self.instance_name
+
+    @property
+    def byte_size(self) -> int:
+        return int(self.size * GIB) if self.size_bytes is None else self.size_bytes
+
+
+class Image(Resource):
+    image_id: str
+    image_name: WireText = ""
+    provider: WireText = ""
+
+    @property
+    def id(self) -> str:
+        return self.image_id
+
+    @property
+    def name(self) -> str:
+        return self.image_name
+
+    @property
+    def byte_size(self) -> int:
+        return int(self.size * MIB) if self.size_bytes is None else self.size_bytes
+
+
+class Quota(Answer):
+    """One row of `quota_left`."""
+
+    type: WireText = ""
+    quantity: Annotated[int | float, _none_to(0)] = 0
+    left: Annotated[int | float, _none_to(0)] = 0
+    name: WireText = ""
+
+
+class SnapshotFilter(Request):
+    """The list query: the specification's ten parameters, all optional (contract.md, "The six operations").
+
+    `snapshots` are ids; several `status` or `tags` mean any of them; `search_word` is a part of an id or a name.
+    """
+
+    snapshots: tuple[str, ...] = ()
+    resource_id: str = ""
+    snapshot_type: SnapshotType | None = None
+    status: tuple[str, ...] = ()
+    search_word: str = ""
+    tags: tuple[str, ...] = ()
+    verbose: Literal[0, 1] = 0
+    offset: int = Field(0, ge=0)
+    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    root_id: str = ""
+
+
+class ResourceFilter(Request):
+    """The query of volumes, instances and images; `ids` travels as `volumes`, `instances` or `images`."""
+
+    ids: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    search_word: str = ""
+    offset: int = Field(0, ge=0)
+    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+
+
+class SnapshotUpdate(Request):
+    """The PUT's body; None leaves a field as it is. An empty `tags` removes all."""
+
+    snapshot_name: str | None = Field(None, max_length=MAX_NAME_CHARACTERS)
+    description: str | None = Field(None, max_length=4096)
+    tags: tuple[str, ...] | None = None
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """A page of a list and how many there are in all."""
+
+    items: tuple[Item, ...]
+    total_count: int
+
+
+def resource_type_of(snapshot: Snapshot) -> ResourceType | None:
+    """What the snapshot is of; None where the provider left it out."""
+    try:
+        return ResourceType(snapshot.resource.resource_type)
+    except ValueError:
+        return None
+
+
+def first_repeated(ids: Iterable[str]) -> str | None:
+    """Return the first id that comes twice; a create or an apply with one is refused whole (contract.md, "All or nothing")."""
+    seen: set[str] = set()
+    for one in ids:
+        if one in seen:
+            return one
+        seen.add(one)
+    return None

@@ -1,0 +1,121 @@
+"""`Provider`: what a zone can do, one method for each operation of the contract. One Provider object is one zone.
+
+Every change answers a Job and returns as soon as the zone has accepted it. Every method raises errors of
+`contract.errors` and nothing else. A provider is cheap to construct: no I/O before the first call.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from snapshot_mcp.contract.models import (
+    Image,
+    Instance,
+    Job,
+    Page,
+    Quota,
+    ResourceFilter,
+    Snapshot,
+    SnapshotFilter,
+    SnapshotUpdate,
+    Volume,
+)
+
+
+class Feature(StrEnum):
+    """What not every zone can do."""
+
+    RECOVER = "recover"
+    """`recover_snapshots` brings a deleted chain back within `recovery_seconds`."""
+    RECOVER_INCREMENTALS = "recover_incrementals"
+    """…and a deleted incremental too."""
+    WATCH = "watch"
+    """`watch_jobs` pushes; without it a waiter must poll."""
+    TAGS = "tags"
+    """`update_snapshot` keeps tags."""
+    PROGRESS = "progress"
+    """Unfinished jobs say how far they are (`Job.progress`)."""
+
+
+class Provider(Protocol):
+    """One zone.
+
+    `zone` is the zone's name in the operator's settings, `location` where it is, for people and for binding an approval
+    (a URL without credentials, or a folder), `recovery_seconds` the grace after a deletion (0: none).
+    """
+
+    @property
+    def zone(self) -> str: ...
+    @property
+    def location(self) -> str: ...
+    @property
+    def features(self) -> frozenset[Feature]: ...
+    @property
+    def recovery_seconds(self) -> int: ...
+
+    async def list_snapshots(self, query: SnapshotFilter) -> Page[Snapshot]:
+        """GET /volume_snapshots, newest `snapshot_time` first, then by id."""
+        ...
+
+    async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
+        """POST /volume_snapshots. All or nothing: an unknown, repeated or unusable id is refused before anything starts."""
+        ...
+
+    async def delete_snapshot(self, snapshot_id: str) -> Job:
+        """DELETE /volume_snapshots/{snapshot_id}: it and everything that was built on it."""
+        ...
+
+    async def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        """POST /volume_snapshots/apply: roll the resources back, at most one snapshot a resource."""
+        ...
+
+    async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
+        """POST /volume_snapshots/capture_instance: export an instance's snapshot to an image."""
+        ...
+
+    async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
+        """POST /volume_snapshots/create_volume: export a volume's snapshot to a new volume."""
+        ...
+
+    async def get_job(self, job_id: str) -> Job:
+        """GET /job/{job_id}. Raises NotFound."""
+        ...
+
+    async def list_unfinished_jobs(self) -> tuple[Job, ...]:
+        """GET /unfinished_jobs, oldest first."""
+        ...
+
+    def watch_jobs(self) -> AsyncIterator[Job]:
+        """GET /notifier/stream: each Job at each change of its status (and of its progress, where the zone has it).
+
+        Ends only by being closed, or by an error of the tree. What changed before the first item is not repeated.
+        """
+        ...
+
+    async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
+        """GET /volumes."""
+        ...
+
+    async def list_instances(self, query: ResourceFilter) -> Page[Instance]:
+        """GET /instances."""
+        ...
+
+    async def list_images(self, query: ResourceFilter) -> Page[Image]:
+        """GET /images."""
+        ...
+
+    async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
+        """PUT /volume_snapshots/{snapshot_id}."""
+        ...
+
+    async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        """POST /lease: bring deleted snapshots back. Raises Unsupported without `Feature.RECOVER`."""
+        ...
+
+    async def list_quota_left(self) -> tuple[Quota, ...]:
+        """GET /quota_left."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections. Jobs go on."""
+        ...

@@ -1,0 +1,59 @@
+"""Hostile text made harmless: names, descriptions and error texts from outside are cleaned and capped here.
+
+A name can hold line breaks, terminal codes, bidirectional marks or an imitation of a question. What leaves
+`clean_text` is one line of visible characters of bounded length; `quoted` sets it off from our own words.
+"""
+
+import unicodedata
+
+NAME_CHARACTERS = 80
+"""As much of a name as a person can compare at a glance; the contract allows 255."""
+
+MESSAGE_CHARACTERS = 400
+"""As much of a foreign error text as is worth a model's context."""
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_BLANK_LETTERS = {"\u115f", "\u1160", "\u3164", "\uffa0", "\u2800"}
+"""Letters and symbols that draw nothing, so that two names could look alike."""
+_MARKS_A_LETTER = 2
+"""More combining marks than this on one letter are a tower that hides the lines around it."""
+
+
+def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
+    """Return `text` as one line of at most `limit` visible characters; what was cut shows as an ellipsis.
+
+    Control, format (bidi, zero-width, tags), surrogate and private characters become U+FFFD where they could change
+    the meaning, line breaks and blanks of every kind become a single space.
+    """
+    out: list[str] = []
+    marks = 0
+    for character in str(text)[: limit * 4]:
+        category = unicodedata.category(character)
+        if character in "\t\n\v\f\r\x85" or category in {"Zs", "Zl", "Zp"}:
+            character = " "
+        elif category in _INVISIBLE or character in _BLANK_LETTERS:
+            character = "\ufffd"
+        marks = marks + 1 if category in {"Mn", "Me"} else 0
+        if marks > _MARKS_A_LETTER or (character == " " and out and out[-1] == " "):
+            continue
+        out.append(character)
+    line = "".join(out).strip()
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def quoted(text: object, limit: int = NAME_CHARACTERS) -> str:
+    """Return `clean_text` between typographic quotes; quotes inside become plain apostrophes, so it cannot end early."""
+    inner = clean_text(text, limit)
+    for quote in '"“”„‟«»':
+        inner = inner.replace(quote, "'")
+    return f"“{inner}”"
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Return a size for people, in binary units: `1.5 GiB`."""
+    size = float(size_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
