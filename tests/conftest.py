@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.worker import LOCK_NAME, is_running
 from snapshot_mcp.providers.local.worker import run as run_worker
+from tests.disks import worker_pid
 
 
 @pytest.fixture
@@ -28,8 +28,9 @@ def zone_folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def end_worker(folder: Path) -> None:
-    if is_running(folder):
-        os.kill(int((folder / LOCK_NAME).read_text()), signal.SIGTERM)
+    """End the worker that a test started, by its id: an idle one sees that its folder is gone, a busy one is told."""
+    if pid := worker_pid(folder):
+        os.kill(pid, signal.SIGTERM)
     shutil.rmtree(folder, ignore_errors=True)
 
 
