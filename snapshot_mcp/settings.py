@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 from platformdirs import user_config_path, user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from snapshot_mcp.guard.policy import Policy, tighten
+from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.guard.policy import VARIABLES as GUARD_VARIABLES
+from snapshot_mcp.guard.policy import Policy, tighten_policy
 
 APP = "snapshot-mcp"
 PREFIX = "SNAPSHOT_MCP_"
-GUARD_PREFIX = f"{PREFIX}GUARD_"
 
 LOCAL = "local"
 """The zone there is when nothing is set."""
@@ -33,7 +34,7 @@ ENVIRONMENT = {
     "API_REVISION": "`2016-12` where the API speaks the later revision",
     "ZONE": "its zone id, for example `ac1`",
 }
-"""Every variable (without its prefix) and what it is; beside these, `GUARD_…` are the guard's."""
+"""The variables of this module (without their prefix) and what they are; the guard has its own."""
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
@@ -148,16 +149,13 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         settings = Settings.model_validate(table)
     except ValidationError as error:
         raise SettingsError(f"{path}: {_describe(error)}", hint="README lists every setting.") from None
-    rules = {
-        key.removeprefix(GUARD_PREFIX).lower(): value for key, value in environ.items() if key.startswith(GUARD_PREFIX)
-    }
     try:
-        return settings.model_copy(update={"guard": tighten(settings.guard, rules)}) if rules else settings
-    except ValueError as error:
-        text = _describe(error) if isinstance(error, ValidationError) else str(error)
-        raise SettingsError(
-            f"{GUARD_PREFIX}…: {text}", hint="The environment may tighten the guard, not loosen it."
-        ) from None
+        guard = tighten_policy(settings.guard, environ)
+    except BadRequest as error:
+        raise SettingsError(error.message, hint=error.hint) from None
+    is_read_only = settings.read_only or guard.read_only
+    guard = guard.model_copy(update={"read_only": is_read_only})
+    return settings.model_copy(update={"guard": guard, "read_only": is_read_only})
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -178,11 +176,10 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    known = {f"{PREFIX}{name}" for name in ENVIRONMENT} | GUARD_VARIABLES.keys()
     for key in environ:
-        name = key.removeprefix(PREFIX)
-        if key.startswith(PREFIX) and not key.startswith(GUARD_PREFIX) and name not in ENVIRONMENT:
-            known = ", ".join(f"{PREFIX}{one}" for one in ENVIRONMENT)
-            raise SettingsError(f"{key} is no setting.", hint=f"Known: {known} and {GUARD_PREFIX}….")
+        if key.startswith(PREFIX) and key not in known:
+            raise SettingsError(f"{key} is no setting.", hint=f"Known: {', '.join(sorted(known))}.")
 
 
 def _api_zone(environ: Mapping[str, str]) -> dict[str, Any] | None:

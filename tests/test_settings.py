@@ -72,7 +72,16 @@ def test_a_file_describes_zones_of_both_kinds(tmp_path: Path) -> None:
 
 def test_read_only_is_only_ever_switched_on_by_the_environment(tmp_path: Path) -> None:
     assert load_settings(environ(tmp_path, "", READ_ONLY="1")).read_only
-    assert load_settings(environ(tmp_path, "read_only = true", READ_ONLY="0")).read_only
+    assert load_settings(environ(tmp_path, "read_only = true", READ_ONLY="0")).guard.read_only
+    assert load_settings(environ(tmp_path, "[guard]\nread_only = true")).read_only
+
+
+def test_the_environment_tightens_the_guard(tmp_path: Path) -> None:
+    settings = load_settings(
+        environ(tmp_path, "[guard]\ndeletions_per_hour = 5", CONSENT="human", DELETIONS_PER_HOUR="50")
+    )
+    assert settings.guard.consent == "human"
+    assert settings.guard.deletions_per_hour == 5
 
 
 @pytest.mark.parametrize(
@@ -107,7 +116,7 @@ def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: s
     [
         ({"READONLY": "1"}, "SNAPSHOT_MCP_READONLY is no setting"),
         ({"READ_ONLY": "maybe"}, "SNAPSHOT_MCP_READ_ONLY is 'maybe'"),
-        ({"GUARD_WHATEVER": "1"}, "whatever"),
+        ({"CONSENT": "maybe"}, "SNAPSHOT_MCP_CONSENT=“maybe”"),
         (
             {"API_URL": "https://x"},
             "SNAPSHOT_MCP_API_CLIENT_ID and SNAPSHOT_MCP_API_CLIENT_SECRET and SNAPSHOT_MCP_ZONE",
