@@ -40,7 +40,7 @@ class Policy(BaseModel):
     consent: Literal["ask", "human"] = "ask"
     protect: Protect = Protect()
     last_good_copy: Literal["human", "refuse"] = "human"
-    minimum_age_hours: float = Field(0, ge=0, allow_inf_nan=False)
+    minimum_age_hours: float = Field(default=0, ge=0, allow_inf_nan=False)
     deletions_per_hour: int = Field(10, ge=0)
     snapshots_per_approval: int = Field(100, ge=0)
     safety_snapshot: Literal["default", "required"] = "default"
