@@ -89,7 +89,12 @@ def _build_zone(settings: Settings, name: str) -> Provider:
 def _build_local(settings: Settings, name: str, zone: LocalZoneSettings) -> LocalZone:
     from snapshot_mcp.providers.local import LocalZone
 
-    return LocalZone(settings.zone_folder(name), zone=name, recovery_seconds=round(zone.recovery_hours * 3600))
+    return LocalZone(
+        settings.zone_folder(name),
+        zone=name,
+        recovery_seconds=round(zone.recovery_hours * 3600),
+        allow_fuzzy=zone.allow_fuzzy,
+    )
 
 
 def _build_anchcloud(name: str, zone: AnchCloudZoneSettings) -> Provider:
