@@ -41,10 +41,9 @@ class Moment:
 
     def is_over(self, now: "Moment", seconds: float) -> bool:
         """Whether `seconds` have surely passed, for what must not end early (a lock, a limit per hour)."""
-        elapsed = now.wall - self.wall
         if self.boot and self.boot == now.boot:
-            elapsed = min(elapsed, now.uptime - self.uptime)
-        return elapsed >= seconds
+            return now.uptime - self.uptime >= seconds
+        return now.wall - self.wall >= seconds
 
 
 class Clock(Protocol):

@@ -122,15 +122,17 @@ class Plan(_Frozen):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What the guard counts epochs of, sorted."""
-        return targets_of(self.loss)
+        """What the guard counts epochs of: a deletion's snapshot, a roll-back's disks."""
+        if isinstance(self.loss, DeletionLoss):
+            return (target_key(self.loss.location, self.loss.snapshot_id),)
+        return tuple(target_key(self.loss.location, one.resource_id) for one in self.loss.overwrites)
 
-
-def targets_of(loss: DeletionLoss | RollbackLoss) -> tuple[str, ...]:
-    """What an epoch is counted of: a deletion's snapshot, a roll-back's disks."""
-    if isinstance(loss, DeletionLoss):
-        return (target_key(loss.location, loss.snapshot_id),)
-    return tuple(target_key(loss.location, one.resource_id) for one in loss.overwrites)
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epochs of `targets` that this plan was made at."""
+        if isinstance(self.loss, DeletionLoss):
+            return (self.loss.epoch,)
+        return tuple(one.epoch for one in self.loss.overwrites)
 
 
 def target_key(location: str, id_: str) -> str:
