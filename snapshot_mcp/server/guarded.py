@@ -68,8 +68,9 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
         outcome = await call
     except AnswerNeeded as needed:
         return needed.result
-    result = Guarded.of(outcome, zone.name, NEXT_STEPS[outcome.status])
-    lines = [outcome.message, *(f"- {line}" for line in outcome.plan)]
+    is_following = outcome.status == "refused" and outcome.job_id
+    result = Guarded.of(outcome, zone.name, NEXT_STEPS["started" if is_following else outcome.status])
+    lines = [outcome.message, *outcome.plan]
     if outcome.job_id:
         lines.append(f"Job: {outcome.job_id}")
     if outcome.approval_id:
