@@ -68,7 +68,8 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
         outcome = await call
     except AnswerNeeded as needed:
         return needed.result
-    result = Guarded.of(outcome, zone.name, NEXT_STEPS[outcome.status])
+    hint = NEXT_STEPS["started" if outcome.job_id else outcome.status]
+    result = Guarded.of(outcome, zone.name, hint)
     lines = [outcome.message, *(f"- {line}" for line in outcome.plan)]
     if outcome.job_id:
         lines.append(f"Job: {outcome.job_id}")
