@@ -68,9 +68,9 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
         outcome = await call
     except AnswerNeeded as needed:
         return needed.result
-    is_following = outcome.status == "refused" and outcome.job_id
-    result = Guarded.of(outcome, zone.name, NEXT_STEPS["started" if is_following else outcome.status])
-    lines = [outcome.message, *outcome.plan]
+    hint = NEXT_STEPS["started" if outcome.job_id else outcome.status]
+    result = Guarded.of(outcome, zone.name, hint)
+    lines = [outcome.message, *(f"- {line}" for line in outcome.plan)]
     if outcome.job_id:
         lines.append(f"Job: {outcome.job_id}")
     if outcome.approval_id:
