@@ -1,0 +1,404 @@
+"""Changes asked of the zone: checked whole, and entered as jobs, each in one transaction.
+
+What is refused here changes nothing; what is accepted is a row of `jobs` with its claims, which the worker carries out
+(`work`). Claims decide who waits for whom: a job that changes a resource or its chains holds `resource` claims alone;
+an export holds a `snapshot` claim, which keeps that snapshot from being deleted and nothing else.
+"""
+
+import json
+import secrets
+import sqlite3
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy, WrongResourceType
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, SnapshotUpdate, first_repeated, format_time
+from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus, TransitionStatus
+from snapshot_mcp.contract.text import clean_text, quoted
+from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, moment, now
+from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget, image_path
+
+MAX_RESOURCES: Final = 100
+"""As many ids as one request may name."""
+
+_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator set for the zone.
+
+    `recovery_seconds`: grace after a deletion. `chain_limit`: available snapshots in a chain before a new full one.
+    `allow_fuzzy`: capture a disk that is in use although nothing proves that the copy is one state.
+    """
+
+    recovery_seconds: int = 7200
+    chain_limit: int = 30
+    allow_fuzzy: bool = False
+
+
+def new_id(prefix: str) -> str:
+    """An id as the provider's: `ss-3k9x0c2p`. Unique by the table's key; a clash has a chance of one in 10¹²."""
+    return f"{prefix}-" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def label_of(resource: Row) -> str:
+    """How a message names a resource."""
+    return f"{resource['resource_type']} {quoted(resource['name'])} ({resource['resource_id']})"
+
+
+def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType) -> Row:
+    """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6)."""
+    real = image_path(path)
+    name = _checked_name(name or real.name)
+    inode = _inode(real)
+    with catalogue.transaction() as db:
+        for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
+            if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
+                raise BadRequest(
+                    f"The file {clean_text(real, 400)!r} is registered already, as {label_of(other)}.",
+                    hint=f"Use {other['resource_id']}.",
+                )
+        resource_id = new_id("vol" if resource_type == ResourceType.VOLUME else "ins")
+        insert_resource(db, resource_id, resource_type, name, real)
+        row = catalogue.resource(resource_id)
+    assert row is not None
+    return row
+
+
+def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str, name: str, path: Path) -> None:
+    db.execute(
+        "INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (resource_id, resource_type, name, str(path), now(), now()),
+    )
+
+
+def unregister(catalogue: Catalogue, resource_id: str) -> Row:
+    """Forget a disk; its file and its snapshots stay."""
+    with catalogue.transaction() as db:
+        resource = _resource(catalogue, resource_id)
+        _refuse_busy(catalogue, [resource])
+        db.execute(
+            "UPDATE resources SET removed_at = ?, applying_id = NULL WHERE resource_id = ?", (now(), resource_id)
+        )
+    return resource
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> str:
+    """Enter a create and return the job's id. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
+    _check_ids("resources", resource_ids)
+    name = _checked_name(name)
+    resources = [_resource(catalogue, one) for one in resource_ids]
+    for resource in resources:
+        _refuse_incomplete(resource)
+        CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy).close()
+    with catalogue.transaction() as db:
+        resources = [_resource(catalogue, one) for one in resource_ids]
+        _refuse_busy(catalogue, resources)
+        created = now()
+        snapshot_ids = []
+        for resource in resources:
+            _refuse_incomplete(resource)
+            parent = None if is_full else parent_for(catalogue, resource, rules.chain_limit)
+            snapshot_id = new_id("ss")
+            snapshot_ids.append(snapshot_id)
+            db.execute(
+                """INSERT INTO snapshots (snapshot_id, name, resource_id, is_full, status, transition, created_at,
+                status_at, snapshot_at, root_id, parent_id, depth) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                (
+                    snapshot_id,
+                    name,
+                    resource["resource_id"],
+                    int(parent is None),
+                    SnapshotStatus.PENDING,
+                    TransitionStatus.CREATING,
+                    created,
+                    created,
+                    created,
+                    parent["root_id"] if parent else snapshot_id,
+                    parent["snapshot_id"] if parent else None,
+                    parent["depth"] + 1 if parent else 0,
+                ),
+            )
+        return _insert_job(
+            db,
+            JobAction.CREATE,
+            {"snapshot_ids": snapshot_ids, "allow_fuzzy": rules.allow_fuzzy},
+            snapshot_ids,
+            resource_claims=resource_ids,
+        )
+
+
+def parent_for(catalogue: Catalogue, resource: Row, chain_limit: int) -> Row | None:
+    """What the next incremental builds on; None where the next snapshot must be a full one.
+
+    Full are: the first of a resource, one without a head, one whose chain has reached its limit, and one whose chain
+    has known damage (contract.md, "Head", "Limit"; engine_notes.md, invariant 3).
+    """
+    head = catalogue.snapshot(resource["head_id"]) if resource["head_id"] else None
+    if head is None or head["status"] != SnapshotStatus.AVAILABLE:
+        return None
+    chain = catalogue.row(
+        """SELECT count(*) FILTER (WHERE status = 'available') AS number, max(is_damaged) AS is_damaged FROM snapshots
+        WHERE root_id = ? AND status NOT IN ('ceased')""",
+        head["root_id"],
+    )
+    assert chain is not None
+    return None if chain["number"] >= chain_limit or chain["is_damaged"] else head
+
+
+def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules) -> str:
+    """Enter the deletion of a snapshot and everything below it; its answer says when the space comes free."""
+    with catalogue.transaction() as db:
+        snapshot = _snapshot(catalogue, snapshot_id)
+        _refuse_busy(catalogue, [_owner(catalogue, snapshot)])
+        if snapshot["status"] not in LIVE:
+            raise _not_usable(snapshot, "deleted")
+        going = [row["snapshot_id"] for row in catalogue.subtree(snapshot_id, *LIVE)]
+        for one in going:
+            if holder := catalogue.row("SELECT job_id FROM claims WHERE kind = 'snapshot' AND id = ?", one):
+                raise _busy(catalogue, f"Snapshot {one}", holder["job_id"])
+        free_at = now() + rules.recovery_seconds
+        return _insert_job(
+            db,
+            JobAction.DELETE,
+            {"snapshot_id": snapshot_id, "recovery_seconds": rules.recovery_seconds},
+            going,
+            resource_claims=[snapshot["resource_id"]],
+            extra={"space_free_at": format_time(moment(free_at)), "recoverable_seconds": rules.recovery_seconds},
+        )
+
+
+def apply(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
+    """Enter a roll-back. Raises ResourceBusy also when a disk is in use, naming by whom."""
+    _check_ids("snapshots", snapshot_ids)
+    targets = [_owner(catalogue, _usable(catalogue, one)) for one in snapshot_ids]
+    if repeated := first_repeated(resource["resource_id"] for resource in targets):
+        raise BadRequest(
+            f"Two of the snapshots are of {repeated}; a resource can go back to one point only.",
+            hint="Name one snapshot a resource.",
+        )
+    for resource in targets:
+        if resource["removed_at"] is not None:
+            raise NotUsable(
+                f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
+                hint="Export the snapshot to a new volume instead, or register the disk again.",
+            )
+        RollbackTarget(resource["path"], label_of(resource)).close()
+    with catalogue.transaction() as db:
+        resources = [_owner(catalogue, _usable(catalogue, one)) for one in snapshot_ids]
+        _refuse_busy(catalogue, resources)
+        resource_ids = [resource["resource_id"] for resource in resources]
+        return _insert_job(
+            db,
+            JobAction.APPLY,
+            {"targets": dict(zip(resource_ids, snapshot_ids, strict=True))},
+            resource_ids,
+            resource_claims=resource_ids,
+            extra={"resources": dict.fromkeys(resource_ids, "unchanged")},
+        )
+
+
+def enter_resumption(catalogue: Catalogue, resource: Row) -> str:
+    """Enter a roll-back that was broken off again, within a transaction of the caller's."""
+    resource_id = resource["resource_id"]
+    return _insert_job(
+        catalogue.db,
+        JobAction.APPLY,
+        {"targets": {resource_id: resource["applying_id"]}},
+        [resource_id],
+        resource_claims=[resource_id],
+        extra={"resources": {resource_id: "incomplete"}, "resumed": True},
+    )
+
+
+def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str) -> str:
+    """Enter an export to a volume or an image (`action`). Raises WrongResourceType for the other kind's snapshot."""
+    name = _checked_name(name)
+    with catalogue.transaction() as db:
+        snapshot = _usable(catalogue, snapshot_id)
+        resource = _owner(catalogue, snapshot)
+        is_image = action == JobAction.CAPTURE_INSTANCE
+        wanted = ResourceType.INSTANCE if is_image else ResourceType.VOLUME
+        if resource["resource_type"] != wanted:
+            raise WrongResourceType(
+                f"Snapshot {snapshot_id} is of {label_of(resource)}; {'an image' if is_image else 'a volume'} can be made"
+                f" only from a snapshot of a{'n' if is_image else ''} {wanted}.",
+                hint=f"Export it to {'a volume' if is_image else 'an image'} instead.",
+            )
+        if resource["applying_id"] is not None:
+            _refuse_incomplete(resource)
+        new = new_id("img" if is_image else "vol")
+        return _insert_job(
+            db, action, {"snapshot_id": snapshot_id, "name": name, "new_id": new}, [new], snapshot_claims=[snapshot_id]
+        )
+
+
+def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
+    """Enter a recovery: each snapshot's whole act of deletion comes back (contract.md, "Deletion")."""
+    _check_ids("resources", snapshot_ids)
+    with catalogue.transaction() as db:
+        snapshots = [_snapshot(catalogue, one) for one in snapshot_ids]
+        for snapshot in snapshots:
+            if snapshot["status"] != SnapshotStatus.DELETED:
+                raise _not_usable(snapshot, "recovered")
+        acts = list(dict.fromkeys(snapshot["deletion_id"] for snapshot in snapshots))
+        coming: list[Row] = []
+        for act in acts:
+            deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", act)
+            if deletion is None or deletion["purge_at"] <= now():
+                raise NotUsable(
+                    f"The time to recover snapshot {snapshots[0]['snapshot_id']} is over.",
+                    hint="It cannot be brought back.",
+                )
+            coming += catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY depth, snapshot_id", act)
+        ids = {row["snapshot_id"] for row in coming}
+        for row in coming:
+            if row["parent_id"] is None or row["parent_id"] in ids:
+                continue
+            parent = catalogue.snapshot(row["parent_id"])
+            if parent is None or parent["status"] not in LIVE:
+                raise NotUsable(
+                    f"Snapshot {row['snapshot_id']} builds on {row['parent_id']}, which was deleted since by another act.",
+                    hint=f"Recover {row['parent_id']} first.",
+                )
+        resources = [_owner(catalogue, snapshot) for snapshot in snapshots]
+        _refuse_busy(catalogue, resources)
+        claims = list(dict.fromkeys(resource["resource_id"] for resource in resources))
+        return _insert_job(db, JobAction.LEASE, {"deletion_ids": acts}, sorted(ids), resource_claims=claims)
+
+
+def update(catalogue: Catalogue, snapshot_id: str, changes: SnapshotUpdate) -> None:
+    """Rename, describe or tag a snapshot; no job. Raises NotFound, BadRequest, NotUsable."""
+    with catalogue.transaction() as db:
+        snapshot = _snapshot(catalogue, snapshot_id)
+        if snapshot["status"] == SnapshotStatus.CEASED:
+            raise _not_usable(snapshot, "changed")
+        columns = {
+            "name": None if changes.snapshot_name is None else _checked_name(changes.snapshot_name),
+            "description": changes.description,
+            "tags": None if changes.tags is None else json.dumps(changes.tags),
+        }
+        for column, value in columns.items():
+            if value is not None:
+                db.execute(f"UPDATE snapshots SET {column} = ? WHERE snapshot_id = ?", (value, snapshot_id))
+
+
+def _insert_job(
+    db: sqlite3.Connection,
+    action: JobAction,
+    request: dict[str, Any],
+    ids: Sequence[str],
+    *,
+    resource_claims: Sequence[str] = (),
+    snapshot_claims: Sequence[str] = (),
+    extra: dict[str, Any] | None = None,
+) -> str:
+    job_id = str(uuid.uuid4())
+    db.execute(
+        """INSERT INTO jobs (job_id, action, status, request, resource_ids, created_at, extra, change)
+        VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(change), 0) + 1 FROM jobs))""",
+        (job_id, action, JobStatus.PENDING, json.dumps(request), json.dumps(list(ids)), now(), json.dumps(extra or {})),
+    )
+    claims = [("resource", one) for one in resource_claims] + [("snapshot", one) for one in snapshot_claims]
+    db.executemany("INSERT INTO claims (job_id, kind, id) VALUES (?, ?, ?)", [(job_id, *claim) for claim in claims])
+    return job_id
+
+
+def _check_ids(field: str, ids: Sequence[str]) -> None:
+    if not ids:
+        raise BadRequest(f"{field!r} is empty.", hint="Name at least one id.")
+    if len(ids) > MAX_RESOURCES:
+        raise BadRequest(f"{field!r} names {len(ids)} ids.", hint=f"Name at most {MAX_RESOURCES} at once.")
+    if repeated := first_repeated(ids):
+        raise BadRequest(f"{clean_text(repeated)!r} stands twice in {field!r}.", hint="Name each id once.")
+
+
+def _checked_name(name: str) -> str:
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise BadRequest(
+            f"The name {clean_text(name)!r} has {len(name)} characters.", hint=f"Use at most {MAX_NAME_CHARACTERS}."
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"The name {clean_text(name)!r} is no valid Unicode text.", hint="Use another name.") from None
+    return name
+
+
+def _resource(catalogue: Catalogue, resource_id: str) -> Row:
+    resource = catalogue.resource(resource_id)
+    if resource is None or resource["removed_at"] is not None:
+        raise NotFound(
+            f"There is no volume or instance {clean_text(resource_id)!r}.",
+            hint="List the resources to see which ids there are.",
+        )
+    return resource
+
+
+def _snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
+    snapshot = catalogue.snapshot(snapshot_id)
+    if snapshot is None:
+        raise NotFound(
+            f"There is no snapshot {clean_text(snapshot_id)!r}.", hint="List the snapshots to see which ids there are."
+        )
+    return snapshot
+
+
+def _owner(catalogue: Catalogue, snapshot: Row) -> Row:
+    resource = catalogue.resource(snapshot["resource_id"])
+    assert resource is not None, "a foreign key"
+    return resource
+
+
+def _usable(catalogue: Catalogue, snapshot_id: str) -> Row:
+    snapshot = _snapshot(catalogue, snapshot_id)
+    if snapshot["status"] != SnapshotStatus.AVAILABLE:
+        raise _not_usable(snapshot, "used")
+    return snapshot
+
+
+def _not_usable(snapshot: Row, verb: str) -> NotUsable:
+    hint = {
+        SnapshotStatus.DELETED: "Recover it first." if verb != "deleted" else "It is gone already.",
+        SnapshotStatus.CEASED: "It is gone for good; list the snapshots to see which there are.",
+        SnapshotStatus.PENDING: "Wait until the job that makes it is over.",
+        SnapshotStatus.AVAILABLE: "It is there; nothing needs to be done.",
+    }.get(snapshot["status"], "")
+    return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
+
+
+def _refuse_incomplete(resource: Row) -> None:
+    if resource["applying_id"] is not None:
+        raise NotUsable(
+            f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
+            + (f" ({clean_text(resource['problem'], 400)})" if resource["problem"] else "")
+            + ", so the disk is neither the old one nor the new one.",
+            hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot.",
+        )
+
+
+def _refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:
+    for resource in resources:
+        holder = catalogue.row("SELECT job_id FROM claims WHERE kind = 'resource' AND id = ?", resource["resource_id"])
+        if holder:
+            raise _busy(catalogue, label_of(resource), holder["job_id"])
+
+
+def _busy(catalogue: Catalogue, what: str, job_id: str) -> ResourceBusy:
+    job = catalogue.job(job_id)
+    action = job["action"] if job else "a job"
+    return ResourceBusy(
+        f"{what} is busy with job {job_id} ({action}).", hint=f"Wait for job {job_id}, then try again.", job_id=job_id
+    )

@@ -1,0 +1,413 @@
+"""The zone's catalogue: resources, snapshots, images and jobs in SQLite, shared by every process on one home.
+
+It alone says what is available or deleted; facts that decide bytes are read from the snapshots' files. WAL with
+`synchronous=FULL`: a committed row survives a power cut. Times are whole seconds, since the contract's are.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+from snapshot_mcp.contract.models import (
+    Image,
+    Instance,
+    Job,
+    JobError,
+    Snapshot,
+    SnapshotResource,
+    Volume,
+    gigabytes,
+    megabytes,
+)
+from snapshot_mcp.contract.states import JobStatus, ResourceType, SnapshotStatus, SnapshotType
+
+FILE_NAME: Final = "catalogue.sqlite"
+BUSY_SECONDS: Final = 30.0
+"""As long a writer waits for another one; transactions here take milliseconds."""
+
+Row = sqlite3.Row
+
+
+def _create_tables(db: sqlite3.Connection) -> None:
+    script = """
+        CREATE TABLE resources (
+            resource_id   TEXT PRIMARY KEY,
+            resource_type TEXT NOT NULL,
+            name          TEXT NOT NULL,
+            description   TEXT NOT NULL DEFAULT '',
+            path          TEXT NOT NULL,
+            created_at    INTEGER NOT NULL,
+            status_at     INTEGER NOT NULL,
+            removed_at    INTEGER,
+            head_id       TEXT,
+            applying_id   TEXT,              -- a roll-back to this snapshot has begun to write and is not over
+            problem       TEXT NOT NULL DEFAULT ''
+        );
+        CREATE INDEX resources_by_time ON resources (resource_type, created_at, resource_id);
+
+        CREATE TABLE snapshots (
+            snapshot_id   TEXT PRIMARY KEY,
+            name          TEXT NOT NULL,
+            description   TEXT NOT NULL DEFAULT '',
+            tags          TEXT NOT NULL DEFAULT '[]',
+            resource_id   TEXT NOT NULL REFERENCES resources,
+            is_full       INTEGER NOT NULL,
+            status        TEXT NOT NULL,
+            transition    TEXT NOT NULL,
+            created_at    INTEGER NOT NULL,
+            status_at     INTEGER NOT NULL,
+            snapshot_at   INTEGER NOT NULL,
+            is_taken      INTEGER NOT NULL DEFAULT 0,
+            root_id       TEXT NOT NULL,
+            parent_id     TEXT,
+            depth         INTEGER NOT NULL,
+            size_bytes    INTEGER NOT NULL DEFAULT 0,
+            virtual_bytes INTEGER NOT NULL DEFAULT 0,
+            consistency   TEXT NOT NULL DEFAULT '',
+            is_damaged    INTEGER NOT NULL DEFAULT 0,
+            deletion_id   TEXT
+        );
+        CREATE INDEX snapshots_by_time ON snapshots (snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_by_resource ON snapshots (resource_id, snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_by_root ON snapshots (root_id, snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_by_parent ON snapshots (parent_id);
+        CREATE INDEX snapshots_by_deletion ON snapshots (deletion_id) WHERE deletion_id IS NOT NULL;
+
+        CREATE TABLE deletions (
+            deletion_id   TEXT PRIMARY KEY,  -- the job's id
+            resource_id   TEXT NOT NULL,
+            deleted_at    INTEGER NOT NULL,
+            purge_at      INTEGER NOT NULL,
+            head_before   TEXT,
+            state         TEXT NOT NULL      -- deleted, recovered or purged
+        );
+        CREATE INDEX deletions_by_time ON deletions (state, purge_at);
+
+        CREATE TABLE images (
+            image_id      TEXT PRIMARY KEY,
+            name          TEXT NOT NULL,
+            path          TEXT NOT NULL,
+            snapshot_id   TEXT NOT NULL,
+            created_at    INTEGER NOT NULL
+        );
+
+        CREATE TABLE jobs (
+            job_id        TEXT PRIMARY KEY,
+            action        TEXT NOT NULL,
+            status        TEXT NOT NULL,
+            request       TEXT NOT NULL,     -- JSON: what the worker needs to carry it out
+            resource_ids  TEXT NOT NULL,     -- JSON list
+            created_at    INTEGER NOT NULL,
+            begun_at      INTEGER,
+            finished_at   INTEGER,
+            error_code    TEXT NOT NULL DEFAULT '',
+            info          TEXT NOT NULL DEFAULT '',
+            extra         TEXT NOT NULL DEFAULT '{}',
+            progress      TEXT NOT NULL DEFAULT '',
+            run_count     INTEGER NOT NULL DEFAULT 0,
+            change        INTEGER NOT NULL   -- grows with every change of any job: what a watcher has seen
+        );
+        CREATE INDEX jobs_by_change ON jobs (change);
+        CREATE INDEX jobs_unfinished ON jobs (created_at) WHERE status IN ('pending', 'working');
+
+        CREATE TABLE claims (                -- what an unfinished job holds; gone with it
+            job_id        TEXT NOT NULL REFERENCES jobs,
+            kind          TEXT NOT NULL,     -- 'resource': changed by the job alone; 'snapshot': read, shared
+            id            TEXT NOT NULL
+        );
+        CREATE INDEX claims_by_id ON claims (id);
+        CREATE INDEX claims_by_job ON claims (job_id);
+        """
+    for statement in script.split(";\n"):
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables,)
+"""Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
+
+
+class Catalogue:
+    """One connection to the catalogue, opened (and, if need be, made) by the constructor; one thread at a time.
+
+    Raises sqlite3.Error for what is not a decision of ours: a bug, or a broken disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("snapshots", "volumes", "images"):
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        with _opening(folder):
+            self.db = sqlite3.connect(
+                folder / FILE_NAME, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self.db.row_factory = Row
+            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA synchronous = FULL")
+            self.db.execute("PRAGMA foreign_keys = ON")
+            self._migrate()
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether there is one; looking makes none."""
+        return (folder / FILE_NAME).exists()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that may write: begun at once, committed at the end, rolled back by an exception."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.db
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    def version(self) -> int:
+        """A number that differs whenever another connection has committed; costs microseconds."""
+        (number,) = self.db.execute("PRAGMA data_version").fetchone()
+        return int(number)
+
+    def row(self, query: str, *values: object) -> Row | None:
+        found: Row | None = self.db.execute(query, values).fetchone()
+        return found
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        return self.db.execute(query, values).fetchall()
+
+    def snapshot(self, snapshot_id: str) -> Row | None:
+        return self.row("SELECT * FROM snapshots WHERE snapshot_id = ?", snapshot_id)
+
+    def resource(self, resource_id: str) -> Row | None:
+        return self.row("SELECT * FROM resources WHERE resource_id = ?", resource_id)
+
+    def job(self, job_id: str) -> Row | None:
+        return self.row("SELECT * FROM jobs WHERE job_id = ?", job_id)
+
+    def subtree(self, snapshot_id: str, *statuses: str) -> list[Row]:
+        """The snapshot and everything below it, parents first; only those of the statuses, where any are named."""
+        found = self.rows(
+            """
+            WITH RECURSIVE below (id) AS (
+                VALUES (?) UNION SELECT s.snapshot_id FROM snapshots s JOIN below ON s.parent_id = below.id
+            )
+            SELECT s.* FROM snapshots s JOIN below ON s.snapshot_id = below.id ORDER BY s.depth, s.snapshot_id
+            """,
+            snapshot_id,
+        )
+        return [row for row in found if not statuses or row["status"] in statuses]
+
+    def ancestors(self, snapshot_id: str) -> list[Row]:
+        """The snapshot and all that it builds on, itself first."""
+        return self.rows(
+            """
+            WITH RECURSIVE above (id) AS (
+                VALUES (?) UNION SELECT s.parent_id FROM snapshots s JOIN above ON s.snapshot_id = above.id
+                WHERE s.parent_id IS NOT NULL
+            )
+            SELECT s.* FROM snapshots s JOIN above ON s.snapshot_id = above.id ORDER BY s.depth DESC
+            """,
+            snapshot_id,
+        )
+
+    def set_job(self, job_id: str, **columns: object) -> None:
+        """Change a job, and let the watchers see it."""
+        names = "".join(f"{name} = ?, " for name in columns)
+        self.db.execute(
+            f"UPDATE jobs SET {names} change = (SELECT max(change) + 1 FROM jobs) WHERE job_id = ?",
+            (*columns.values(), job_id),
+        )
+
+    def mark_damaged(self, snapshot_id: str, *, is_damaged: bool) -> None:
+        """Remember durably what a read found."""
+        self.db.execute(
+            "UPDATE snapshots SET is_damaged = ? WHERE snapshot_id = ? AND is_damaged != ?",
+            (int(is_damaged), snapshot_id, int(is_damaged)),
+        )
+
+    def _migrate(self) -> None:
+        (version,) = self.db.execute("PRAGMA user_version").fetchone()
+        for number, migrate in enumerate(MIGRATIONS[version:], version + 1):
+            with self.transaction():
+                migrate(self.db)
+                self.db.execute(f"PRAGMA user_version = {number}")
+
+
+_opening_here = threading.Lock()
+
+
+@contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """One process at a time makes or migrates the catalogue."""
+    with _opening_here:
+        fd = os.open(folder / "catalogue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def to_job(row: Row, zone: str) -> Job:
+    """The contract's Job of a row."""
+    extra: dict[str, Any] = json.loads(row["extra"])
+    if row["progress"]:
+        extra["progress"] = json.loads(row["progress"])
+    return Job(
+        job_id=row["job_id"],
+        id_prefix="job",
+        action=row["action"],
+        request_id=row["job_id"],
+        status=row["status"],
+        create_time=moment(row["created_at"]),
+        begin_time=moment(row["begun_at"]),
+        finished_time=moment(row["finished_at"]),
+        info=row["info"],
+        extra=extra,
+        zone=zone,
+        resource_ids=tuple(json.loads(row["resource_ids"])),
+        error=JobError(code=row["error_code"], message=row["info"]) if row["error_code"] else None,
+    )
+
+
+def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool) -> tuple[Snapshot, ...]:
+    """The contract's Snapshots of rows, with the chains' totals on the full ones."""
+    if not rows:
+        return ()
+    roots = [row["snapshot_id"] for row in rows if row["is_full"]]
+    totals = {
+        row["root_id"]: row
+        for row in catalogue.rows(
+            f"""SELECT root_id, count(*) AS number, sum(size_bytes) AS size, max(snapshot_at) AS latest FROM snapshots
+            WHERE root_id IN ({placeholders(roots)}) AND status = 'available' GROUP BY root_id""",
+            *roots,
+        )
+    }
+    resource_ids = list({row["resource_id"] for row in rows})
+    resources = {
+        row["resource_id"]: row
+        for row in catalogue.rows(
+            f"""SELECT r.*, h.root_id AS head_root FROM resources r LEFT JOIN snapshots h ON h.snapshot_id = r.head_id
+            WHERE r.resource_id IN ({placeholders(resource_ids)})""",
+            *resource_ids,
+        )
+    }
+    return tuple(
+        _to_snapshot(row, resources[row["resource_id"]], totals.get(row["snapshot_id"]), is_verbose) for row in rows
+    )
+
+
+def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -> Snapshot:
+    ours: dict[str, Any] = {}
+    if is_verbose:
+        ours = {
+            "size_bytes": row["size_bytes"],
+            "virtual_size_bytes": row["virtual_bytes"],
+            "consistency": row["consistency"],
+            "is_damaged": row["is_damaged"],
+        }
+    return Snapshot(
+        snapshot_id=row["snapshot_id"],
+        snapshot_name=row["name"],
+        description=row["description"],
+        snapshot_type=SnapshotType(row["is_full"]),
+        status=row["status"],
+        transition_status=row["transition"],
+        create_time=moment(row["created_at"]),
+        status_time=moment(row["status_at"]),
+        snapshot_time=moment(row["snapshot_at"]),
+        is_taken=row["is_taken"],
+        is_head=int(resource["head_id"] == row["snapshot_id"]),
+        head_chain=int(resource["head_root"] == row["root_id"]),
+        root_id=row["root_id"],
+        parent_id=row["parent_id"] or "self",
+        size=megabytes(row["size_bytes"]),
+        total_size=megabytes(total["size"]) if total else 0,
+        total_count=total["number"] if total else 0,
+        lastest_snapshot_time=moment(total["latest"]) if total else None,
+        resource=SnapshotResource(
+            resource_id=resource["resource_id"],
+            resource_name=resource["name"],
+            resource_type=resource["resource_type"],
+        ),
+        tags=tuple(json.loads(row["tags"])),
+        **ours,
+    )
+
+
+def to_resource(row: Row) -> Volume | Instance:
+    """The contract's Volume or Instance of a row; looks at the file for its size."""
+    size, problem = 0, row["problem"]
+    try:
+        size = Path(row["path"]).stat().st_size
+    except OSError as error:
+        problem = problem or f"its file cannot be read: {error.strerror}"
+    common: dict[str, Any] = {
+        "description": row["description"],
+        "size": gigabytes(size),
+        "transition_status": "",
+        "create_time": moment(row["created_at"]),
+        "status_time": moment(row["status_at"]),
+        "size_bytes": size,
+        "path": row["path"],
+        "problem": problem or None,
+    }
+    if row["resource_type"] == ResourceType.VOLUME:
+        status = "pending" if row["applying_id"] else "available"
+        return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
+    status = "pending" if row["applying_id"] else "stopped"
+    return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
+
+
+def to_image(row: Row) -> Image:
+    size, problem = 0, None
+    try:
+        size = Path(row["path"]).stat().st_size
+    except OSError as error:
+        problem = f"its file cannot be read: {error.strerror}"
+    return Image(
+        image_id=row["image_id"],
+        image_name=row["name"],
+        status="available",
+        provider="self",
+        size=megabytes(size),
+        size_bytes=size,
+        path=row["path"],
+        problem=problem,
+        create_time=moment(row["created_at"]),
+        status_time=moment(row["created_at"]),
+    )
+
+
+def placeholders(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
+
+
+UNFINISHED: Final = (JobStatus.PENDING, JobStatus.WORKING)
+LIVE: Final = (SnapshotStatus.AVAILABLE, SnapshotStatus.SUSPENDED)
+"""Snapshots that a deletion takes."""

@@ -1,0 +1,143 @@
+"""A registered disk image, opened for a capture or for a roll-back, or refused with the reason.
+
+The ladder of `engine_notes.md`, "A disk in use": an instant clone where the filesystem has clones, else the proof of a
+lease that nobody writes, else (only where the operator allows it, or the system has no leases) a comparison of times.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Self
+
+from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
+
+
+def image_path(path: Path) -> Path:
+    """Return the real path of a disk image that can be registered.
+
+    Raises BadRequest (it does not exist, or is no regular file) and Unsupported (a block device).
+    """
+    try:
+        real = path.expanduser().resolve(strict=True)
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        raise BadRequest(
+            f"The path {clean_text(path, 400)!r} does not exist.", hint="Give the path of a raw disk image."
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise BadRequest(f"The path {clean_text(path, 400)!r} cannot be read: {error}.") from None
+    if stat.S_ISBLK(mode):
+        raise Unsupported(
+            f"The path {clean_text(path, 400)!r} is a block device, which the embedded zone does not take yet.",
+            hint="Give the path of a raw disk image.",
+        )
+    if not stat.S_ISREG(mode):
+        raise BadRequest(
+            f"The path {clean_text(path, 400)!r} is no regular file.", hint="Give the path of a raw disk image."
+        )
+    return real
+
+
+class OpenDisk:
+    """A disk image, open; `label` names it in messages."""
+
+    def __init__(self, path: str, label: str, flags: int) -> None:
+        self.path, self.label = Path(path), label
+        try:
+            self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise NotUsable(
+                f"The file of {label}, {clean_text(path, 400)!r}, cannot be opened: {error.strerror}.",
+                hint="Bring the file back to that path, or register the disk where it is now with `snapshot-mcp zone add`.",
+            ) from None
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            self.close()
+            raise NotUsable(f"The path of {label}, {clean_text(path, 400)!r}, is no regular file any more.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class CaptureSource(OpenDisk):
+    """A disk whose content is read as of one moment; `consistency` says what proves that.
+
+    Raises ResourceBusy when it is in use and nothing can prove that what is read is one state, NotUsable when its file
+    is gone.
+    """
+
+    def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False) -> None:
+        super().__init__(path, label, os.O_RDONLY)
+        self._lease: ReadLease | None = None
+        try:
+            copy = clone_beside(self.fd, self.path)
+            if copy is not None:
+                os.close(self.fd)
+                self.fd = copy
+                self.consistency = "instant"
+            else:
+                self._lease = ReadLease(self.fd, self.path, allow_in_use=allow_fuzzy)
+                self.consistency = self._lease.kind
+        except DiskInUse as error:
+            self.close()
+            raise ResourceBusy(
+                f"{label} is in use, so a copy of it would be a mixture of states: {clean_text(error, 400)}.",
+                hint="Stop what writes to it (shut the machine down, unmount, detach the loop device) and try again.",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+        self.size_bytes = os.fstat(self.fd).st_size
+
+    def check(self) -> None:
+        """Raise ResourceBusy when what was read may be a mixture. Cheap; also to be called after the last read."""
+        if self._lease:
+            try:
+                self._lease.check()
+            except DiskInUse as error:
+                raise ResourceBusy(
+                    f"The backup of {self.label} was given up: {clean_text(error, 400)}.",
+                    hint="Stop what writes to it and create the snapshot again.",
+                ) from None
+
+    def close(self) -> None:
+        if self.fd >= 0 and getattr(self, "_lease", None):
+            self._lease.release()  # type: ignore[union-attr]
+            self._lease = None
+        super().close()
+
+
+class RollbackTarget(OpenDisk):
+    """A disk that nobody else holds, open for writing.
+
+    Raises ResourceBusy, naming who holds it, and NotUsable when its file is gone or cannot be written.
+    """
+
+    def __init__(self, path: str, label: str) -> None:
+        super().__init__(path, label, os.O_RDWR)
+        try:
+            self._hold: WriteHold | None = WriteHold(self.fd, self.path)
+        except DiskInUse as error:
+            self.close()
+            raise ResourceBusy(
+                f"{label} is in use, so it cannot be rolled back: {clean_text(error, 400)}.",
+                hint="Stop what uses it (shut the machine down, unmount, detach the loop device) and try again.",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.fd >= 0 and getattr(self, "_hold", None):
+            self._hold.release()  # type: ignore[union-attr]
+            self._hold = None
+        super().close()

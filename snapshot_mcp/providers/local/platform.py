@@ -1,0 +1,300 @@
+"""What is the operating system's own: holes, clones, leases, locks, and who holds a file.
+
+Linux is tested. Elsewhere each function has a portable fallback; the `HAS_…` constants choose, and tests turn them off.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Self
+
+IS_LINUX = os.uname().sysname == "Linux"
+HAS_SEEK_DATA = hasattr(os, "SEEK_DATA")
+HAS_PUNCH_HOLE = IS_LINUX
+HAS_CLONE = IS_LINUX
+HAS_LEASE = IS_LINUX
+
+_FICLONE: Final = 0x40049409
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_NOT_SUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.ETXTBSY}
+
+if IS_LINUX:
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def fdatasync(fd: int) -> None:
+    """Bring a file's bytes to the disk."""
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of [start, end) that may hold something else than zeros, as (start, end), in order."""
+    if not HAS_SEEK_DATA:
+        yield start, end
+        return
+    while start < end:
+        try:
+            data = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            yield start, end
+            return
+        if data >= end:
+            return
+        hole = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+        yield data, hole
+        start = hole
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
+    """Return whether the filesystem knows the mode. Raises OSError, ENOSPC above all."""
+    while _libc.fallocate(fd, mode, offset, length):
+        code = ctypes.get_errno()
+        if code in _NOT_SUPPORTED:
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def write_zeros(fd: int, offset: int, length: int) -> None:
+    """Make [offset, offset + length) read as zeros, as a hole where the filesystem can."""
+    if HAS_PUNCH_HOLE and _fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length):
+        return
+    write_at(fd, bytes(length), offset)
+
+
+def reserve(fd: int, offset: int, length: int) -> None:
+    """Reserve room without changing a byte or the size; where the filesystem cannot, nothing is reserved.
+
+    Raises OSError with ENOSPC when there is none.
+    """
+    if HAS_PUNCH_HOLE:
+        _fallocate(fd, _KEEP_SIZE, offset, length)
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of it."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def clone_beside(fd: int, path: Path) -> int | None:
+    """Return a descriptor of an instant copy without a name, in the folder of `path`; None where that is not possible.
+
+    btrfs and XFS can; the copy is gone when the descriptor is closed, also by a crash.
+    """
+    if not (HAS_CLONE and hasattr(os, "O_TMPFILE")):
+        return None
+    try:
+        copy = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(copy, _FICLONE, fd)
+    except OSError as error:
+        os.close(copy)
+        if error.errno in _NOT_SUPPORTED:
+            return None
+        raise
+    return copy
+
+
+class DiskInUse(Exception):
+    """Somebody holds the file; the message says who, as far as the system tells."""
+
+
+class ReadLease:
+    """While it holds, nobody writes to the file: the proof that a copy is one state (engine_notes.md, "A disk in use").
+
+    A new writer's open() waits until the lease is given back or the kernel's patience (`lease-break-time`, 45 s) is
+    over, so a copy that ends within `PATIENCE_SECONDS` of such an attempt is still one state; after that the lease is
+    given up. `kind` is "unchanged" where the lease could be had, "fuzzy" where the system has none: then size, mtime
+    and ctime before and after are compared, which proves nothing.
+
+    Raises DiskInUse when somebody has the file open for writing.
+    """
+
+    PATIENCE_SECONDS: Final = 10.0
+    """How long a new writer is kept waiting; well below the kernel's 45 s."""
+
+    def __init__(self, fd: int, path: Path, *, allow_in_use: bool = False) -> None:
+        self.fd, self.path = fd, path
+        self.kind = "fuzzy"
+        self._last_whole = time.monotonic()
+        self._before = self._identity()
+        self._allow_in_use = allow_in_use
+        if not HAS_LEASE:
+            return
+        try:
+            _set_lease(fd, fcntl.F_RDLCK)
+            self.kind = "unchanged"
+        except OSError as error:
+            if error.errno == errno.EAGAIN and not allow_in_use:
+                raise DiskInUse(describe_holders(path, writers_only=True)) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def check(self) -> None:
+        """Raise DiskInUse if what was read so far may be a mixture. To be called often, and after the last read."""
+        now, identity = time.monotonic(), self._identity()
+        if identity[0] != self._before[0]:
+            raise DiskInUse(f"its size changed from {self._before[0]} to {identity[0]} bytes while it was being read")
+        if self.kind == "unchanged":
+            if fcntl.fcntl(self.fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
+                self._last_whole = now
+            elif now - self._last_whole > self.PATIENCE_SECONDS:
+                raise DiskInUse("a program began to write to it while it was being read")
+        elif identity != self._before and not self._allow_in_use:
+            raise DiskInUse("it was written to while it was being read")
+
+    def release(self) -> None:
+        if self.kind == "unchanged":
+            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    def _identity(self) -> tuple[int, int, int]:
+        stat = os.fstat(self.fd)
+        return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+class WriteHold:
+    """While it holds, the file is ours alone: nobody else has it open, and nobody can open it without waiting.
+
+    Linux: a write lease, which no other open file, mapping, lock holder or loop device survives. Elsewhere, and where a
+    filesystem has no leases: an exclusive flock and record lock, which hold off those who ask.
+
+    Raises DiskInUse, naming by whom.
+    """
+
+    TRIES: Final = 5
+    """A passing reader (an indexer, a `ls`) is waited for briefly."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd, self.path = fd, path
+        self._leased = HAS_LEASE and self._lease()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            if error.errno not in {errno.EAGAIN, errno.EACCES}:
+                raise
+            raise DiskInUse(describe_holders(path)) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _lease(self) -> bool:
+        for attempt in range(self.TRIES):
+            try:
+                _set_lease(self.fd, fcntl.F_WRLCK)
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    return False
+                if attempt + 1 < self.TRIES:
+                    time.sleep(0.1)
+            else:
+                return True
+        raise DiskInUse(describe_holders(self.path))
+
+    def release(self) -> None:
+        fcntl.lockf(self.fd, fcntl.LOCK_UN)
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        if self._leased:
+            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            self._leased = False
+
+
+def _set_lease(fd: int, kind: int) -> None:
+    """Take a lease. Its break sends a signal whose default ends the process: ask for one whose default is nothing."""
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+
+
+def describe_holders(path: Path, *, writers_only: bool = False) -> str:
+    """Who has the file open, for a message: "process 123 (qemu-system-x86) has it open for writing"."""
+    found = [*_loop_devices(path), *_open_files(path, writers_only), *_lock_holders(path)]
+    return (
+        "; ".join(dict.fromkeys(found)) or "another program has it open (which one, the system does not tell this user)"
+    )
+
+
+def _loop_devices(path: Path) -> Iterator[str]:
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if Path(backing.read_text().rstrip("\n")) == path.resolve():
+                device = f"/dev/{backing.parts[3]}"
+                where = next((line.split()[1] for line in _lines("/proc/mounts") if line.split()[0] == device), "")
+                yield f"loop device {device} sits on it" + (f", mounted at {where}" if where else "")
+        except OSError:
+            continue
+
+
+def _open_files(path: Path, writers_only: bool) -> Iterator[str]:
+    target = path.stat()
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        try:
+            for link in (process / "fd").iterdir():
+                stat = link.stat()
+                if (stat.st_dev, stat.st_ino) != (target.st_dev, target.st_ino):
+                    continue
+                flags = next(
+                    line.split()[1] for line in _lines(process / "fdinfo" / link.name) if line.startswith("flags:")
+                )
+                is_writer = int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+                if is_writer or not writers_only:
+                    yield f"process {_process(process.name)} has it open" + (" for writing" if is_writer else "")
+        except (OSError, StopIteration):
+            continue
+
+
+def _lock_holders(path: Path) -> Iterator[str]:
+    inode = path.stat().st_ino
+    for line in _lines("/proc/locks"):
+        fields = line.split()
+        if "LEASE" not in fields and len(fields) >= 8 and fields[5].split(":")[-1] == str(inode):
+            if fields[4] not in {str(os.getpid()), "-1"}:
+                yield f"process {_process(fields[4])} has locked it"
+            elif fields[4] == "-1":
+                yield "a program has locked it"
+
+
+def _process(pid: str) -> str:
+    name = next(iter(_lines(f"/proc/{pid}/comm")), "")
+    return f"{pid} ({name})" if name else pid
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

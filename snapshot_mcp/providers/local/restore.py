@@ -1,0 +1,187 @@
+"""A snapshot's content back onto a disk, or out into a new file: every byte verified before it is written.
+
+`compare` reads the disk, finds what differs and verifies all of it; `reserve_room` makes sure that it fits; only then
+`write_back` changes the disk. A failure in the first two leaves the disk byte for byte as it was (engine_notes.md,
+"Apply must not destroy the disk when it fails").
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from snapshot_mcp.providers.local.capture import (
+    WINDOW_SIZE,
+    Advance,
+    chunks_with_data,
+    in_order,
+    read_exactly,
+)
+from snapshot_mcp.providers.local.platform import data_extents, reserve, write_at, write_zeros
+from snapshot_mcp.providers.local.snapshot_file import PLACE, Chain, Place, hash_of, unpack_places
+
+
+class Window(NamedTuple):
+    """A run of chunks of one region and the snapshot's map of them."""
+
+    start: int
+    end: int
+    places: bytes
+
+
+class Differences:
+    """Which chunks of the disk are not as the snapshot has them: a flag a chunk, and how many bytes they are."""
+
+    def __init__(self, chunk_size: int, virtual_size_bytes: int) -> None:
+        self.chunk_size = chunk_size
+        self.virtual_size_bytes = virtual_size_bytes
+        self.flags = bytearray(-(-virtual_size_bytes // chunk_size))
+        self.byte_count = 0
+
+    def add(self, offset: int, length: int) -> None:
+        self.flags[offset // self.chunk_size] = 1
+        self.byte_count += length
+
+    def __contains__(self, offset: int) -> bool:
+        return bool(self.flags[offset // self.chunk_size])
+
+
+def windows(chain: Chain) -> Iterator[Window]:
+    """The whole volume, region by region."""
+    header = chain.header
+    size = max(WINDOW_SIZE, header.chunk_size)
+    for region in range(header.region_count):
+        start = region * header.region_size
+        end = min(start + header.region_size, header.virtual_size_bytes)
+        places = chain.places(region)
+        for at in range(start, end, size):
+            first = (at - start) // header.chunk_size * PLACE.size
+            last = (at + size - start) // header.chunk_size * PLACE.size
+            yield Window(at, min(at + size, end), places[first:last])
+
+
+def chunks(chain: Chain, window: Window) -> Iterator[tuple[int, int, Place]]:
+    """Offset, length and place of each chunk of the window."""
+    size = chain.header.chunk_size
+    for index, place in enumerate(unpack_places(window.places)):
+        offset = window.start + index * size
+        yield offset, min(size, window.end - offset), place
+
+
+def read_verified(chain: Chain, place: Place, length: int) -> bytes:
+    """The chunk's bytes, verified. Raises DamagedFile, also when they are not as many as the volume needs there."""
+    data = chain.read(place)
+    if len(data) != length:
+        raise chain.file_at(place).damaged("a chunk is not as long as its place in the volume")
+    return data
+
+
+def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
+    """Find what a roll-back has to write and verify every stored chunk of it; changes nothing.
+
+    Raises DamagedFile, OSError, and what `advance` raises.
+    """
+    differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes)
+
+    def look(window: Window) -> list[tuple[int, int]]:
+        with_data = set(chunks_with_data(fd, window.start, window.end, chain.header.chunk_size))
+        differing: list[tuple[int, int]] = []
+        for index, (offset, length, place) in enumerate(chunks(chain, window)):
+            if place.is_zero:
+                if index in with_data and read_exactly(fd, length, offset) != bytes(length):
+                    differing.append((offset, length))
+            elif index not in with_data or hash_of(read_exactly(fd, length, offset)) != place.hash:
+                read_verified(chain, place, length)
+                differing.append((offset, length))
+        return differing
+
+    for window, differing in in_order(look, windows(chain)):
+        for offset, length in differing:
+            differences.add(offset, length)
+        advance(window.end - window.start)
+    return differences
+
+
+def reserve_room(fd: int, chain: Chain, differences: Differences) -> None:
+    """Reserve room on the disk's filesystem for what will be written; on a failure what was reserved is given back.
+
+    Raises OSError with ENOSPC. Not a byte changes: only holes are filled, with zeros.
+    """
+    reserved: list[tuple[int, int]] = []
+    size = os.fstat(fd).st_size
+    try:
+        for window in windows(chain):
+            for offset, length, place in chunks(chain, window):
+                if place.is_zero or offset not in differences:
+                    continue
+                for start, end in _holes(fd, offset, min(offset + length, size)):
+                    reserved.append((start, end))
+                    reserve(fd, start, end - start)
+                if offset + length > size:
+                    beyond = max(offset, size)
+                    reserve(fd, beyond, offset + length - beyond)
+    except OSError:
+        for start, end in reserved:
+            write_zeros(fd, start, end - start)
+        os.ftruncate(fd, size)
+        raise
+
+
+def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    for data, hole in data_extents(fd, start, end):
+        if data > start:
+            yield start, data
+        start = hole
+    if start < end:
+        yield start, end
+
+
+def write_back(fd: int, chain: Chain, differences: Differences, advance: Advance) -> None:
+    """Make the disk what the snapshot is, and durable; `fd` is open for writing. Advances by the bytes written.
+
+    Raises DamagedFile and OSError; the disk is then neither old nor new and must not be called whole.
+    """
+
+    def write(window: Window) -> int:
+        done = 0
+        for offset, length, place in chunks(chain, window):
+            if offset not in differences:
+                continue
+            if place.is_zero:
+                write_zeros(fd, offset, length)
+            else:
+                write_at(fd, read_verified(chain, place, length), offset)
+            done += length
+        return done
+
+    if os.fstat(fd).st_size != chain.header.virtual_size_bytes:
+        os.ftruncate(fd, chain.header.virtual_size_bytes)
+    for _, done in in_order(write, windows(chain)):
+        advance(done)
+    os.fsync(fd)
+
+
+def room_needed(chain: Chain) -> int:
+    """How many bytes of the volume are not zero: what a new file of it occupies."""
+    return sum(length for window in windows(chain) for _, length, place in chunks(chain, window) if not place.is_zero)
+
+
+def export(fd: int, chain: Chain, advance: Advance) -> None:
+    """Write the snapshot's whole content into a new, empty file: sparse, verified, durable.
+
+    Raises DamagedFile, OSError (ENOSPC before anything is written where the filesystem can tell), and what `advance`
+    raises.
+    """
+    free = os.fstatvfs(fd)
+    if room_needed(chain) > free.f_bavail * free.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(fd, chain.header.virtual_size_bytes)
+
+    def write(window: Window) -> None:
+        for offset, length, place in chunks(chain, window):
+            if not place.is_zero:
+                write_at(fd, read_verified(chain, place, length), offset)
+
+    for window, _ in in_order(write, windows(chain)):
+        advance(window.end - window.start)
+    os.fsync(fd)

@@ -1,0 +1,44 @@
+"""How a job ends, in one transaction with the release of what it holds."""
+
+import errno
+import json
+import sqlite3
+from typing import Any
+
+from snapshot_mcp.contract.errors import InternalError, StorageFull, ZoneError
+from snapshot_mcp.contract.states import JobStatus
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
+
+
+def succeed(catalogue: Catalogue, job: Row, extra: dict[str, Any] | None = None) -> None:
+    """End a job well, within a transaction of the caller's; `extra` is merged into the job's."""
+    merged = json.loads(job["extra"]) | (extra or {})
+    catalogue.set_job(job["job_id"], status=JobStatus.SUCCESSFUL, finished_at=now(), extra=json.dumps(merged))
+    _release(catalogue, job)
+
+
+def fail(catalogue: Catalogue, job: Row, error: ZoneError) -> None:
+    """End a job with its reason, within a transaction of the caller's."""
+    catalogue.set_job(job["job_id"], status=JobStatus.FAILED, finished_at=now(), error_code=error.code, info=str(error))
+    _release(catalogue, job)
+
+
+def _release(catalogue: Catalogue, job: Row) -> None:
+    catalogue.db.execute("DELETE FROM claims WHERE job_id = ?", (job["job_id"],))
+
+
+def from_os_error(error: OSError) -> ZoneError:
+    """What the disk's error means to a person."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFull(
+            "There is no room left on the disk.", hint="Free some space and try again; nothing was lost."
+        )
+    return InternalError(
+        f"The disk failed: {clean_text(error, 400)}.", hint="Check the disk and the file's permissions."
+    )
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether the catalogue could not be written for want of room."""
+    return getattr(error, "sqlite_errorcode", None) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}

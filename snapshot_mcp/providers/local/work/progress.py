@@ -1,0 +1,42 @@
+"""How far a job is, written down for whoever watches."""
+
+import json
+import sqlite3
+import time
+from typing import Final
+
+from snapshot_mcp.providers.local.catalogue import Catalogue
+
+PROGRESS_SECONDS: Final = 0.25
+"""So often progress is written down; each is a commit."""
+
+
+class Progress:
+    """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase."""
+
+    def __init__(self, catalogue: Catalogue, job_id: str) -> None:
+        self._catalogue, self._job_id = catalogue, job_id
+        self._phase, self._done, self._total = "", 0, 0
+        self._written = 0.0
+
+    def start(self, phase: str, total: int) -> None:
+        self._phase, self._done, self._total = phase, 0, total
+        self._write()
+
+    def advance(self, amount: int) -> None:
+        self._done += amount
+        if time.monotonic() - self._written >= PROGRESS_SECONDS:
+            self._write()
+
+    def finish(self) -> None:
+        self._done = self._total
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        text = json.dumps({"done": self._done, "total": self._total, "phase": self._phase, "unit": "bytes"})
+        try:
+            with self._catalogue.transaction():
+                self._catalogue.set_job(self._job_id, progress=text)
+        except sqlite3.OperationalError:
+            """Progress is a courtesy: a full disk or a busy catalogue must not end the job through it."""

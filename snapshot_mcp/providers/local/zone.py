@@ -1,0 +1,244 @@
+"""`LocalZone`: the embedded zone as a Provider. A thin async shell: it checks, enters jobs, and reads; the worker works.
+
+Nothing is made on disk before the first change. Every method may be called from any number of processes on one folder.
+"""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from snapshot_mcp.contract.errors import NotFound
+from snapshot_mcp.contract.models import (
+    Image,
+    Instance,
+    Job,
+    Page,
+    Quota,
+    ResourceFilter,
+    Snapshot,
+    SnapshotFilter,
+    SnapshotUpdate,
+    Volume,
+)
+from snapshot_mcp.contract.provider import Feature
+from snapshot_mcp.contract.states import JobAction, ResourceType
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local import admission, listing
+from snapshot_mcp.providers.local.admission import Rules
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row, to_job, to_resource
+from snapshot_mcp.providers.local.worker import ensure_worker
+
+WATCH_SECONDS: Final = 0.03
+"""Between two looks for a change; a look costs microseconds."""
+
+ALIVE_SECONDS: Final = 1.0
+"""How often a watcher makes sure that a worker lives while there is work."""
+
+Answer = TypeVar("Answer")
+
+
+class LocalZone:
+    """The embedded zone in `folder` (see `contract.Provider` for the methods).
+
+    `recovery_seconds`: grace after a deletion; `chain_limit`: available snapshots in a chain before the next is full;
+    `allow_fuzzy`: capture disks that are in use although the copy may be a mixture (and say so).
+    """
+
+    features = frozenset({Feature.RECOVER, Feature.RECOVER_INCREMENTALS, Feature.WATCH, Feature.TAGS, Feature.PROGRESS})
+
+    def __init__(
+        self,
+        folder: Path,
+        zone: str = "local",
+        recovery_seconds: int = 7200,
+        chain_limit: int = 30,
+        allow_fuzzy: bool = False,
+    ) -> None:
+        self.folder = folder.absolute()
+        self.zone = zone
+        self.recovery_seconds = recovery_seconds
+        self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy)
+        self._catalogue: Catalogue | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"LocalZone({self.zone!r}, {str(self.folder)!r})"
+
+    @property
+    def location(self) -> str:
+        return str(self.folder)
+
+    async def aclose(self) -> None:
+        def close() -> None:
+            with self._lock:
+                if self._catalogue:
+                    self._catalogue.close()
+                    self._catalogue = None
+
+        await anyio.to_thread.run_sync(close)
+
+    # changes
+
+    async def add_resource(
+        self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
+    ) -> Volume | Instance:
+        """Register a disk image. Raises BadRequest (no such file, no regular file, registered already), Unsupported."""
+        return to_resource(
+            await self._write(lambda catalogue: admission.register(catalogue, path, name, resource_type))
+        )
+
+    async def remove_resource(self, resource_id: str) -> Volume | Instance:
+        """Forget a disk image; its file and its snapshots stay. Raises NotFound, ResourceBusy."""
+        return to_resource(await self._write(lambda catalogue: admission.unregister(catalogue, resource_id)))
+
+    async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
+        return await self._enter(
+            partial(admission.create, resource_ids=resource_ids, name=snapshot_name, is_full=is_full, rules=self._rules)
+        )
+
+    async def delete_snapshot(self, snapshot_id: str) -> Job:
+        return await self._enter(partial(admission.delete, snapshot_id=snapshot_id, rules=self._rules))
+
+    async def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        return await self._enter(partial(admission.apply, snapshot_ids=snapshot_ids))
+
+    async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
+        return await self._enter(
+            partial(admission.export, action=JobAction.CAPTURE_INSTANCE, snapshot_id=snapshot_id, name=image_name)
+        )
+
+    async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
+        return await self._enter(
+            partial(admission.export, action=JobAction.CREATE_VOLUME, snapshot_id=snapshot_id, name=volume_name)
+        )
+
+    async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        return await self._enter(partial(admission.recover, snapshot_ids=snapshot_ids))
+
+    async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
+        await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
+
+    # looks
+
+    async def list_snapshots(self, query: SnapshotFilter) -> Page[Snapshot]:
+        return await self._read(lambda catalogue: listing.snapshots(catalogue, query), Page((), 0))
+
+    async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
+        return await self._read(lambda catalogue: listing.volumes(catalogue, query), Page((), 0))
+
+    async def list_instances(self, query: ResourceFilter) -> Page[Instance]:
+        return await self._read(lambda catalogue: listing.instances(catalogue, query), Page((), 0))
+
+    async def list_images(self, query: ResourceFilter) -> Page[Image]:
+        return await self._read(lambda catalogue: listing.images(catalogue, query), Page((), 0))
+
+    async def list_quota_left(self) -> tuple[Quota, ...]:
+        limit = self._rules.chain_limit
+        return await self._read(lambda catalogue: listing.quotas(catalogue, limit), ())
+
+    async def get_job(self, job_id: str) -> Job:
+        def read(catalogue: Catalogue) -> Job | None:
+            row = catalogue.job(job_id)
+            return to_job(row, self.zone) if row else None
+
+        job = await self._read(read, None)
+        if job is None:
+            raise NotFound(
+                f"There is no job {clean_text(job_id)!r} in zone {self.zone}.", hint="List the unfinished jobs."
+            )
+        if not job.is_finished:
+            await self._ensure_worker()
+        return job
+
+    async def list_unfinished_jobs(self) -> tuple[Job, ...]:
+        def read(catalogue: Catalogue) -> tuple[Job, ...]:
+            rows = catalogue.rows(
+                "SELECT * FROM jobs WHERE status IN ('pending', 'working') ORDER BY created_at, change"
+            )
+            return tuple(to_job(row, self.zone) for row in rows)
+
+        nothing: tuple[Job, ...] = ()
+        jobs = await self._read(read, nothing)
+        if jobs:
+            await self._ensure_worker()
+        return jobs
+
+    async def watch_jobs(self) -> AsyncIterator[Job]:
+        """Each job at each change of status or progress; while there is work, sees to it that a worker lives."""
+        seen = await self._read(lambda catalogue: _latest_change(catalogue), 0)
+        version, checked_at = -1, anyio.current_time()
+        while True:
+            await anyio.sleep(WATCH_SECONDS)
+            current = await self._read(lambda catalogue: catalogue.version(), -1)
+            if current != version:
+                version = current
+                nothing: list[Row] = []
+                changed = await self._read(partial(_changed_since, change=seen), nothing)
+                for row in changed:
+                    seen = max(seen, row["change"])
+                    yield to_job(row, self.zone)
+            if anyio.current_time() - checked_at > ALIVE_SECONDS:
+                checked_at = anyio.current_time()
+                await self.list_unfinished_jobs()
+
+    # the shell
+
+    async def _enter(self, admit: Callable[[Catalogue], str]) -> Job:
+        """Enter a job, see to it that a worker lives, and answer the job as it was entered."""
+
+        def enter(catalogue: Catalogue) -> Job:
+            job = catalogue.job(admit(catalogue))
+            assert job is not None
+            return to_job(job, self.zone)
+
+        job = await self._write(enter)
+        await self._ensure_worker()
+        return job
+
+    async def _ensure_worker(self) -> None:
+        await _finish_in_thread(partial(ensure_worker, self.folder))
+
+    async def _write(self, work: Callable[[Catalogue], Answer]) -> Answer:
+        def locked() -> Answer:
+            with self._lock:
+                return work(self._opened())
+
+        return await _finish_in_thread(locked)
+
+    async def _read(self, work: Callable[[Catalogue], Answer], empty: Answer) -> Answer:
+        """Read, or answer `empty` where there is no catalogue yet: looking makes none."""
+
+        def locked() -> Answer:
+            with self._lock:
+                if self._catalogue is None and not Catalogue.exists(self.folder):
+                    return empty
+                return work(self._opened())
+
+        return await anyio.to_thread.run_sync(locked)
+
+    def _opened(self) -> Catalogue:
+        if self._catalogue is None:
+            self._catalogue = Catalogue(self.folder)
+        return self._catalogue
+
+
+async def _finish_in_thread(work: Callable[[], Answer]) -> Answer:
+    """Run `work` in a thread to its end, also when the caller gives up: a change is entered whole or not at all."""
+    answers: list[Answer] = []
+    with anyio.CancelScope(shield=True):
+        answers.append(await anyio.to_thread.run_sync(work))
+    return answers[0]
+
+
+def _latest_change(catalogue: Catalogue) -> int:
+    row = catalogue.row("SELECT coalesce(max(change), 0) AS latest FROM jobs")
+    return int(row["latest"]) if row else 0
+
+
+def _changed_since(catalogue: Catalogue, change: int) -> list[Row]:
+    return catalogue.rows("SELECT * FROM jobs WHERE change > ? ORDER BY change", change)
