@@ -224,10 +224,10 @@ class Session:
         except (NotSent, Lost) as error:
             raise self._unreachable(what, str(error)) from None
         if reply.status in {400, 401}:
-            error = error_of(reply, what)
-            if isinstance(error, (Unauthorized, BadRequest)):
+            refusal = error_of(reply, what)
+            if isinstance(refusal, (Unauthorized, BadRequest)):
                 raise Unauthorized(
-                    f"{self._endpoint.url} does not accept the key pair: {error.message}",
+                    f"{self._endpoint.url} does not accept the key pair: {refusal.message}",
                     hint="Check client_id and client_secret in the settings.",
                 )
         answer = decoded(reply, what)
@@ -247,7 +247,7 @@ class Session:
 
     def _pause(self, error: ZoneError, tried: int) -> float:
         """Seconds before the next try: the zone's wish, else longer each time, with jitter."""
-        longest = min(self._patience.longest_pause_seconds, self._patience.first_pause_seconds * 2 ** (tried - 1))
+        longest: float = min(self._patience.longest_pause_seconds, self._patience.first_pause_seconds * 2 ** (tried - 1))
         jitter = random.uniform(0.5, 1.0) * longest
         if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
             return error.retry_after_seconds + jitter * 0.1

@@ -103,9 +103,9 @@ class Watch:
                 except ValueError as error:
                     raise Unavailable(f"{self._call.what}: the stream makes no sense ({error}).") from None
                 for event in events:
-                    job = self._job_of(event)
-                    if job is not None and self._news.is_news(job):
-                        yield job
+                    told = self._job_of(event)
+                    if told is not None and self._news.is_news(told):
+                        yield told
         raise Unavailable(f"{self._call.what}: the stream ended.")
 
     async def _check(self, response: Response) -> None:
