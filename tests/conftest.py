@@ -13,7 +13,6 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import worker_pid
 
-
 NEEDS_SETTINGS = "not configured: "
 """Begins the reason of a skip that a missing setting causes (a real provider's address); any other is a missing tool."""
 

@@ -29,12 +29,12 @@ async def kill_worker(folder: Path) -> None:
                 await anyio.sleep(0.005)
 
 
-async def until_working(zone: LocalZone, job: Job, done: int = 1) -> None:
-    """Wait until the job has done that many bytes of its present phase."""
+async def until_working(zone: LocalZone, job: Job) -> None:
+    """Wait until the job has begun to read or to write."""
     with anyio.fail_after(30):
         while True:
             job = await zone.get_job(job.job_id)
-            if job.is_finished or (job.progress and job.progress.done >= done):
+            if job.is_finished or (job.progress):
                 return
             await anyio.sleep(0.005)
 
@@ -111,7 +111,7 @@ async def _roll_back_with_kills(zone: LocalZone, image: Path, kill_after: list[f
     """Roll back, killing the worker so often, each so many seconds after it was seen to work."""
     job = await zone.apply_snapshots([await _oldest(zone)])
     for delay in kill_after:
-        await until_working(zone, job, done=0)
+        await until_working(zone, job)
         await anyio.sleep(delay)
         await kill_worker(zone.folder)
     return await finish(zone, job)
