@@ -254,7 +254,7 @@ class Approvals:
             if state is State.DENIED:
                 approval = replace(approval, ended=now)
             self._insert(connection, now, approval)
-            self._record(connection, now, "answer", approval, question=asked.nonce, answer=answer)
+            self._record(connection, now, "answer", approval, door=Door.CLIENT, question=asked.nonce, answer=answer)
             return approval
 
     # Door (b): a person decides outside of the conversation

@@ -95,7 +95,9 @@ def _deletion_rest(plan: Plan) -> list[str]:
     if rest.good_remaining:
         remains += f", the newest {quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)}"
         remains += f" ({_id(rest.newest_good_id)})"
-    return [f"{remains}.", f"Space freed: {format_bytes(rest.frees_bytes)}."]
+    undo = plan.loss.undo_seconds if isinstance(plan.loss, DeletionLoss) else 0
+    when = ", once it cannot be undone any more" if undo else ""
+    return [f"{remains}.", f"Space freed: {format_bytes(rest.frees_bytes)}{when}."]
 
 
 def _deletion_question(loss: DeletionLoss) -> list[str]:
