@@ -247,7 +247,9 @@ class Session:
 
     def _pause(self, error: ZoneError, tried: int) -> float:
         """Seconds before the next try: the zone's wish, else longer each time, with jitter."""
-        longest: float = min(self._patience.longest_pause_seconds, self._patience.first_pause_seconds * 2 ** (tried - 1))
+        longest: float = min(
+            self._patience.longest_pause_seconds, self._patience.first_pause_seconds * 2 ** (tried - 1)
+        )
         jitter = random.uniform(0.5, 1.0) * longest
         if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
             return error.retry_after_seconds + jitter * 0.1
