@@ -79,6 +79,11 @@ def to_wire(answer: Answer) -> dict[str, Any]:
     return {key: value for key, value in answer.to_wire().items() if value is not None}
 
 
+def job_to_wire(job: Job, zone_id: str) -> dict[str, Any]:
+    """Return the job as this face's: its `zone` is the one in the path, whatever the operator calls it inside."""
+    return {**to_wire(job), "zone": zone_id}
+
+
 def error_answer(error: ZoneError, status: int = 0, headers: Mapping[str, str] | None = None) -> Response:
     """Return the envelope; `status` where HTTP knows it better than the tree (405, 413)."""
     envelope = {"code": error.code, "message": error.message or error.code}

@@ -49,7 +49,7 @@ class Face:
         self._zones = dict(zones)
         self._tokens = tokens
         self._heartbeat_seconds = heartbeat_seconds
-        self._hubs = {name: Hub(provider) for name, provider in self._zones.items()}
+        self._hubs = {name: Hub(name, provider) for name, provider in self._zones.items()}
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -16,7 +16,7 @@ from snapshot_mcp.contract.models import Job, ResourceFilter
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service import answers, requests
-from snapshot_mcp.service.answers import empty_answer, json_answer, to_wire
+from snapshot_mcp.service.answers import empty_answer, job_to_wire, json_answer, to_wire
 from snapshot_mcp.service.stream import Hub
 
 ZONE_PATH = "/v2/zone/{zone}"
@@ -58,7 +58,7 @@ class Operation:
 
 def _started(call: Call, job: Job) -> Response:
     call.hub.note(job)
-    return json_answer(to_wire(job))
+    return json_answer(job_to_wire(job, call.path("zone")))
 
 
 async def list_snapshots(call: Call) -> Response:
@@ -100,11 +100,12 @@ async def lease(call: Call) -> Response:
 
 
 async def get_job(call: Call) -> Response:
-    return json_answer(to_wire(await call.provider.get_job(call.path("job_id"))))
+    return json_answer(job_to_wire(await call.provider.get_job(call.path("job_id")), call.path("zone")))
 
 
 async def list_unfinished_jobs(call: Call) -> Response:
-    return json_answer([to_wire(job) for job in await call.provider.list_unfinished_jobs()])
+    jobs = await call.provider.list_unfinished_jobs()
+    return json_answer([job_to_wire(job, call.path("zone")) for job in jobs])
 
 
 async def list_quota_left(call: Call) -> Response:

@@ -16,7 +16,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.service.answers import to_wire
+from snapshot_mcp.service.answers import job_to_wire
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ RESTART_SECONDS = 2.0
 class Hub:
     """Fans a provider's `watch_jobs` out. It watches only while somebody is subscribed."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, zone_id: str, provider: Provider) -> None:
+        self.zone_id = zone_id
         self._provider = provider
         self._subscribers: set[MemoryObjectSendStream[Job]] = set()
         self._unfinished: dict[str, Job] = {}
@@ -130,8 +131,8 @@ class Hub:
                     self._publish(job)
 
 
-def event(job: Job) -> bytes:
-    return b"event: message\ndata: " + json.dumps(to_wire(job), separators=(",", ":")).encode() + b"\n\n"
+def event(job: Job, zone_id: str) -> bytes:
+    return b"event: message\ndata: " + json.dumps(job_to_wire(job, zone_id), separators=(",", ":")).encode() + b"\n\n"
 
 
 async def events(
@@ -147,4 +148,4 @@ async def events(
                     job = await jobs.receive()
                 except (anyio.EndOfStream, anyio.ClosedResourceError):
                     return
-            yield b"event: hb\ndata: {}\n\n" if job is None else event(job)
+            yield b"event: hb\ndata: {}\n\n" if job is None else event(job, hub.zone_id)
