@@ -151,7 +151,7 @@ async def test_a_roll_back_brings_the_disk_back_and_keeps_a_way_back(lab: Lab, m
     async with lab.connect(mode, elicitation_callback=agree) as client:
         snapshot_id = await back_up(client, "web", "good")
         changed = b"x" * len(before)
-        with open(disk.path, "r+b") as file:  # noqa: ASYNC230, PTH123
+        with open(disk.path, "r+b") as file:  # noqa: PTH123
             file.write(changed)
         result = data_of(await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [snapshot_id]}))
         assert result["status"] == "started"
