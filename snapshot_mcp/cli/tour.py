@@ -163,10 +163,10 @@ class Tour:
         with self.screen.step(title) as step:
             made = await self._call("create_snapshots", {"resource_ids": [DISK], "name": name})
             await self._wait(made["job_id"], "back up")
-            listed = await self._call("list_snapshots", {"resource_id": DISK, "limit": 1}, is_shown=False)
-            row = listed["snapshots"][0]
-            if row["name"] != name or row["status"] != "available":
-                raise TourFailed(f"the newest snapshot is {row}.")
+            listed = await self._call("list_snapshots", {"resource_id": DISK, "search": name}, is_shown=False)
+            if [row["status"] for row in listed["snapshots"]] != ["available"]:
+                raise TourFailed(f"after the backup the list is {listed['snapshots']}.")
+            (row,) = listed["snapshots"]
             step.result = f"{row['snapshot_id']}, {row['type']}, stores {format_bytes(row['size_bytes'])}"
             return str(row["snapshot_id"])
 
