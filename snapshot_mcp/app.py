@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.jobs import Zones
-    from snapshot_mcp.providers.local import LocalZone
+    from snapshot_mcp.providers.local import LocalZone as LocalZone
 
 
 def build_zones(settings: Settings) -> Zones:

@@ -326,8 +326,8 @@ class SnapshotFilter(Request):
     search_word: str = ""
     tags: tuple[str, ...] = ()
     verbose: Literal[0, 1] = 0
-    offset: int = Field(0, ge=0)
-    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
     root_id: str = ""
 
 
@@ -337,15 +337,15 @@ class ResourceFilter(Request):
     ids: tuple[str, ...] = ()
     status: tuple[str, ...] = ()
     search_word: str = ""
-    offset: int = Field(0, ge=0)
-    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
 
 
 class SnapshotUpdate(Request):
     """The PUT's body; None leaves a field as it is. An empty `tags` removes all."""
 
-    snapshot_name: str | None = Field(None, max_length=MAX_NAME_CHARACTERS)
-    description: str | None = Field(None, max_length=4096)
+    snapshot_name: str | None = Field(default=None, max_length=MAX_NAME_CHARACTERS)
+    description: str | None = Field(default=None, max_length=4096)
     tags: tuple[str, ...] | None = None
 
 

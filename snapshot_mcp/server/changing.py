@@ -12,7 +12,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult
 from pydantic import Field
 
-from snapshot_mcp.contract.errors import BadRequest, ResourceBusy
+from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot, SnapshotFilter, SnapshotUpdate, format_time
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
@@ -102,8 +102,11 @@ async def rename_snapshot(
     """Give a snapshot another name or description. At once, without a job."""
     if not name and description is None:
         raise BadRequest("Neither name nor description is given.", hint="Give one of them.")
-    place = face_of(ctx).zone(zone)
+    face = face_of(ctx)
+    place = face.zone(zone)
     snapshot = await find_snapshot(place, snapshot_id)
+    if reason := face.guard.refuse_rename(snapshot):
+        raise Forbidden(reason)
     await place.provider.update_snapshot(
         snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
     )

@@ -78,7 +78,7 @@ class HostClient:
         """Put the question to the person; in a round that has no answer to it, leave by AnswerNeeded."""
         params = ElicitRequestFormParams(message=question.message, requested_schema=_schema(question))
         if self._is_modern:
-            return _answer(self._answered(params), question)
+            return _answer(self._answered(params))
         with anyio.move_on_after(ASK_SECONDS):
             try:
                 result = await self._ctx.session.elicit_form(
@@ -86,7 +86,7 @@ class HostClient:
                 )
             except MCPError:
                 return Answer("unanswered")
-            return _answer(result, question)
+            return _answer(result)
         return Answer("unanswered")
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
@@ -148,13 +148,11 @@ def _schema(question: Question) -> dict[str, Any]:
     return {"type": "object", "properties": {FIELD: field}, "required": [FIELD]}
 
 
-def _answer(result: ElicitResult, question: Question) -> Answer:
+def _answer(result: ElicitResult) -> Answer:
     if result.action != "accept":
         return Answer("declined" if result.action == "decline" else "cancelled")
     text = (result.content or {}).get(FIELD)
-    if not isinstance(text, str) or (question.kind == "word" and text not in question.words):
-        return Answer("unusable")
-    return Answer("answered", text)
+    return Answer("answered", text) if isinstance(text, str) else Answer("unusable")
 
 
 def _url_answer(result: ElicitResult) -> UrlAnswer:

@@ -321,12 +321,9 @@ class SnapshotFile:
             raise self.damaged(f"the chunk at byte {place.offset} does not match its hash")
         return data
 
-    def records(self, end: int | None = None) -> Iterator[Place]:
-        """Every place that this file's own regions point to within this file; for `zone check`."""
-        for region in range(self.header.region_count):
-            place = Place(*PLACE.unpack(self.region_place(region)))
-            if place.depth == self.header.depth:
-                yield from (one for one in unpack_places(self.read_region(place)) if one.depth == self.header.depth)
+    def record_before(self, place: Place) -> bytes:
+        """The header of the record whose bytes a place points to; for `zone check`."""
+        return self._pread(RECORD.size, max(0, place.offset - RECORD.size))
 
     def read_region(self, place: Place) -> bytes:
         """The verified map of a region that lies in this file."""

@@ -31,6 +31,8 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local import admission, listing
 from snapshot_mcp.providers.local.admission import Rules
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, to_job, to_resource
+from snapshot_mcp.providers.local.check import Advance, CheckReport, check
+from snapshot_mcp.providers.local.work import delete
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 WATCH_SECONDS: Final = 0.03
@@ -123,7 +125,22 @@ class LocalZone:
     async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
         await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
 
+    async def purge(self) -> tuple[str, ...]:
+        """Free the space of what was deleted at once, without waiting for the grace to end; the ids that ceased."""
+        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=True)))
+
     # looks
+
+    async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
+        """Read back and verify every byte of every snapshot (`check.check`); remembers what is damaged."""
+
+        def run() -> CheckReport:
+            if not Catalogue.exists(self.folder):
+                return CheckReport(0, 0, ())
+            with Catalogue(self.folder) as catalogue:
+                return check(catalogue, advance)
+
+        return await anyio.to_thread.run_sync(run)
 
     async def list_snapshots(self, query: SnapshotFilter) -> Page[Snapshot]:
         return await self._read(lambda catalogue: listing.snapshots(catalogue, query), Page((), 0))

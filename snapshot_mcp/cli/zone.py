@@ -1,0 +1,106 @@
+"""`snapshot-mcp zone …`: the embedded zone, for the person whose disks it holds."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
+from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.text import clean_text, format_bytes
+
+if TYPE_CHECKING:
+    from snapshot_mcp.app import LocalZone
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="zone_command", metavar="COMMAND", required=True)
+    add = commands.add_parser("add", help="register a raw disk image as a volume, or as an instance")
+    add.add_argument("path", type=Path, metavar="PATH", help="the image; it stays where it is")
+    add.add_argument("--name", default="", help="what people call it (default: the file's name)")
+    add.add_argument("--instance", action="store_true", help="it is an instance's disk: its snapshots export to images")
+    remove = commands.add_parser("remove", help="forget a disk; its file and its snapshots stay")
+    remove.add_argument("resource_id", metavar="ID")
+    commands.add_parser("list", help="the registered disks")
+    commands.add_parser("check", help="read back and verify every byte of every snapshot")
+    commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
+    for command in commands.choices.values():
+        command.add_argument("--zone", default="", help="the zone's name, where settings list several")
+
+
+def run(args: argparse.Namespace) -> int:
+    return anyio.run(_run, args)
+
+
+async def _run(args: argparse.Namespace) -> int:
+    from snapshot_mcp import app
+    from snapshot_mcp.settings import load_settings
+
+    zone = app.open_local_zone(load_settings(os.environ), args.zone)
+    try:
+        match args.zone_command:
+            case "add":
+                kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
+                print(_line(await zone.add_resource(args.path, args.name, kind)))
+            case "remove":
+                removed = await zone.remove_resource(args.resource_id)
+                print(f"{removed.id} is forgotten; its file {removed.path} and its snapshots are as they were.")
+            case "list":
+                await _list(zone)
+            case "check":
+                return await _check(zone)
+            case "purge":
+                gone = await zone.purge()
+                print("\n".join(gone) or "Nothing was waiting to be purged.")
+    finally:
+        await zone.aclose()
+    return 0
+
+
+def _line(resource: Volume | Instance) -> str:
+    problem = f"  ({clean_text(resource.problem, 400)})" if resource.problem else ""
+    path = clean_text(resource.path or "", 400)
+    return f"{resource.id}  {clean_text(resource.name)}  {format_bytes(resource.byte_size)}  {path}{problem}"
+
+
+async def _list(zone: "LocalZone") -> None:
+    found = False
+    for list_some in (zone.list_volumes, zone.list_instances):
+        offset = 0
+        while True:
+            page = await list_some(ResourceFilter(offset=offset, limit=MAX_LIMIT))
+            for resource in page.items:
+                found = True
+                print(_line(resource))
+            offset += MAX_LIMIT
+            if offset >= page.total_count:
+                break
+    if not found:
+        print("No disk is registered. Register one with: snapshot-mcp zone add PATH")
+
+
+async def _check(zone: "LocalZone") -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("verifying", total=None)
+        report = await zone.check(lambda done, total: progress.update(task, completed=done, total=total))
+    for finding in report.findings:
+        print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
+    size = format_bytes(report.byte_count)
+    print(
+        f"{report.snapshot_count} snapshots, {size} read back: "
+        + ("all verified." if report.is_clean else "see above.")
+    )
+    if any(finding.is_damage for finding in report.findings):
+        print(
+            "Snapshots that build on a damaged one are affected; the next backup of such a disk is a full one.",
+            file=sys.stderr,
+        )
+    return 0 if report.is_clean else 1

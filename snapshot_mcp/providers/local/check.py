@@ -1,0 +1,154 @@
+"""`zone check`: every byte of every snapshot read back and verified, and the catalogue held against the files.
+
+Each chunk is read once, in the file that holds it; a map that points into an ancestor is held against the record that
+lies there. What is found damaged is remembered, so that the next create of that chain is full, and forgotten when it
+verifies again.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.admission import label_of
+from snapshot_mcp.providers.local.capture import in_order
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.snapshot_file import (
+    PLACE,
+    RECORD,
+    SUFFIX,
+    Chain,
+    DamagedFile,
+    Place,
+    file_name,
+    unpack_places,
+)
+
+Advance = Callable[[int, int], None]
+"""Told how many bytes of all are done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be; `is_damage` where bytes are lost, else a thing to look at."""
+
+    subject: str
+    text: str
+    is_damage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a check saw: how much it read, and what it found."""
+
+    snapshot_count: int
+    byte_count: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.findings
+
+
+def check(catalogue: Catalogue, advance: Advance) -> CheckReport:
+    """Verify the whole zone. Safe while jobs run: what is being made or unmade meanwhile is left out."""
+    folder = catalogue.folder / "snapshots"
+    rows = catalogue.rows(
+        "SELECT * FROM snapshots WHERE status IN (?, ?, ?) ORDER BY root_id, depth, snapshot_id",
+        SnapshotStatus.AVAILABLE,
+        SnapshotStatus.SUSPENDED,
+        SnapshotStatus.DELETED,
+    )
+    total = sum(row["size_bytes"] for row in rows)
+    done = 0
+    findings = list(_check_catalogue(catalogue))
+    for row in rows:
+        found = _check_snapshot(folder, row)
+        if found and _is_gone(catalogue, row["snapshot_id"]):
+            continue
+        with catalogue.transaction():
+            catalogue.mark_damaged(row["snapshot_id"], is_damaged=bool(found))
+        findings += found
+        done += row["size_bytes"]
+        advance(done, total)
+    findings += _check_strays(catalogue, folder)
+    return CheckReport(len(rows), total, tuple(findings))
+
+
+def _is_gone(catalogue: Catalogue, snapshot_id: str) -> bool:
+    row = catalogue.snapshot(snapshot_id)
+    return row is None or row["status"] == SnapshotStatus.CEASED
+
+
+def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
+    """Its own bytes, its place in the chain, and what the catalogue says of it."""
+    snapshot_id = row["snapshot_id"]
+    try:
+        with Chain(folder, snapshot_id) as chain:
+            header = chain.header
+            expected_parent = header.chain[-2] if header.depth else None
+            if (header.resource_id, expected_parent, header.chain[0]) != (
+                row["resource_id"],
+                row["parent_id"],
+                row["root_id"],
+            ):
+                return [Finding(snapshot_id, "its file and the catalogue disagree about its chain", is_damage=True)]
+            if chain.tip.size_bytes != row["size_bytes"]:
+                return [Finding(snapshot_id, "its file is not as long as it was", is_damage=True)]
+            for _ in in_order(lambda region: _check_region(chain, region), range(header.region_count)):
+                pass
+    except DamagedFile as error:
+        if error.snapshot_id != snapshot_id:
+            return []
+        return [Finding(snapshot_id, error.message, is_damage=True)]
+    return []
+
+
+def _check_region(chain: Chain, region: int) -> None:
+    """Raise DamagedFile naming the file whose bytes are wrong; an ancestor's is found when that one is checked."""
+    packed = chain.region_place(region)
+    place = Place._make(PLACE.unpack(packed))
+    if place.is_zero:
+        return
+    if place.depth != chain.header.depth:
+        if chain.file_at(place).region_place(region) != packed:
+            raise chain.tip.damaged("its map points to a region that its ancestor does not have")
+        return
+    for one in unpack_places(chain.tip.read_region(place)):
+        if one.is_zero:
+            continue
+        if chain.file_at(one).record_before(one) != RECORD.pack(one.hash, one.stored_length, one.codec):
+            whose = "it" if one.depth == chain.header.depth else "its ancestor"
+            raise chain.tip.damaged(f"its map points to a chunk that {whose} does not have")
+        if one.depth == chain.header.depth:
+            chain.read(one)
+
+
+def _check_catalogue(catalogue: Catalogue) -> Iterator[Finding]:
+    for (message,) in catalogue.db.execute("PRAGMA integrity_check").fetchall():
+        if message != "ok":
+            yield Finding("catalogue", clean_text(message, 400), is_damage=True)
+    for resource in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
+        if not Path(resource["path"]).exists():
+            yield Finding(
+                label_of(resource), f"its file {clean_text(resource['path'], 400)!r} is missing", is_damage=False
+            )
+        if resource["applying_id"]:
+            text = f"a roll-back to {resource['applying_id']} is not over: {resource['problem'] or 'it is under way'}"
+            yield Finding(label_of(resource), text, is_damage=False)
+    for image in catalogue.rows("SELECT * FROM images"):
+        if not Path(image["path"]).exists():
+            yield Finding(image["image_id"], f"its file {clean_text(image['path'], 400)!r} is missing", is_damage=False)
+
+
+def _check_strays(catalogue: Catalogue, folder: Path) -> Iterator[Finding]:
+    """Files that no row knows are said, and never touched: a file may outlive its catalogue."""
+    known = {file_name(row["snapshot_id"]) for row in catalogue.rows("SELECT snapshot_id FROM snapshots")}
+    for path in sorted(folder.glob(f"ss-*{SUFFIX}")):
+        if path.name not in known:
+            yield Finding(
+                clean_text(path.name),
+                "a snapshot's file that the catalogue does not know; it is left alone",
+                is_damage=False,
+            )
