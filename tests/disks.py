@@ -1,5 +1,6 @@
-"""Disk images for tests, and the end of a job."""
+"""Disk images for tests, the end of a job, and the worker behind it."""
 
+import fcntl
 import random
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import anyio
 
 from snapshot_mcp.contract.models import Job, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.providers.local.worker import LOCK_NAME
 
 MIB = 1 << 20
 
@@ -32,6 +34,19 @@ def change(path: Path, size_bytes: int, seed: int = 2, count: int = 4) -> None:
         for _ in range(count):
             file.seek(chance.randrange(0, max(1, length - size_bytes // count)))
             file.write(chance.randbytes(size_bytes // count))
+
+
+def worker_pid(folder: Path) -> int | None:
+    """The living worker's process, None where there is none (or it has not said its id yet)."""
+    try:
+        with (folder / LOCK_NAME).open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read() or 0) or None
+    except FileNotFoundError:
+        pass
+    return None
 
 
 async def finish(zone: Provider, job: Job, timeout_seconds: float = 60) -> Job:

@@ -1,1 +1,71 @@
-""""""
+"""Commands for people. `main` finds the command and imports it alone, because every server start pays for imports.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int`. Errors that a person can act on are two lines
+on stderr and exit status 1; wrong usage is 2, Ctrl-C is 130.
+"""
+
+import argparse
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from snapshot_mcp import __version__
+
+COMMANDS = {
+    "serve": ("snapshot_mcp.cli.serve", "run the MCP server (stdio; this is the default)"),
+    "tour": ("snapshot_mcp.cli.tour", "see it work: back a scratch disk up, change it, bring it back"),
+    "config": ("snapshot_mcp.cli.config", "print what to paste into Claude, VS Code or Cursor"),
+    "zone": ("snapshot_mcp.cli.zone", "the embedded zone: add, remove, list, check and purge disks, serve it"),
+    "approvals": ("snapshot_mcp.cli.approvals", "list what waits for a person's yes"),
+    "approve": ("snapshot_mcp.cli.approvals", "say yes to one of them"),
+    "deny": ("snapshot_mcp.cli.approvals", "say no to one of them"),
+    "pin": ("snapshot_mcp.cli.approvals", "enrol the PIN that proves it is you"),
+    "audit": ("snapshot_mcp.cli.audit", "the record of what was planned, asked, answered and done"),
+}
+"""Command → module and help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help", "--version"}):
+        words.insert(0, "serve")
+    if words[0] == "serve":
+        gc.disable()
+    args = build_parser(words[0]).parse_args(words)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser; only `command` has its arguments, the others only their names."""
+    parser = argparse.ArgumentParser(prog="snapshot-mcp", description="Volume snapshots for assistants.")
+    parser.add_argument("--version", action="version", version=f"snapshot-mcp {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        sub.set_defaults(command=name)
+        if name == command:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from snapshot_mcp.contract.errors import ZoneError
+    from snapshot_mcp.settings import SettingsError
+
+    try:
+        status: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except (ZoneError, SettingsError) as error:
+        print(f"snapshot-mcp: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return 1
+    return status

@@ -15,8 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -37,49 +36,48 @@ POLL_SECONDS: Final = 0.02
 PARALLEL_JOBS: Final = 4
 """Jobs of different resources run side by side, so that a short one does not wait for a long one."""
 
-START_SECONDS: Final = 2.0
-"""A new worker tries so long to get the lock: a test of the lock by somebody else holds it for an instant."""
-
 _LAUNCH: Final = (
     "import os, sys\n"
     "if os.fork(): os._exit(0)\n"
     "from snapshot_mcp.providers.local.worker import main\n"
-    "main(sys.argv[1])\n"
+    "main(*sys.argv[1:])\n"
 )
 """Forks before anything is imported: the parent ends in milliseconds, and the worker belongs to no one."""
 
 log = logging.getLogger(__name__)
 
 
-def is_running(folder: Path) -> bool:
-    """Whether a worker lives on the folder."""
+def _take_lock(folder: Path) -> int | None:
+    """Return a descriptor that holds the worker's lock, None where somebody else has it."""
+    fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    finally:
         os.close(fd)
-    return False
+        return None
+    return fd
 
 
 def ensure_worker(folder: Path) -> None:
-    """Start a worker unless one lives; to be called after a job was entered. Raises Unavailable if it does not start."""
-    if is_running(folder):
+    """Start a worker unless one lives; to be called after a job was entered. Raises Unavailable if it does not start.
+
+    The lock is taken here and inherited by the worker, so that there is no moment in which a second one could start.
+    """
+    fd = _take_lock(folder)
+    if fd is None:
         return
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
     try:
+        os.ftruncate(fd, 0)
         with (folder / LOG_NAME).open("ab") as log_file:
             subprocess.run(
-                [sys.executable, "-P", "-c", _LAUNCH, str(folder)],
+                [sys.executable, "-P", "-c", _LAUNCH, str(folder), str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log_file,
                 cwd="/",
                 env=environment,
+                pass_fds=(fd,),
                 start_new_session=True,
                 check=True,
                 timeout=30,
@@ -89,56 +87,42 @@ def ensure_worker(folder: Path) -> None:
             f"The embedded zone's worker could not be started: {error}.",
             hint=f"See {folder / LOG_NAME}. The job is kept and starts with the next worker.",
         ) from None
-
-
-@contextmanager
-def _lock(folder: Path, patience_seconds: float) -> Iterator[bool]:
-    """Hold the worker's lock, or not if another one has it."""
-    fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + patience_seconds
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    yield False
-                    return
-                time.sleep(0.02)
-            else:
-                break
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        yield True
     finally:
         os.close(fd)
 
 
-def main(folder_name: str) -> None:
-    """The process: serve the folder until it is idle, and once more if a job came in at the last moment."""
+def main(folder_name: str, lock_fd: str) -> None:
+    """The process; the lock is inherited from whoever started it."""
     folder = Path(folder_name)
     log_path = folder / LOG_NAME
     if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
         os.truncate(log_path, 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    run(folder)
+    run(folder, IDLE_SECONDS, int(lock_fd))
 
 
-def run(folder: Path, idle_seconds: float = IDLE_SECONDS) -> None:
-    """Carry out the folder's jobs until there were none for `idle_seconds`, unless another worker does."""
-    patience = START_SECONDS
+def run(folder: Path, idle_seconds: float, lock_fd: int | None = None) -> None:
+    """Carry out the folder's jobs until there were none for `idle_seconds`, unless another worker does.
+
+    After the lock is given up it looks once more: a job that was entered while it was held has no one else.
+    """
     while folder.exists():
-        with _lock(folder, patience) as is_ours:
-            if not is_ours:
-                return
+        fd = _take_lock(folder) if lock_fd is None else lock_fd
+        lock_fd = None
+        if fd is None:
+            return
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             with Catalogue(folder) as catalogue:
                 _Worker(catalogue, idle_seconds).serve()
+        finally:
+            os.close(fd)
         if not folder.exists():
             return
         with Catalogue(folder) as catalogue:
             if not _has_unfinished(catalogue):
                 return
-        patience = 0.0
 
 
 def _has_unfinished(catalogue: Catalogue) -> bool:

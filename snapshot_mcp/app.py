@@ -1,0 +1,110 @@
+"""The composition root: the one place that knows which parts there are and puts them together.
+
+The commands call these functions and nothing below them. Imports are inside, because a command pays for what it uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from snapshot_mcp.contract.errors import BadRequest, UnknownZone
+from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, Settings
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
+
+    from snapshot_mcp.contract.provider import Provider
+    from snapshot_mcp.guard import Approval as Approval
+    from snapshot_mcp.guard import Guard as Guard
+    from snapshot_mcp.jobs import Zones
+    from snapshot_mcp.providers.local import LocalZone as LocalZone
+
+
+def build_zones(settings: Settings) -> Zones:
+    """Name all zones; each is built when it is first asked for."""
+    from snapshot_mcp.jobs import Zones
+
+    factories: dict[str, Callable[[], Provider]] = {
+        name: partial(_build_zone, settings, name) for name in settings.zones
+    }
+    production = [name for name, zone in settings.zones.items() if zone.production]
+    return Zones(factories, default=settings.first_zone, production=production)
+
+
+def build_guard(settings: Settings) -> Guard:
+    """Return the guard of this home; it creates nothing before it is needed."""
+    from snapshot_mcp.guard import Guard
+
+    return Guard(settings.home, settings.guard)
+
+
+def build_server(settings: Settings) -> MCPServer[Any]:
+    """Return the MCP server over all zones."""
+    from snapshot_mcp.server.build import build_server
+
+    return build_server(build_zones(settings), build_guard(settings), read_only=settings.read_only)
+
+
+def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
+    """Return an embedded zone for its own commands. Raises UnknownZone, BadRequest for one of another kind."""
+    name = name or next((one for one, zone in settings.zones.items() if zone.provider == "local"), settings.first_zone)
+    if name not in settings.zones:
+        raise UnknownZone(f"There is no zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
+    zone = settings.zones[name]
+    if not isinstance(zone, LocalZoneSettings):
+        raise BadRequest(f"Zone {name!r} is no local zone.", hint="Its disks are managed at its provider.")
+    return _build_local(settings, name, zone)
+
+
+def serve_stdio(settings: Settings) -> None:
+    """Serve MCP on stdin and stdout until stdin ends."""
+    import anyio
+
+    server = build_server(settings)
+    _settle_memory()
+    anyio.run(server.run_stdio_async)
+
+
+def serve_http(settings: Settings, address: str) -> None:
+    """Serve MCP over streamable HTTP on a loopback address."""
+    import anyio
+
+    from snapshot_mcp.server.http import parse_address, serve_http
+
+    host, port = parse_address(address)
+    server = build_server(settings)
+    _settle_memory()
+    anyio.run(serve_http, server, host, port)
+
+
+def _build_zone(settings: Settings, name: str) -> Provider:
+    match settings.zones[name]:
+        case LocalZoneSettings() as zone:
+            return _build_local(settings, name, zone)
+        case AnchCloudZoneSettings() as zone:
+            return _build_anchcloud(name, zone)
+
+
+def _build_local(settings: Settings, name: str, zone: LocalZoneSettings) -> LocalZone:
+    from snapshot_mcp.providers.local import LocalZone
+
+    return LocalZone(
+        settings.zone_folder(name),
+        zone=name,
+        recovery_seconds=round(zone.recovery_hours * 3600),
+        allow_fuzzy=zone.allow_fuzzy,
+    )
+
+
+def _build_anchcloud(name: str, zone: AnchCloudZoneSettings) -> Provider:
+    raise NotImplementedError
+
+
+def _settle_memory() -> None:
+    """Start collecting garbage now, and leave alone what the imports made: it lives as long as the process."""
+    import gc
+
+    gc.enable()
+    gc.freeze()

@@ -1,0 +1,77 @@
+"""`snapshot-mcp config HOST`: what to paste. The text to paste goes to stdout, where it belongs to stderr."""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+NAME = "snapshot-mcp"
+HOSTS = ("claude-desktop", "claude-code", "vscode", "cursor")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("host", choices=HOSTS, metavar="HOST", help=", ".join(HOSTS))
+
+
+def run(args: argparse.Namespace) -> int:
+    where, text = snippet(args.host, command(), environment())
+    print(where, file=sys.stderr)
+    print(text)
+    return 0
+
+
+def command() -> list[str]:
+    """Return how this very installation is started: hosts do not know the shell's PATH."""
+    beside = Path(sys.executable).parent / (NAME + (".exe" if os.name == "nt" else ""))
+    found = str(beside) if beside.is_file() else shutil.which(NAME)
+    return [found] if found else [sys.executable, "-m", "snapshot_mcp"]
+
+
+def environment() -> dict[str, str]:
+    """Return the settings' paths that are set here, so that the host's server uses the same; secrets are left out."""
+    return {
+        key: str(Path(os.environ[key]).expanduser().absolute())
+        for key in ("SNAPSHOT_MCP_CONFIG", "SNAPSHOT_MCP_HOME")
+        if os.environ.get(key)
+    }
+
+
+def snippet(host: str, words: list[str], environ: dict[str, str]) -> tuple[str, str]:
+    """Return where the text belongs, and the text."""
+    entry: dict[str, Any] = {"command": words[0]}
+    if words[1:]:
+        entry["args"] = words[1:]
+    if environ:
+        entry["env"] = environ
+    match host:
+        case "claude-code":
+            options = [part for key, value in environ.items() for part in ("--env", f"{key}={value}")]
+            line = shlex.join(["claude", "mcp", "add", "--scope", "user", NAME, *options, "--", *words])
+            return "Run this in a terminal:", line
+        case "vscode":
+            where = "Put this into .vscode/mcp.json of a workspace (or run “MCP: Open User Configuration”):"
+            return where, _json({"servers": {NAME: {"type": "stdio", **entry}}})
+        case "cursor":
+            return "Put this into ~/.cursor/mcp.json (or .cursor/mcp.json of a project):", _json(
+                {"mcpServers": {NAME: entry}}
+            )
+        case _:
+            return f"Put this into {_claude_desktop_file()} and restart Claude:", _json({"mcpServers": {NAME: entry}})
+
+
+def _claude_desktop_file() -> str:
+    match sys.platform:
+        case "darwin":
+            return "~/Library/Application Support/Claude/claude_desktop_config.json"
+        case "win32":
+            return r"%APPDATA%\Claude\claude_desktop_config.json"
+        case _:
+            return "~/.config/Claude/claude_desktop_config.json"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

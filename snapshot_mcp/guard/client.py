@@ -1,0 +1,65 @@
+"""What the guard needs of whoever calls it: a name, and a way to put a question to the person behind it.
+
+The guard knows no MCP. The server gives it a `Client` for each call; `ask` is door (a) of the design. An answer proves no
+human: it is what the client says, and the policy decides for what that is enough.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a person is asked: plain text of a few lines, the consequence first.
+
+    `word`: answered with one of `words`, the first of which destroys and the second keeps. `typed_name`: answered by typing
+    `expected_name`; the second of `words` keeps here too. An answer counts for exactly this question, so a front end that
+    asks in rounds compares the whole of it.
+    """
+
+    message: str
+    kind: Literal["word", "typed_name"]
+    words: tuple[str, str]
+    expected_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back; `text` is the raw word or name, uncleaned.
+
+    `declined` and `cancelled` are what the client reports of its dialog, `unusable` an answer of the wrong shape,
+    `unanswered` none within the time. None of these four is a person's no.
+    """
+
+    outcome: Literal["answered", "declined", "cancelled", "unusable", "unanswered"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UrlAnswer:
+    """Whether the person agreed to open the approval page; never that anything was approved."""
+
+    outcome: Literal["accepted", "declined", "cancelled", "unanswered"]
+
+
+class Client(Protocol):
+    """The caller of one guarded call. `principal` is "local" on stdio, the token's client id over HTTP.
+
+    `name` and `version` are the client's own words, cleaned, for the audit. `ask` and `open_url` may leave by an exception of
+    the server's own (a round that ends with a question); nothing is held open while they wait.
+    """
+
+    @property
+    def principal(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def can_ask(self) -> bool: ...
+    @property
+    def can_open_url(self) -> bool: ...
+
+    async def ask(self, question: Question) -> Answer: ...
+
+    async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer: ...

@@ -1,0 +1,170 @@
+"""HOME/guard.sqlite: what people decided, shared by every process on one home.
+
+One connection a transaction, every transaction IMMEDIATE and synchronous to the disk (WAL, synchronous=FULL): what was
+answered to a person or to a caller is on the disk before. The file is made when the first record needs it, readable by its
+owner alone. Blocking; callers go through a worker thread.
+
+    approvals   one row a consent that was asked for (`approvals.py`)
+    questions   the question that is open for a call, so that an answer counts once (`approvals.py`)
+    targets     epoch and holder of what a consent was spent on (`approvals.py`)
+    pin         the operator's PIN and the attempts at it (`pin.py`)
+    audit       the record, chained (`audit.py`)
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from snapshot_mcp.guard.errors import GuardBroken
+
+BUSY_SECONDS = 15.0
+"""A transaction here takes milliseconds; who waits longer than this stands behind something broken."""
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    for statement in _TABLES.split(";\n\n"):
+        connection.execute(statement)
+
+
+_TABLES = """
+CREATE TABLE approvals (
+    id TEXT PRIMARY KEY,
+    call_key TEXT NOT NULL,
+    state TEXT NOT NULL,
+    door TEXT NOT NULL DEFAULT '',
+    decided_by TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '',
+    call TEXT NOT NULL,
+    plan TEXT NOT NULL,
+    opened TEXT NOT NULL,
+    decided TEXT NOT NULL DEFAULT '',
+    ended TEXT NOT NULL DEFAULT '',
+    safety TEXT NOT NULL DEFAULT '{}',
+    job_id TEXT NOT NULL DEFAULT ''
+);
+
+CREATE UNIQUE INDEX one_open_approval_a_call ON approvals (call_key) WHERE state IN ('pending', 'granted');
+
+CREATE INDEX approvals_by_call ON approvals (call_key);
+
+CREATE INDEX approvals_by_state ON approvals (state);
+
+CREATE TABLE questions (
+    call_key TEXT PRIMARY KEY,
+    digest TEXT NOT NULL,
+    nonce TEXT NOT NULL,
+    plan TEXT NOT NULL,
+    asked TEXT NOT NULL
+);
+
+CREATE TABLE targets (
+    target TEXT PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    held_by TEXT NOT NULL DEFAULT '',
+    held_at TEXT NOT NULL DEFAULT ''
+);
+
+CREATE TABLE pin (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    salt BLOB NOT NULL,
+    hash BLOB NOT NULL,
+    failures INTEGER NOT NULL DEFAULT 0,
+    last_failure TEXT NOT NULL DEFAULT ''
+);
+
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY,
+    record TEXT NOT NULL,
+    mac TEXT NOT NULL
+);
+
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+
+CREATE TRIGGER audit_is_not_removed BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END
+"""
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables,)
+"""Each brings the file from its index to the next version (`PRAGMA user_version`), in a transaction of its own."""
+
+
+class Database:
+    """The file. Cheap to construct: nothing is opened before the first transaction."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "guard.sqlite"
+        self._is_ready = False
+
+    @property
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One writer at a time over all processes; committed when the block ends well, else as if it had not been.
+
+        Raises: GuardBroken when the file cannot be used.
+        """
+        try:
+            with closing(self._connect()) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+        except (sqlite3.Error, OSError) as error:
+            self._is_ready = False
+            raise GuardBroken(
+                f"The guard's records in {str(self.path)!r} cannot be used: {error}.",
+                hint="Nothing is destroyed without them. Check the folder's permissions and the room on its disk.",
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self._is_ready or not self.path.exists():
+            self._prepare()
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def _prepare(self) -> None:
+        """Make folder, file and tables where they are not there yet; several processes may do so at once."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+                    self._migrate(connection)
+                break
+            except sqlite3.OperationalError as error:
+                # Switching to WAL does not wait for its turn as transactions do.
+                if error.sqlite_errorname not in {"SQLITE_BUSY", "SQLITE_LOCKED"} or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        self._is_ready = True
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        while True:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version > len(MIGRATIONS):
+                    raise sqlite3.DatabaseError("it was written by a newer version of snapshot-mcp")
+                if version == len(MIGRATIONS):
+                    return
+                MIGRATIONS[version](connection)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")

@@ -1,0 +1,204 @@
+"""The facts that a plan is made from, read through the Provider. All I/O of planning is here, no decision is.
+
+Lists are read whole (`verbose=1`, for exact sizes and known damage) and read again when they moved between two pages: a
+snapshot that slipped through would be a loss that nobody was told of.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, Unavailable
+from snapshot_mcp.contract.models import (
+    MAX_LIMIT,
+    Instance,
+    ResourceFilter,
+    Snapshot,
+    SnapshotFilter,
+    Volume,
+    first_repeated,
+)
+from snapshot_mcp.contract.provider import Feature, Provider
+from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType
+from snapshot_mcp.contract.text import quoted
+
+PASSES = 4
+"""How often a list that moves while it is read is begun anew; a zone where one backup a second ends needs no more."""
+
+RUNNING = frozenset({"running", "active"})
+STOPPED = frozenset({"stopped", "suspended", "terminated", "ceased"})
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionFacts:
+    """`restore_points`: every snapshot of the same resource and of the same chain that is not gone, `snapshot` among them."""
+
+    zone: str
+    location: str
+    snapshot: Snapshot
+    restore_points: tuple[Snapshot, ...]
+    recovery_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackTarget:
+    """One disk that would be overwritten. `host` is the name of the running machine that restarts with it, "" for none."""
+
+    snapshot: Snapshot
+    resource: Volume | Instance
+    resource_type: ResourceType
+    host: str
+    restore_points: tuple[Snapshot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackFacts:
+    zone: str
+    location: str
+    targets: tuple[RollbackTarget, ...]
+
+
+async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str) -> DeletionFacts:
+    """Read what a deletion of `snapshot_id` touches. Raises: NotFound, NotUsable for one that is already gone."""
+    snapshot = (await _get_snapshots(provider, zone, [snapshot_id]))[0]
+    resource_id = snapshot.resource.resource_id
+    root_id = snapshot.snapshot_id if snapshot.is_full else snapshot.root_id
+    if not root_id and not resource_id:
+        raise NotUsable(
+            f"Zone {zone} does not say which chain snapshot {snapshot_id} belongs to, so what goes with it is unknown.",
+            hint="Nothing was deleted.",
+        )
+    found = {snapshot.snapshot_id: snapshot}
+    for query in (SnapshotFilter(root_id=root_id), SnapshotFilter(resource_id=resource_id)):
+        if query.root_id or query.resource_id:
+            found |= {one.snapshot_id: one for one in await _list_all(provider, query)}
+    return DeletionFacts(
+        zone=zone,
+        location=provider.location,
+        snapshot=snapshot,
+        restore_points=tuple(found.values()),
+        recovery_seconds=_recovery_seconds(provider, snapshot),
+    )
+
+
+async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Sequence[str]) -> RollbackFacts:
+    """Read what a roll-back to `snapshot_ids` touches. Raises: NotFound, NotUsable, BadRequest for two of one resource."""
+    targets: list[RollbackTarget] = []
+    for snapshot in await _get_snapshots(provider, zone, snapshot_ids):
+        if not snapshot.is_available:
+            state = snapshot.transition_status or snapshot.status
+            raise NotUsable(
+                f"Snapshot {snapshot.snapshot_id} is {quoted(state)}; only an available one can be rolled back to.",
+                hint="See list_snapshots with status available.",
+            )
+        targets.append(await _gather_target(provider, zone, snapshot))
+    repeated = first_repeated(target.resource.id for target in targets)
+    if repeated:
+        raise BadRequest(
+            f"Two of the snapshots are of the same resource {repeated}.",
+            hint="Give at most one snapshot of a resource.",
+        )
+    return RollbackFacts(zone=zone, location=provider.location, targets=tuple(targets))
+
+
+async def _gather_target(provider: Provider, zone: str, snapshot: Snapshot) -> RollbackTarget:
+    resource, resource_type = await _find_resource(provider, zone, snapshot)
+    return RollbackTarget(
+        snapshot=snapshot,
+        resource=resource,
+        resource_type=resource_type,
+        host=await _running_host(provider, resource),
+        restore_points=await _list_all(provider, SnapshotFilter(resource_id=resource.id)),
+    )
+
+
+async def _get_snapshots(provider: Provider, zone: str, ids: Sequence[str]) -> list[Snapshot]:
+    """The snapshots in the order asked, all or none."""
+    if not ids:
+        raise BadRequest("No snapshot was named.", hint="Give the id of at least one; see list_snapshots.")
+    repeated = first_repeated(ids)
+    if repeated:
+        raise BadRequest(f"Snapshot {quoted(repeated)} is named twice.", hint="Give each id once.")
+    found: dict[str, Snapshot] = {}
+    for start in range(0, len(ids), MAX_LIMIT):
+        batch = tuple(ids[start : start + MAX_LIMIT])
+        page = await provider.list_snapshots(SnapshotFilter(snapshots=batch, verbose=1, limit=MAX_LIMIT))
+        found |= {one.snapshot_id: one for one in page.items}
+    for one in ids:
+        if one not in found:
+            raise NotFound(
+                f"There is no snapshot {quoted(one)} in zone {zone}.", hint="See list_snapshots for the ids."
+            )
+        if found[one].status in GONE_SNAPSHOT_STATUSES:
+            raise NotUsable(
+                f"Snapshot {one} is already {found[one].status}.",
+                hint="recover_snapshots may bring a deleted one back." if found[one].status == "deleted" else "",
+            )
+    return [found[one] for one in ids]
+
+
+async def _list_all(provider: Provider, query: SnapshotFilter) -> tuple[Snapshot, ...]:
+    for _ in range(PASSES):
+        found: dict[str, Snapshot] = {}
+        totals: set[int] = set()
+        read = 0
+        while True:
+            page = await provider.list_snapshots(
+                query.model_copy(update={"verbose": 1, "offset": read, "limit": MAX_LIMIT})
+            )
+            found |= {one.snapshot_id: one for one in page.items}
+            totals.add(page.total_count)
+            read += len(page.items)
+            if not page.items or read >= page.total_count:
+                break
+        if totals == {len(found)}:
+            return tuple(one for one in found.values() if one.status not in GONE_SNAPSHOT_STATUSES)
+    raise Unavailable(
+        "The zone's list of snapshots kept changing while it was read, so what would be lost is unknown.",
+        hint="Repeat the call in a moment.",
+    )
+
+
+async def _find_resource(provider: Provider, zone: str, snapshot: Snapshot) -> tuple[Volume | Instance, ResourceType]:
+    """The disk that a snapshot is of; where the provider left it out, by listing every resource's snapshots."""
+    resource_id = snapshot.resource.resource_id
+    query = ResourceFilter(ids=(resource_id,) if resource_id else (), limit=MAX_LIMIT)
+    for listing, resource_type in (
+        (provider.list_volumes, ResourceType.VOLUME),
+        (provider.list_instances, ResourceType.INSTANCE),
+    ):
+        offset = 0
+        while True:
+            page = await listing(query.model_copy(update={"offset": offset}))
+            for resource in page.items:
+                if resource_id == resource.id or (not resource_id and await _is_of(provider, snapshot, resource.id)):
+                    return resource, resource_type
+            offset += len(page.items)
+            if not page.items or offset >= page.total_count:
+                break
+    raise NotUsable(
+        f"Which disk snapshot {snapshot.snapshot_id} would overwrite is unknown"
+        + (f": there is no resource {quoted(resource_id)} in zone {zone}." if resource_id else "."),
+        hint="Nothing was changed. export_to_volume restores it into a new volume.",
+    )
+
+
+async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bool:
+    page = await provider.list_snapshots(SnapshotFilter(resource_id=resource_id, snapshots=(snapshot.snapshot_id,)))
+    return any(one.snapshot_id == snapshot.snapshot_id for one in page.items)
+
+
+async def _running_host(provider: Provider, resource: Volume | Instance) -> str:
+    """The machine that a roll-back restarts; one whose state is unknown counts as running."""
+    if isinstance(resource, Instance):
+        return (resource.name or resource.id) if resource.status in RUNNING else ""
+    attached = resource.instance
+    if attached is None or not attached.instance_id:
+        return ""
+    page = await provider.list_instances(ResourceFilter(ids=(attached.instance_id,), limit=MAX_LIMIT))
+    status = next((one.status for one in page.items if one.id == attached.instance_id), "")
+    return "" if status in STOPPED else attached.instance_name or attached.instance_id
+
+
+def _recovery_seconds(provider: Provider, snapshot: Snapshot) -> int:
+    needed = Feature.RECOVER if snapshot.is_full else Feature.RECOVER_INCREMENTALS
+    return provider.recovery_seconds if needed in provider.features and Feature.RECOVER in provider.features else 0

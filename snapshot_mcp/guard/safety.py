@@ -1,0 +1,145 @@
+"""The safety snapshot before a roll-back: taken after the second look, kept with the approval, gone on with by whoever
+repeats the call, in any process and after any crash.
+
+Its name holds a secret until it is taken; so a call that finds an attempt of a dead process recognises that one's snapshot
+and nobody can have laid out another. It counts as the way back only when it is available, undamaged, complete and fresh.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import anyio
+
+from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, ZoneError
+from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilter
+from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.guard.approvals import Approval, Approvals, Safety
+from snapshot_mcp.guard.clock import Clock
+from snapshot_mcp.guard.plan import RollbackLoss
+from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.jobs import Zone
+
+FRESH_SECONDS = 15 * 60.0
+"""What is written after the safety snapshot has no way back, so the roll-back follows it soon or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyState:
+    """`is_there`: it is the way back. `is_running`: look again later. Else `problem` says why there is none."""
+
+    is_there: bool = False
+    is_running: bool = False
+    job_id: str = ""
+    snapshot_ids: tuple[str, ...] = ()
+    problem: str = ""
+    approval: Approval | None = None
+
+
+class SafetySnapshot:
+    """Takes one for an approved roll-back, or goes on with the one that was begun."""
+
+    def __init__(
+        self,
+        approvals: Approvals,
+        zone: Zone,
+        clock: Clock,
+        wait_seconds: float,
+        on_progress: Callable[[tuple[Job, ...]], Awaitable[None]] | None,
+    ) -> None:
+        self._approvals = approvals
+        self._zone = zone
+        self._clock = clock
+        self._wait_seconds = wait_seconds
+        self._on_progress = on_progress
+
+    async def ensure(self, approval: Approval) -> SafetyState:
+        """Bring it as far as it comes within the time. Raises what the zone answers when it refuses to take one."""
+        if not approval.safety.is_started:
+            with anyio.CancelScope(shield=True):
+                started = await self._start(approval)
+            if started is None:
+                return SafetyState(is_running=True)
+            approval = started
+        finished_at: datetime | None = None
+        if approval.safety.job_id:
+            try:
+                job = (await self._zone.watcher.wait([approval.safety.job_id], self._wait_seconds, self._on_progress))[
+                    0
+                ]
+            except NotFound:
+                return await self._failed(approval, "its job is not known to the zone any more.")
+            if not job.is_finished:
+                return SafetyState(is_running=True, job_id=job.job_id)
+            if not job.is_successful:
+                why = clean_text(job.reason, MESSAGE_CHARACTERS) or "the zone gives no reason"
+                return await self._failed(approval, f"it failed ({why}).")
+            finished_at = job.finished_time
+        return await self._verified(approval, finished_at)
+
+    async def _start(self, approval: Approval) -> Approval | None:
+        """Start it, or adopt what a dead process started; None while another call is at it."""
+        claim = await in_thread(self._approvals.claim_safety, approval.id)
+        if claim is None:
+            current = await in_thread(self._approvals.get, approval.id)
+            return current if current.safety.is_started else None
+        safety, was_tried = claim
+        if was_tried:
+            adopted = await self._adopt(approval, safety)
+            if adopted:
+                return adopted
+        try:
+            job = await self._zone.provider.create_snapshots(_resource_ids(approval), safety.name)
+        except OutcomeUnknown:
+            adopted = await self._adopt(approval, safety)
+            if adopted:
+                return adopted
+            raise
+        except ZoneError as error:
+            await in_thread(self._approvals.drop_safety, approval.id, error.code)
+            error.hint = f"{error.hint} The roll-back was not started: its safety snapshot could not be taken.".strip()
+            raise
+        return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
+
+    async def _adopt(self, approval: Approval, safety: Safety) -> Approval | None:
+        """Find the attempt whose answer was lost, by its name."""
+        found = await self._named(safety.name)
+        ids = {one.snapshot_id for one in found if one.status not in GONE_SNAPSHOT_STATUSES}
+        if not ids:
+            return None
+        for job in await self._zone.provider.list_unfinished_jobs():
+            if ids & set(job.resource_ids):
+                return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
+        return await in_thread(self._approvals.start_safety, approval.id, "", tuple(sorted(ids)))
+
+    async def _verified(self, approval: Approval, finished_at: datetime | None) -> SafetyState:
+        """Whether what was taken is a way back for every disk, and recent enough to be one."""
+        found = await self._named(approval.safety.name)
+        wanted = set(_resource_ids(approval))
+        sound = [one for one in found if one.is_available and not one.is_damaged]
+        covered = {one.resource.resource_id for one in sound}
+        names_resources = all(one.resource.resource_id for one in sound)
+        if len(sound) != len(wanted) or (names_resources and covered != wanted):
+            return await self._failed(approval, "it is not available, or not sound.")
+        finished_at = finished_at or max((one.create_time for one in sound if one.create_time), default=None)
+        if finished_at and self._clock.read().wall - finished_at.timestamp() >= FRESH_SECONDS:
+            return await self._failed(approval, "it is too old by now to be a way back to the present content.")
+        ids = tuple(sorted(one.snapshot_id for one in sound))
+        if approval.safety.snapshot_ids != ids:
+            approval = await in_thread(self._approvals.finish_safety, approval.id, ids)
+        return SafetyState(is_there=True, job_id=approval.safety.job_id, snapshot_ids=ids)
+
+    async def _named(self, name: str) -> list[Snapshot]:
+        page = await self._zone.provider.list_snapshots(SnapshotFilter(search_word=name, verbose=1, limit=MAX_LIMIT))
+        return [one for one in page.items if one.snapshot_name == name]
+
+    async def _failed(self, approval: Approval, problem: str) -> SafetyState:
+        job_id = approval.safety.job_id
+        dropped = await in_thread(self._approvals.drop_safety, approval.id, problem)
+        return SafetyState(job_id=job_id, problem=f"the safety snapshot is no way back: {problem}", approval=dropped)
+
+
+def _resource_ids(approval: Approval) -> list[str]:
+    loss = approval.plan.loss
+    return [one.resource_id for one in loss.overwrites] if isinstance(loss, RollbackLoss) else []

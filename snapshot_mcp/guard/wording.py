@@ -1,0 +1,243 @@
+"""The guard's words: the plan as lines, the question to a person, the rules' refusals. Pure; names are cleaned here.
+
+Names come from other people, so each stands between quotes, on one line, and capped. A question says the consequence first
+and the ids last, and holds nothing that moves by itself.
+"""
+
+from datetime import datetime
+
+from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.guard.client import Answer, Question
+from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot, Overwrite, Plan, RollbackLoss
+
+KEEP = "keep"
+DESTROY = {"delete": "delete", "rollback": "roll back"}
+"""The words that answer a question, by operation."""
+
+SHOWN_IN_QUESTION = 3
+"""First and last ones of a long list; the rest is counted. Keeps a question within 12 lines."""
+
+NAME_IN_QUESTION = 60
+TYPEABLE_CHARACTERS = 40
+
+
+def plan_lines(plan: Plan) -> tuple[str, ...]:
+    """The whole effect: the loss, then what remains and is gained."""
+    if isinstance(plan.loss, DeletionLoss):
+        return (*_deletion_lines(plan.loss), *_deletion_rest(plan))
+    return (*_rollback_lines(plan.loss), *_rollback_rest(plan))
+
+
+def question_for(plan: Plan, nonce: str) -> Question:
+    """The question about this loss; `nonce` makes it one that is asked once."""
+    loss = plan.loss
+    words = (DESTROY[loss.operation], KEEP)
+    lines = _deletion_question(loss) if isinstance(loss, DeletionLoss) else _rollback_question(loss)
+    reference = f"{plan.digest[:10]}-{nonce}"
+    if loss.is_grave:
+        name = _typeable_name(loss)
+        lines += [f"To agree, type {name} here; to keep everything, type {KEEP}."]
+        return Question("\n".join([*lines, _ids_line(loss, reference)]), "typed_name", words, name)
+    lines += [f"Answer “{words[0]}” to agree, “{KEEP}” to keep everything."]
+    return Question("\n".join([*lines, _ids_line(loss, reference)]), "word", words)
+
+
+def is_yes(question: Question, answer: Answer) -> bool:
+    """Whether the answer agrees: the very word, or the very name."""
+    expected = question.words[0] if question.kind == "word" else question.expected_name
+    given = answer.text.strip()
+    return answer.outcome == "answered" and (
+        given.casefold() == expected.casefold() if question.kind == "word" else given == expected
+    )
+
+
+def is_no(question: Question, answer: Answer) -> bool:
+    """Whether a person said no: the word for keeping, and nothing else."""
+    return answer.outcome == "answered" and answer.text.strip().casefold() == question.words[1]
+
+
+def title_of(plan: Plan) -> str:
+    """The act in one line, for a list."""
+    loss = plan.loss
+    if isinstance(loss, DeletionLoss):
+        return f"Delete {_count(loss)} of {_resource(loss, NAME_IN_QUESTION)}"
+    return "Roll back " + _enumerate([_disk(one, NAME_IN_QUESTION) for one in loss.overwrites])
+
+
+def format_moment(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "unknown time"
+
+
+def format_duration(seconds: int) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:g} h"
+    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds} s"
+
+
+# Deletion
+
+
+def _deletion_lines(loss: DeletionLoss) -> list[str]:
+    what = "the whole chain, " if loss.is_whole_chain and len(loss.snapshots) > 1 else ""
+    lines = [f"Delete {what}{_count(loss)} of {_resource(loss)} in zone {loss.zone}:"]
+    for one in loss.snapshots:
+        mark = "" if one.snapshot_id == loss.snapshot_id else " (built on it)"
+        lines.append(f"{_lost(one)}, {_id(one.snapshot_id)}{mark}")
+    if loss.takes_last_good_copy:
+        lines.append("This takes the last good restore point of this disk.")
+    lines.append(_undo(loss))
+    return lines
+
+
+def _deletion_rest(plan: Plan) -> list[str]:
+    rest = plan.rest
+    remains = f"Good restore points that remain: {rest.good_remaining}"
+    if rest.good_remaining:
+        remains += f", the newest {quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)}"
+        remains += f" ({_id(rest.newest_good_id)})"
+    undo = plan.loss.undo_seconds if isinstance(plan.loss, DeletionLoss) else 0
+    when = ", once it cannot be undone any more" if undo else ""
+    return [f"{remains}.", f"Space freed: {format_bytes(rest.frees_bytes)}{when}."]
+
+
+def _deletion_question(loss: DeletionLoss) -> list[str]:
+    lines = [f"Delete {_count(loss)} of {_resource(loss, NAME_IN_QUESTION)}?"]
+    if loss.takes_last_good_copy:
+        lines.append("NO GOOD RESTORE POINT OF THIS DISK WOULD REMAIN.")
+    lines.append(_undo(loss))
+    shown = [f"- {_lost(one, NAME_IN_QUESTION)}" for one in loss.snapshots]
+    if len(shown) > 2 * SHOWN_IN_QUESTION:
+        hidden = len(shown) - 2 * SHOWN_IN_QUESTION + 1
+        shown = [*shown[:SHOWN_IN_QUESTION], f"- … {hidden} more …", *shown[-SHOWN_IN_QUESTION + 1 :]]
+    return lines + shown
+
+
+def _count(loss: DeletionLoss) -> str:
+    if len(loss.snapshots) == 1:
+        return "1 restore point" if not loss.is_whole_chain else "1 restore point (a full one, all of its chain)"
+    size = format_bytes(sum(one.size_bytes for one in loss.snapshots))
+    return f"{len(loss.snapshots)} restore points ({size})"
+
+
+def _undo(loss: DeletionLoss) -> str:
+    if loss.undo_seconds:
+        return f"It can be undone for {format_duration(loss.undo_seconds)} after the deletion, then never."
+    return "It cannot be undone."
+
+
+def _lost(one: LostSnapshot, limit: int = 80) -> str:
+    return f"{quoted(one.name, limit)} of {format_moment(one.time)}, {format_bytes(one.size_bytes)}"
+
+
+def _resource(loss: DeletionLoss, limit: int = 80) -> str:
+    name = quoted(loss.resource_name, limit) if loss.resource_name else ""
+    return f"{name} ({_id(loss.resource_id)})" if name else _id(loss.resource_id) or "an unnamed disk"
+
+
+# Roll-back
+
+
+def _rollback_lines(loss: RollbackLoss) -> list[str]:
+    lines: list[str] = []
+    for one in loss.overwrites:
+        lines.append(
+            f"Overwrite {_disk(one)} in zone {loss.zone} with snapshot {quoted(one.snapshot_name)} ({_id(one.snapshot_id)})."
+        )
+        lines.append(f"Everything written to it since {format_moment(one.since)} goes.")
+        lines += _side_effects(one)
+    lines.append(_way_back(loss))
+    return lines
+
+
+def _rollback_rest(plan: Plan) -> list[str]:
+    loss, rest = plan.loss, plan.rest
+    lines = []
+    if rest.good_remaining:
+        lines.append(
+            f"Good restore points there are: {rest.good_remaining}, the newest {quoted(rest.newest_good_name)}"
+            f" of {format_moment(rest.newest_good_time)} ({_id(rest.newest_good_id)}); a roll-back deletes none."
+        )
+    else:
+        lines.append("There is no other good restore point.")
+    if isinstance(loss, RollbackLoss) and loss.has_safety_snapshot:
+        kind = "a full one, which takes longer" if rest.safety_is_full else "an incremental one"
+        lines.append(f"The safety snapshot will be {kind}.")
+    return lines
+
+
+def _rollback_question(loss: RollbackLoss) -> list[str]:
+    lines: list[str] = []
+    several = len(loss.overwrites) > 2
+    if several:
+        names = _enumerate([_disk(one, NAME_IN_QUESTION // 2) for one in loss.overwrites[:2]])
+        lines.append(f"Overwrite {len(loss.overwrites)} disks: {names} and {len(loss.overwrites) - 2} more?")
+        oldest = min((one.since for one in loss.overwrites if one.since), default=None)
+        lines.append(f"What was written to them is lost, back to {format_moment(oldest)}.")
+        hosts = [one.restarts for one in loss.overwrites if one.restarts]
+        if hosts:
+            shown = ", ".join(quoted(host, 30) for host in hosts[:3]) + (" …" if len(hosts) > 3 else "")
+            lines.append(f"{len(hosts)} running machines restart: {shown}.")
+        resized = sum(one.size_before != one.size_after for one in loss.overwrites)
+        if resized:
+            lines.append(f"{resized} disks change their size.")
+    else:
+        for one in loss.overwrites:
+            lines.append(f"Overwrite {_disk(one, NAME_IN_QUESTION)}?")
+            lines.append(
+                f"What was written since {format_moment(one.since)} is lost; it gets the content of"
+                f" {quoted(one.snapshot_name, NAME_IN_QUESTION)}."
+            )
+            lines += _side_effects(one)
+    lines.append(_way_back(loss))
+    return lines
+
+
+def _side_effects(one: Overwrite) -> list[str]:
+    lines = []
+    if one.restarts:
+        lines.append(f"The running machine {quoted(one.restarts, NAME_IN_QUESTION)} restarts.")
+    if one.size_before != one.size_after:
+        lines.append(f"Its size changes from {format_bytes(one.size_before)} to {format_bytes(one.size_after)}.")
+    return lines
+
+
+def _way_back(loss: RollbackLoss) -> str:
+    if loss.has_safety_snapshot:
+        return "A safety snapshot of the present content is taken first: the way back. If it fails, nothing is changed."
+    return "WITHOUT A SAFETY SNAPSHOT: there is no way back to the present content."
+
+
+def _disk(one: Overwrite, limit: int = 80) -> str:
+    return f"{quoted(one.resource_name, limit)} ({_id(one.resource_id)})" if one.resource_name else _id(one.resource_id)
+
+
+# Common
+
+
+def _id(id_: str) -> str:
+    """An id as it is shown: ids come from a provider."""
+    return clean_text(id_)
+
+
+def _typeable_name(loss: DeletionLoss | RollbackLoss) -> str:
+    """The resource's name if a person can type it and means it by it, else its id."""
+    if isinstance(loss, DeletionLoss):
+        name, id_ = loss.resource_name, loss.resource_id or loss.snapshot_id
+    else:
+        name, id_ = loss.overwrites[0].resource_name, loss.overwrites[0].resource_id
+    is_plain = name.isprintable() and name.isascii() and clean_text(name) == name and len(name) <= TYPEABLE_CHARACTERS
+    is_word = name.casefold() in {KEEP, *DESTROY.values(), "yes", "ok", "true"}
+    return name if name and is_plain and not is_word else id_
+
+
+def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:
+    if isinstance(loss, DeletionLoss):
+        ids = f"snapshot {_id(loss.snapshot_id)}"
+    else:
+        shown = [_id(one.snapshot_id) for one in loss.overwrites]
+        ids = "snapshots " + ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    return f"Zone {loss.zone}, {ids}, question {reference}"
+
+
+def _enumerate(parts: list[str]) -> str:
+    return " and ".join(parts) if len(parts) <= 2 else ", ".join(parts[:-1]) + f" and {parts[-1]}"

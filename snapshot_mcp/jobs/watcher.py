@@ -1,0 +1,252 @@
+"""One upstream a zone, any number of waiters.
+
+While somebody waits, a watcher follows the zone's stream of jobs and reads the jobs that are waited for slowly beside
+it, because a stream tells of statuses and a person wants progress. Where the zone has no stream, or it breaks, the
+reading is the poller. A stream cannot say when it has begun, so after each beginning the jobs are read a few times in
+quick succession: what ended between a read and the subscription is seen at the next read, and no end is lost.
+A wait that ends early, is cancelled or runs out of time never touches its job.
+"""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from snapshot_mcp.contract.errors import InternalError, NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.provider import Feature, Provider
+
+CATCH_UP_SECONDS = (0.05, 0.15, 0.4, 1.0)
+"""The pauses between the first readings after a stream began."""
+PROGRESS_SECONDS = 2.0
+"""How often progress is read beside a stream that does not carry it."""
+POLL_SECONDS = 1.0
+"""How often a zone without a stream is read, give or take the jitter."""
+JITTER = 0.2
+"""Share of an interval by which it varies, so that many servers do not read in step."""
+STREAM_RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0)
+"""How long a broken stream is left alone, the more often it broke the longer."""
+LINGER_SECONDS = 5.0
+"""How long the upstream stays after the last waiter: the next wait of a model's loop comes within it."""
+FIRST_READ_SECONDS = 20.0
+"""How long a job's first reading may take, however short the wait: without one there is nothing to answer."""
+CONCURRENT_READS = 8
+"""Single reads of one zone at a time."""
+
+log = logging.getLogger(__name__)
+
+
+class _Wait:
+    """One caller's wait: the latest it knows of each job, and an event for news."""
+
+    def __init__(self, job_ids: Sequence[str]) -> None:
+        self.job_ids = tuple(job_ids)
+        self.jobs: dict[str, Job] = {}
+        self.error: ZoneError | None = None
+        self.news = anyio.Event()
+
+    def is_known(self) -> bool:
+        return self.jobs.keys() >= set(self.job_ids)
+
+    def is_over(self) -> bool:
+        return self.is_known() and all(job.is_finished for job in self.jobs.values())
+
+    def states(self) -> tuple[Job, ...]:
+        return tuple(self.jobs[job_id] for job_id in self.job_ids)
+
+    async def until(self, is_reached: Callable[[], bool], on_news: Callable[[], Awaitable[None]] | None = None) -> None:
+        while not is_reached():
+            if self.error is not None:
+                raise self.error
+            await self.news.wait()
+            self.news = anyio.Event()
+            if on_news is not None and self.is_known():
+                await on_news()
+
+
+class JobWatcher:
+    """Waits for jobs of one zone. Somebody must keep `run` running meanwhile; `Zones` does."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self._waits: dict[str, set[_Wait]] = {}
+        self._unread: set[str] = set()
+        self._is_streaming = False
+        self._has_begun = False
+        self._trouble: ZoneError | None = None
+        self._arrived = anyio.Event()
+        self._left = anyio.Event()
+        self._to_read = anyio.Event()
+
+    async def wait(
+        self,
+        job_ids: Sequence[str],
+        timeout_seconds: float,
+        on_change: Callable[[tuple[Job, ...]], Awaitable[None]] | None = None,
+    ) -> tuple[Job, ...]:
+        """Return the jobs, in the order asked, as they stand when all have finished or the time is over.
+
+        "Still running" is a result. `on_change` gets them all at first and whenever one has changed. Raises NotFound
+        for an unknown id, and, if the zone cannot be read when the time is over, why.
+        """
+        wait = _Wait(job_ids)
+        deadline = anyio.current_time() + timeout_seconds
+
+        async def tell() -> None:
+            if on_change is not None:
+                await on_change(wait.states())
+
+        self._add(wait)
+        try:
+            with anyio.move_on_after(max(timeout_seconds, FIRST_READ_SECONDS)):
+                await wait.until(wait.is_known)
+            if not wait.is_known():
+                raise Unavailable(
+                    f"Zone {self._provider.zone!r} did not answer in time.", hint="Its jobs go on. Ask again."
+                )
+            await tell()
+            with anyio.CancelScope(deadline=deadline):
+                await wait.until(wait.is_over, tell)
+        finally:
+            self._remove(wait)
+        if self._trouble is not None and not wait.is_over():
+            raise self._trouble
+        return wait.states()
+
+    async def run(self) -> None:
+        """Serve the waiters until cancelled; upstream there is something only while somebody waits."""
+        while True:
+            await self._arrived.wait()
+            self._arrived = anyio.Event()
+            try:
+                await self._serve()
+            except Exception:
+                log.exception("the watcher of zone %s failed", self._provider.zone)
+                error = InternalError("The jobs cannot be followed.", hint="They go on; ask for them again.")
+                for wait in set().union(*self._waits.values()):
+                    wait.error = error
+                    wait.news.set()
+
+    def _add(self, wait: _Wait) -> None:
+        for job_id in wait.job_ids:
+            self._waits.setdefault(job_id, set()).add(wait)
+        self._unread.update(wait.job_ids)
+        self._arrived.set()
+        self._to_read.set()
+
+    def _remove(self, wait: _Wait) -> None:
+        for job_id in set(wait.job_ids):
+            self._waits[job_id].discard(wait)
+            if not self._waits[job_id]:
+                del self._waits[job_id]
+        self._left.set()
+
+    def _tell(self, job: Job) -> None:
+        for wait in self._waits.get(job.job_id, ()):
+            known = wait.jobs.get(job.job_id)
+            if known is None or not (known.is_finished or known == job):
+                wait.jobs[job.job_id] = job
+                wait.news.set()
+
+    def _fail(self, job_id: str, error: ZoneError) -> None:
+        """Tell those who know nothing of the job yet; the others go on with what they know."""
+        for wait in self._waits.get(job_id, ()):
+            if job_id not in wait.jobs:
+                wait.error = error
+                wait.news.set()
+
+    async def _serve(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            if Feature.WATCH in self._provider.features:
+                tasks.start_soon(self._follow)
+            tasks.start_soon(self._read_on)
+            while self._waits:
+                self._left = anyio.Event()
+                await self._left.wait()
+                if not self._waits:
+                    self._arrived = anyio.Event()
+                    with anyio.move_on_after(LINGER_SECONDS):
+                        await self._arrived.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _follow(self) -> None:
+        """Follow the stream, again after a pause when it broke."""
+        failures = 0
+        while True:
+            stream = self._provider.watch_jobs()
+            self._is_streaming = self._has_begun = True
+            self._to_read.set()
+            try:
+                async for job in stream:
+                    failures = 0
+                    self._trouble = None
+                    self._tell(job)
+            except ZoneError as error:
+                log.info("the job stream of zone %s broke: %s", self._provider.zone, error.message)
+            finally:
+                self._is_streaming = False
+                if (aclose := getattr(stream, "aclose", None)) is not None:
+                    with anyio.CancelScope(shield=True):
+                        await aclose()
+            await anyio.sleep(_jittered(STREAM_RETRY_SECONDS[min(failures, len(STREAM_RETRY_SECONDS) - 1)]))
+            failures += 1
+
+    async def _read_on(self) -> None:
+        """Read new jobs at once, and all unfinished ones at the pace that the stream, or its absence, asks for."""
+        catch_up = iter(CATCH_UP_SECONDS)
+        while True:
+            self._to_read = anyio.Event()
+            if self._has_begun:
+                self._has_begun = False
+                catch_up = iter(CATCH_UP_SECONDS)
+            unread, self._unread = self._unread, set()
+            await self._read(unread or self._unfinished())
+            with anyio.move_on_after(
+                next(catch_up, _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS))
+            ):
+                await self._to_read.wait()
+
+    def _unfinished(self) -> set[str]:
+        return {
+            job_id
+            for job_id, waits in self._waits.items()
+            if any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
+        }
+
+    async def _read(self, job_ids: set[str]) -> None:
+        """Read jobs: of several the unfinished ones with one call, what is not among them one by one."""
+        troubles: list[ZoneError] = []
+        missing = {job_id for job_id in job_ids if job_id in self._waits}
+        if not missing:
+            return
+        if len(missing) > 1:
+            try:
+                for job in await self._provider.list_unfinished_jobs():
+                    missing.discard(job.job_id)
+                    self._tell(job)
+            except ZoneError as error:
+                troubles.append(error)
+                for job_id in missing:
+                    self._fail(job_id, error)
+                missing = set()
+        limiter = anyio.Semaphore(CONCURRENT_READS)
+
+        async def read_one(job_id: str) -> None:
+            async with limiter:
+                try:
+                    self._tell(await self._provider.get_job(job_id))
+                except NotFound as error:
+                    self._fail(job_id, error)
+                except ZoneError as error:
+                    troubles.append(error)
+                    self._fail(job_id, error)
+
+        async with anyio.create_task_group() as tasks:
+            for job_id in missing:
+                tasks.start_soon(read_one, job_id)
+        self._trouble = troubles[0] if troubles else None
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)

@@ -1,0 +1,82 @@
+"""The zones by name. A zone's provider is built when it is first asked for, so that naming the zones costs nothing."""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from snapshot_mcp.contract.errors import UnknownZone
+from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.jobs.watcher import JobWatcher
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """One zone as the parts above see it; `is_production` is the operator's word for "be strict here"."""
+
+    name: str
+    provider: Provider
+    watcher: JobWatcher
+    is_production: bool = False
+
+
+class Zones:
+    """All zones of the settings.
+
+    `async with zones:` runs the watchers and, at its end, closes the providers; jobs go on. Outside of it zones can be
+    looked at, but nothing can be waited for.
+    """
+
+    def __init__(
+        self, factories: Mapping[str, Callable[[], Provider]], *, default: str = "", production: Collection[str] = ()
+    ) -> None:
+        self._factories = dict(factories)
+        self._production = frozenset(production)
+        self._zones: dict[str, Zone] = {}
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup | None = None
+        self.default = default or next(iter(self._factories))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._factories)
+
+    def get(self, name: str = "") -> Zone:
+        """Return the zone, the default one without a name. Raises UnknownZone."""
+        name = name or self.default
+        if name not in self._zones:
+            if name not in self._factories:
+                raise UnknownZone(f"There is no zone {quoted(name)}.", hint=f"Zones: {', '.join(self.names)}.")
+            provider = self._factories[name]()
+            zone = Zone(name, provider, JobWatcher(provider), name in self._production)
+            self._zones[name] = zone
+            if self._tasks is not None:
+                self._tasks.start_soon(zone.watcher.run)
+        return self._zones[name]
+
+    async def __aenter__(self) -> Self:
+        await self._stack.__aenter__()
+        self._stack.push_async_callback(self._close)
+        self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+        for zone in self._zones.values():
+            self._tasks.start_soon(zone.watcher.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+            self._tasks = None
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    async def _close(self) -> None:
+        with anyio.CancelScope(shield=True):
+            zones, self._zones = self._zones, {}
+            for zone in zones.values():
+                await zone.provider.aclose()

@@ -1,0 +1,203 @@
+"""The tools that change something and destroy nothing. Each answers the job's id at once, and says *submitted*.
+
+A create is idempotent for ten minutes: the same disks and name answer what is there, so that a model whose answer was lost
+can simply ask again.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult
+from pydantic import Field
+
+from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot, SnapshotFilter, SnapshotUpdate, format_time
+from snapshot_mcp.contract.states import JobAction, SnapshotStatus
+from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.jobs import Zone
+from snapshot_mcp.server.face import face_of
+from snapshot_mcp.server.looking import ZoneArgument
+from snapshot_mcp.server.results import Change
+from snapshot_mcp.server.targets import all_snapshots, find_resources, find_snapshot
+
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+SnapshotId = Annotated[str, Field(min_length=1)]
+SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=100)]
+
+SAME_CREATE = timedelta(minutes=10)
+"""How long a create with the same disks and name means the first one (design.md, "The MCP face")."""
+
+WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
+
+
+async def create_snapshots(
+    ctx: Context,
+    resource_ids: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        Field(min_length=1, max_length=100, description="Ids or exact names of disks and machines"),
+    ],
+    name: Name,
+    full: Annotated[bool, Field(description="Full even where an incremental would do")] = False,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Change]:
+    """Back up: take a snapshot of each of these disks or machines at one point in time. Submits a job; the first of a
+    disk is full, later ones store what changed. The same disks and name within ten minutes answer the one that is there."""
+    face = face_of(ctx)
+    place = face.zone(zone)
+    resources = await find_resources(place, resource_ids)
+    ids = [one.id for one in resources]
+    async with face.create_lock:
+        if existing := await _existing(place, ids, name, is_full=full):
+            return await _answer_existing(place, existing)
+        try:
+            job = await place.provider.create_snapshots(ids, name, is_full=full)
+        except ResourceBusy:
+            if existing := await _existing(place, ids, name, is_full=full):
+                return await _answer_existing(place, existing)
+            raise
+    disks = ", ".join(f"{quoted(one.name)} ({clean_text(one.id)}, {format_bytes(one.byte_size)})" for one in resources)
+    made = sorted(set(job.resource_ids) - set(ids))
+    result = _submitted(place, job, snapshot_ids=made or None, size_bytes=sum(one.byte_size for one in resources))
+    return result.with_text(
+        f"Backup {quoted(name)} of {disks} in zone {place.name} is submitted as job {result.job_id}.", result.hint
+    )
+
+
+async def export_to_image(
+    ctx: Context,
+    snapshot_id: SnapshotId,
+    image_name: Name,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Change]:
+    """Make an image of a machine's (instance's) snapshot. Submits a job; destroys nothing."""
+    place = face_of(ctx).zone(zone)
+    snapshot = await find_snapshot(place, snapshot_id)
+    job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
+    return _exported(place, job, snapshot, f"image {quoted(image_name)}")
+
+
+async def export_to_volume(
+    ctx: Context,
+    snapshot_id: SnapshotId,
+    volume_name: Name,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Change]:
+    """Restore beside the original: make a new volume with a volume snapshot's content. Submits a job; destroys nothing, so
+    prefer it to a roll-back."""
+    place = face_of(ctx).zone(zone)
+    snapshot = await find_snapshot(place, snapshot_id)
+    job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
+    return _exported(place, job, snapshot, f"new volume {quoted(volume_name)}")
+
+
+async def rename_snapshot(
+    ctx: Context,
+    snapshot_id: SnapshotId,
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Unchanged if left out")] = "",
+    description: Annotated[str | None, Field(max_length=4096, description="Unchanged if left out")] = None,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Change]:
+    """Give a snapshot another name or description. At once, without a job."""
+    if not name and description is None:
+        raise BadRequest("Neither name nor description is given.", hint="Give one of them.")
+    face = face_of(ctx)
+    place = face.zone(zone)
+    snapshot = await find_snapshot(place, snapshot_id)
+    if reason := face.guard.refuse_rename(snapshot):
+        raise Forbidden(reason)
+    await place.provider.update_snapshot(
+        snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
+    )
+    shown = clean_text(snapshot.snapshot_id)
+    was = f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}" if name else "has a new description"
+    result = Change(zone=place.name, status="done", snapshot_ids=[shown])
+    return result.with_text(f"Snapshot {shown} in zone {place.name}: {was}.")
+
+
+async def recover_snapshots(
+    ctx: Context,
+    snapshot_ids: SnapshotIds,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Change]:
+    """Bring deleted snapshots back while the zone still has them (list_snapshots with status ["deleted"]). One deletion
+    comes back as a whole. Submits a job."""
+    place = face_of(ctx).zone(zone)
+    job = await place.provider.recover_snapshots(snapshot_ids)
+    result = _submitted(place, job, snapshot_ids=[clean_text(one) for one in snapshot_ids])
+    return result.with_text(
+        f"Recovery of {len(snapshot_ids)} in zone {place.name} is submitted as job {result.job_id}.", result.hint
+    )
+
+
+def _submitted(zone: Zone, job: Job, *, snapshot_ids: list[str] | None, size_bytes: int | None = None) -> Change:
+    return Change(
+        zone=zone.name,
+        status="submitted",
+        job_id=clean_text(job.job_id),
+        snapshot_ids=snapshot_ids,
+        size_bytes=size_bytes,
+        hint=WAIT_HINT,
+    )
+
+
+def _exported(zone: Zone, job: Job, snapshot: Snapshot, what: str) -> CallToolResult:
+    size = snapshot.virtual_size_bytes
+    shown = clean_text(snapshot.snapshot_id)
+    result = _submitted(zone, job, snapshot_ids=[shown], size_bytes=size)
+    of_size = f" ({format_bytes(size)})" if size else ""
+    return result.with_text(
+        f"Export of {shown} {quoted(snapshot.snapshot_name)} to {what}{of_size} in zone {zone.name} is submitted as job "
+        f"{result.job_id}.",
+        result.hint,
+    )
+
+
+async def _existing(zone: Zone, resource_ids: Sequence[str], name: str, *, is_full: bool) -> list[Snapshot]:
+    """The snapshots that an equal create made in the last ten minutes, one a resource; [] unless there is one for each."""
+    since = datetime.now(UTC) - SAME_CREATE
+    found = []
+    for resource_id in resource_ids:
+        query = SnapshotFilter(resource_id=resource_id, search_word=name, verbose=1)
+        for one in (await all_snapshots(zone, query, 1000))[0]:
+            is_same = one.snapshot_name == name and (one.is_full or not is_full)
+            is_recent = one.create_time is not None and one.create_time >= since
+            is_well = one.status in {SnapshotStatus.PENDING, SnapshotStatus.AVAILABLE} and one.transition_status in {
+                "",
+                "creating",
+            }
+            if is_same and is_recent and is_well:
+                found.append(one)
+                break
+        else:
+            return []
+    return found
+
+
+async def _answer_existing(zone: Zone, existing: Sequence[Snapshot]) -> CallToolResult:
+    ids = [clean_text(one.snapshot_id) for one in existing]
+    resource_ids = {one.resource.resource_id for one in existing}
+    is_unfinished = any(one.status == SnapshotStatus.PENDING for one in existing)
+    job = None
+    if is_unfinished:
+        wanted = {one.snapshot_id for one in existing} | resource_ids
+        jobs = await zone.provider.list_unfinished_jobs()
+        job = next((one for one in jobs if one.action == JobAction.CREATE and wanted & set(one.resource_ids)), None)
+    moment = min((one.snapshot_time or one.create_time for one in existing), key=format_time)
+    made_at = format_time(moment)
+    result = Change(
+        zone=zone.name,
+        status="exists",
+        job_id=clean_text(job.job_id) if job else None,
+        snapshot_ids=ids,
+        made_at=made_at,
+        size_bytes=sum(one.stored_bytes for one in existing),
+        hint="Still being made: call wait_for_job." if job else "For a new one give another name.",
+    )
+    state = "is being made already, started" if is_unfinished else "exists already, made"
+    return result.with_text(
+        f"Nothing new was started: {', '.join(ids)} {quoted(existing[0].snapshot_name)} in zone {zone.name} {state} at "
+        f"{made_at}. What was written since is not in it; for a new one give another name.",
+        f"Its job is {result.job_id}; call wait_for_job." if job else "",
+    )

@@ -1,0 +1,79 @@
+"""The two tools that destroy. They validate and hand over: what happens, and who must agree, is the guard's to say."""
+
+from collections.abc import Awaitable
+from typing import Annotated
+
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult, InputRequiredResult
+from pydantic import Field
+
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.guard import GuardedOutcome
+from snapshot_mcp.jobs import Zone
+from snapshot_mcp.server.changing import SnapshotId, SnapshotIds
+from snapshot_mcp.server.consent import AnswerNeeded, HostClient
+from snapshot_mcp.server.face import face_of
+from snapshot_mcp.server.looking import ZoneArgument
+from snapshot_mcp.server.results import Guarded
+
+NEXT_STEPS = {
+    "started": "Submitted, not done. Call wait_for_job with this job_id.",
+    "needs_approval": "Show this to the person and wait. After the approval repeat exactly this call; there is no other way.",
+    "declined": "A person said no. Do not ask again or look for another way.",
+    "refused": "Nothing was done. Tell the person the reason.",
+    "plan_changed": "Nothing was done. Show the new plan; repeating the call asks again.",
+    "safety_running": "Nothing is overwritten yet. Call wait_for_job with safety_job_id, then repeat exactly this call.",
+}
+
+
+async def delete_snapshot(
+    ctx: Context,
+    snapshot_id: SnapshotId,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
+    """Delete a snapshot and everything that was built on it. A person is asked first; no argument replaces that."""
+    face = face_of(ctx)
+    place = face.zone(zone)
+    return await _carry(place, face.guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
+
+
+async def rollback_to_snapshots(
+    ctx: Context,
+    snapshot_ids: SnapshotIds,
+    safety_snapshot: Annotated[bool, Field(description="First keep the present content as a snapshot")] = True,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
+    """Roll disks or machines back: overwrite their present content with these snapshots (one a disk). What was written
+    since is lost and a running host restarts. A person is asked first. export_to_volume restores without loss."""
+    face = face_of(ctx)
+    place = face.zone(zone)
+    told = 0.0
+
+    async def tell(jobs: tuple[Job, ...]) -> None:
+        nonlocal told
+        fractions = [1.0 if job.is_finished else job.progress.fraction if job.progress else 0.0 for job in jobs]
+        percent = round(sum(fractions) / max(1, len(fractions)) * 100, 1)
+        if percent > told:
+            told = percent
+            await ctx.report_progress(percent, 100, "taking the safety snapshot")
+
+    call = face.guard.rollback_to_snapshots(
+        place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot, on_progress=tell
+    )
+    return await _carry(place, call)
+
+
+async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult | InputRequiredResult:
+    try:
+        outcome = await call
+    except AnswerNeeded as needed:
+        return needed.result
+    hint = NEXT_STEPS["started" if outcome.job_id else outcome.status]
+    result = Guarded.of(outcome, zone.name, hint)
+    lines = [outcome.message, *(f"- {line}" for line in outcome.plan)]
+    if outcome.job_id:
+        lines.append(f"Job: {outcome.job_id}")
+    if outcome.approval_id:
+        until = f", until {result.approval_expires_at}" if result.approval_expires_at else ""
+        lines.append(f"Approval {outcome.approval_id}{until}. {outcome.approval_link}".strip())
+    return result.with_text(*lines, result.hint)

@@ -1,0 +1,57 @@
+"""Streamable HTTP on the loopback interface.
+
+Without credentials nothing but this machine may reach the server, so another host is refused; the SDK checks Host and
+Origin against DNS rebinding. uvicorn is run here, because an open stream would else keep it from ending.
+"""
+
+import socket
+import sys
+from ipaddress import ip_address
+from typing import Any
+
+import uvicorn
+from mcp.server.mcpserver import MCPServer
+
+from snapshot_mcp.contract.errors import BadRequest
+
+SHUTDOWN_SECONDS = 3
+"""How long open streams may go on after a SIGTERM."""
+PATH = "/mcp"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`. Raises BadRequest for what is malformed or not the loopback interface."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadRequest(f"{text!r} is no HOST:PORT.", hint="For example 127.0.0.1:8000; port 0 takes a free one.")
+    if not _is_loopback(host):
+        raise BadRequest(
+            f"{host!r} is not this machine's loopback interface.",
+            hint="The server has no logins yet, so it listens on 127.0.0.1 or [::1] only; reach it through a tunnel.",
+        )
+    return host, int(port)
+
+
+async def serve_http(server: MCPServer[Any], host: str, port: int) -> None:
+    """Serve until a signal ends it; says on stderr where."""
+    app = server.streamable_http_app(host=host, streamable_http_path=PATH)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise BadRequest(f"Cannot listen on {host}:{port}: {error.strerror}.", hint="Choose another port.") from None
+    with listener:
+        shown = f"[{host}]" if ":" in host else host
+        print(f"snapshot-mcp: http://{shown}:{listener.getsockname()[1]}{PATH}", file=sys.stderr, flush=True)
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS, ws="none"
+        )
+        await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,269 @@
+"""The tools that only look: snapshots, resources, chains.
+
+None, filtered away, not permitted and unreachable are four answers: the last two are errors that name the zone.
+"""
+
+from typing import Annotated, Any, Literal
+
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult
+from pydantic import Field
+
+from snapshot_mcp.contract.errors import NotFound
+from snapshot_mcp.contract.models import (
+    MAX_LIMIT,
+    Image,
+    Instance,
+    Page,
+    ResourceFilter,
+    Snapshot,
+    SnapshotFilter,
+    SnapshotResource,
+    Volume,
+)
+from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotType
+from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.jobs import Zone
+from snapshot_mcp.server import chain
+from snapshot_mcp.server.face import face_of
+from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow, status_of, type_of
+from snapshot_mcp.server.targets import all_snapshots, find_resource
+
+ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
+Offset = Annotated[int, Field(ge=0)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+Kind = Literal["volume", "instance", "image"]
+
+ANY: list[str] = []
+"""A filter's default; never written to."""
+
+MAX_CHAIN_NODES = 300
+"""As many restore points as are drawn; ten full chains."""
+
+
+async def list_snapshots(
+    ctx: Context,
+    snapshot_ids: list[str] = ANY,
+    resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")] = "",
+    snapshot_type: Literal["full", "incremental"] | None = None,
+    status: Annotated[
+        list[str], Field(description="pending, available, suspended, deleted, ceased; without it the gone are left out")
+    ] = ANY,
+    search: Annotated[str, Field(description="Part of an id or a name")] = "",
+    root_id: Annotated[str, Field(description="Only this chain")] = "",
+    tags: Annotated[list[str], Field(description="Any of these")] = ANY,
+    verbose: Annotated[bool, Field(description="With description, tags, disk and chain sizes")] = False,
+    offset: Offset = 0,
+    limit: Limit = 10,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, SnapshotList]:
+    """List restore points (snapshots), newest first. size_bytes is what each one stores."""
+    place = face_of(ctx).zone(zone)
+    resource = await _resource_filter(place, resource_id)
+    query = SnapshotFilter(
+        snapshots=tuple(snapshot_ids),
+        resource_id=resource,
+        snapshot_type=SnapshotType[snapshot_type.upper()] if snapshot_type else None,
+        status=tuple(status),
+        search_word=search,
+        tags=tuple(tags),
+        verbose=1,
+        offset=offset,
+        limit=limit,
+        root_id=root_id,
+    )
+    page = await place.provider.list_snapshots(query)
+    is_filtered = query != SnapshotFilter(verbose=1, offset=offset, limit=limit)
+    hint = await _hint(
+        place, page, offset, is_filtered=is_filtered, unknown=resource_id if not page.total_count else ""
+    )
+    if missing := [one for one in snapshot_ids if one not in {found.snapshot_id for found in page.items}]:
+        hint = f"Not found: {', '.join(quoted(one) for one in missing[:5])}. {hint}".strip()
+    rows = [SnapshotRow.of(one, verbose=verbose) for one in page.items]
+    result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
+    head = (
+        f"{page.total_count} snapshots match in zone {place.name}"
+        if is_filtered
+        else f"{page.total_count} snapshots in zone {place.name}"
+    )
+    return result.with_text(_counted(head, page, offset), *map(_snapshot_line, page.items), hint)
+
+
+async def list_resources(
+    ctx: Context,
+    kind: Annotated[Kind | None, Field(description="All kinds if left out")] = None,
+    search: Annotated[str, Field(description="Part of an id or a name")] = "",
+    status: list[str] = ANY,
+    offset: Offset = 0,
+    limit: Limit = 20,
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, ResourceList]:
+    """List what there is: volumes (disks) and instances (machines), which can be backed up, and images."""
+    place = face_of(ctx).zone(zone)
+    query = ResourceFilter(status=tuple(status), search_word=search, offset=offset, limit=limit)
+    page = await _resources(place, query, kind)
+    is_filtered = bool(search or status)
+    hint = await _resource_hint(place, page, query, kind)
+    rows = [ResourceRow.of(one) for one in page.items]
+    result = ResourceList(zone=place.name, total_count=page.total_count, resources=rows, hint=hint)
+    what = f"{kind}s" if kind else "resources"
+    head = f"{page.total_count} {what}{' match' if is_filtered else ''} in zone {place.name}"
+    return result.with_text(_counted(head, page, offset), *map(_resource_line, rows), hint)
+
+
+async def show_chain(
+    ctx: Context,
+    resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")],
+    zone: ZoneArgument = "",
+) -> Annotated[CallToolResult, Chain]:
+    """Draw a disk's or machine's restore points as the tree they are: what builds on what, where the head is, what is
+    damaged. Deleting one takes everything below it."""
+    place = face_of(ctx).zone(zone)
+    found, snapshots = await _snapshots_of(place, resource_id)
+    total = len(snapshots) if len(snapshots) < MAX_CHAIN_NODES else await _count(place, found.resource_id)
+    gone = await place.provider.list_snapshots(
+        SnapshotFilter(resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)), limit=1)
+    )
+    result = picture(place, found, snapshots, gone_count=gone.total_count)
+    cut = f"Only the newest {len(snapshots)} of {total} are drawn." if total > len(snapshots) else ""
+    return result.with_text(*picture_text(result, found, snapshots), cut, result.hint)
+
+
+def picture(zone: Zone, resource: SnapshotResource, snapshots: list[Snapshot], *, gone_count: int) -> Chain:
+    """The chain as a tool and a resource answer it."""
+    head = next((clean_text(one.snapshot_id) for one in snapshots if one.is_head), None)
+    if not snapshots:
+        hint = "It has no restore point. create_snapshots takes the first one; it will be full."
+    elif any(one.is_damaged for one in snapshots):
+        hint = "What is damaged, and everything below it, cannot be restored. create_snapshots with full starts a sound chain."
+    elif head is None:
+        hint = "No head: the next snapshot will be full."
+    else:
+        hint = "The next incremental becomes a child of the head."
+    return Chain(
+        zone=zone.name,
+        resource_id=clean_text(resource.resource_id),
+        resource_name=clean_text(resource.resource_name),
+        head_id=head,
+        total_bytes=sum(one.stored_bytes for one in snapshots),
+        gone_count=gone_count,
+        nodes=chain.layout(snapshots),
+        hint=hint,
+    )
+
+
+def picture_text(result: Chain, resource: SnapshotResource, snapshots: list[Snapshot]) -> list[str]:
+    """The tree and a line above it."""
+    chains = len({one.root_id for one in snapshots})
+    head = (
+        f"{clean_text(resource.resource_type) or 'resource'} {quoted(resource.resource_name)} ({result.resource_id}) in zone "
+        f"{result.zone}: {_count_of(len(snapshots), 'restore point')} in {_count_of(chains, 'chain')}, "
+        f"{format_bytes(result.total_bytes)} stored"
+    )
+    gone = f"; {result.gone_count} gone" if result.gone_count else ""
+    return [f"{head}{gone}.", "", *chain.draw(snapshots), ""] if snapshots else [f"{head}{gone}."]
+
+
+async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot]]:
+    """The resource and its live snapshots; a resource that is gone still has its snapshots."""
+    try:
+        resource = await find_resource(zone, resource_id)
+    except NotFound:
+        snapshots, _ = await all_snapshots(zone, SnapshotFilter(resource_id=resource_id, verbose=1), MAX_CHAIN_NODES)
+        if not snapshots:
+            raise
+        return snapshots[0].resource, snapshots
+    kind = "volume" if isinstance(resource, Volume) else "instance"
+    found = SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
+    return found, (await all_snapshots(zone, SnapshotFilter(resource_id=resource.id, verbose=1), MAX_CHAIN_NODES))[0]
+
+
+async def _count(zone: Zone, resource_id: str) -> int:
+    return (await zone.provider.list_snapshots(SnapshotFilter(resource_id=resource_id, limit=1))).total_count
+
+
+async def _resource_filter(zone: Zone, text: str) -> str:
+    """The id behind an id or a name; what is unknown is passed on, because snapshots outlive their disk."""
+    if not text:
+        return ""
+    try:
+        return (await find_resource(zone, text)).id
+    except NotFound:
+        return text
+
+
+async def _resources(zone: Zone, query: ResourceFilter, kind: Kind | None) -> Page[Any]:
+    """One kind, or all of them one after the other as if they were one list."""
+    lists: dict[Kind, Any] = {
+        "volume": zone.provider.list_volumes,
+        "instance": zone.provider.list_instances,
+        "image": zone.provider.list_images,
+    }
+    if kind:
+        page: Page[Any] = await lists[kind](query)
+        return page
+    items: list[Volume | Instance | Image] = []
+    total = 0
+    for list_kind in lists.values():
+        wanted = query.limit - len(items)
+        update = {"offset": max(0, query.offset - total), "limit": max(1, wanted)}
+        page = await list_kind(query.model_copy(update=update))
+        items += page.items[:wanted]
+        total += page.total_count
+    return Page(tuple(items), total)
+
+
+async def _hint(zone: Zone, page: Page[Snapshot], offset: int, *, is_filtered: bool, unknown: str) -> str:
+    if page.total_count > offset + len(page.items) and page.items:
+        return f"More: offset={offset + len(page.items)}."
+    if page.items:
+        return ""
+    if page.total_count:
+        return f"offset={offset} is beyond the last one."
+    if unknown:
+        await find_resource(zone, unknown)
+    if is_filtered:
+        there = (await zone.provider.list_snapshots(SnapshotFilter(limit=1))).total_count
+        if there:
+            return f'The filter leaves none of {there}; deleted ones show with status=["deleted"].'
+    return "The zone has no snapshots yet. list_resources shows what can be backed up, create_snapshots does it."
+
+
+async def _resource_hint(zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind | None) -> str:
+    if page.total_count > query.offset + len(page.items) and page.items:
+        return f"More: offset={query.offset + len(page.items)}."
+    if page.items or page.total_count:
+        return "" if page.items else f"offset={query.offset} is beyond the last one."
+    if query.search_word or query.status:
+        there = (await _resources(zone, ResourceFilter(limit=1), kind)).total_count
+        if there:
+            return f"The filter leaves none of {there}."
+    if kind == "image":
+        return "No images yet. export_to_image makes one of a machine's snapshot."
+    return "There is nothing here yet. In a local zone the operator registers a disk with `snapshot-mcp zone add PATH`."
+
+
+def _counted(head: str, page: Page[Any], offset: int) -> str:
+    if page.items and (offset or len(page.items) < page.total_count):
+        return f"{head}; {offset + 1} to {offset + len(page.items)}:"
+    return f"{head}{':' if page.items else '.'}"
+
+
+def _count_of(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _snapshot_line(one: Snapshot) -> str:
+    marks = f"{' head' if one.is_head else ''}{' DAMAGED' if one.is_damaged else ''}"
+    when = SnapshotRow.of(one).snapshot_time or "not taken yet"
+    of = f"{quoted(one.resource.resource_name)} ({clean_text(one.resource.resource_id)})"
+    return (
+        f"{clean_text(one.snapshot_id)}  {type_of(one)}  {status_of(one)}{marks}  {when}  "
+        f"{format_bytes(one.stored_bytes)}  {quoted(one.snapshot_name)} of {of}"
+    )
+
+
+def _resource_line(row: ResourceRow) -> str:
+    attached = f"  on {row.attached_to}" if row.attached_to else ""
+    problem = f"  PROBLEM: {row.problem}" if row.problem else ""
+    return f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.size_bytes)}  {quoted(row.name)}{attached}{problem}"

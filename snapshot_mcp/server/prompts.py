@@ -1,0 +1,119 @@
+"""Prompts are files: markdown with a front matter of name, title, description and arguments.
+
+    ---
+    name: back_up_disk
+    title: Back up a disk
+    description: One line.
+    arguments:
+      - name: disk
+        description: One line.
+        required: true
+    ---
+    Text with {disk} in it.
+
+The front matter is this much of YAML and no more: `key: value` lines, and one list of such. An argument that is not
+required has a `default`. The files stand beside the package in a wheel and above it in a checkout.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.prompts.base import Message, Prompt, PromptArgument
+from mcp.shared.exceptions import MCPError
+from mcp.types import INVALID_PARAMS, InputRequiredResult
+
+from snapshot_mcp.contract.text import clean_text
+
+PACKAGE = Path(__file__).parent.parent
+ARGUMENT_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A parsed file; `arguments` by name, each a mapping of description, required and default."""
+
+    name: str
+    title: str
+    description: str
+    arguments: Mapping[str, Mapping[str, str]]
+    body: str
+
+
+class FilePrompt(Prompt):
+    """A prompt that tells what is wrong with its arguments in both protocol eras (the SDK hides it in one)."""
+
+    async def render(
+        self, arguments: dict[str, Any] | None, context: Context[Any, Any]
+    ) -> list[Message] | InputRequiredResult:
+        given = arguments or {}
+        known = {one.name for one in self.arguments or ()}
+        missing = [one.name for one in self.arguments or () if one.required and not given.get(one.name)]
+        if missing or not given.keys() <= known:
+            wrong = f"{missing[0]} is missing" if missing else f"{clean_text(min(given.keys() - known))} is no argument"
+            names = ", ".join(one.name for one in self.arguments or ())
+            raise MCPError(INVALID_PARAMS, f"Prompt {self.name}: {wrong}. Its arguments: {names}.")
+        return await super().render(given, context)
+
+
+def load_prompts() -> Iterator[Prompt]:
+    """Yield a prompt for each file, by name."""
+    for path in sorted(prompts_folder().glob("*.md")):
+        yield build_prompt(parse_prompt(path.read_text(encoding="utf-8"), path.name))
+
+
+def prompts_folder() -> Path:
+    """Return where the files are: in the package (wheel) or beside it (checkout, editable install)."""
+    shipped = PACKAGE / "prompts"
+    return shipped if shipped.is_dir() else PACKAGE.parent / "prompts"
+
+
+def parse_prompt(text: str, file_name: str) -> PromptFile:
+    """Read one file. Raises ValueError naming the file, because a wrong one is our own mistake."""
+    match = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL)
+    if not match:
+        raise ValueError(f"{file_name}: no front matter")
+    head: dict[str, str] = {}
+    arguments: list[dict[str, str]] = []
+    for line in match[1].splitlines():
+        field = re.fullmatch(r"(  - |    )?(\w+): ?(.*)", line)
+        if not field:
+            raise ValueError(f"{file_name}: {line!r} is no field")
+        lead, key, value = field.groups()
+        if lead == "  - ":
+            arguments.append({})
+        if lead:
+            arguments[-1][key] = value
+        elif key != "arguments":
+            head[key] = value
+    body = match[2].strip()
+    names = {one["name"] for one in arguments}
+    if used := set(re.findall(r"\{(\w+)\}", body)) ^ names:
+        raise ValueError(f"{file_name}: {', '.join(sorted(used))} stands in the text or in the arguments, not in both")
+    return PromptFile(head["name"], head["title"], head["description"], {one["name"]: one for one in arguments}, body)
+
+
+def build_prompt(file: PromptFile) -> Prompt:
+    """Make the SDK's prompt of a file."""
+    return FilePrompt(
+        name=file.name,
+        title=file.title,
+        description=file.description,
+        arguments=[
+            PromptArgument(name=name, description=one["description"], required=one.get("required") == "true")
+            for name, one in file.arguments.items()
+        ],
+        fn=partial(_render, file),
+    )
+
+
+def _render(file: PromptFile, **arguments: str) -> str:
+    values = {
+        name: clean_text(arguments.get(name) or one.get("default", ""), ARGUMENT_CHARACTERS)
+        for name, one in file.arguments.items()
+    }
+    return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], file.body)

@@ -1,0 +1,91 @@
+"""Tools as this server wants them: strict arguments, small schemas, errors translated in one place.
+
+The SDK's own tools ignore unknown arguments, convert types and publish pydantic's titles; ours refuse, insist and stay short.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.types import ToolAnnotations
+from pydantic import ConfigDict, ValidationError
+
+from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+
+READ = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+WRITE = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+WRITE_AGAIN = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+DESTROY = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=False)
+
+
+class StrictTool(Tool):
+    """A tool that says in one line each what is wrong with its arguments, and tells a zone's errors to the model."""
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        try:
+            self.fn_metadata.validate_arguments(arguments)
+        except ValidationError as error:
+            raise ToolError(f"{self.name} was not called: {self._describe(error)}") from error
+        try:
+            return await super().run(arguments, context, convert_result)
+        except UnexpectedToolError as error:
+            if isinstance(error.__cause__, ZoneError):
+                raise ToolError(f"{self.name} failed: {error.__cause__}") from error.__cause__
+            raise
+
+    def _describe(self, error: ValidationError) -> str:
+        lines = []
+        for one in error.errors(include_url=False, include_input=False):
+            name = clean_text(".".join(str(part) for part in one["loc"]))
+            match one["type"]:
+                case "extra_forbidden":
+                    known = ", ".join(self.fn_metadata.arg_model.model_fields)
+                    lines.append(f"{name} is none of its arguments ({known}).")
+                case "missing":
+                    lines.append(f"{name} is missing.")
+                case _:
+                    lines.append(f"{name}: {clean_text(one['msg'].removeprefix('Input '), MESSAGE_CHARACTERS)}.")
+        return " ".join(lines)
+
+
+def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> Tool:
+    """Make a tool of a module-level function: its name, its docstring, its annotated parameters and result."""
+    tool = StrictTool.from_function(fn, title=title, description=_one_line(fn.__doc__ or ""), annotations=annotations)
+    model = tool.fn_metadata.arg_model
+    model.model_config |= ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+    model.model_rebuild(force=True)
+    tool.parameters = compact_schema(model.model_json_schema(by_alias=True))
+    tool.fn_metadata.output_schema = compact_schema(tool.fn_metadata.output_schema or {})
+    return tool
+
+
+def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema without what tells a model nothing: titles, empty defaults, the null beside a type.
+
+    Results leave unset fields out (`results.Result`), so the null is never sent either.
+    """
+    return {key: _compact(value, key) for key, value in schema.items() if key not in {"title", "description"}}
+
+
+def _compact(value: Any, key: str) -> Any:
+    if isinstance(value, list):
+        return [_compact(one, "") for one in value]
+    if not isinstance(value, dict):
+        return value
+    if key in {"properties", "$defs"}:
+        return {name: _compact(one, "") for name, one in value.items()}
+    out = {name: _compact(one, name) for name, one in value.items() if name != "title"}
+    if out.get("default", 0) in (None, "", [], ()):
+        del out["default"]
+    arms = [arm for arm in out.get("anyOf", ()) if arm != {"type": "null"}]
+    if len(arms) == 1:
+        del out["anyOf"]
+        out = {**arms[0], **out}
+    return out
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,212 @@
+"""Jobs: waiting for them and listing the unfinished ones.
+
+The server waits, not the model: a wait is pushed, bounded, tells its progress, and "still running" is a result. Without a
+zone a job is looked for in every zone, and one that cannot be reached is named.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Literal
+
+import anyio
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult
+from pydantic import Field
+
+from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatus
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
+from snapshot_mcp.jobs import Zone
+from snapshot_mcp.server.face import Face, face_of
+from snapshot_mcp.server.looking import ZoneArgument
+from snapshot_mcp.server.results import JobList, JobRow, Unreachable, Waited
+
+Tell = Callable[[dict[str, Job]], Awaitable[None]]
+
+DEFAULT_WAIT_SECONDS = 25.0
+MAX_WAIT_SECONDS = 50.0
+"""Hosts give a call up after 60 seconds; the answer must be back before."""
+
+NEXT_STEPS = {
+    JobAction.CREATE: "The restore point is there; show_chain shows where it stands.",
+    JobAction.APPLY: "The disk holds the snapshot's content again; show_chain shows the head and the safety snapshot.",
+    JobAction.DELETE: "Gone; recover_snapshots can bring it back while the zone keeps it.",
+    JobAction.CREATE_VOLUME: "The new volume is in list_resources.",
+    JobAction.CAPTURE_INSTANCE: "The image is in list_resources with kind image.",
+    JobAction.LEASE: "They are back; show_chain shows them.",
+}
+
+
+async def wait_for_job(
+    ctx: Context,
+    job_ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=100)],
+    timeout_seconds: Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)] = DEFAULT_WAIT_SECONDS,
+    zone: Annotated[str, Field(description="Looked for in every zone if left out")] = "",
+) -> Annotated[CallToolResult, Waited]:
+    """Wait until these jobs have ended, with progress. "still_running" means: call it again. A job goes on whether or not
+    anybody waits."""
+    wanted = list(dict.fromkeys(job_ids))
+    places = await _find_zones(face_of(ctx), wanted, zone)
+    told = -1.0
+
+    async def tell(jobs: dict[str, Job]) -> None:
+        nonlocal told
+        if len(jobs) < len(wanted):
+            return
+        percent = round(sum(_fraction(job) for job in jobs.values()) / len(jobs) * 100, 1)
+        if percent > told:
+            told = percent
+            await ctx.report_progress(percent, 100, _progress_text(list(jobs.values())))
+
+    jobs = await _wait(places, timeout_seconds, tell)
+    rows = [JobRow.of(jobs[job_id], places[job_id].name) for job_id in wanted]
+    failed = [row for row in rows if row.status == JobStatus.FAILED]
+    running = [one for one in jobs.values() if not one.is_finished]
+    outcome: Literal["successful", "failed", "still_running"] = (
+        "failed" if failed else "still_running" if running else "successful"
+    )
+    if running:
+        hint = f"Still running: call wait_for_job again for {', '.join(clean_text(one.job_id) for one in running)}."
+    elif failed:
+        hint = "Tell the reason as it is. Do not repeat it before its cause is gone."
+    else:
+        hint = " ".join(
+            dict.fromkeys(NEXT_STEPS[JobAction(row.action)] for row in rows if row.action in set(JobAction))
+        )
+    result = Waited(outcome=outcome, jobs=rows, hint=hint)
+    return result.with_text(*map(job_line, rows), hint)
+
+
+async def list_jobs(ctx: Context, zone: ZoneArgument = "") -> Annotated[CallToolResult, JobList]:
+    """List the jobs that have not ended, in every zone if none is named."""
+    face = face_of(ctx)
+    names = [face.zone(zone).name] if zone else face.zones.names
+    found: dict[str, tuple[Job, ...]] = {}
+    errors: dict[str, ZoneError] = {}
+
+    async def look(place: Zone) -> None:
+        try:
+            found[place.name] = await place.provider.list_unfinished_jobs()
+        except ZoneError as error:
+            errors[place.name] = error
+
+    async with anyio.create_task_group() as tasks:
+        for name in names:
+            tasks.start_soon(look, face.zone(name))
+    if not found:
+        raise next(iter(errors.values())) if len(errors) == 1 else Unavailable(_unreachable_text(errors))
+    rows = [JobRow.of(job, name) for name in names for job in found.get(name, ())]
+    unreachable = [
+        Unreachable(zone=name, reason=clean_text(error, MESSAGE_CHARACTERS)) for name, error in errors.items()
+    ]
+    where = ", ".join(found)
+    hint = "wait_for_job follows them." if rows else ""
+    head = f"No unfinished jobs in {where}." if not rows else f"{len(rows)} unfinished in {where}:"
+    result = JobList(jobs=rows, unreachable=unreachable, hint=hint)
+    return result.with_text(head, *map(job_line, rows), _unreachable_text(errors) if errors else "", hint)
+
+
+async def find_job(face: Face, job_id: str, zone: str = "") -> tuple[Zone, Job]:
+    """Return a job and its zone, looked for in every zone unless one is named.
+
+    Raises NotFound when all zones have answered, Unavailable naming those that have not.
+    """
+    names = [face.zone(zone).name] if zone else face.zones.names
+    found: list[tuple[Zone, Job]] = []
+    errors: dict[str, ZoneError] = {}
+
+    async def look(place: Zone) -> None:
+        try:
+            found.append((place, await place.provider.get_job(job_id)))
+        except NotFound:
+            pass
+        except ZoneError as error:
+            errors[place.name] = error
+
+    async with anyio.create_task_group() as tasks:
+        for name in names:
+            tasks.start_soon(look, face.zone(name))
+    if found:
+        return found[0]
+    where = f"zone {names[0]}" if len(names) == 1 else f"the zones {', '.join(names)}"
+    if not errors:
+        raise NotFound(f"There is no job {quoted(job_id)} in {where}.", hint="list_jobs shows the unfinished ones.")
+    if len(names) == 1:
+        raise errors[names[0]]
+    raise Unavailable(
+        f"Job {quoted(job_id)} is in none of the zones that answered. {_unreachable_text(errors)}",
+        hint="Ask again, or name its zone.",
+    )
+
+
+async def _find_zones(face: Face, job_ids: Sequence[str], zone: str) -> dict[str, Zone]:
+    if zone or len(face.zones.names) == 1:
+        return dict.fromkeys(job_ids, face.zone(zone))
+    return {job_id: (await find_job(face, job_id))[0] for job_id in job_ids}
+
+
+async def _wait(places: dict[str, Zone], timeout_seconds: float, tell: Tell) -> dict[str, Job]:
+    """Wait in all zones at once; the first error is the wait's."""
+    by_zone: dict[str, list[str]] = {}
+    for job_id, place in places.items():
+        by_zone.setdefault(place.name, []).append(job_id)
+    jobs: dict[str, Job] = {}
+    errors: list[ZoneError] = []
+
+    async def note(some: tuple[Job, ...]) -> None:
+        jobs.update({job.job_id: job for job in some})
+        await tell(jobs)
+
+    async def wait_in(place: Zone, job_ids: list[str]) -> None:
+        try:
+            jobs.update(zip(job_ids, await place.watcher.wait(job_ids, timeout_seconds, note), strict=True))
+        except ZoneError as error:
+            errors.append(error)
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for job_ids in by_zone.values():
+            tasks.start_soon(wait_in, places[job_ids[0]], job_ids)
+    if errors:
+        raise errors[0]
+    return jobs
+
+
+def job_line(row: JobRow) -> str:
+    """One job as a line of text."""
+    parts = [f"Job {row.job_id} in zone {row.zone}: {row.action}", row.status]
+    if row.status not in FINAL_JOB_STATUSES:
+        if row.percent is not None:
+            parts.append(f"{row.percent:.0f} %")
+        if row.phase:
+            parts.append(row.phase)
+        if row.done_bytes is not None and row.total_bytes:
+            parts.append(f"{format_bytes(row.done_bytes)} of {format_bytes(row.total_bytes)}")
+    if row.error:
+        parts.append(f"reason: {quoted(row.error, MESSAGE_CHARACTERS)}")
+    if row.resource_ids:
+        parts.append(", ".join(row.resource_ids))
+    return "  ".join(parts)
+
+
+def _fraction(job: Job) -> float:
+    if job.is_finished:
+        return 1.0
+    return min(job.progress.fraction, 0.99) if job.progress else 0.0
+
+
+def _progress_text(jobs: Sequence[Job]) -> str:
+    running = [job for job in jobs if not job.is_finished]
+    if not running:
+        return "ended"
+    if len(running) == 1 and running[0].progress:
+        progress = running[0].progress
+        size = f" {format_bytes(progress.done)} of {format_bytes(progress.total)}" if progress.unit == "bytes" else ""
+        return f"{clean_text(progress.phase) or running[0].status}{size}"
+    return f"{len(running)} of {len(jobs)} still running"
+
+
+def _unreachable_text(errors: dict[str, ZoneError]) -> str:
+    return " ".join(
+        f"Zone {name} did not answer: {clean_text(error.message, MESSAGE_CHARACTERS)}" for name, error in errors.items()
+    )

@@ -1,0 +1,266 @@
+"""Waiting for jobs: one upstream a zone, any number of waiters (design.md, "What it must reach")."""
+
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio.streams.memory import MemoryObjectSendStream
+
+from snapshot_mcp.contract.errors import NotFound, Unavailable, UnknownZone
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.provider import Feature, Provider
+from snapshot_mcp.jobs import Zones
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class JobsOnly:
+    """The jobs' half of a zone, held in memory; it counts what is asked of it."""
+
+    zone = "model"
+    location = "memory"
+    recovery_seconds = 0
+
+    def __init__(self, *features: Feature) -> None:
+        self.features = frozenset(features)
+        self.jobs: dict[str, Job] = {}
+        self.reads = 0
+        self.lists = 0
+        self.streams = 0
+        self.open_streams: list[MemoryObjectSendStream[Job]] = []
+        self.is_reachable = True
+        self.is_closed = False
+        self.has_subscriber = anyio.Event()
+        self.was_read = anyio.Event()
+
+    def set(self, job_id: str, status: str, *, announced: bool = True, **fields: Any) -> None:
+        self.jobs[job_id] = Job(job_id=job_id, status=status, **fields)
+        if announced:
+            for stream in self.open_streams:
+                stream.send_nowait(self.jobs[job_id])
+
+    def break_streams(self) -> None:
+        for stream in self.open_streams:
+            stream.close()
+
+    async def get_job(self, job_id: str) -> Job:
+        self.reads += 1
+        await anyio.lowlevel.checkpoint()
+        self.was_read.set()
+        self._reach()
+        if job_id not in self.jobs:
+            raise NotFound(f"There is no job {job_id!r}.")
+        return self.jobs[job_id]
+
+    async def list_unfinished_jobs(self) -> tuple[Job, ...]:
+        self.lists += 1
+        await anyio.lowlevel.checkpoint()
+        self.was_read.set()
+        self._reach()
+        return tuple(job for job in self.jobs.values() if not job.is_finished)
+
+    async def watch_jobs(self) -> AsyncIterator[Job]:
+        self.streams += 1
+        self._reach()
+        send, receive = anyio.create_memory_object_stream[Job](10_000)
+        self.open_streams.append(send)
+        self.has_subscriber.set()
+        try:
+            async with send, receive:
+                async for job in receive:
+                    yield job
+            raise Unavailable("The stream ended.")
+        finally:
+            self.open_streams.remove(send)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+    def _reach(self) -> None:
+        if not self.is_reachable:
+            raise Unavailable("Zone 'model' cannot be reached.")
+
+
+def zones_of(model: JobsOnly) -> Zones:
+    return Zones({"model": lambda: cast(Provider, model)})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("features", [(Feature.WATCH,), ()])
+async def test_a_wait_ends_when_its_jobs_have(features: tuple[Feature, ...]) -> None:
+    model = JobsOnly(*features)
+    model.set("a", "working")
+    model.set("b", "successful")
+    seen: list[tuple[str, ...]] = []
+
+    async def on_change(jobs: tuple[Job, ...]) -> None:
+        seen.append(tuple(job.status for job in jobs))
+        if len(seen) == 1:
+            model.set("a", "failed")
+
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones:
+            jobs = await zones.get().watcher.wait(["b", "a"], 4, on_change)
+    assert [job.job_id for job in jobs] == ["b", "a"]
+    assert seen[0] == ("successful", "working")
+    assert seen[-1] == ("successful", "failed")
+    assert model.is_closed
+
+
+@pytest.mark.anyio
+async def test_still_running_is_a_result_and_the_job_is_left_alone() -> None:
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones:
+            (job,) = await zones.get().watcher.wait(["a"], 0)
+    assert job.status == "working"
+
+
+@pytest.mark.anyio
+async def test_an_unknown_job_is_not_found_whatever_else_is_waited_for() -> None:
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones:
+            with pytest.raises(NotFound, match="'x'"):
+                await zones.get().watcher.wait(["a", "x"], 4)
+
+
+@pytest.mark.anyio
+async def test_an_unreachable_zone_is_told_and_a_later_wait_works() -> None:
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "successful")
+    model.is_reachable = False
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones:
+            with pytest.raises(Unavailable, match="cannot be reached"):
+                await zones.get().watcher.wait(["a"], 4)
+            model.is_reachable = True
+            (job,) = await zones.get().watcher.wait(["a"], 4)
+    assert job.is_successful
+
+
+@pytest.mark.anyio
+async def test_a_zone_that_goes_away_during_a_wait_is_told_at_its_end() -> None:
+    model = JobsOnly()
+    model.set("a", "working")
+
+    async def go_away(jobs: tuple[Job, ...]) -> None:
+        model.is_reachable = False
+
+    with anyio.fail_after(8):
+        async with zones_of(model) as zones:
+            with pytest.raises(Unavailable):
+                await zones.get().watcher.wait(["a"], 1.5, go_away)
+
+
+@pytest.mark.anyio
+async def test_a_broken_stream_is_replaced_by_reading() -> None:
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+
+    async def break_and_finish(jobs: tuple[Job, ...]) -> None:
+        if not jobs[0].is_finished:
+            await model.has_subscriber.wait()
+            model.break_streams()
+            model.set("a", "successful", announced=False)
+
+    with anyio.fail_after(8):
+        async with zones_of(model) as zones:
+            (job,) = await zones.get().watcher.wait(["a"], 6, break_and_finish)
+    assert job.is_successful
+
+
+@pytest.mark.anyio
+async def test_an_end_that_the_stream_missed_while_it_began_is_read_after_it() -> None:
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+
+    async def finish_unannounced(jobs: tuple[Job, ...]) -> None:
+        model.set("a", "successful", announced=False)
+
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones:
+            (job,) = await zones.get().watcher.wait(["a"], 4, finish_unannounced)
+    assert job.is_successful
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_wait_leaves_the_other_waiters_alone() -> None:
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones, anyio.create_task_group() as tasks:
+
+            async def short(scope: anyio.CancelScope) -> None:
+                with scope:
+                    await zones.get().watcher.wait(["a"], 60)
+
+            scope = anyio.CancelScope()
+            tasks.start_soon(short, scope)
+            await model.was_read.wait()
+
+            async def then_finish(jobs: tuple[Job, ...]) -> None:
+                scope.cancel()
+                if not jobs[0].is_finished:
+                    model.set("a", "successful")
+
+            (job,) = await zones.get().watcher.wait(["a"], 4, then_finish)
+            assert job.is_successful
+
+
+@pytest.mark.anyio
+async def test_a_thousand_waits_share_one_stream_and_a_handful_of_reads() -> None:
+    """design.md: one stream or one poller upstream."""
+    model = JobsOnly(Feature.WATCH)
+    names = [f"job-{number}" for number in range(1000)]
+    for name in names:
+        model.set(name, "working")
+    ended: set[str] = set()
+    with anyio.fail_after(20):
+        async with zones_of(model) as zones, anyio.create_task_group() as tasks:
+            started = anyio.Event()
+            known: set[str] = set()
+
+            async def one(name: str) -> None:
+                async def on_change(jobs: tuple[Job, ...]) -> None:
+                    known.add(name)
+                    if len(known) == len(names):
+                        started.set()
+
+                (job,) = await zones.get().watcher.wait([name], 15, on_change)
+                assert job.is_successful
+                ended.add(name)
+
+            for name in names:
+                tasks.start_soon(one, name)
+            await started.wait()
+            for name in names:
+                model.set(name, "successful")
+    assert ended == set(names)
+    assert model.streams == 1
+    assert model.reads + model.lists < 20
+
+
+@pytest.mark.anyio
+async def test_zones_are_built_when_asked_for_and_an_unknown_one_names_the_known() -> None:
+    built: list[str] = []
+
+    def build(name: str) -> Provider:
+        built.append(name)
+        return cast(Provider, JobsOnly())
+
+    async with Zones({"a": lambda: build("a"), "b": lambda: build("b")}, default="b", production=["b"]) as zones:
+        assert built == []
+        assert zones.get().name == "b"
+        assert zones.get("b") is zones.get()
+        assert zones.get().is_production
+        assert built == ["b"]
+        with pytest.raises(UnknownZone, match=r"“c”\. Zones: a, b\."):
+            zones.get("c")

@@ -1,0 +1,189 @@
+"""A disk in use is never rolled back, and never copied as a mixture (must show 8; engine_notes.md, "A disk in use")."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from snapshot_mcp.contract.errors import ResourceBusy
+from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local import platform as local_platform
+from tests.disks import MIB, back_up, change, finish, get, make_image, succeed
+
+pytestmark = pytest.mark.anyio
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+
+@contextmanager
+def holder(code: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that runs `code`, says so, and holds on until it is let go."""
+    script = f"import fcntl, mmap, os, sys\n{code}\nprint('holding', flush=True)\nsys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "holding\n"
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+WAYS = {
+    "open for writing": ("f = os.open({path!r}, os.O_RDWR)", "has it open for writing"),
+    "mapped": (
+        "f = os.open({path!r}, os.O_RDWR); m = mmap.mmap(f, 4096); os.close(f)",
+        "has it open for writing",
+    ),
+    "locked by flock": ("f = os.open({path!r}, os.O_RDONLY); fcntl.flock(f, fcntl.LOCK_EX)", "has locked it"),
+    "locked by fcntl": (
+        "f = os.open({path!r}, os.O_RDWR); fcntl.lockf(f, fcntl.LOCK_EX)",
+        "has locked it",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_disk_that_another_process_holds_is_not_rolled_back(
+    way: str, local_zone: LocalZone, tmp_path: Path
+) -> None:
+    """Must show 8: refused, naming by what; the disk stays byte for byte as it was."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    change(image, 5000)
+    before = image.read_bytes()
+    code, says = WAYS[way]
+    with holder(code.format(path=str(image))) as process:
+        with pytest.raises(ResourceBusy, match=says) as refusal:
+            await local_zone.apply_snapshots([snapshot_id])
+        if way != "mapped":
+            assert str(process.pid) in str(refusal.value)
+        assert image.read_bytes() == before
+    await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))
+
+
+@needs_root
+@pytest.mark.parametrize("mode", ["--read-only", ""])
+async def test_a_loop_device_is_named(mode: str, local_zone: LocalZone, tmp_path: Path) -> None:
+    """Must show 8: loop-mounted, also read-only: its cache would show what is no longer there."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    command = ["losetup", "--find", "--show", *mode.split(), str(image)]
+    device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        with pytest.raises(ResourceBusy, match=f"loop device {device} sits on it"):
+            await local_zone.apply_snapshots([snapshot_id])
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+async def test_a_disk_that_is_being_written_is_not_backed_up_as_a_mixture(
+    local_zone: LocalZone, tmp_path: Path
+) -> None:
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    with (
+        holder(f"f = os.open({str(image)!r}, os.O_RDWR)") as process,
+        pytest.raises(ResourceBusy, match=rf"process {process.pid} .* has it open for writing"),
+    ):
+        await local_zone.create_snapshots([volume.id], "mixture")
+
+
+async def test_the_operator_may_allow_fuzzy_copies_and_they_say_so(zone_folder: Path, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    zone = LocalZone(zone_folder, allow_fuzzy=True)
+    volume = await zone.add_resource(image)
+    with holder(f"f = os.open({str(image)!r}, os.O_RDWR)"):
+        snapshot_id = await back_up(zone, volume.id)
+    assert (await get(zone, snapshot_id)).consistency == "fuzzy"
+    assert (await get(zone, await back_up(zone, volume.id))).consistency == "unchanged"
+    await zone.aclose()
+
+
+async def test_a_writer_that_comes_during_a_backup_waits_or_ends_it(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """engine_notes.md: a lease that was broken for too long proves nothing; the job fails and says why."""
+    monkeypatch.setattr(local_platform.ReadLease, "PATIENCE_SECONDS", 0.0)
+    image = make_image(tmp_path / "disk.img", 256 * MIB)
+    volume = await here.add_resource(image)
+    job = await here.create_snapshots([volume.id], "disturbed")
+    while not (progress := (await here.get_job(job.job_id)).progress) or not progress.total:
+        pass
+    with holder(f"f = os.open({str(image)!r}, os.O_RDWR)"):
+        job = await finish(here, job)
+    if job.status == "failed":
+        assert job.error is not None
+        assert job.error.code == "resource_busy"
+        assert "began to write to it while it was being read" in job.info
+    else:
+        assert (await get(here, job.resource_ids[0])).consistency == "unchanged"
+
+
+async def test_an_image_that_changes_its_size_during_a_job_is_an_error(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """contract.md, "Size". Without leases nothing holds the other program off, so the change must be noticed."""
+    monkeypatch.setattr(local_platform, "HAS_LEASE", False)
+    image = make_image(tmp_path / "disk.img", 64 * MIB)
+    volume = await here.add_resource(image)
+    read = os.pread
+    sizes = iter((65 * MIB,))
+
+    def grow_once(fd: int, length: int, offset: int) -> bytes:
+        for size in sizes:
+            os.truncate(image, size)
+        return read(fd, length, offset)
+
+    monkeypatch.setattr("snapshot_mcp.providers.local.capture.os.pread", grow_once)
+    job = await finish(here, await here.create_snapshots([volume.id], "growing"))
+    assert job.status == "failed"
+    assert f"its size changed from {64 * MIB} to {65 * MIB} bytes" in job.info
+
+
+@pytest.fixture(params=["xfs", "btrfs"])
+def reflink_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A filesystem with instant clones, on a loop device."""
+    if os.geteuid() != 0 or shutil.which(f"mkfs.{request.param}") is None:
+        pytest.skip(f"mounting a {request.param} filesystem needs root and mkfs.{request.param}")
+    backing, mount_point = tmp_path / "backing", tmp_path / "mounted"
+    with backing.open("wb") as file:
+        file.truncate(512 * MIB)
+    mount_point.mkdir()
+    subprocess.run([f"mkfs.{request.param}", "-q", str(backing)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(backing), str(mount_point)], check=True)
+    yield mount_point
+    subprocess.run(["umount", str(mount_point)], check=True)
+
+
+async def test_a_disk_in_use_is_copied_in_an_instant_where_the_filesystem_can(
+    reflink_folder: Path, here: LocalZone
+) -> None:
+    """engine_notes.md, rung 1: btrfs and XFS."""
+    image = make_image(reflink_folder / "disk.img")
+    volume = await here.add_resource(image)
+    with image.open("r+b") as writer:
+        snapshot_id = await back_up(here, volume.id)
+        before = image.read_bytes()
+        writer.write(b"written after the capture")
+    assert (await get(here, snapshot_id)).consistency == "instant"
+    assert [path.name for path in reflink_folder.glob("*.img*")] == ["disk.img"]
+    await succeed(here, await here.apply_snapshots([snapshot_id]))
+    assert image.read_bytes() == before
+
+
+def test_a_lock_of_our_own_is_given_back(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    for _ in range(50):
+        with image.open("r+b") as file, local_platform.WriteHold(file.fileno(), image):
+            pass
+    with image.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

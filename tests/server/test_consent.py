@@ -1,0 +1,228 @@
+"""The guarded tools through a real client, in both eras: who is asked, and what each answer leads to (issue 2, "Must show" 5)."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from mcp import Client
+from mcp.client.session import ClientSession
+from mcp.types import ElicitResult
+
+from snapshot_mcp import app
+from tests.server.conftest import Lab, back_up, content, data_of, text_of
+
+Answerer = Callable[[Any, Any], Awaitable[ElicitResult]]
+
+
+class Person:
+    """Answers the questions of a host: each reply is a word, `NAME` for the name asked for, or a dialog's end."""
+
+    def __init__(self, *replies: str | ElicitResult) -> None:
+        self.replies = list(replies)
+        self.questions: list[str] = []
+
+    async def __call__(self, context: Any, params: Any) -> ElicitResult:
+        self.questions.append(params.message)
+        assert list(params.requested_schema["properties"]) == ["answer"]
+        assert "default" not in params.requested_schema["properties"]["answer"]
+        reply = self.replies.pop(0)
+        return reply if isinstance(reply, ElicitResult) else ElicitResult(action="accept", content={"answer": reply})
+
+
+async def two_snapshots(client: Client, disk: str) -> tuple[str, str]:
+    return await back_up(client, disk, "one"), await back_up(client, disk, "two")
+
+
+async def total(client: Client) -> int:
+    return int(data_of(await client.call_tool("list_snapshots", {}))["total_count"])
+
+
+@pytest.mark.anyio
+async def test_an_accepted_deletion_is_a_job(lab: Lab, mode: str) -> None:
+    await lab.add_disk("web")
+    person = Person("delete")
+    async with lab.connect(mode, elicitation_callback=person) as client:
+        _, second = await two_snapshots(client, "web")
+        result = await client.call_tool("delete_snapshot", {"snapshot_id": second})
+        assert data_of(result)["status"] == "started"
+        assert data_of(result)["plan"]
+        assert "submitted" in text_of(result)
+        waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [data_of(result)["job_id"]]}))
+        assert waited["outcome"] == "successful"
+        assert await total(client) == 1
+        gone = data_of(await client.call_tool("show_chain", {"resource_id": "web"}))["gone_count"]
+        assert gone == 1
+    assert len(person.questions) == 1
+    assert second in person.questions[0] or "two" in person.questions[0]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "reply",
+    [
+        ElicitResult(action="decline"),
+        ElicitResult(action="cancel"),
+        ElicitResult(action="accept", content={"answer": "maybe"}),
+        ElicitResult(action="accept", content={}),
+        ElicitResult(action="accept", content={"confirm": True}),
+        ElicitResult(action="accept"),
+    ],
+    ids=["decline", "cancel", "garbage", "empty", "another field", "nothing"],
+)
+async def test_what_is_no_answer_does_nothing_and_leaves_an_approval(lab: Lab, mode: str, reply: ElicitResult) -> None:
+    await lab.add_disk("web")
+    async with lab.connect(mode, elicitation_callback=Person(reply)) as client:
+        _, second = await two_snapshots(client, "web")
+        result = await client.call_tool("delete_snapshot", {"snapshot_id": second})
+        assert data_of(result)["status"] == "needs_approval"
+        assert data_of(result)["approval_id"] in text_of(result)
+        assert data_of(result)["approval_expires_at"].endswith("Z")
+        assert await total(client) == 2
+
+
+@pytest.mark.anyio
+async def test_a_persons_keep_is_final(lab: Lab, mode: str) -> None:
+    await lab.add_disk("web")
+    person = Person("keep")
+    async with lab.connect(mode, elicitation_callback=person) as client:
+        _, second = await two_snapshots(client, "web")
+        for _ in range(2):
+            result = await client.call_tool("delete_snapshot", {"snapshot_id": second})
+            assert data_of(result)["status"] == "declined"
+            assert "approval_id" not in data_of(result)
+        assert await total(client) == 2
+    assert len(person.questions) == 1
+
+
+@pytest.mark.anyio
+async def test_without_elicitation_a_person_approves_outside_and_it_goes_through_once(lab: Lab, mode: str) -> None:
+    await lab.add_disk("web")
+    async with lab.connect(mode) as client:
+        _, second = await two_snapshots(client, "web")
+        arguments = {"snapshot_id": second}
+        first = data_of(await client.call_tool("delete_snapshot", arguments))
+        again = data_of(await client.call_tool("delete_snapshot", arguments))
+        assert first["status"] == again["status"] == "needs_approval"
+        assert first["approval_id"] == again["approval_id"]
+        assert await total(client) == 2
+        await app.build_guard(lab.settings).approve(first["approval_id"], None)
+        started = data_of(await client.call_tool("delete_snapshot", arguments))
+        assert started["status"] == "started"
+        repeated = await client.call_tool("delete_snapshot", arguments)
+        assert repeated.is_error or data_of(repeated)["status"] != "started"
+        await client.call_tool("wait_for_job", {"job_ids": [started["job_id"]]})
+        assert await total(client) == 1
+
+
+@pytest.mark.anyio
+async def test_a_host_with_url_elicitation_only_is_not_asked_by_form(
+    lab: Lab, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notes 3.2: bare `{}` means form, `url` alone does not."""
+    build = ClientSession._build_capabilities
+
+    def url_only(self: ClientSession, *arguments: Any, **options: Any) -> Any:
+        capabilities = build(self, *arguments, **options)
+        assert capabilities.elicitation is not None
+        capabilities.elicitation.form = None
+        return capabilities
+
+    monkeypatch.setattr(ClientSession, "_build_capabilities", url_only)
+    await lab.add_disk("web")
+    person = Person()
+    async with lab.connect(mode, elicitation_callback=person) as client:
+        _, second = await two_snapshots(client, "web")
+        assert data_of(await client.call_tool("delete_snapshot", {"snapshot_id": second}))["status"] == "needs_approval"
+    assert person.questions == []
+
+
+@pytest.mark.anyio
+async def test_a_roll_back_brings_the_disk_back_and_keeps_a_way_back(lab: Lab, mode: str) -> None:
+    disk = await lab.add_disk("web")
+    assert disk.path
+    before = content(disk.path)
+    person = Person("overwrite", "overwrite", "roll back", "rollback")
+
+    async def agree(context: Any, params: Any) -> ElicitResult:
+        person.questions.append(params.message)
+        field = params.requested_schema["properties"]["answer"]
+        return ElicitResult(action="accept", content={"answer": field["enum"][0]})
+
+    async with lab.connect(mode, elicitation_callback=agree) as client:
+        snapshot_id = await back_up(client, "web", "good")
+        changed = b"x" * len(before)
+        with open(disk.path, "r+b") as file:  # noqa: PTH123
+            file.write(changed)
+        result = data_of(await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [snapshot_id]}))
+        assert result["status"] == "started"
+        await client.call_tool("wait_for_job", {"job_ids": [result["job_id"]]})
+        assert content(disk.path) == before
+        (safety,) = result["safety_snapshot_ids"]
+        back = data_of(await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [safety]}))
+        await client.call_tool("wait_for_job", {"job_ids": [back["job_id"]]})
+        assert content(disk.path) == changed
+    assert len(person.questions) == 2
+
+
+@pytest.mark.anyio
+async def test_more_to_lose_between_question_and_answer_is_never_covered(lab: Lab, mode: str) -> None:
+    """The zone changed for the worse: no action without a new question."""
+    await lab.add_disk("web")
+    asked: list[str] = []
+
+    async def build_on_it_then_agree(context: Any, params: Any) -> ElicitResult:
+        asked.append(params.message)
+        if len(asked) == 1:
+            async with lab.connect() as other:
+                await back_up(other, "web", "three")
+            return ElicitResult(action="accept", content={"answer": "delete"})
+        return ElicitResult(action="accept", content={"answer": "keep"})
+
+    async with lab.connect(mode, elicitation_callback=build_on_it_then_agree) as client:
+        _, second = await two_snapshots(client, "web")
+        result = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": second}))
+        assert result["status"] == ("declined" if mode == "auto" else "plan_changed")
+        assert await total(client) == 3
+    assert len(asked) == (2 if mode == "auto" else 1)
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_nobody_asked_for_answers_nothing(lab: Lab) -> None:
+    """Notes 3.1: a client that sends responses unasked is ignored and asked anyway."""
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=Person()) as client:
+        _, second = await two_snapshots(client, "web")
+        result = await client.session.call_tool(
+            "delete_snapshot",
+            {"snapshot_id": second},
+            allow_input_required=True,
+            input_responses={"consent": ElicitResult(action="accept", content={"answer": "delete"})},
+        )
+        assert result.result_type == "input_required"
+        assert await total(client) == 2
+
+
+@pytest.mark.anyio
+async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
+    """Notes 3.1: request state is not single-use; the plan must be."""
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=Person()) as client:
+        _, second = await two_snapshots(client, "web")
+        arguments = {"snapshot_id": second}
+        asked: Any = await client.session.call_tool("delete_snapshot", arguments, allow_input_required=True)
+        yes = {"consent": ElicitResult(action="accept", content={"answer": "delete"})}
+        statuses = []
+        for _ in range(2):
+            result: Any = await client.session.call_tool(
+                "delete_snapshot",
+                arguments,
+                allow_input_required=True,
+                input_responses=yes,
+                request_state=asked.request_state,
+            )
+            if result.result_type == "input_required":
+                statuses.append("asked")
+            else:
+                statuses.append("error" if result.is_error else result.structured_content["status"])
+    assert statuses[0] == "started"
+    assert statuses[1] != "started"

@@ -1,0 +1,111 @@
+"""Waiting: bounded, with progress that only grows, in every zone, truthful about what cannot be reached."""
+
+import os
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import MIB, Lab, data_of, text_of
+
+
+@pytest.mark.anyio
+async def test_progress_only_grows_and_ends_at_a_hundred(lab: Lab, mode: str) -> None:
+    await lab.add_disk("a", 64 * MIB)
+    told: list[tuple[float, float | None]] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, total))
+
+    async with lab.connect(mode) as client:
+        job_id = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))["job_id"]
+        result = await client.call_tool("wait_for_job", {"job_ids": [job_id]}, progress_callback=on_progress)
+    assert data_of(result)["outcome"] == "successful"
+    percents = [progress for progress, _ in told]
+    assert percents == sorted(set(percents))
+    assert percents[-1] == 100
+    assert {total for _, total in told} == {100}
+
+
+@pytest.mark.anyio
+async def test_still_running_is_a_result_with_a_next_step(lab: Lab, mode: str) -> None:
+    await lab.add_disk("a", 64 * MIB)
+    async with lab.connect(mode) as client:
+        job_id = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))["job_id"]
+        result = await client.call_tool("wait_for_job", {"job_ids": [job_id], "timeout_seconds": 0})
+        assert data_of(result)["outcome"] == "still_running"
+        assert "call wait_for_job again" in text_of(result)
+        listed = data_of(await client.call_tool("list_jobs", {}))
+        assert [job["job_id"] for job in listed["jobs"]] == [job_id]
+        done = data_of(await client.call_tool("wait_for_job", {"job_ids": [job_id, job_id]}))
+        assert done["outcome"] == "successful"
+        assert len(done["jobs"]) == 1
+        assert data_of(await client.call_tool("list_jobs", {}))["jobs"] == []
+
+
+@pytest.mark.anyio
+async def test_a_failed_job_tells_its_reason(lab: Lab) -> None:
+    disk = await lab.add_disk("a", 64 * MIB)
+    assert disk.path
+    async with lab.connect() as client:
+        job_id = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))["job_id"]
+        os.truncate(disk.path, 32 * MIB)
+        waited = await client.call_tool("wait_for_job", {"job_ids": [job_id]})
+    if data_of(waited)["outcome"] == "failed":
+        assert data_of(waited)["jobs"][0]["error"]
+        assert "reason" in text_of(waited)
+
+
+TWO_ZONES = """
+default_zone = "near"
+[zones.near]
+provider = "local"
+[zones.far]
+provider = "local"
+"""
+
+
+@pytest.mark.anyio
+async def test_a_job_is_found_in_whichever_zone_has_it(lab: Lab) -> None:
+    lab.folder.joinpath("config.toml").write_text(TWO_ZONES)
+    from snapshot_mcp import app
+
+    far = app.open_local_zone(lab.settings, "far")
+    await far.add_resource(lab.image("a"), "a")
+    await far.aclose()
+    async with lab.connect() as client:
+        made = await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x", "zone": "far"})
+        job_id = data_of(made)["job_id"]
+        waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [job_id]}))
+        assert waited["jobs"][0]["zone"] == "far"
+        unknown = await client.call_tool("wait_for_job", {"job_ids": ["none"]})
+        assert "in the zones near, far" in text_of(unknown)
+        assert "No unfinished jobs in near, far" in text_of(await client.call_tool("list_jobs", {}))
+
+
+@pytest.mark.anyio
+async def test_a_zone_that_cannot_be_reached_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.folder.joinpath("config.toml").write_text(TWO_ZONES)
+    from snapshot_mcp.contract.errors import Unavailable
+    from snapshot_mcp.providers.local import LocalZone
+
+    get_job, list_jobs = LocalZone.get_job, LocalZone.list_unfinished_jobs
+
+    async def get(self: Any, job_id: str) -> Any:
+        if self.zone == "far":
+            raise Unavailable("connection refused")
+        return await get_job(self, job_id)
+
+    async def unfinished(self: Any) -> Any:
+        if self.zone == "far":
+            raise Unavailable("connection refused")
+        return await list_jobs(self)
+
+    monkeypatch.setattr(LocalZone, "get_job", get)
+    monkeypatch.setattr(LocalZone, "list_unfinished_jobs", unfinished)
+    async with lab.connect() as client:
+        lost = await client.call_tool("wait_for_job", {"job_ids": ["none"]})
+        assert lost.is_error
+        assert "Zone far did not answer: connection refused" in text_of(lost)
+        listed = await client.call_tool("list_jobs", {})
+        assert data_of(listed)["unreachable"] == [{"zone": "far", "reason": "connection refused"}]
+        assert "Zone far did not answer" in text_of(listed)

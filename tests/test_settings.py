@@ -1,0 +1,131 @@
+"""The operator's file and the environment (design.md, "Commands and settings")."""
+
+from pathlib import Path
+
+import pytest
+
+from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, SettingsError, load_settings
+
+
+def environ(tmp_path: Path, text: str | None = None, **variables: str) -> dict[str, str]:
+    """An environment with a home of its own and, if given, a settings file."""
+    found = {"SNAPSHOT_MCP_HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    if text is not None:
+        (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+        found["SNAPSHOT_MCP_CONFIG"] = str(tmp_path / "config.toml")
+    return found | {f"SNAPSHOT_MCP_{key}": value for key, value in variables.items()}
+
+
+API = {"API_URL": "https://api.example.com", "API_CLIENT_ID": "key", "API_CLIENT_SECRET": "hush", "ZONE": "ac1"}
+
+
+def test_with_nothing_set_there_is_one_local_zone_and_nothing_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    settings = load_settings(environ(tmp_path))
+    assert settings.zones == {"local": LocalZoneSettings()}
+    assert settings.first_zone == "local"
+    assert settings.zone_folder("local") == tmp_path / "home" / "zones" / "local"
+    assert not settings.read_only
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_environment_alone_describes_one_provider_and_local_is_gone(tmp_path: Path) -> None:
+    settings = load_settings(environ(tmp_path, "", **API))
+    zone = settings.zones["ac1"]
+    assert isinstance(zone, AnchCloudZoneSettings)
+    assert zone.client_secret.get_secret_value() == "hush"
+    assert list(settings.zones) == ["ac1"]
+    assert settings.first_zone == "ac1"
+    assert "hush" not in repr(settings)
+
+
+def test_local_stays_beside_the_environments_zone_if_the_file_lists_it(tmp_path: Path) -> None:
+    settings = load_settings(environ(tmp_path, '[zones.local]\nprovider = "local"\n', **API))
+    assert set(settings.zones) == {"local", "ac1"}
+    assert settings.first_zone == "ac1"
+
+
+def test_a_file_describes_zones_of_both_kinds(tmp_path: Path) -> None:
+    text = """
+    default_zone = "east"
+    read_only = true
+    [zones.disks]
+    provider = "local"
+    recovery_hours = 24
+    folder = "~/disks"
+    [zones.east]
+    provider = "anchcloud"
+    url = "http://127.0.0.1:8080"
+    client_id = "a"
+    client_secret = "b"
+    api_revision = "2016-12"
+    zone = "ac2"
+    production = true
+    """
+    settings = load_settings(environ(tmp_path, text))
+    assert settings.read_only
+    assert settings.first_zone == "east"
+    assert settings.zone_folder("disks") == Path.home() / "disks"
+
+
+def test_read_only_is_only_ever_switched_on_by_the_environment(tmp_path: Path) -> None:
+    assert load_settings(environ(tmp_path, "", READ_ONLY="1")).read_only
+    assert load_settings(environ(tmp_path, "read_only = true", READ_ONLY="0")).guard.read_only
+    assert load_settings(environ(tmp_path, "[guard]\nread_only = true")).read_only
+
+
+def test_the_environment_tightens_the_guard(tmp_path: Path) -> None:
+    settings = load_settings(
+        environ(tmp_path, "[guard]\ndeletions_per_hour = 5", CONSENT="human", DELETIONS_PER_HOUR="50")
+    )
+    assert settings.guard.consent == "human"
+    assert settings.guard.deletions_per_hour == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("redonly = true", "redonly: is no setting"),
+        ("[zones.a]\nprovider = 'local'\nrecovery = 1", "zones.a.recovery: is no setting"),
+        ("[zones.a]\nfolder = 'x'", "zones.a has no provider"),
+        ("[zones.a]\nprovider = 'ceph'", "zones.a"),
+        ("[zones.'a/b']\nprovider = 'local'", "zones.a/b"),
+        (
+            "[zones.a]\nprovider = 'anchcloud'\nurl = 'https://u:p@x'\nclient_id='i'\nclient_secret='hush'",
+            "zones.a.url",
+        ),
+        ("[guard]\nwhatever = 1", "guard.whatever: is no setting"),
+        ("default_zone = 'nowhere'", "default_zone 'nowhere' is none of the zones: local"),
+        ("home = '/x'", "home is no setting of the file"),
+        ("read_only = ", "no valid TOML"),
+        ("zones = 1", "zones is no table"),
+    ],
+)
+def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ(tmp_path, text))
+    assert expected in caught.value.message
+    assert str(tmp_path / "config.toml") in caught.value.message
+    assert "hush" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"READONLY": "1"}, "SNAPSHOT_MCP_READONLY is no setting"),
+        ({"READ_ONLY": "maybe"}, "SNAPSHOT_MCP_READ_ONLY is 'maybe'"),
+        ({"CONSENT": "maybe"}, "SNAPSHOT_MCP_CONSENT=“maybe”"),
+        (
+            {"API_URL": "https://x"},
+            "SNAPSHOT_MCP_API_CLIENT_ID and SNAPSHOT_MCP_API_CLIENT_SECRET and SNAPSHOT_MCP_ZONE",
+        ),
+        ({"CONFIG": "/nowhere/config.toml"}, "There is no settings file '/nowhere/config.toml'"),
+        ({"DEFAULT_ZONE": "nowhere"}, "default_zone 'nowhere'"),
+    ],
+)
+def test_a_wrong_variable_is_an_error_that_names_it(tmp_path: Path, variables: dict[str, str], expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ(tmp_path, **variables))
+    assert expected in caught.value.message
