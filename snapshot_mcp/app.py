@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
-    from snapshot_mcp.guard import Guard
+    from snapshot_mcp.guard import Approval as Approval
+    from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.jobs import Zones
-    from snapshot_mcp.providers.local import LocalZone
+    from snapshot_mcp.providers.local import LocalZone as LocalZone
 
 
 __all__ = ["LocalZone", "build_guard", "build_server", "build_zones", "load_settings", "open_local_zone"]

@@ -13,6 +13,25 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import worker_pid
 
+NEEDS_SETTINGS = "not configured: "
+"""Begins the reason of a skip that a missing setting causes (a real provider's address); any other is a missing tool."""
+
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(NEEDS_SETTINGS):
+            _skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI every tool is there: a test that was skipped for want of one has failed."""
+    if os.environ.get("CI") and _skipped:
+        print("\nSkipped in CI, which counts as failed:", *_skipped, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 @pytest.fixture
 def anyio_backend() -> str:

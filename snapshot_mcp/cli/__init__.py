@@ -22,6 +22,7 @@ COMMANDS = {
     "approve": ("snapshot_mcp.cli.approvals", "say yes to one of them"),
     "deny": ("snapshot_mcp.cli.approvals", "say no to one of them"),
     "pin": ("snapshot_mcp.cli.approvals", "enrol the PIN that proves it is you"),
+    "audit": ("snapshot_mcp.cli.audit", "the record of what was planned, asked, answered and done"),
 }
 """Command → module and help."""
 

@@ -1,15 +1,19 @@
 """`snapshot-mcp zone …`: the embedded zone, for the person whose disks it holds."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp import app
 from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
+
+if TYPE_CHECKING:
+    from snapshot_mcp.app import LocalZone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    zone = app.open_local_zone(app.load_settings(), args.zone)
+    from snapshot_mcp import app
+    from snapshot_mcp.settings import load_settings
+
+    zone = app.open_local_zone(load_settings(os.environ), args.zone)
     try:
         match args.zone_command:
             case "add":
@@ -59,7 +66,7 @@ def _line(resource: Volume | Instance) -> str:
     return f"{resource.id}  {clean_text(resource.name)}  {format_bytes(resource.byte_size)}  {path}{problem}"
 
 
-async def _list(zone: app.LocalZone) -> None:
+async def _list(zone: "LocalZone") -> None:
     found = False
     for list_some in (zone.list_volumes, zone.list_instances):
         offset = 0
@@ -75,7 +82,7 @@ async def _list(zone: app.LocalZone) -> None:
         print("No disk is registered. Register one with: snapshot-mcp zone add PATH")
 
 
-async def _check(zone: app.LocalZone) -> int:
+async def _check(zone: "LocalZone") -> int:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

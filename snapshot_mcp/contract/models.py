@@ -24,6 +24,10 @@ MAX_LIMIT = 100
 """The largest page (contract.md, "What surrounds them")."""
 
 
+MAX_OFFSET = 1 << 62
+"""Beyond every list; keeps numbers within what databases and JSON readers take."""
+
+
 def format_time(moment: datetime | None) -> str:
     """Return `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
@@ -326,8 +330,8 @@ class SnapshotFilter(Request):
     search_word: str = ""
     tags: tuple[str, ...] = ()
     verbose: Literal[0, 1] = 0
-    offset: int = Field(0, ge=0)
-    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
     root_id: str = ""
 
 
@@ -337,15 +341,15 @@ class ResourceFilter(Request):
     ids: tuple[str, ...] = ()
     status: tuple[str, ...] = ()
     search_word: str = ""
-    offset: int = Field(0, ge=0)
-    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
 
 
 class SnapshotUpdate(Request):
     """The PUT's body; None leaves a field as it is. An empty `tags` removes all."""
 
-    snapshot_name: str | None = Field(None, max_length=MAX_NAME_CHARACTERS)
-    description: str | None = Field(None, max_length=4096)
+    snapshot_name: str | None = Field(default=None, max_length=MAX_NAME_CHARACTERS)
+    description: str | None = Field(default=None, max_length=4096)
     tags: tuple[str, ...] | None = None
 
 

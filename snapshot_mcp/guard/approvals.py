@@ -26,10 +26,12 @@ from typing import Any, Literal
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.guard.audit import Audit
+from snapshot_mcp.guard.client import Question
 from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.guard.plan import Plan
+from snapshot_mcp.guard.wording import plan_lines, question_for, title_of
 
 PENDING_SECONDS = 24 * 3600.0
 GRANTED_SECONDS = 15 * 60.0
@@ -128,6 +130,21 @@ class Approval:
     reason: str = ""
     safety: Safety = field(default=Safety())
     job_id: str = ""
+
+    @property
+    def title(self) -> str:
+        """The act in one line."""
+        return title_of(self.plan)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The whole effect, as of the last call."""
+        return plan_lines(self.plan)
+
+    @property
+    def question(self) -> Question:
+        """What a person answers before it is granted outside of the conversation."""
+        return question_for(self.plan, self.id)
 
     @property
     def expires_at(self) -> datetime | None:
@@ -237,7 +254,7 @@ class Approvals:
             if state is State.DENIED:
                 approval = replace(approval, ended=now)
             self._insert(connection, now, approval)
-            self._record(connection, now, "answer", approval, question=asked.nonce, answer=answer)
+            self._record(connection, now, "answer", approval, door=Door.CLIENT, question=asked.nonce, answer=answer)
             return approval
 
     # Door (b): a person decides outside of the conversation

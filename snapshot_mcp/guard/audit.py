@@ -56,10 +56,11 @@ class Audit:
         connection.execute("INSERT INTO audit (sequence, record, mac) VALUES (?, ?, ?)", (sequence, record, mac))
 
     def seal(self) -> None:
-        """Let the head name the last record."""
+        """Let the head name the last record; one that names what is not there stays, as the evidence of a cut."""
         with self._database.transaction() as connection:
             last = _last(connection)
-            if last is None:
+            named = self._named_by_head()
+            if last is None or (named and not _holds(connection, *named)):
                 return
             sequence, mac = last
             head = {"sequence": sequence, "mac": mac, "seal": self._seal(sequence, mac)}
@@ -110,6 +111,15 @@ class Audit:
         late = count - sequence
         return Verdict(count, note=f"{late} newer than the head: a process was stopped in between" if late else "")
 
+    def _named_by_head(self) -> tuple[int, str] | None:
+        try:
+            head = json.loads(self._head_path.read_text(encoding="utf-8"))
+            return int(head["sequence"]), str(head["mac"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, OSError):
+            return 0, "unreadable"
+
     def _rows(self) -> list[tuple[int, str, str]]:
         if not self._database.exists:
             return []
@@ -141,6 +151,11 @@ class Audit:
 def _last(connection: sqlite3.Connection) -> tuple[int, str] | None:
     row = connection.execute("SELECT sequence, mac FROM audit ORDER BY sequence DESC LIMIT 1").fetchone()
     return (row[0], row[1]) if row else None
+
+
+def _holds(connection: sqlite3.Connection, sequence: int, mac: str) -> bool:
+    row = connection.execute("SELECT mac FROM audit WHERE sequence = ?", (sequence,)).fetchone()
+    return row is not None and row[0] == mac
 
 
 def _mac(key: bytes, before: str, record: str) -> str:

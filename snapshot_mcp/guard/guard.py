@@ -37,7 +37,7 @@ from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import WrongPin
+from snapshot_mcp.guard.errors import GuardBroken, WrongPin
 from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, gather_deletion_facts, gather_rollback_facts
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.pin import Pin
@@ -211,12 +211,12 @@ class Guard:
         question = question_for(plan, asked.nonce)
         answer = await client.ask(question)
         if is_yes(question, answer):
-            state = State.GRANTED
+            state, said = State.GRANTED, "yes"
         elif is_no(question, answer):
-            state = State.DENIED
+            state, said = State.DENIED, "no"
         else:
-            state = State.PENDING
-        return await in_thread(self._approvals.answer, act.call, asked, state, answer.outcome)
+            state, said = State.PENDING, "neither yes nor no" if answer.outcome == "answered" else answer.outcome
+        return await in_thread(self._approvals.answer, act.call, asked, state, said)
 
     async def _carry_out(self, act: "_Act", approval: Approval, look: Look) -> GuardedOutcome:
         """Act under a granted approval, if it covers the plan as it is now."""
@@ -253,10 +253,14 @@ class Guard:
             except BaseException as error:
                 await in_thread(self._approvals.leave_unknown, approval.id, type(error).__name__)
                 raise
-            await in_thread(self._approvals.settle, approval.id, job.job_id)
+            message = act.started_message(job, safety)
+            try:
+                await in_thread(self._approvals.settle, approval.id, job.job_id)
+            except GuardBroken as error:
+                message += f" That it was started could not be recorded: {error}"
         return GuardedOutcome(
             status="started",
-            message=act.started_message(job, safety),
+            message=message,
             plan=plan_lines(plan),
             job_id=job.job_id,
             approval_id=approval.id,

@@ -153,7 +153,7 @@ def plan_deletion(facts: DeletionFacts, epochs: Mapping[str, int]) -> Plan:
         snapshot_id=snapshot.snapshot_id,
         resource_id=snapshot.resource.resource_id,
         resource_name=snapshot.resource.resource_name,
-        snapshots=tuple(_lost(one) for one in sorted(lost, key=_order)),
+        snapshots=tuple(_lost(one) for one in _in_order(lost)),
         is_whole_chain=snapshot.is_full,
         takes_last_good_copy=bool(good) and not remaining,
         undo_seconds=facts.recovery_seconds,
@@ -333,6 +333,20 @@ def _lost(one: Snapshot) -> LostSnapshot:
     return LostSnapshot(
         snapshot_id=one.snapshot_id, name=one.snapshot_name, time=_time(one), size_bytes=one.stored_bytes
     )
+
+
+def _in_order(snapshots: list[Snapshot]) -> list[Snapshot]:
+    """Oldest first; of one second, what is built on another after it."""
+    by_id = {one.snapshot_id: one for one in snapshots}
+
+    def depth(one: Snapshot) -> int:
+        above: set[str] = set()
+        while one.parent in by_id and one.snapshot_id not in above:
+            above.add(one.snapshot_id)
+            one = by_id[one.parent or ""]
+        return len(above)
+
+    return sorted(snapshots, key=lambda one: (_time(one) or _DAWN, depth(one), one.snapshot_id))
 
 
 def _time(one: Snapshot) -> datetime | None:

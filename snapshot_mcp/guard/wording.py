@@ -56,12 +56,12 @@ def is_no(question: Question, answer: Answer) -> bool:
     return answer.outcome == "answered" and answer.text.strip().casefold() == question.words[1]
 
 
-def title(plan: Plan) -> str:
+def title_of(plan: Plan) -> str:
     """The act in one line, for a list."""
     loss = plan.loss
     if isinstance(loss, DeletionLoss):
-        return f"Delete {_count(loss)} of {_resource(loss)}"
-    return "Roll back " + _enumerate([_disk(one) for one in loss.overwrites])
+        return f"Delete {_count(loss)} of {_resource(loss, NAME_IN_QUESTION)}"
+    return "Roll back " + _enumerate([_disk(one, NAME_IN_QUESTION) for one in loss.overwrites])
 
 
 def format_moment(moment: datetime | None) -> str:
@@ -82,7 +82,7 @@ def _deletion_lines(loss: DeletionLoss) -> list[str]:
     lines = [f"Delete {what}{_count(loss)} of {_resource(loss)} in zone {loss.zone}:"]
     for one in loss.snapshots:
         mark = "" if one.snapshot_id == loss.snapshot_id else " (built on it)"
-        lines.append(f"- {_lost(one)}, {_id(one.snapshot_id)}{mark}")
+        lines.append(f"{_lost(one)}, {_id(one.snapshot_id)}{mark}")
     if loss.takes_last_good_copy:
         lines.append("This takes the last good restore point of this disk.")
     lines.append(_undo(loss))
@@ -95,7 +95,9 @@ def _deletion_rest(plan: Plan) -> list[str]:
     if rest.good_remaining:
         remains += f", the newest {quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)}"
         remains += f" ({_id(rest.newest_good_id)})"
-    return [f"{remains}.", f"Space freed: {format_bytes(rest.frees_bytes)}."]
+    undo = plan.loss.undo_seconds if isinstance(plan.loss, DeletionLoss) else 0
+    when = ", once it cannot be undone any more" if undo else ""
+    return [f"{remains}.", f"Space freed: {format_bytes(rest.frees_bytes)}{when}."]
 
 
 def _deletion_question(loss: DeletionLoss) -> list[str]:

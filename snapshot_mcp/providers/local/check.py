@@ -118,10 +118,11 @@ def _check_region(chain: Chain, region: int) -> None:
     for one in unpack_places(chain.tip.read_region(place)):
         if one.is_zero:
             continue
+        if chain.file_at(one).record_before(one) != RECORD.pack(one.hash, one.stored_length, one.codec):
+            whose = "it" if one.depth == chain.header.depth else "its ancestor"
+            raise chain.tip.damaged(f"its map points to a chunk that {whose} does not have")
         if one.depth == chain.header.depth:
             chain.read(one)
-        elif chain.file_at(one).record_before(one) != RECORD.pack(one.hash, one.stored_length, one.codec):
-            raise chain.tip.damaged("its map points to a chunk that its ancestor does not have")
 
 
 def _check_catalogue(catalogue: Catalogue) -> Iterator[Finding]:

@@ -50,6 +50,9 @@ REGION_SIZE: Final = 64 << 20
 SYNC_EVERY_BYTES: Final = 48 << 20
 """So often the written part is synced in the background, which leaves little for the last sync."""
 
+FLUSH_BYTES, FLUSH_PIECES = 1 << 20, 512
+"""Pieces are gathered up to here and written with one call, without copying them together (IOV_MAX is 1024)."""
+
 ZSTD_LEVEL: Final = 1
 RAW, ZSTD = 0, 1
 ZERO: Final = 0xFFFF
@@ -245,15 +248,16 @@ class SnapshotWriter:
         self._pending.append(data)
         self._pending_bytes += len(data)
         self._offset += len(data)
-        if self._pending_bytes >= 1 << 20:
+        if self._pending_bytes >= FLUSH_BYTES or len(self._pending) >= FLUSH_PIECES:
             self._flush()
 
     def _flush(self) -> None:
-        data = b"".join(self._pending)
+        written = os.writev(self._fd, self._pending) if self._pending else 0
+        if written < self._pending_bytes:
+            rest = memoryview(b"".join(self._pending))[written:]
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
         self._pending, self._pending_bytes = [], 0
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
         if self._offset - self._synced >= SYNC_EVERY_BYTES and (self._sync is None or self._sync.done()):
             self._join_sync()
             self._synced = self._offset

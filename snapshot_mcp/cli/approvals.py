@@ -1,0 +1,185 @@
+"""`snapshot-mcp approvals`, `approve ID`, `deny ID`, `pin`: the human's side of the guard.
+
+Meant for a terminal that no assistant types into. An approval shows the plan, takes the same word or name as the question
+through a host, and then the PIN, which is read from the terminal itself, never from an argument or the environment.
+`--pin-stdin` reads it from a pipe instead, for a password manager; there the PIN alone is the proof, so one must be set.
+"""
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.models import format_time
+from snapshot_mcp.contract.text import clean_text
+
+if TYPE_CHECKING:
+    from snapshot_mcp.app import Approval, Guard
+
+Run = Callable[["Guard", argparse.Namespace], int]
+
+NO_TERMINAL_HINT = "Run it in a terminal of your own: what is approved here must be a person's answer."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    command = parser.get_default("command")
+    if command == "approvals":
+        parser.add_argument("--all", action="store_true", help="also those that are closed")
+        parser.add_argument("--json", action="store_true", help="for a program")
+    elif command in {"approve", "deny"}:
+        parser.add_argument("approval_id", metavar="ID", help="as `snapshot-mcp approvals` lists it")
+    if command == "approve":
+        parser.add_argument("--pin-stdin", action="store_true", help="read the PIN from a pipe; nothing else is asked")
+
+
+def run(args: argparse.Namespace) -> int:
+    from snapshot_mcp import app
+    from snapshot_mcp.settings import load_settings
+
+    guard = app.build_guard(load_settings(os.environ))
+    commands: dict[str, Run] = {"approvals": _list, "approve": _approve, "deny": _deny, "pin": _pin}
+    return commands[args.command](guard, args)
+
+
+def _list(guard: "Guard", args: argparse.Namespace) -> int:
+    approvals = anyio.run(guard.list_approvals)
+    shown = [one for one in approvals if args.all or one.expires_at]
+    if args.json:
+        print(json.dumps([_to_json(one) for one in shown], indent=2))
+        return 0
+    if not shown:
+        print("Nothing waits for you.")
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for approval in shown:
+        _draw(console, approval)
+    if any(one.state == "pending" for one in shown):
+        console.print("Say yes with [bold]snapshot-mcp approve ID[/], no with [bold]snapshot-mcp deny ID[/].")
+    return 0
+
+
+def _approve(guard: "Guard", args: argparse.Namespace) -> int:
+    approval = anyio.run(guard.get_approval, args.approval_id)
+    if approval.state != "pending":
+        raise BadRequest(f"Approval {approval.id} is {approval.state}; it waits for nothing.", hint=_next_for(approval))
+    has_pin = anyio.run(guard.has_pin)
+    if args.pin_stdin:
+        if not has_pin:
+            raise BadRequest("There is no PIN to read.", hint="Set one with `snapshot-mcp pin`.")
+        _show_plan(approval)
+        pin: str | None = sys.stdin.readline().rstrip("\r\n")
+    else:
+        _need_terminal("approve")
+        _show_plan(approval)
+        if not _agrees(approval):
+            return 1
+        pin = getpass.getpass("PIN: ") if has_pin else None
+
+    async def grant() -> "Approval":
+        return await guard.approve(approval.id, pin, digest=approval.plan.digest)
+
+    granted = anyio.run(grant)
+    until = granted.expires_at
+    print(f"Approved, until {until:%H:%M} UTC. The assistant can repeat its call now." if until else "Approved.")
+    if not has_pin:
+        print("No PIN is set, so nothing proves that a person was here; `snapshot-mcp pin` sets one.", file=sys.stderr)
+    return 0
+
+
+def _deny(guard: "Guard", args: argparse.Namespace) -> int:
+    denied = anyio.run(guard.deny, args.approval_id)
+    print(f"Denied: {denied.title}. Nothing was done.")
+    return 0
+
+
+def _pin(guard: "Guard", args: argparse.Namespace) -> int:
+    _need_terminal("pin")
+    old = getpass.getpass("Present PIN: ") if anyio.run(guard.has_pin) else None
+    new = getpass.getpass("New PIN (6 characters or more): ")
+    if getpass.getpass("Once more: ") != new:
+        raise BadRequest("The two are not the same.", hint="Nothing was changed; try again.")
+    anyio.run(guard.set_pin, new, old)
+    print("The PIN is set. It is asked for when you approve; tell it to no assistant.")
+    return 0
+
+
+def _agrees(approval: "Approval") -> bool:
+    """Put the question as a host would; anything but the very word or name keeps everything."""
+    question = approval.question
+    wanted = question.expected_name or question.words[0]
+    answer = input(f"Type {wanted} to agree, anything else to leave it: ").strip()
+    if answer == wanted:
+        return True
+    print("Left as it is: nothing was approved and nothing was denied.")
+    return False
+
+
+def _need_terminal(command: str) -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise BadRequest(f"`snapshot-mcp {command}` needs a terminal.", hint=NO_TERMINAL_HINT)
+
+
+def _show_plan(approval: "Approval") -> None:
+    from rich.console import Console
+
+    _draw(Console(highlight=False), approval)
+
+
+def _draw(console: Any, approval: "Approval") -> None:
+    """One approval as a panel: who wants what, the whole plan, and how long it waits."""
+    from rich.panel import Panel
+    from rich.text import Text
+
+    client = f", {approval.call.client}" if approval.call.client else ""
+    body = Text("\n".join(approval.lines))
+    body.append(f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {_ago(approval.opened.time)}.", "dim")
+    if approval.reason:
+        body.append(f"\n{approval.state.capitalize()}: {approval.reason}.", "dim")
+    colour = {"pending": "yellow", "granted": "green"}.get(approval.state, "dim")
+    until = f" until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else ""
+    console.print(
+        Panel(
+            body,
+            title=Text.assemble((approval.id, "bold"), "  ", (f"{approval.state}{until}", colour)),
+            title_align="left",
+            border_style=colour,
+            padding=(0, 1),
+        )
+    )
+
+
+def _to_json(approval: "Approval") -> dict[str, Any]:
+    return {
+        "id": approval.id,
+        "state": approval.state,
+        "title": approval.title,
+        "plan": list(approval.lines),
+        "zone": approval.call.zone,
+        "principal": approval.call.principal,
+        "client": approval.call.client,
+        "opened_at": format_time(approval.opened.time),
+        "expires_at": format_time(approval.expires_at),
+        "door": approval.door or "",
+        "decided_by": approval.decided_by,
+        "job_id": approval.job_id,
+    }
+
+
+def _next_for(approval: "Approval") -> str:
+    return "The assistant can repeat its call." if approval.state == "granted" else "The assistant has to ask again."
+
+
+def _ago(moment: datetime) -> str:
+    minutes = int((datetime.now(UTC) - moment).total_seconds() // 60)
+    if minutes < 1:
+        return "just now"
+    return f"{minutes} min ago" if minutes < 120 else f"{minutes // 60} h ago"

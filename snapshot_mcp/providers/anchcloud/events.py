@@ -1,0 +1,52 @@
+"""Server-sent events, as far as the contract uses them: pure. Lines end with LF, CR LF or CR; a chunk may end anywhere."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MAX_EVENT_BYTES = 1 << 20
+"""A job has less than 10 KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    name: str
+    data: str
+
+
+class EventReader:
+    """Bytes in, events out. Raises ValueError for an event beyond all measure."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._name = ""
+        self._data: list[str] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Yield the events that end in this chunk; a comment counts as a heartbeat."""
+        text = self._rest + chunk
+        held = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of CR LF
+        lines = text.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._rest = lines.pop() + held
+        self._size += len(chunk)
+        if self._size > MAX_EVENT_BYTES:
+            raise ValueError("an event has no end")
+        for line in lines:
+            yield from self._line(line.decode("utf-8", "replace"))
+
+    def _line(self, line: str) -> Iterator[Event]:
+        if not line:
+            if self._data or self._name:
+                yield Event(self._name or "message", "\n".join(self._data))
+            self._name, self._data, self._size = "", [], 0
+            return
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match field:
+            case "":
+                self._size = 0
+                yield Event("hb", value)
+            case "event":
+                self._name = value
+            case "data":
+                self._data.append(value)

@@ -1,0 +1,215 @@
+"""The REST face put together: routes over Providers, behind the gate.
+
+`build_service` makes the Starlette application; nothing here listens (`service.run` does).
+"""
+
+import base64
+import binascii
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from urllib.parse import parse_qs
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from snapshot_mcp.contract.errors import BadRequest, NotFound, Unauthorized, UnknownZone, Unsupported, ZoneError
+from snapshot_mcp.contract.provider import Feature, Provider
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.service.answers import error_answer, json_answer
+from snapshot_mcp.service.gate import Gate, read_body
+from snapshot_mcp.service.keys import Grant, TokenBook
+from snapshot_mcp.service.openapi import build_openapi
+from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, Call
+from snapshot_mcp.service.requests import NoQuery, read_json, read_query
+from snapshot_mcp.service.stream import Hub, events
+
+HEARTBEAT_SECONDS = 15.0
+"""Below what proxies and clients take for silence (30 to 60 s)."""
+
+
+METHODS_BY_PATH: dict[str, list[str]] = {}
+for _operation in OPERATIONS:
+    METHODS_BY_PATH.setdefault(_operation.path, []).append(_operation.method)
+
+
+class MethodNotAllowed(BadRequest):
+    http_status = 405
+
+
+class Face:
+    """The zones that are served, by their id in the path, and the tokens that open them."""
+
+    def __init__(self, zones: Mapping[str, Provider], tokens: TokenBook, heartbeat_seconds: float) -> None:
+        self._zones = dict(zones)
+        self._tokens = tokens
+        self._heartbeat_seconds = heartbeat_seconds
+        self._hubs = {name: Hub(name, provider) for name, provider in self._zones.items()}
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            for hub in self._hubs.values():
+                tasks.start_soon(hub.run)
+            yield
+            self.close_streams()
+            tasks.cancel_scope.cancel()
+
+    def close_streams(self) -> None:
+        """End the streams, so that the server can go down at once."""
+        for hub in self._hubs.values():
+            hub.close()
+
+    def route(self, path: str) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint of all of a path's methods, so that a 405 names them all."""
+        operations = {one.method: one for one in OPERATIONS if one.path == path}
+
+        async def endpoint(request: Request) -> Response:
+            operation = operations["GET" if request.method == "HEAD" else request.method]
+            provider, hub = self._zone(request, operation.feature)
+            query = read_query(operation.query or NoQuery, request.scope["query_string"])
+            body = read_json(operation.body, await read_body(request)) if operation.body else None
+            response = await operation.handle(Call(provider, hub, request, query, body))
+            response.headers.update(feature_headers(provider))
+            return response
+
+        return endpoint
+
+    async def stream(self, request: Request) -> Response:
+        provider, hub = self._zone(request, Feature.WATCH)
+        grant: Grant = request.scope["grant"]
+        source = events(
+            hub, heartbeat_seconds=self._heartbeat_seconds, ends_at=grant.expires_at, clock=self._tokens.clock
+        )
+        first = await anext(source)  # subscribed before the answer begins
+        return EventStream(first, source, feature_headers(provider))
+
+    async def token(self, request: Request) -> Response:
+        """POST /v2/oauth2/token: HTTP Basic with the key pair, form `grant_type=client_credentials`."""
+        form = parse_qs((await read_body(request)).decode("utf-8", "replace"))
+        if form.get("grant_type") != ["client_credentials"]:
+            raise BadRequest(
+                "The form's grant_type is not client_credentials.", hint="Send grant_type=client_credentials."
+            )
+        try:
+            token = self._tokens.issue(*_basic_credentials(request.headers.get("authorization", "")))
+        except Unauthorized as error:
+            return error_answer(error, headers={"www-authenticate": 'Basic realm="snapshot"'})
+        return json_answer(
+            {"access_token": token, "token_type": "Bearer", "expires_in": self._tokens.expires_in_seconds}
+        )
+
+    def _zone(self, request: Request, feature: Feature | None) -> tuple[Provider, Hub]:
+        name = request.path_params["zone"]
+        provider = self._zones.get(name)
+        if provider is None:
+            raise UnknownZone(
+                f"No zone {clean_text(name)!r} here.", hint=f"This service has: {', '.join(sorted(self._zones))}."
+            )
+        if feature is not None and feature not in provider.features:
+            raise Unsupported(f"The zone {name!r} has no {feature.value!r}.")
+        return provider, self._hubs[name]
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; the source is closed however the connection ends."""
+
+    def __init__(self, first: bytes, source: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        self._body = self._all(first, source)
+        super().__init__(self._body, headers=headers, media_type="text/event-stream; charset=utf-8")
+        self.headers["cache-control"] = "no-store"
+        self._source = source
+
+    @staticmethod
+    async def _all(first: bytes, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
+        yield first
+        async for chunk in source:
+            yield chunk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._body.aclose()
+                await self._source.aclose()
+
+
+def feature_headers(provider: Provider) -> dict[str, str]:
+    """What the zone can do, for clients that care: the contract has no place for it."""
+    return {
+        "x-snapshot-features": ", ".join(sorted(provider.features)),
+        "x-snapshot-recovery-seconds": str(provider.recovery_seconds),
+    }
+
+
+def _basic_credentials(header: str) -> tuple[str, str]:
+    scheme, _, encoded = header.partition(" ")
+    try:
+        client_id, colon, client_secret = (
+            base64.b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
+        )
+    except (binascii.Error, ValueError):
+        colon = ""
+    if scheme.lower() != "basic" or not colon:
+        raise Unauthorized("No key pair was sent.", hint="Send client_id and client_secret with HTTP Basic.")
+    return client_id, client_secret
+
+
+async def healthz(request: Request) -> Response:
+    return json_answer({"status": "ok"})
+
+
+def _zone_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ZoneError)
+    return error_answer(error)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in our envelope."""
+    assert isinstance(error, HTTPException)
+    path = clean_text(request.url.path)
+    if error.status_code == 405:
+        return error_answer(MethodNotAllowed(f"{request.method} does not fit {path!r}."), headers=error.headers)
+    if error.status_code == 404:
+        return error_answer(NotFound(f"Nothing is at {path!r}.", hint="/openapi.json lists what there is."))
+    return error_answer(BadRequest(clean_text(error.detail, 400)), status=error.status_code, headers=error.headers)
+
+
+def build_service(
+    zones: Mapping[str, Provider],
+    tokens: TokenBook,
+    *,
+    allowed_hosts: Iterable[str] = (),
+    allowed_origins: Iterable[str] = (),
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+) -> Starlette:
+    """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs."""
+    face = Face(zones, tokens, heartbeat_seconds)
+    document = build_openapi(sorted(zones))
+
+    async def openapi(request: Request) -> Response:
+        return json_answer(document)
+
+    routes = [
+        Route("/v2/oauth2/token", face.token, methods=["POST"]),
+        Route("/healthz", healthz),
+        Route("/openapi.json", openapi),
+        Route(f"{ZONE_PATH}/notifier/stream", face.stream),
+        *(Route(path, face.route(path), methods=methods) for path, methods in METHODS_BY_PATH.items()),
+    ]
+    gate = Middleware(Gate, tokens=tokens, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
+    app = Starlette(
+        routes=routes,
+        lifespan=face.lifespan,
+        middleware=[gate],
+        exception_handlers={ZoneError: _zone_error, HTTPException: _http_error},
+    )
+    app.router.redirect_slashes = False
+    app.state.close_streams = face.close_streams
+    return app

@@ -1,0 +1,240 @@
+"""What a program may ask of the REST face: query and body models, and reading them from raw text.
+
+Both revisions' spellings are read (contract.md, "Differences of the later revision"); unknown parameters and fields are a
+400, so that a misspelt filter never answers more than was asked for. JSON is read whatever the Content-Type says.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NoReturn, TypeVar, get_origin
+from urllib.parse import parse_qsl
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
+
+from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.models import MAX_LIMIT, MAX_NAME_CHARACTERS, Request, SnapshotFilter, SnapshotUpdate
+from snapshot_mcp.contract.states import SnapshotType
+from snapshot_mcp.contract.text import clean_text
+
+MAX_IDS = 100
+"""Of one request: as many as the largest page."""
+
+MAX_OFFSET = 2**53
+"""Beyond it a number is no longer the same in every JSON reader, and no zone has so many snapshots."""
+
+MAX_QUERY_BYTES = 16_384
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _plain(text: str) -> str:
+    """Lone surrogates can be written in JSON and stored nowhere."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("is not text: it holds a lone surrogate") from None
+    return text
+
+
+def _split(values: object) -> object:
+    """Repeated keys, comma-separated values, and both at once."""
+    if isinstance(values, list):
+        return tuple(part for value in values for part in value.split(",") if part)
+    return values
+
+
+def _snapshot_type(value: object) -> object:
+    names: dict[object, SnapshotType] = {"0": SnapshotType.INCREMENTAL, "1": SnapshotType.FULL}
+    names |= {f"IS_{member.name}": member for member in SnapshotType}
+    if isinstance(value, str):
+        if value not in names:
+            raise ValueError("must be 0 (or IS_INCREMENTAL) or 1 (or IS_FULL)")
+        return names[value]
+    return value
+
+
+def _is_full(value: object) -> object:
+    names: dict[object, int] = {0: 0, 1: 1, "0": 0, "1": 1, "IS_AUTH": 0, "IS_FULL": 1}
+    if not isinstance(value, (int, str)) or isinstance(value, bool) or value not in names:
+        raise ValueError("must be 0 (or IS_AUTH) or 1 (or IS_FULL)")
+    return names[value]
+
+
+def _digits(value: object) -> object:
+    if isinstance(value, str):
+        if not value.isascii() or not value.isdigit() or len(value) > 16:
+            raise ValueError("must be a whole number")
+        return int(value)
+    return value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(_plain)]
+Text = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(_plain)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]
+Values = Annotated[
+    tuple[Text, ...],
+    Field(max_length=MAX_IDS),
+    BeforeValidator(_split),
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "string", "maxLength": MAX_NAME_CHARACTERS}, "maxItems": MAX_IDS}
+    ),
+]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), BeforeValidator(_digits)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_digits)]
+Flag = Annotated[int, Field(ge=0, le=1), BeforeValidator(_digits)]
+Type = Annotated[
+    SnapshotType | None,
+    BeforeValidator(_snapshot_type),
+    WithJsonSchema({"enum": [0, 1, "IS_INCREMENTAL", "IS_FULL"]}),
+]
+Full = Annotated[int, BeforeValidator(_is_full), WithJsonSchema({"enum": [0, 1, "IS_AUTH", "IS_FULL"]})]
+
+
+class NoQuery(Request):
+    """Of operations that have no parameter."""
+
+
+class SnapshotsQuery(Request):
+    """GET /volume_snapshots: the specification's ten parameters, all optional."""
+
+    snapshots: Values = ()
+    resource_id: Text = ""
+    snapshot_type: Type = None
+    status: Values = ()
+    search_word: Text = ""
+    tags: Values = ()
+    verbose: Flag = 0
+    offset: Offset = 0
+    limit: Limit = 10
+    root_id: Text = ""
+
+    def filter(self) -> SnapshotFilter:
+        return SnapshotFilter.model_validate(dict(self))
+
+
+class _ResourcesQuery(Request):
+    status: Values = ()
+    search_word: Text = ""
+    offset: Offset = 0
+    limit: Limit = 10
+
+
+class VolumesQuery(_ResourcesQuery):
+    volumes: Values = ()
+
+
+class InstancesQuery(_ResourcesQuery):
+    instances: Values = ()
+
+
+class ImagesQuery(_ResourcesQuery):
+    images: Values = ()
+
+
+class DeleteQuery(Request):
+    """Redundant by the contract: the path's id decides, a `snapshot` that disagrees with it is an error."""
+
+    snapshot: Text = ""
+    snapshot_name: Annotated[str, AfterValidator(_plain)] = ""
+    description: Annotated[str, AfterValidator(_plain)] = ""
+
+
+class CreateBody(Request):
+    resources: Ids
+    snapshot_name: Text
+    is_full: Full = 0
+
+
+class ApplyBody(Request):
+    snapshots: Ids
+
+
+class CaptureInstanceBody(Request):
+    snapshot: Id
+    image_name: Text
+
+
+class CreateVolumeBody(Request):
+    snapshot: Id
+    volume_name: Text
+
+
+class CaptureInstanceNamedBody(Request):
+    """The later revision's: the id stands in the path."""
+
+    snapshot: Text = ""
+    image_name: Text
+
+
+class CreateVolumeNamedBody(Request):
+    snapshot: Text = ""
+    volume_name: Text
+
+
+class UpdateBody(Request):
+    snapshot_name: Text | None = None
+    description: Annotated[str, Field(max_length=4096), AfterValidator(_plain)] | None = None
+    tags: Annotated[list[Text], Field(max_length=MAX_IDS)] | None = None
+
+    def update(self) -> SnapshotUpdate:
+        return SnapshotUpdate.model_validate(dict(self))
+
+
+class LeaseBody(Request):
+    resources: Ids
+
+
+def read_query(model: type[Model], raw: bytes) -> Model:
+    """Return the query as `model`; a parameter without a value counts as not given."""
+    if len(raw) > MAX_QUERY_BYTES:
+        raise BadRequest(f"The query has {len(raw)} bytes.", hint=f"At most {MAX_QUERY_BYTES} are read.")
+    try:
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=500)
+    except ValueError:
+        raise BadRequest("The query is not UTF-8 text, or has too many fields.") from None
+    given: dict[str, list[str]] = {}
+    for key, value in pairs:
+        if value or key not in model.model_fields:
+            given.setdefault(key, []).append(value)
+    return validated(model, {key: _one_or_many(model, key, values) for key, values in given.items()})
+
+
+def _one_or_many(model: type[BaseModel], key: str, values: list[str]) -> object:
+    field = model.model_fields.get(key)
+    if field is not None and get_origin(field.annotation) is tuple:
+        return values
+    if len(values) > 1:
+        raise BadRequest(f"The parameter {clean_text(key)!r} is given {len(values)} times.", hint="Give it once.")
+    return values[0]
+
+
+def read_json(model: type[Model], raw: bytes) -> Model:
+    """Return the body as `model`, whatever the Content-Type said."""
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.", hint="Send one JSON object.") from None
+    if not isinstance(value, dict):
+        raise BadRequest("The body is not a JSON object.", hint="Send one JSON object.")
+    return validated(model, value)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def validated(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Return `values` as `model`, strictly. Raises BadRequest that names each field and what is wrong with it."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        details = [f"{_place(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()[:5]]
+        raise BadRequest(f"Not understood: {clean_text('; '.join(details), 400)}.") from None
+
+
+def _place(location: Sequence[int | str]) -> str:
+    return (
+        ".".join(repr(clean_text(part, 40)) if isinstance(part, str) else str(part) for part in location)
+        or "the request"
+    )

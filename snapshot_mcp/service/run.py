@@ -1,0 +1,113 @@
+"""Listening: the REST face on a socket, with uvicorn."""
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+
+import anyio
+import uvicorn
+from starlette.applications import Starlette
+
+from snapshot_mcp.contract.errors import BadRequest
+
+GRACE_SECONDS = 3
+"""For requests under way when the server is told to stop; streams are ended at once."""
+
+BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams first, or every stop would last the whole grace."""
+
+    def __init__(self, config: uvicorn.Config, *, handles_signals: bool) -> None:
+        super().__init__(config)
+        self._handles_signals = handles_signals
+        self.is_ready = anyio.Event()
+        self._stop = anyio.Event()
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return super().capture_signals() if self._handles_signals else nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_ready.set()
+
+    async def main_loop(self) -> None:
+        """As uvicorn's own, but a stop from inside is seen at once."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000
+            with anyio.move_on_after(0.1):
+                await self._stop.wait()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stop.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        assert isinstance(app, Starlette)
+        app.state.close_streams()
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket, with answers sent at once (uvicorn's own workers lose TCP_NODELAY)."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound.bind(address)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise BadRequest(
+            f"Cannot listen on {host}:{port}: {error.strerror}.",
+            hint="Give another address or port, or stop what listens there.",
+        ) from None
+    return bound
+
+
+def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handles_signals: bool) -> _Server:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    return _Server(config, handles_signals=handles_signals)
+
+
+async def serve(
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    server = _server(app, certificate, key, handles_signals=True)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve, [listener])
+        await server.is_ready.wait()
+        on_ready()
+
+
+@asynccontextmanager
+async def running(app: Starlette, listener: socket.socket) -> AsyncIterator[str]:
+    """Serve inside the caller's task for the length of the block; yields the base URL."""
+    server = _server(app, None, None, handles_signals=False)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.serve, [listener])
+        await server.is_ready.wait()
+        host, port = listener.getsockname()[:2]
+        try:
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        finally:
+            server.stop()

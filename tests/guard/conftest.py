@@ -1,0 +1,187 @@
+"""What the guard's tests stand on: a real embedded zone with small disks, a person who answers, and a clock to turn."""
+
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
+from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
+from snapshot_mcp.guard.clock import Moment, SystemClock
+from snapshot_mcp.jobs import Zone, Zones
+from snapshot_mcp.providers.local import LocalZone
+
+DISK_BYTES = 1 << 18
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class TurnedClock:
+    """The machine's clock, turned by `seconds`; `uptime_seconds` passes as well unless only the wall clock is turned."""
+
+    def __init__(self) -> None:
+        self._system = SystemClock()
+        self.seconds = 0.0
+        self.uptime_seconds = 0.0
+
+    def turn(self, seconds: float, *, wall_only: bool = False) -> None:
+        self.seconds += seconds
+        if not wall_only:
+            self.uptime_seconds += seconds
+
+    def read(self) -> Moment:
+        now = self._system.read()
+        return Moment(now.wall + self.seconds, now.boot, now.uptime + self.uptime_seconds)
+
+
+Reply = str | Answer | Callable[[Question], Answer | str]
+
+
+@dataclass
+class Person:
+    """A client with somebody behind it who gives the replies in turn; `can_ask=False` for a host without elicitation."""
+
+    replies: list[Reply] = field(default_factory=list)
+    can_ask: bool = True
+    principal: str = "local"
+    name: str = "test host"
+    version: str = "1"
+    can_open_url: bool = False
+    questions: list[Question] = field(default_factory=list)
+    before_reply: Callable[[], Any] | None = None
+
+    async def ask(self, question: Question) -> Answer:
+        self.questions.append(question)
+        if self.before_reply is not None:
+            await self.before_reply()
+        reply = self.replies.pop(0)
+        if callable(reply):
+            reply = reply(question)
+        return Answer("answered", reply) if isinstance(reply, str) else reply
+
+    async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
+        return UrlAnswer("cancelled")
+
+
+def agrees(question: Question) -> str:
+    """What a person types who agrees."""
+    return question.words[0] if question.kind == "word" else question.expected_name
+
+
+def nobody() -> Person:
+    """A host that cannot ask."""
+    return Person(can_ask=False)
+
+
+class Wrapped:
+    """A provider that is another one but for what a test changes on it; it counts what destroys."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self.destroyed: list[tuple[str, ...]] = []
+        self.on_change: Callable[[], Any] | None = None
+        self.running: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+    async def delete_snapshot(self, snapshot_id: str) -> Job:
+        if self.on_change:
+            await self.on_change()
+        job = await self._provider.delete_snapshot(snapshot_id)
+        self.destroyed.append(("delete", snapshot_id))
+        return job
+
+    async def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        if self.on_change:
+            await self.on_change()
+        job = await self._provider.apply_snapshots(snapshot_ids)
+        self.destroyed.append(("apply", *snapshot_ids))
+        return job
+
+    async def list_instances(self, query: ResourceFilter) -> Any:
+        page = await self._provider.list_instances(query)
+        items = tuple(
+            one.model_copy(update={"status": "running"}) if one.id in self.running else one for one in page.items
+        )
+        return type(page)(items, page.total_count)
+
+
+def scribble(path: Path) -> None:
+    """Change a disk a little."""
+    with path.open("r+b") as file:
+        file.seek(random.randrange(DISK_BYTES - 64))
+        file.write(random.randbytes(64))
+
+
+def resize(path: Path, factor: int) -> None:
+    os.truncate(path, path.stat().st_size * factor)
+
+
+class Bench:
+    """A zone with disks, and the guard over it."""
+
+    def __init__(self, folder: Path, zone: Zone, clock: TurnedClock) -> None:
+        self.folder = folder
+        self.zone = zone
+        self.clock = clock
+        self.home = folder / "home"
+        self.provider: Any = zone.provider
+
+    def guard(self, policy: Policy | None = None, **options: Any) -> Guard:
+        """A guard as another process on the same home would have."""
+        return Guard(self.home, policy or Policy(), clock=self.clock, **options)
+
+    async def add_disk(
+        self, name: str = "pg-data", resource_type: ResourceType = ResourceType.VOLUME
+    ) -> Volume | Instance:
+        path = self.folder / f"{random.randrange(1 << 32):08x}.img"
+        path.write_bytes(random.randbytes(DISK_BYTES))
+        resource: Volume | Instance = await self.provider.add_resource(path, name, resource_type)
+        return resource
+
+    async def finish(self, job: Job | str) -> Job:
+        job_id = job if isinstance(job, str) else job.job_id
+        (done,) = await self.zone.watcher.wait([job_id], 20)
+        assert done.is_successful, done
+        return done
+
+    async def back_up(self, resource: Volume | Instance, name: str = "backup", *, is_full: bool = False) -> Snapshot:
+        """Change the disk a little and take a snapshot of it."""
+        scribble(Path(resource.path or ""))
+        await self.finish(await self.provider.create_snapshots([resource.id], name, is_full=is_full))
+        page = await self.provider.list_snapshots(SnapshotFilter(resource_id=resource.id, limit=100))
+        return next(one for one in page.items if one.is_head)
+
+    async def snapshots(self, **filters: Any) -> tuple[Snapshot, ...]:
+        page = await self.provider.list_snapshots(SnapshotFilter(limit=100, **filters))
+        return tuple(page.items)
+
+    @property
+    def destroyed(self) -> list[tuple[str, ...]]:
+        found: list[tuple[str, ...]] = self.provider.destroyed
+        return found
+
+
+@asynccontextmanager
+async def open_bench(folder: Path, *, is_production: bool = False) -> AsyncIterator[Bench]:
+    provider: Any = Wrapped(LocalZone(folder / "zone"))
+    production = ["local"] if is_production else []
+    async with Zones({"local": lambda: provider}, production=production) as zones:
+        yield Bench(folder, zones.get(), TurnedClock())
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Bench]:
+    async with open_bench(tmp_path) as bench:
+        yield bench

@@ -1,0 +1,195 @@
+"""The audit finds what was changed, removed, reordered or cut off, and says where (issue 4, "Audit")."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from snapshot_mcp.guard.approvals import Approvals, Call, State
+from snapshot_mcp.guard.audit import Audit
+from snapshot_mcp.guard.clock import SystemClock
+from snapshot_mcp.guard.database import Database
+from snapshot_mcp.guard.errors import GuardBroken
+from tests.guard.test_plan import CHAIN, deletion
+
+PLAN = deletion(CHAIN, 2)
+
+
+def call(number: int) -> Call:
+    return Call("delete", (("snapshot_id", f"ss-{number}"),), "local", "/zone", "local", "a host 1")
+
+
+def approvals(home: Path) -> Approvals:
+    database = Database(home)
+    return Approvals(database, Audit(database), SystemClock())
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with ten records."""
+    home = tmp_path_factory.mktemp("audit") / "home"
+    store = approvals(home)
+    for number in range(5):
+        store.look(call(number), PLAN)
+        store.open(call(number), PLAN)
+    return home
+
+
+@pytest.fixture
+def home(recorded: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(recorded, tmp_path / "home"))
+
+
+def tamper(home: Path, *statements: str) -> None:
+    """Change the file as somebody who knows SQLite."""
+    with closing(sqlite3.connect(home / "guard.sqlite", isolation_level=None)) as connection:
+        connection.execute("DROP TRIGGER audit_is_not_changed")
+        connection.execute("DROP TRIGGER audit_is_not_removed")
+        for statement in statements:
+            connection.execute(statement)
+
+
+def test_an_untouched_record_verifies(home: Path) -> None:
+    verdict = Audit(Database(home)).verify()
+    assert (verdict.records, verdict.problem, verdict.note) == (10, "", "")
+
+
+SWAP = (
+    "UPDATE audit SET sequence = 99 WHERE sequence = 3",
+    "UPDATE audit SET sequence = 3 WHERE sequence = 4",
+    "UPDATE audit SET sequence = 4 WHERE sequence = 99",
+)
+
+
+@pytest.mark.parametrize(
+    ("statements", "sequence", "problem"),
+    [
+        (("UPDATE audit SET record = replace(record, 'ss-1', 'ss-7') WHERE sequence = 4",), 4, "changed"),
+        (("UPDATE audit SET mac = (SELECT mac FROM audit WHERE sequence = 2) WHERE sequence = 4",), 4, "changed"),
+        (("DELETE FROM audit WHERE sequence = 4",), 4, "missing"),
+        (("DELETE FROM audit WHERE sequence = 4", "UPDATE audit SET sequence = sequence - 1 WHERE sequence > 4"), 4, "changed"),
+        (("DELETE FROM audit WHERE sequence = 1",), 1, "missing"),
+        (SWAP, 3, "moved"),
+        (("DELETE FROM audit WHERE sequence > 8",), 9, "9 to 10 were cut off"),
+        (("DELETE FROM audit WHERE sequence = 10",), 10, "cut off"),
+        (("DELETE FROM audit",), 1, "1 to 10 were cut off"),
+        (("INSERT INTO audit SELECT 11, record, mac FROM audit WHERE sequence = 10",), 11, "put in"),
+    ],
+    ids=["changed", "mac copied", "removed", "removed and renumbered", "first removed", "swapped", "tail cut", "last cut",
+         "all gone", "replayed"],
+)  # fmt: skip
+def test_tampering_is_found_and_placed(home: Path, statements: tuple[str, ...], sequence: int, problem: str) -> None:
+    tamper(home, *statements)
+    verdict = Audit(Database(home)).verify()
+    assert verdict.sequence == sequence
+    assert problem in verdict.problem
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda home: (home / "audit.head").unlink(), "head record (audit.head) is missing"),
+        (lambda home: (home / "audit.head").write_text("{}"), "cannot be read"),
+        (lambda home: (home / "audit.key").unlink(), "key (audit.key) is missing"),
+        (lambda home: (home / "audit.key").write_bytes(bytes(32)), "record 1 was changed"),
+        (lambda home: (home / "guard.sqlite").unlink(), "1 to 10 were cut off"),
+    ],
+    ids=["head gone", "head empty", "key gone", "key replaced", "database gone"],
+)
+def test_missing_or_replaced_files_are_found(home: Path, change: Callable[[Path], object], problem: str) -> None:
+    change(home)
+    assert problem in Audit(Database(home)).verify().problem
+
+
+def test_a_head_that_was_set_back_with_the_records_shows_by_its_seal(home: Path) -> None:
+    head = json.loads((home / "audit.head").read_text())
+    with closing(sqlite3.connect(home / "guard.sqlite")) as connection:
+        mac = connection.execute("SELECT mac FROM audit WHERE sequence = 8").fetchone()[0]
+    tamper(home, "DELETE FROM audit WHERE sequence > 8")
+    (home / "audit.head").write_text(json.dumps(head | {"sequence": 8, "mac": mac}))
+    assert "head record (audit.head) was changed" in Audit(Database(home)).verify().problem
+
+
+@pytest.mark.parametrize("cut", ["DELETE FROM audit WHERE sequence > 8", "DELETE FROM audit"])
+def test_going_on_after_a_cut_does_not_heal_it(home: Path, cut: str) -> None:
+    tamper(home, cut)
+    store = approvals(home)
+    for number in range(20, 32):
+        store.open(call(number), PLAN)
+    assert Audit(Database(home)).verify().problem
+
+
+def test_a_database_that_was_removed_and_begun_anew_shows(home: Path) -> None:
+    (home / "guard.sqlite").unlink()
+    approvals(home).open(call(9), PLAN)
+    assert "2 to 10 were cut off" in Audit(Database(home)).verify().problem
+
+
+def test_the_file_itself_refuses_changes(home: Path) -> None:
+    with closing(sqlite3.connect(home / "guard.sqlite")) as connection:
+        for statement in ("UPDATE audit SET record = ''", "DELETE FROM audit"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                connection.execute(statement)
+
+
+def test_without_its_key_nothing_more_is_recorded_and_so_nothing_is_done(home: Path) -> None:
+    (home / "audit.key").unlink()
+    with pytest.raises(GuardBroken):
+        approvals(home).open(call(9), PLAN)
+    assert len(approvals(home).list_all()) == 5
+
+
+def test_records_beyond_the_head_of_a_killed_writer_are_whole(home: Path) -> None:
+    before = (home / "audit.head").read_bytes()
+    approvals(home).open(call(9), PLAN)
+    (home / "audit.head").write_bytes(before)
+    verdict = Audit(Database(home)).verify()
+    assert (verdict.problem, verdict.note) == ("", "1 newer than the head: a process was stopped in between")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.guard.test_audit import PLAN, approvals, call
+store = approvals(Path(sys.argv[1]))
+for number in range(10):
+    store.open(call(int(sys.argv[2]) * 100 + number), PLAN)
+"""
+
+
+def test_several_processes_write_one_chain(tmp_path: Path) -> None:
+    """They also create the file at the same time."""
+    home = tmp_path / "home"
+    command = [sys.executable, "-c", WRITER, str(home)]
+    writers = [
+        subprocess.Popen([*command, str(number)], cwd=Path(__file__).parent.parent.parent) for number in range(4)
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
+    verdict = Audit(Database(home)).verify()
+    assert (verdict.records, verdict.problem) == (40, "")
+    assert len([one for one in approvals(home).list_all() if one.state is State.PENDING]) == 40
+
+
+def test_the_commands_read_well_and_fail_on_tampering(home: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SNAPSHOT_MCP_")}
+    environment |= {"SNAPSHOT_MCP_HOME": str(home), "COLUMNS": "140"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "snapshot_mcp", "audit", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    shown = run()
+    assert shown.returncode == 0
+    assert "delete ss-4 in local" in shown.stdout
+    assert len([json.loads(line) for line in run("--json").stdout.splitlines()]) == 10
+    assert run("verify").stdout == "All 10 records are whole and in order.\n"
+    tamper(home, "DELETE FROM audit WHERE sequence = 10")
+    broken = run("verify")
+    assert (broken.returncode, "cut off" in broken.stderr) == (1, True)

@@ -1,0 +1,188 @@
+"""Policy: what it refuses, no consent allows; variables only tighten; a refusal names the rule (design.md, "Policy")."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.models import SnapshotUpdate
+from snapshot_mcp.guard import Policy, Protect, tighten_policy
+from snapshot_mcp.guard.facts import DeletionFacts
+from snapshot_mcp.guard.rules import refuse, refuse_rename
+from tests.guard.conftest import Bench, Person, agrees
+from tests.guard.test_plan import CHAIN, RESOURCE, START, deletion, snapshot
+
+NOW = START + timedelta(hours=100)
+
+
+def rule(policy: Policy, *, target: int = 1, now: datetime = NOW, recent: int = 0, points: Any = CHAIN) -> str:
+    chosen = next(one for one in points if one.snapshot_id == f"ss-{target:04}")
+    facts = DeletionFacts("local", "/zone", chosen, points, 0)
+    refusal = refuse(policy, deletion(points, target), facts, now, recent)
+    return refusal.rule if refusal else ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "expected"),
+    [
+        (Policy(), {}, ""),
+        (Policy(read_only=True), {}, "read_only"),
+        (Policy(protect=Protect(ids=frozenset({"ss-0001"}))), {}, "protect"),
+        (Policy(protect=Protect(ids=frozenset({"ss-0003"}))), {}, "protect"),
+        (Policy(protect=Protect(ids=frozenset({"ss-0000"}))), {}, "protect"),
+        (Policy(protect=Protect(ids=frozenset({"vol-1"}))), {}, "protect"),
+        (Policy(protect=Protect(ids=frozenset({"vol-2"}))), {}, ""),
+        (Policy(protect=Protect(names=frozenset({"PG-*"}))), {}, "protect"),
+        (Policy(protect=Protect(names=frozenset({"backup 3"}))), {}, "protect"),
+        (Policy(protect=Protect(names=frozenset({"back"}))), {}, ""),
+        (Policy(last_good_copy="refuse"), {}, ""),
+        (Policy(last_good_copy="refuse"), {"target": 0}, "last_good_copy"),
+        (Policy(minimum_age_hours=98), {}, "minimum_age_hours"),
+        (Policy(minimum_age_hours=97), {}, ""),
+        (Policy(minimum_age_hours=1), {"now": START - timedelta(days=365)}, "minimum_age_hours"),
+        (Policy(snapshots_per_approval=2), {}, "snapshots_per_approval"),
+        (Policy(snapshots_per_approval=3), {}, ""),
+        (Policy(deletions_per_hour=3), {"recent": 3}, "deletions_per_hour"),
+        (Policy(deletions_per_hour=3), {"recent": 2}, ""),
+        (Policy(deletions_per_hour=0), {}, "deletions_per_hour"),
+    ],
+)
+def test_rules_of_a_deletion(policy: Policy, options: dict[str, Any], expected: str) -> None:
+    """Snapshot 1 goes with 2 and 3, which are built on it."""
+    assert rule(policy, **options) == expected
+
+
+def test_tags_and_names_protect_as_a_person_reads_them() -> None:
+    points = (*CHAIN[:3], snapshot(3, 1, tags=("Legal-Hold",), snapshot_name="ｇold\u200b"))
+    assert rule(Policy(protect=Protect(tags=frozenset({"legal-hold"}))), points=points) == "protect"
+    assert rule(Policy(protect=Protect(names=frozenset({"gold"}))), points=points) == "protect"
+
+
+def test_a_protected_snapshot_keeps_its_name() -> None:
+    """Else a rename, which nobody is asked about, would end the protection."""
+    policy = Policy(protect=Protect(names=frozenset({"gold*"})))
+    assert refuse_rename(policy, snapshot(1, 0, snapshot_name="gold 1"))
+    assert not refuse_rename(policy, snapshot(1, 0, snapshot_name="silver"))
+
+
+def test_a_refusal_says_which_rule_and_who_can_change_it_and_not_how() -> None:
+    facts = DeletionFacts("local", "/zone", CHAIN[1], CHAIN, 0)
+    refusal = refuse(Policy(deletions_per_hour=0), deletion(CHAIN, 1), facts, NOW, 0)
+    assert refusal is not None
+    assert "deletions_per_hour" in refusal.message
+    assert "the operator of this server can change it" in refusal.message
+    for way_round in ("config.toml", "SNAPSHOT_MCP", "[guard]", "environment"):
+        assert way_round not in refusal.message
+
+
+@pytest.mark.anyio
+async def test_what_policy_refuses_no_consent_allows(bench: Bench) -> None:
+    disk = await bench.add_disk("pg-data")
+    only = await bench.back_up(disk, "full")
+    person = Person([agrees] * 9)
+    for policy in (
+        Policy(read_only=True),
+        Policy(protect=Protect(names=frozenset({"pg-*"}))),
+        Policy(last_good_copy="refuse"),
+        Policy(minimum_age_hours=1),
+        Policy(deletions_per_hour=0),
+        Policy(snapshots_per_approval=0),
+    ):
+        outcome = await bench.guard(policy).delete_snapshot(bench.zone, only.snapshot_id, person)
+        assert outcome.status == "refused"
+    for policy in (
+        Policy(read_only=True),
+        Policy(protect=Protect(ids=frozenset({disk.id}))),
+        Policy(safety_snapshot="required"),
+        Policy(snapshots_per_approval=0),
+    ):
+        outcome = await bench.guard(policy).rollback_to_snapshots(
+            bench.zone, [only.snapshot_id], person, safety_snapshot=False
+        )
+        assert outcome.status == "refused"
+    assert (person.questions, bench.destroyed) == ([], [])
+
+
+@pytest.mark.anyio
+async def test_a_rule_that_came_after_the_approval_holds(bench: Bench) -> None:
+    disk = await bench.add_disk("pg-data")
+    await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+    pending = await bench.guard().delete_snapshot(bench.zone, last.snapshot_id, Person(can_ask=False))
+    await bench.guard().approve(pending.approval_id, None)
+    await bench.provider.update_snapshot(last.snapshot_id, SnapshotUpdate(tags=("keep",)))
+    policy = Policy(protect=Protect(tags=frozenset({"keep"})))
+    outcome = await bench.guard(policy).delete_snapshot(bench.zone, last.snapshot_id, Person(can_ask=False))
+    assert (outcome.status, bench.destroyed) == ("refused", [])
+
+
+@pytest.mark.anyio
+async def test_ten_deletions_an_hour_and_no_more(bench: Bench) -> None:
+    """design.md: deletions per hour (10); here 2, counted over all processes."""
+    disk = await bench.add_disk()
+    await bench.back_up(disk)
+    policy = Policy(deletions_per_hour=2)
+    statuses = []
+    for _ in range(3):
+        last = await bench.back_up(disk)
+        outcome = await bench.guard(policy).delete_snapshot(bench.zone, last.snapshot_id, Person([agrees]))
+        statuses.append(outcome.status)
+        if outcome.job_id:
+            await bench.finish(outcome.job_id)
+    assert statuses == ["started", "started", "refused"]
+    bench.clock.turn(3601)
+    outcome = await bench.guard(policy).delete_snapshot(bench.zone, last.snapshot_id, Person([agrees]))
+    assert outcome.status == "started"
+
+
+POLICIES = st.builds(
+    Policy,
+    read_only=st.booleans(),
+    consent=st.sampled_from(["ask", "human"]),
+    last_good_copy=st.sampled_from(["human", "refuse"]),
+    minimum_age_hours=st.sampled_from([0, 1, 24]),
+    deletions_per_hour=st.sampled_from([0, 1, 10, 100]),
+    snapshots_per_approval=st.sampled_from([0, 1, 100, 1000]),
+    safety_snapshot=st.sampled_from(["default", "required"]),
+)
+VALUES = {
+    "SNAPSHOT_MCP_READ_ONLY": ["1", "0", "true", "false"],
+    "SNAPSHOT_MCP_CONSENT": ["ask", "human"],
+    "SNAPSHOT_MCP_PROTECT_IDS": ["vol-1, ss-1", ""],
+    "SNAPSHOT_MCP_LAST_GOOD_COPY": ["human", "refuse"],
+    "SNAPSHOT_MCP_MINIMUM_AGE_HOURS": ["0", "0.5", "48"],
+    "SNAPSHOT_MCP_DELETIONS_PER_HOUR": ["0", "5", "10000"],
+    "SNAPSHOT_MCP_SNAPSHOTS_PER_APPROVAL": ["0", "5", "10000"],
+    "SNAPSHOT_MCP_SAFETY_SNAPSHOT": ["default", "required"],
+}
+
+
+@given(POLICIES, st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}))
+def test_variables_tighten_and_never_loosen(policy: Policy, environ: dict[str, str]) -> None:
+    """design.md: environment variables may tighten it, never loosen."""
+    tight = tighten_policy(policy, environ)
+    assert tight.read_only >= policy.read_only
+    assert (tight.consent == "human") >= (policy.consent == "human")
+    assert tight.protect.ids >= policy.protect.ids
+    assert (tight.last_good_copy == "refuse") >= (policy.last_good_copy == "refuse")
+    assert tight.minimum_age_hours >= policy.minimum_age_hours
+    assert tight.deletions_per_hour <= policy.deletions_per_hour
+    assert tight.snapshots_per_approval <= policy.snapshots_per_approval
+    assert (tight.safety_snapshot == "required") >= (policy.safety_snapshot == "required")
+    assert tighten_policy(tight, environ) == tight
+
+
+def test_a_value_that_a_rule_cannot_have_names_the_variable() -> None:
+    for variable, value in (("SNAPSHOT_MCP_CONSENT", "none"), ("SNAPSHOT_MCP_DELETIONS_PER_HOUR", "-1")):
+        with pytest.raises(BadRequest, match=variable):
+            tighten_policy(Policy(), {variable: value})
+
+
+def test_a_time_of_unknown_age_counts_as_young() -> None:
+    timeless = tuple(one.model_copy(update={"create_time": None, "snapshot_time": None}) for one in CHAIN)
+    assert rule(Policy(minimum_age_hours=1), points=timeless) == "minimum_age_hours"
+    assert RESOURCE.resource_id == "vol-1"
+    assert NOW.tzinfo is UTC

@@ -1,0 +1,227 @@
+"""The safety snapshot before a roll-back (design.md, "Carry out"; issue 2, 5; issue 4, "Safety snapshot")."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from snapshot_mcp.contract.errors import OutcomeUnknown, ResourceBusy, StorageFull
+from snapshot_mcp.contract.models import Job, Snapshot, Volume
+from tests.guard.conftest import Bench, Person, agrees, nobody, scribble
+
+pytestmark = pytest.mark.anyio
+
+
+async def prepared(bench: Bench) -> tuple[Any, Snapshot]:
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    scribble(Path(disk.path or ""))
+    return disk, full
+
+
+def content(disk: Any) -> bytes:
+    return Path(disk.path).read_bytes()
+
+
+async def safeties(bench: Bench) -> list[Snapshot]:
+    return [one for one in await bench.snapshots() if one.snapshot_name.startswith("before roll-back")]
+
+
+def replace_create(bench: Bench, create: Any) -> Any:
+    """Let the zone's create be another one; returns the real one."""
+    real = bench.provider._provider.create_snapshots
+    bench.provider.create_snapshots = create
+    return real
+
+
+async def test_the_result_names_the_way_back_and_it_leads_back(bench: Bench) -> None:
+    disk, full = await prepared(bench)
+    present = content(disk)
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    assert outcome.status == "started"
+    await bench.finish(outcome.job_id)
+    assert content(disk) != present
+    (way_back,) = outcome.safety_snapshot_ids
+    assert way_back in outcome.message
+    again = await bench.guard().rollback_to_snapshots(bench.zone, [way_back], Person([agrees]))
+    await bench.finish(again.job_id)
+    assert content(disk) == present
+
+
+async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_process(bench: Bench) -> None:
+    """not done within 20 s → safety_running, and the repeated call goes on under the same approval, after a restart too."""
+    _, full = await prepared(bench)
+    person = Person([agrees])
+    hurried = bench.guard(safety_wait_seconds=0)
+    first = await hurried.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert first.status == "safety_running"
+    assert first.safety_job_id
+    assert bench.destroyed == []
+    await bench.finish(first.safety_job_id)
+    bench.clock.turn(10 * 60)
+    second = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert (second.status, second.approval_id) == ("started", first.approval_id)
+    assert second.safety_job_id == first.safety_job_id
+    assert len(await safeties(bench)) == 1
+    assert len(person.questions) == 1
+
+
+async def test_a_safety_snapshot_may_take_longer_than_a_grant_but_not_grow_old(bench: Bench) -> None:
+    _, full = await prepared(bench)
+    first = await bench.guard(safety_wait_seconds=0).rollback_to_snapshots(
+        bench.zone, [full.snapshot_id], Person([agrees])
+    )
+    await bench.finish(first.safety_job_id)
+    bench.clock.turn(16 * 60)
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert outcome.status == "refused"
+    assert "too old" in outcome.message
+    assert bench.destroyed == []
+    later = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert later.status == "needs_approval"
+
+
+@pytest.mark.parametrize("error", [StorageFull("no room"), ResourceBusy("a job runs")])
+async def test_when_it_cannot_be_taken_nothing_is_rolled_back_and_the_yes_is_kept(
+    bench: Bench, error: Exception
+) -> None:
+    _, full = await prepared(bench)
+
+    async def create(*args: Any, **options: Any) -> Job:
+        raise error
+
+    real = replace_create(bench, create)
+    person = Person([agrees])
+    with pytest.raises(type(error), match="not started"):
+        await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert bench.destroyed == []
+    bench.provider.create_snapshots = real
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert outcome.status == "started"
+    assert len(person.questions) == 1
+
+
+async def test_when_its_job_fails_nothing_is_rolled_back(bench: Bench) -> None:
+    _, full = await prepared(bench)
+    failed = Job(job_id="j-1", status="failed", info="the disk\nis full")
+
+    async def create(*args: Any, **options: Any) -> Job:
+        return failed
+
+    async def get_job(job_id: str) -> Job:
+        return failed
+
+    real = replace_create(bench, create)
+    real_get = bench.provider._provider.get_job
+    bench.provider.get_job = get_job
+    person = Person([agrees])
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert outcome.status == "refused"
+    assert "the disk is full" in outcome.message
+    assert "kept until" in outcome.message
+    assert bench.destroyed == []
+    bench.provider.create_snapshots, bench.provider.get_job = real, real_get
+    assert (await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)).status == "started"
+
+
+async def test_a_lost_answer_is_looked_up_and_not_repeated(bench: Bench) -> None:
+    """users_and_rivals.md: an unknown outcome is looked up."""
+    _, full = await prepared(bench)
+    real = bench.provider._provider.create_snapshots
+
+    async def create(resource_ids: Sequence[str], name: str, **options: Any) -> Job:
+        await real(resource_ids, name, **options)
+        raise OutcomeUnknown("the answer was lost")
+
+    replace_create(bench, create)
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    assert outcome.status == "started"
+    assert len(await safeties(bench)) == 1
+
+
+async def test_what_a_killed_process_began_is_adopted(bench: Bench) -> None:
+    """Killed at any point, it goes on under the same approval; not before the dead one's claim is over."""
+    _, full = await prepared(bench)
+    real = bench.provider._provider.create_snapshots
+
+    class Killed(BaseException):
+        pass
+
+    async def create(resource_ids: Sequence[str], name: str, **options: Any) -> Job:
+        await real(resource_ids, name, **options)
+        raise Killed
+
+    replace_create(bench, create)
+    with pytest.raises(Killed):
+        await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    bench.provider.create_snapshots = real
+    early = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert (early.status, early.safety_job_id) == ("safety_running", "")
+    bench.clock.turn(3 * 60)
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert outcome.status == "started"
+    assert len(await safeties(bench)) == 1
+
+
+async def test_one_that_was_deleted_meanwhile_is_no_way_back(bench: Bench) -> None:
+    _, full = await prepared(bench)
+    first = await bench.guard(safety_wait_seconds=0).rollback_to_snapshots(
+        bench.zone, [full.snapshot_id], Person([agrees])
+    )
+    await bench.finish(first.safety_job_id)
+    (safety,) = await safeties(bench)
+    await bench.finish(await bench.provider._provider.delete_snapshot(safety.snapshot_id))
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert outcome.status != "started"
+    assert bench.destroyed == []
+
+
+async def test_calls_that_race_take_one_safety_snapshot_and_roll_back_once(bench: Bench) -> None:
+    _, full = await prepared(bench)
+    pending = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    await bench.guard().approve(pending.approval_id, None)
+    statuses: list[str] = []
+
+    async def call() -> None:
+        outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+        statuses.append(outcome.status)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(call)
+    assert statuses.count("started") == 1, statuses
+    assert len(bench.destroyed) == 1
+    assert len(await safeties(bench)) == 1
+
+
+async def test_two_disks_are_rolled_back_under_one_yes_with_one_safety_each(bench: Bench) -> None:
+    first, second = await bench.add_disk("one"), await bench.add_disk("two")
+    targets = [(await bench.back_up(disk, "full")).snapshot_id for disk in (first, second)]
+    person = Person([agrees])
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, targets, person)
+    assert outcome.status == "started"
+    assert len(outcome.safety_snapshot_ids) == 2
+    assert "“one”" in person.questions[0].message
+    assert "“two”" in person.questions[0].message
+
+
+async def test_the_order_of_the_ids_is_the_same_call(bench: Bench) -> None:
+    first, second = await bench.add_disk("one"), await bench.add_disk("two")
+    targets = [(await bench.back_up(disk, "full")).snapshot_id for disk in (first, second)]
+    one = await bench.guard().rollback_to_snapshots(bench.zone, targets, nobody())
+    two = await bench.guard().rollback_to_snapshots(bench.zone, targets[::-1], nobody())
+    assert one.approval_id == two.approval_id
+
+
+async def test_the_person_hears_how_far_it_is(bench: Bench) -> None:
+    _, full = await prepared(bench)
+    heard: list[Job] = []
+
+    async def tell(jobs: tuple[Job, ...]) -> None:
+        heard.extend(jobs)
+
+    await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]), on_progress=tell)
+    assert heard
+    assert isinstance(await bench.add_disk("another"), Volume)

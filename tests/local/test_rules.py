@@ -1,0 +1,262 @@
+"""What the embedded zone refuses, and what its refusals say (contract.md, "Where the contract is silent")."""
+
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import anyio
+import pytest
+
+from snapshot_mcp.contract.errors import (
+    BadRequest,
+    NotFound,
+    NotUsable,
+    ResourceBusy,
+    Unsupported,
+    WrongResourceType,
+    ZoneError,
+)
+from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
+from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.providers.local import LocalZone
+from tests.disks import MIB, back_up, get, ids, make_image, succeed
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_looking_makes_nothing(local_zone: LocalZone) -> None:
+    """Must show 6: listing needs no zone folder."""
+    assert (await local_zone.list_snapshots(SnapshotFilter())).total_count == 0
+    assert (await local_zone.list_volumes(ResourceFilter())).total_count == 0
+    assert await local_zone.list_unfinished_jobs() == ()
+    assert (await local_zone.check()).snapshot_count == 0
+    with pytest.raises(NotFound, match="no job"):
+        await local_zone.get_job("nonsense")
+    assert not local_zone.folder.exists()
+
+
+def a_pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda folder: folder / "nowhere.img", BadRequest, "does not exist"),
+        (lambda folder: folder, BadRequest, "no regular file"),
+        (a_pipe, BadRequest, "no regular file"),
+        (
+            lambda folder: Path("/dev/loop0") if Path("/dev/loop0").is_block_device() else None,
+            Unsupported,
+            "block device",
+        ),
+    ],
+)
+async def test_what_is_no_disk_image_is_not_registered(
+    make: Callable[[Path], Path | None], error: type[ZoneError], says: str, local_zone: LocalZone, tmp_path: Path
+) -> None:
+    """Issue "A real disk", bad input: the message names the value."""
+    path = make(tmp_path)
+    if path is None:
+        pytest.skip("no block device to name")
+    with pytest.raises(error, match=says) as refusal:
+        await local_zone.add_resource(path)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+async def test_one_file_is_registered_once(
+    link: Callable[[Path, Path], None] | None, local_zone: LocalZone, tmp_path: Path
+) -> None:
+    """engine_notes.md, invariant 6; also by another name of the same file."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image, "db")
+    other = image
+    if link:
+        other = tmp_path / "other.img"
+        link(image, other)
+    with pytest.raises(BadRequest, match=f"registered already, as volume “db” .{volume.id}"):
+        await local_zone.add_resource(other)
+    assert (await local_zone.list_volumes(ResourceFilter())).total_count == 1
+
+
+async def test_a_forgotten_disk_keeps_its_file_and_its_snapshots(local_zone: LocalZone, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    await local_zone.remove_resource(volume.id)
+    assert (await local_zone.list_volumes(ResourceFilter())).total_count == 0
+    assert image.exists()
+    with pytest.raises(NotUsable, match="not registered any more"):
+        await local_zone.apply_snapshots([snapshot_id])
+    job = await succeed(local_zone, await local_zone.create_volume(snapshot_id, "copy"))
+    assert Path(job.details["path"]).read_bytes() == image.read_bytes()
+    again = await local_zone.add_resource(image)
+    assert again.id != volume.id
+
+
+async def test_a_disk_whose_file_is_gone_says_so(local_zone: LocalZone, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    image.unlink()
+    (found,) = (await local_zone.list_volumes(ResourceFilter())).items
+    assert found.problem is not None
+    assert "cannot be read" in found.problem
+    with pytest.raises(NotUsable, match="cannot be opened: No such file"):
+        await local_zone.create_snapshots([volume.id], "")
+    image.symlink_to("/dev/zero")
+    with pytest.raises(NotUsable, match="cannot be opened"):
+        await local_zone.create_snapshots([volume.id], "")
+
+
+async def test_creates_and_applies_are_refused_whole(local_zone: LocalZone, tmp_path: Path) -> None:
+    """contract.md, "All or nothing": an unknown, repeated or unusable id, before anything starts."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
+    snapshot_id, second = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
+    attempts: list[tuple[Callable[[], Awaitable[object]], type[ZoneError], str]] = [
+        (lambda: local_zone.create_snapshots([volume.id, "vol-nowhere"], ""), NotFound, "vol-nowhere"),
+        (lambda: local_zone.create_snapshots([volume.id, volume.id], ""), BadRequest, "stands twice"),
+        (lambda: local_zone.create_snapshots([], ""), BadRequest, "empty"),
+        (lambda: local_zone.create_snapshots([volume.id], "n" * 256), BadRequest, "256 characters"),
+        (lambda: local_zone.apply_snapshots([snapshot_id, "ss-nowhere"]), NotFound, "ss-nowhere"),
+        (lambda: local_zone.apply_snapshots([snapshot_id, second]), BadRequest, "one point only"),
+        (lambda: local_zone.apply_snapshots([snapshot_id, snapshot_id]), BadRequest, "stands twice"),
+        (lambda: local_zone.create_snapshots([volume.id], "\ud800"), BadRequest, "no valid Unicode"),
+        (lambda: local_zone.delete_snapshot("ss-\ud800"), BadRequest, "no valid Unicode"),
+        (lambda: local_zone.get_job("\ud800"), BadRequest, "no valid Unicode"),
+        (lambda: local_zone.delete_snapshot("ss-nowhere"), NotFound, "ss-nowhere"),
+        (
+            lambda: local_zone.capture_instance(snapshot_id, "image"),
+            WrongResourceType,
+            "only from a snapshot of an instance",
+        ),
+        (lambda: local_zone.recover_snapshots([snapshot_id]), NotUsable, "is available"),
+        (lambda: local_zone.update_snapshot("ss-nowhere", SnapshotUpdate(snapshot_name="x")), NotFound, "ss-nowhere"),
+    ]
+    for attempt, error, says in attempts:
+        with pytest.raises(error, match=says):
+            await attempt()
+    assert await local_zone.list_unfinished_jobs() == ()
+    assert await ids(local_zone) == {snapshot_id, second}
+
+
+async def test_a_chain_at_its_limit_is_followed_by_a_full_snapshot(zone_folder: Path, tmp_path: Path) -> None:
+    """contract.md, "Limit": counted over the whole tree; a recovery may exceed it."""
+    zone = LocalZone(zone_folder, chain_limit=3)
+    volume = await zone.add_resource(make_image(tmp_path / "disk.img", MIB))
+    made = [await back_up(zone, volume.id) for _ in range(4)]
+    assert [(await get(zone, one)).is_full for one in made] == [True, False, False, True]
+    await succeed(zone, await zone.apply_snapshots([made[0]]))
+    assert (await get(zone, await back_up(zone, volume.id))).is_full
+    await succeed(zone, await zone.delete_snapshot(made[2]))
+    await succeed(zone, await zone.apply_snapshots([made[0]]))
+    branch = await back_up(zone, volume.id)
+    assert (await get(zone, branch)).parent == made[0]
+    await succeed(zone, await zone.recover_snapshots([made[2]]))
+    assert (await get(zone, made[0])).total_count == 4
+    await zone.aclose()
+
+
+async def test_one_job_at_a_time_changes_a_resource(local_zone: LocalZone, tmp_path: Path) -> None:
+    """contract.md, "Busy": a second is refused with the job that is in the way; exports share."""
+    image = make_image(tmp_path / "disk.img", 128 * MIB)
+    volume = await local_zone.add_resource(image)
+    first = await back_up(local_zone, volume.id)
+    job = await local_zone.create_snapshots([volume.id], "in the way", is_full=True)
+    for attempt in (
+        lambda: local_zone.create_snapshots([volume.id], "second"),
+        lambda: local_zone.delete_snapshot(first),
+    ):
+        with pytest.raises(ResourceBusy, match=job.job_id) as refusal:
+            await attempt()
+        assert refusal.value.job_id == job.job_id
+    with pytest.raises(ResourceBusy, match=job.job_id):
+        await local_zone.apply_snapshots([first])
+    export = await local_zone.create_volume(first, "meanwhile")
+    with pytest.raises(ResourceBusy):
+        await local_zone.remove_resource(volume.id)
+    await succeed(local_zone, job)
+    if not (await local_zone.get_job(export.job_id)).is_finished:
+        with pytest.raises(ResourceBusy, match=export.job_id):
+            await local_zone.delete_snapshot(first)
+    await succeed(local_zone, export)
+    await succeed(local_zone, await local_zone.delete_snapshot(first))
+
+
+async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path: Path) -> None:
+    """contract.md, "Deletion": the space comes free after the grace, or when a person purges."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
+    snapshot_id = await back_up(local_zone, volume.id)
+    job = await local_zone.delete_snapshot(snapshot_id)
+    assert job.details["space_free_at"]
+    await succeed(local_zone, job)
+    assert list((local_zone.folder / "snapshots").iterdir())
+    assert await local_zone.purge() == (snapshot_id,)
+    assert not list((local_zone.folder / "snapshots").iterdir())
+    with pytest.raises(NotUsable, match="gone for good"):
+        await local_zone.recover_snapshots([snapshot_id])
+
+
+async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, tmp_path: Path) -> None:
+    zone = LocalZone(zone_folder, recovery_seconds=0)
+    volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
+    snapshot_id = await back_up(zone, volume.id)
+    await succeed(zone, await zone.delete_snapshot(snapshot_id))
+    with pytest.raises(NotUsable, match="is over"):
+        await zone.recover_snapshots([snapshot_id])
+    await zone.aclose()
+
+
+async def test_names_and_tags_are_kept_and_found(local_zone: LocalZone, tmp_path: Path) -> None:
+    """contract.md: PUT; search is a part of id or name; several tags mean any of them; % and _ are themselves."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
+    one, two = await back_up(local_zone, volume.id, "100% sure_thing"), await back_up(local_zone, volume.id, "other")
+    await local_zone.update_snapshot(
+        two, SnapshotUpdate(snapshot_name="Ärger\n", description="why", tags=("prod", "db"))
+    )
+    assert (await get(local_zone, two)).snapshot_name == "Ärger\n"
+    assert await ids(local_zone, tags=("db", "nothing")) == {two}
+    assert await ids(local_zone, search_word="0% sure_") == {one}
+    assert await ids(local_zone, search_word="_") == {one}
+    assert await ids(local_zone, search_word=two[3:8]) == {two}
+    assert await ids(local_zone, snapshot_type=1) == {one}
+    assert await ids(local_zone, root_id=one) == {one, two}
+    page = await local_zone.list_snapshots(SnapshotFilter(limit=1, offset=1))
+    assert (len(page.items), page.total_count) == (1, 2)
+
+
+async def test_an_instance_is_an_instance(local_zone: LocalZone, tmp_path: Path) -> None:
+    instance = await local_zone.add_resource(make_image(tmp_path / "web.img"), "web", ResourceType.INSTANCE)
+    snapshot_id = await back_up(local_zone, instance.id)
+    with pytest.raises(WrongResourceType, match="only from a snapshot of a volume"):
+        await local_zone.create_volume(snapshot_id, "copy")
+    (found,) = (await local_zone.list_instances(ResourceFilter(search_word="we"))).items
+    assert (found.id, found.status) == (instance.id, "stopped")
+    assert (await local_zone.list_volumes(ResourceFilter())).total_count == 0
+
+
+async def test_watching_sees_every_change_of_a_job(local_zone: LocalZone, tmp_path: Path) -> None:
+    """design.md: watch_jobs yields Jobs at each change of status, and their progress on the way."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img", 256 * MIB))
+    await back_up(local_zone, volume.id)
+    seen: list[Job] = []
+
+    async def watch() -> None:
+        async with aclosing(local_zone.watch_jobs()) as changes:  # type: ignore[type-var]
+            async for change in changes:
+                seen.append(change)
+                if change.is_finished:
+                    return
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        await anyio.wait_all_tasks_blocked()
+        job = await local_zone.create_snapshots([volume.id], "watched", is_full=True)
+    assert {change.job_id for change in seen} == {job.job_id}
+    statuses = [change.status for change in seen]
+    assert statuses == sorted(statuses, key=["pending", "working", "successful"].index)
+    done = [change.progress.done for change in seen if change.progress and change.status == "working"]
+    assert done == sorted(done)
+    assert statuses[-1] == "successful"
