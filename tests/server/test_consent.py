@@ -9,7 +9,7 @@ from mcp.client.session import ClientSession
 from mcp.types import ElicitResult
 
 from snapshot_mcp import app
-from tests.server.conftest import Lab, back_up, content, data_of, text_of
+from tests.server.lab import Lab, back_up, content, data_of, text_of
 
 Answerer = Callable[[Any, Any], Awaitable[ElicitResult]]
 
