@@ -66,10 +66,14 @@ class Lab:
     async def add_disk(
         self, name: str, size_bytes: int = 2 * MIB, kind: ResourceType = ResourceType.VOLUME, file_name: str = ""
     ) -> Volume | Instance:
-        """Make an image and register it, as `snapshot-mcp zone add` does."""
+        """Make an image and register it."""
+        return await self.register(self.image(file_name or name, size_bytes), name, kind)
+
+    async def register(self, path: Path, name: str, kind: ResourceType = ResourceType.VOLUME) -> Volume | Instance:
+        """Register an image, as `snapshot-mcp zone add` does."""
         zone = app.open_local_zone(self.settings)
         try:
-            return await zone.add_resource(self.image(file_name or name, size_bytes), name, kind)
+            return await zone.add_resource(path, name, kind)
         finally:
             await zone.aclose()
 
