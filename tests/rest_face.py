@@ -19,13 +19,13 @@ ZONE_ID = "ac1"
 
 HASTY = Patience(
     connect_seconds=2,
-    read_seconds=2,
-    change_seconds=1.0,
+    read_seconds=1,
+    change_seconds=0.7,
     token_seconds=2,
     total_seconds=8,
     first_pause_seconds=0.02,
     longest_pause_seconds=0.2,
-    lookup_seconds=1.0,
+    lookup_seconds=0.5,
     silence_seconds=0.6,
     poll_seconds=0.1,
     outage_seconds=5,

@@ -23,15 +23,21 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_no_route_answers_without_a_valid_token(method: str, path: str, face: Served) -> None:
+async def test_no_route_answers_without_a_valid_token(face: Served, subtests: pytest.Subtests) -> None:
     """Must show 5: "Without or with a wrong token every route but token, health and OpenAPI answers 401"."""
-    good = await fetch_token(face.url)
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {good}"}, {"Authorization": "é"}):
-        answer = await ask(face.url, method, path, headers=headers)
-        assert answer.status == 401
-        assert answer.json["code"] == "unauthorized"
-        assert answer.headers["www-authenticate"].startswith("Bearer")
+    for method, path in ROUTES:
+        with subtests.test(method=method):
+            good = await fetch_token(face.url)
+            for headers in (
+                {},
+                {"Authorization": "Bearer wrong"},
+                {"Authorization": f"Basic {good}"},
+                {"Authorization": "é"},
+            ):
+                answer = await ask(face.url, method, path, headers=headers)
+                assert answer.status == 401
+                assert answer.json["code"] == "unauthorized"
+                assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
 @pytest.mark.parametrize("path", sorted(PUBLIC_PATHS - {"/v2/oauth2/token"}))
@@ -39,74 +45,74 @@ async def test_health_and_openapi_are_public(path: str, face: Served) -> None:
     assert (await ask(face.url, "GET", path)).status == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
-    [
-        ("GET", "/nothing/here", 404, "not_found"),
-        ("GET", f"{ZONE}/volume_snapshots/", 404, "not_found"),
-        ("GET", "/v2/zone/other/volume_snapshots", 404, "unknown_zone"),
-        ("GET", f"{ZONE}/job/none", 404, "not_found"),
-        ("PATCH", f"{ZONE}/volume_snapshots", 405, "bad_request"),
-        ("POST", "/healthz", 405, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots/../../../../etc/passwd", 404, "not_found"),
-        ("DELETE", f"{ZONE}/volume_snapshots/..%2f..%2fapply", 404, "not_found"),
-        ("DELETE", f"{ZONE}/volume_snapshots/%00", 404, "not_found"),
-        ("DELETE", f"{ZONE}/volume_snapshots/{'x' * 5000}", 404, "not_found"),
-        ("GET", "//v2/zone/ac1/volume_snapshots", 404, "not_found"),
-        ("GET", f"{ZONE}/volume_snapshots?limit=101", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?limit=0", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?limit=ten", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?limit=1&limit=2", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?offset=-1", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?offset={'9' * 30}", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?snapshot_type=2", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?verbose=yes", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?search_word=%ff", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?statsu=available", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?search_word={'x' * 20_000}", 400, "bad_request"),
-        ("GET", f"{ZONE}/volume_snapshots?snapshots={'x,' * 200}", 400, "bad_request"),
-    ],
-)
-async def test_bad_requests_get_the_envelope(
-    method: str, path: str, status: int, code: str, face: Served, token: str
-) -> None:
+BAD_REQUESTS = [
+    ("GET", "/nothing/here", 404, "not_found"),
+    ("GET", f"{ZONE}/volume_snapshots/", 404, "not_found"),
+    ("GET", "/v2/zone/other/volume_snapshots", 404, "unknown_zone"),
+    ("GET", f"{ZONE}/job/none", 404, "not_found"),
+    ("PATCH", f"{ZONE}/volume_snapshots", 405, "bad_request"),
+    ("POST", "/healthz", 405, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots/../../../../etc/passwd", 404, "not_found"),
+    ("DELETE", f"{ZONE}/volume_snapshots/..%2f..%2fapply", 404, "not_found"),
+    ("DELETE", f"{ZONE}/volume_snapshots/%00", 404, "not_found"),
+    ("DELETE", f"{ZONE}/volume_snapshots/{'x' * 5000}", 404, "not_found"),
+    ("GET", "//v2/zone/ac1/volume_snapshots", 404, "not_found"),
+    ("GET", f"{ZONE}/volume_snapshots?limit=101", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?limit=0", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?limit=ten", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?limit=1&limit=2", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?offset=-1", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?offset={'9' * 30}", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?snapshot_type=2", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?verbose=yes", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?search_word=%ff", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?statsu=available", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?search_word={'x' * 20_000}", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?snapshots={'x,' * 200}", 400, "bad_request"),
+]
+
+
+async def test_bad_requests_get_the_envelope(face: Served, subtests: pytest.Subtests, token: str) -> None:
     """Must show 4: "Malformed JSON, wrong types, … path tricks: 4xx with the envelope", 404 and 405 too."""
-    answer = await ask(face.url, method, path, token=token)
-    assert (answer.status, answer.json["code"]) == (status, code)
-    assert answer.json["message"]
-    if status == 405:
-        assert answer.headers["allow"]
+    for method, path, status, code in BAD_REQUESTS:
+        with subtests.test(method=method):
+            answer = await ask(face.url, method, path, token=token)
+            assert (answer.status, answer.json["code"]) == (status, code)
+            assert answer.json["message"]
+            if status == 405:
+                assert answer.headers["allow"]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'"text"',
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"resources": NaN, "snapshot_name": "x"}',
-        b'{"resources": "vol-1", "snapshot_name": "x", "is_full": 0}',
-        b'{"resources": [], "snapshot_name": "x", "is_full": 0}',
-        b'{"resources": [1], "snapshot_name": "x", "is_full": 0}',
-        b'{"resources": ["vol-1"], "snapshot_name": null, "is_full": 0}',
-        b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": 2}',
-        b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": true}',
-        b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": 0, "more": 1}',
-        b'{"resources": ["vol-1"], "snapshot_name": "\\ud800", "is_full": 0}',
-        b'{"resources": ["\\ud800"], "snapshot_name": "x", "is_full": 0}',
-        b'{"resources": ["vol-1"], "snapshot_name": "' + b"x" * 256 + b'", "is_full": 0}',
-        b'{"resources": [' + b",".join([b'"v"'] * 101) + b'], "snapshot_name": "x", "is_full": 0}',
-        b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": ' + b"9" * 5000 + b"}",
-    ],
-)
-async def test_bad_bodies_are_bad_requests(body: bytes, face: Served, token: str) -> None:
+BAD_BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"text"',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"resources": NaN, "snapshot_name": "x"}',
+    b'{"resources": "vol-1", "snapshot_name": "x", "is_full": 0}',
+    b'{"resources": [], "snapshot_name": "x", "is_full": 0}',
+    b'{"resources": [1], "snapshot_name": "x", "is_full": 0}',
+    b'{"resources": ["vol-1"], "snapshot_name": null, "is_full": 0}',
+    b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": 2}',
+    b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": true}',
+    b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": 0, "more": 1}',
+    b'{"resources": ["vol-1"], "snapshot_name": "\\ud800", "is_full": 0}',
+    b'{"resources": ["\\ud800"], "snapshot_name": "x", "is_full": 0}',
+    b'{"resources": ["vol-1"], "snapshot_name": "' + b"x" * 256 + b'", "is_full": 0}',
+    b'{"resources": [' + b",".join([b'"v"'] * 101) + b'], "snapshot_name": "x", "is_full": 0}',
+    b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": ' + b"9" * 5000 + b"}",
+]
+
+
+async def test_bad_bodies_are_bad_requests(face: Served, subtests: pytest.Subtests, token: str) -> None:
     """Must show 4: "Malformed JSON, wrong types"."""
-    answer = await ask(face.url, "POST", f"{ZONE}/volume_snapshots", body, token=token)
-    assert (answer.status, answer.json["code"]) == (400, "bad_request")
+    for body in BAD_BODIES:
+        with subtests.test(body=body):
+            answer = await ask(face.url, "POST", f"{ZONE}/volume_snapshots", body, token=token)
+            assert (answer.status, answer.json["code"]) == (400, "bad_request")
 
 
 @pytest.mark.parametrize("target", [f"{ZONE}/volume_snapshots", f"{ZONE}/volume_snapshots/apply", "/v2/oauth2/token"])
@@ -154,56 +160,59 @@ async def test_a_stream_ends_with_its_token(shared_zone: LocalZone) -> None:
     assert b"event: hb" in answer.body
 
 
-@pytest.mark.parametrize(
-    ("authorization", "form", "status"),
-    [
-        ("", b"grant_type=client_credentials", 401),
-        ("Basic !!", b"grant_type=client_credentials", 401),
-        ("Basic a2V5LXRlc3Q=", b"grant_type=client_credentials", 401),
-        ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"grant_type=client_credentials", 401),
-        ("Basic bm9ib2R5Og==", b"grant_type=client_credentials", 401),
-        ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"grant_type=password", 400),
-        ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"", 400),
-    ],
-)
-async def test_tokens_need_a_key_pair(authorization: str, form: bytes, status: int, face: Served) -> None:
+BAD_CREDENTIALS = [
+    ("", b"grant_type=client_credentials", 401),
+    ("Basic !!", b"grant_type=client_credentials", 401),
+    ("Basic a2V5LXRlc3Q=", b"grant_type=client_credentials", 401),
+    ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"grant_type=client_credentials", 401),
+    ("Basic bm9ib2R5Og==", b"grant_type=client_credentials", 401),
+    ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"grant_type=password", 400),
+    ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"", 400),
+]
+
+
+async def test_tokens_need_a_key_pair(face: Served, subtests: pytest.Subtests) -> None:
     """POST /v2/oauth2/token."""
-    headers = {"Authorization": authorization} if authorization else {}
-    answer = await ask(face.url, "POST", "/v2/oauth2/token", form, headers=headers)
-    assert answer.status == status
-    assert "access_token" not in answer.json
+    for authorization, form, status in BAD_CREDENTIALS:
+        with subtests.test(authorization=authorization):
+            headers = {"Authorization": authorization} if authorization else {}
+            answer = await ask(face.url, "POST", "/v2/oauth2/token", form, headers=headers)
+            assert answer.status == status
+            assert "access_token" not in answer.json
 
 
-@pytest.mark.parametrize(
-    ("host", "is_ours"),
-    [
-        ("127.0.0.1:1", True),
-        ("localhost", True),
-        ("LOCALHOST:80", True),
-        ("[::1]:5", True),
-        ("10.1.2.3", True),
-        ("snapshots.example:443", True),
-        ("evil.example", False),
-        ("127.0.0.1.evil.example", False),
-        ("localhost.evil.example", False),
-        ("", False),
-        ("[", False),
-    ],
-)
-async def test_foreign_host_names_are_turned_away(host: str, is_ours: bool, shared_zone: LocalZone) -> None:
-    """The REST face "checks Host" (DNS rebinding)."""
+HOSTS = {
+    "127.0.0.1:1": True,
+    "localhost": True,
+    "LOCALHOST:80": True,
+    "[::1]:5": True,
+    "10.1.2.3": True,
+    "snapshots.example:443": True,
+    "evil.example": False,
+    "127.0.0.1.evil.example": False,
+    "localhost.evil.example": False,
+    "": False,
+    "[": False,
+}
+
+
+async def test_foreign_host_names_are_turned_away(shared_zone: LocalZone, subtests: pytest.Subtests) -> None:
+    """The REST face "checks Host" (DNS rebinding); an address cannot be rebound."""
     async with served(shared_zone, allowed_hosts=["snapshots.example"]) as face:
         token = await fetch_token(face.url)
-        answer = await ask(face.url, "GET", f"{ZONE}/volumes", token=token, headers={"Host": host})
-    assert answer.status == (200 if is_ours else 400)
+        for host, is_ours in HOSTS.items():
+            with subtests.test(host=host):
+                answer = await ask(face.url, "GET", f"{ZONE}/volumes", token=token, headers={"Host": host})
+                assert answer.status == (200 if is_ours else 400)
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])
-@pytest.mark.parametrize("path", ["/healthz", "/openapi.json", f"{ZONE}/volumes"])
-async def test_foreign_origins_are_turned_away(origin: str, path: str, face: Served, token: str) -> None:
+async def test_foreign_origins_are_turned_away(face: Served, token: str, subtests: pytest.Subtests) -> None:
     """The REST face "rejects a foreign Origin"."""
-    answer = await ask(face.url, "GET", path, token=token, headers={"Origin": origin})
-    assert (answer.status, answer.json["code"]) == (403, "forbidden")
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+        for path in ("/healthz", "/openapi.json", f"{ZONE}/volumes"):
+            with subtests.test(origin=origin, path=path):
+                answer = await ask(face.url, "GET", path, token=token, headers={"Origin": origin})
+                assert (answer.status, answer.json["code"]) == (403, "forbidden")
 
 
 async def test_allowed_origin_is_let_in(shared_zone: LocalZone) -> None:

@@ -27,7 +27,7 @@ class JobMemory:
             self.jobs[job.job_id] = job
         if len(self.jobs) > MAX_JOBS:
             finished = [job_id for job_id, known in self.jobs.items() if known.is_finished]
-            for job_id in finished[: MAX_JOBS // 2] or list(self.jobs)[:1]:
+            for job_id in finished[: MAX_JOBS // 2] or list(self.jobs)[: MAX_JOBS // 10]:
                 del self.jobs[job_id]
         return job
 
