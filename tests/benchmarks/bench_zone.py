@@ -87,7 +87,11 @@ def timed(work: Callable[[], object]) -> float:
 
 def borg(folder: Path, image: Path, rounds: int) -> dict[str, float]:
     """Seconds of borg's full and incremental archive, fixed chunks of the same size, zstd 1, no encryption."""
-    environment = {**os.environ, "BORG_BASE_DIR": str(folder / "borg-home"), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
+    environment = {
+        **os.environ,
+        "BORG_BASE_DIR": str(folder / "borg-home"),
+        "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+    }
     create = ["borg", "create", "--chunker-params", f"fixed,{CHUNK}", "--compression", "zstd,1"]
 
     def archive(repository: Path, name: str) -> float:

@@ -114,7 +114,7 @@ async def subject(request: pytest.FixtureRequest, contract_folder: Path) -> Asyn
             client_id=os.environ[f"{PROVIDER}CLIENT_ID"],
             client_secret=SecretStr(os.environ[f"{PROVIDER}CLIENT_SECRET"]),
             zone_id=os.environ.get(f"{PROVIDER}ZONE", "ac1"),
-            api_revision=os.environ.get(f"{PROVIDER}REVISION", ""),
+            api_revision=os.environ.get(f"{PROVIDER}REVISION", "specification"),
         )
         yield Subject(zone, None, Path())
         await zone.aclose()
@@ -125,7 +125,7 @@ async def subject(request: pytest.FixtureRequest, contract_folder: Path) -> Asyn
         if request.param == "local":
             yield Subject(local, local, Path(disks))
         else:
-            revision = "2016-12" if "2016" in request.param else ""
+            revision = "2016-12" if "2016" in request.param else "specification"
             async with served(local) as face:
                 client = face.client(api_revision=revision)
                 yield Subject(client, local, Path(disks))
