@@ -130,13 +130,15 @@ async def serve(
 
 
 @asynccontextmanager
-async def running(app: Starlette, listener: socket.socket) -> AsyncIterator[str]:
+async def running(
+    app: Starlette, listener: socket.socket, *, certificate: Path | None = None, key: Path | None = None
+) -> AsyncIterator[str]:
     """Serve inside the caller's task for the length of the block; yields the base URL."""
-    server = _server(app, None, None, handles_signals=False)
+    server = _server(app, certificate, key, handles_signals=False)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [listener])
         await server.is_ready.wait()
         try:
-            yield url_of(listener)
+            yield url_of(listener, is_encrypted=certificate is not None)
         finally:
             server.stop()
