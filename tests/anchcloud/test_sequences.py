@@ -60,7 +60,7 @@ class Sequence:
     async def run(self) -> None:
         operations = [self.create, self.delete, self.export, self.apply, self.rename, self.look]
         for step in range(OPERATIONS_EACH):
-            operation = self.chance.choices(operations, [5, 3, 1, 1, 1, 1])[0]
+            operation = self.chance.choices(operations, [5, 3, 1, 1, 1, 1])[0] if step else self.create
             try:
                 await operation(f"s{self.number}-{step}")
             except ZoneError as error:
