@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import anyio.from_thread
+import anyio
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -16,7 +16,7 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service.openapi import build_openapi
 from tests.conftest import end_worker
 from tests.disks import back_up, make_image
-from tests.rest_face import ZONE_ID, Served, fetch_token, served
+from tests.rest_face import ZONE_ID, Served, fetch_token, served_in_thread
 
 SCHEMA = schemathesis.openapi.from_dict(build_openapi([ZONE_ID]))
 OPERATIONS: dict[str, APIOperation] = {
@@ -39,17 +39,17 @@ CHECKED = [
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, str, dict[str, str]]]:
     """A face in a thread of its own, a token, and ids that exist."""
     folder = tmp_path_factory.mktemp("schema")
-    with anyio.from_thread.start_blocking_portal() as portal:
+
+    async def prepare() -> dict[str, str]:
         zone = LocalZone(folder / "zone")
+        volume = await zone.add_resource(make_image(folder / "disk", 1 << 16), "disk")
+        snapshot = await back_up(zone, volume.id)
+        await zone.aclose()
+        return {"vol": volume.id, "ss": snapshot}
 
-        async def prepare() -> dict[str, str]:
-            volume = await zone.add_resource(make_image(folder / "disk", 1 << 16), "disk")
-            return {"vol": volume.id, "ss": await back_up(zone, volume.id)}
-
-        ids = portal.call(prepare)
-        with portal.wrap_async_context_manager(served(zone)) as face:
-            yield face, portal.call(fetch_token, face.url), ids
-        portal.call(zone.aclose)
+    ids = anyio.run(prepare)
+    with served_in_thread(folder / "zone") as face:
+        yield face, anyio.run(fetch_token, face.url), ids
     end_worker(folder / "zone")
 
 
