@@ -72,6 +72,7 @@ class JobWatcher:
         self._provider = provider
         self._waits: dict[str, set[_Wait]] = {}
         self._unread: set[str] = set()
+        self._missed: set[str] = set()
         self._is_streaming = False
         self._has_begun = False
         self._trouble: ZoneError | None = None
@@ -201,7 +202,7 @@ class JobWatcher:
                 self._has_begun = False
                 catch_up = iter(CATCH_UP_SECONDS)
             unread, self._unread = self._unread, set()
-            await self._read(unread or self._unfinished())
+            await self._read(unread or self._unfinished(), are_new=bool(unread))
             with anyio.move_on_after(
                 next(catch_up, _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS))
             ):
@@ -214,8 +215,12 @@ class JobWatcher:
             if any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
         }
 
-    async def _read(self, job_ids: set[str]) -> None:
-        """Read jobs: of several the unfinished ones with one call, what is not among them one by one."""
+    async def _read(self, job_ids: set[str], *, are_new: bool) -> None:
+        """Read jobs: of several the unfinished ones with one call, what is not among them one by one.
+
+        What was known and is no longer unfinished has ended, and the stream is about to say so: beside one it is read
+        only when it is missing a second time, or a thousand ends at once would be a thousand reads.
+        """
         troubles: list[ZoneError] = []
         missing = {job_id for job_id in job_ids if job_id in self._waits}
         if not missing:
@@ -230,6 +235,8 @@ class JobWatcher:
                 for job_id in missing:
                     self._fail(job_id, error)
                 missing = set()
+            if self._is_streaming and not are_new:
+                missing, self._missed = missing & self._missed, missing - self._missed
         limiter = anyio.Semaphore(CONCURRENT_READS)
 
         async def read_one(job_id: str) -> None:
