@@ -5,12 +5,11 @@ The commands call these functions and nothing below them. Imports are inside, be
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snapshot_mcp import settings as settings_module
 from snapshot_mcp.contract.errors import BadRequest, UnknownZone
 from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, Settings
 
@@ -23,22 +22,8 @@ if TYPE_CHECKING:
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
 
-
-__all__ = ["LocalZone", "build_guard", "build_server", "build_zones", "load_settings", "open_local_zone"]
-
-
-def __getattr__(name: str) -> Any:
-    """`LocalZone`, on first use."""
-    if name == "LocalZone":
-        from snapshot_mcp.providers.local import LocalZone
-
-        return LocalZone
-    raise AttributeError(name)
-
-
-def load_settings() -> Settings:
-    """Return the settings of this process's environment. Raises SettingsError."""
-    return settings_module.load_settings(os.environ)
+SERVICE_KEY_FILE = "zone-serve.json"
+"""In the home folder: the key pair of `zone serve`."""
 
 
 def build_zones(settings: Settings) -> Zones:
@@ -98,6 +83,43 @@ def serve_http(settings: Settings, address: str) -> None:
     anyio.run(serve_http, server, host, port)
 
 
+def serve_zone(
+    settings: Settings,
+    name: str,
+    address: str,
+    *,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    allowed_hosts: Sequence[str] = (),
+    say: Callable[[str], None],
+) -> None:
+    """Serve an embedded zone as the REST API until a signal ends it; `say` gets what a person should know."""
+    import anyio
+
+    from snapshot_mcp import service
+
+    zone = open_local_zone(settings, name)
+    host, port = service.parse_address(address, is_encrypted=certificate is not None)
+    key_file = settings.home / SERVICE_KEY_FILE
+    pair, is_new = service.load_or_create_key_pair(key_file)
+    listener = service.bind(host, port)
+    url = service.url_of(listener, is_encrypted=certificate is not None)
+
+    def announce() -> None:
+        say(f"zone {zone.zone!r} at {url}/v2/zone/{zone.zone}")
+        say(f"{'wrote a new key pair to' if is_new else 'the key pair is in'} {key_file} (client_id {pair.client_id})")
+
+    async def serve() -> None:
+        app = service.build_service({zone.zone: zone}, service.TokenBook([pair]), allowed_hosts=allowed_hosts)
+        try:
+            await service.serve(app, listener, certificate=certificate, key=key, on_ready=announce)
+        finally:
+            await zone.aclose()
+
+    with listener:
+        anyio.run(serve)
+
+
 def _build_zone(settings: Settings, name: str) -> Provider:
     match settings.zones[name]:
         case LocalZoneSettings() as zone:
@@ -118,7 +140,18 @@ def _build_local(settings: Settings, name: str, zone: LocalZoneSettings) -> Loca
 
 
 def _build_anchcloud(name: str, zone: AnchCloudZoneSettings) -> Provider:
-    raise NotImplementedError
+    from snapshot_mcp.providers.anchcloud import AnchCloudZone
+
+    return AnchCloudZone(
+        name,
+        url=zone.url,
+        client_id=zone.client_id,
+        client_secret=zone.client_secret,
+        zone_id=zone.zone,
+        api_revision=zone.api_revision,
+        ca_file=zone.ca_file,
+        proxy=zone.proxy,
+    )
 
 
 def _settle_memory() -> None:

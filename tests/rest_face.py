@@ -2,16 +2,19 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
 from pydantic import SecretStr
 
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.providers.anchcloud import AnchCloudZone, Patience
+from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service import KeyPair, TokenBook, bind, build_service, running
 
 KEY_PAIR = KeyPair(client_id="key-test", client_secret=SecretStr("a-secret-that-nobody-may-see"))
@@ -111,3 +114,13 @@ async def served(
     app = build_service({ZONE_ID: provider}, tokens, heartbeat_seconds=heartbeat_seconds, **options)
     async with running(app, bind("127.0.0.1", 0)) as url:
         yield Served(url, tokens)
+
+
+@contextmanager
+def served_in_thread(folder: Path, **options: Any) -> Iterator[Served]:
+    """A face that many tests share: over a zone of its own in a thread, as another process would have it."""
+    with anyio.from_thread.start_blocking_portal() as portal:
+        zone = LocalZone(folder)
+        with portal.wrap_async_context_manager(served(zone, **options)) as face:
+            yield face
+        portal.call(zone.aclose)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from snapshot_mcp.cli import zone_serve
 from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
@@ -27,11 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_parser("list", help="the registered disks")
     commands.add_parser("check", help="read back and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
+    zone_serve.add_arguments(commands.add_parser("serve", help="serve it as the volume-snapshot REST API"))
     for command in commands.choices.values():
         command.add_argument("--zone", default="", help="the zone's name, where settings list several")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.zone_command == "serve":
+        return zone_serve.run(args)
     return anyio.run(_run, args)
 
 

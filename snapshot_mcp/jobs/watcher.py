@@ -209,11 +209,12 @@ class JobWatcher:
                 await self._to_read.wait()
 
     def _unfinished(self) -> set[str]:
-        return {
-            job_id
-            for job_id, waits in self._waits.items()
-            if any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
-        }
+        return {job_id for job_id in self._waits if self._is_wanted(job_id)}
+
+    def _is_wanted(self, job_id: str) -> bool:
+        """Whether somebody waits for its end still; the stream may have told it meanwhile."""
+        waits = self._waits.get(job_id, ())
+        return any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
 
     async def _read(self, job_ids: set[str], *, are_new: bool) -> None:
         """Read jobs: of several the unfinished ones with one call, what is not among them one by one.
@@ -241,6 +242,8 @@ class JobWatcher:
 
         async def read_one(job_id: str) -> None:
             async with limiter:
+                if not self._is_wanted(job_id):
+                    return
                 try:
                     self._tell(await self._provider.get_job(job_id))
                 except NotFound as error:

@@ -6,6 +6,16 @@ pair, token, operation, gate, hub.
 
 from snapshot_mcp.service.face import build_service
 from snapshot_mcp.service.keys import KeyPair, TokenBook, load_or_create_key_pair
-from snapshot_mcp.service.run import bind, running, serve
+from snapshot_mcp.service.run import bind, parse_address, running, serve, url_of
 
-__all__ = ["KeyPair", "TokenBook", "bind", "build_service", "load_or_create_key_pair", "running", "serve"]
+__all__ = [
+    "KeyPair",
+    "TokenBook",
+    "bind",
+    "build_service",
+    "load_or_create_key_pair",
+    "parse_address",
+    "running",
+    "serve",
+    "url_of",
+]

@@ -27,8 +27,8 @@ class Envelope(BaseModel):
 
     code: str = Field(min_length=1)
     message: str = Field(min_length=1)
-    hint: str = ""
-    job_id: str = ""
+    hint: str | None = None
+    job_id: str | None = None
 
 
 class SnapshotsAnswer(BaseModel):

@@ -1,5 +1,6 @@
 """Listening: the REST face on a socket, with uvicorn."""
 
+import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -10,6 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.text import clean_text
 
 GRACE_SECONDS = 3
 """For requests under way when the server is told to stop; streams are ended at once."""
@@ -50,6 +52,34 @@ class _Server(uvicorn.Server):
         assert isinstance(app, Starlette)
         app.state.close_streams()
         await super().shutdown(sockets)
+
+
+def parse_address(text: str, *, is_encrypted: bool) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`. Raises BadRequest; beyond this machine only with TLS: a key pair travels."""
+    host, _, digits = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not digits.isdecimal() or int(digits) > 65535:
+        raise BadRequest(
+            f"{clean_text(text)!r} is no HOST:PORT.", hint="For example 127.0.0.1:8010; port 0 takes a free one."
+        )
+    if not is_encrypted and not _is_loopback(host):
+        raise BadRequest(
+            f"{clean_text(host)!r} is beyond this machine, and key pairs would travel unencrypted.",
+            hint="Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that has TLS.",
+        )
+    return host, int(digits)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def url_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http{'s' if is_encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -100,14 +130,15 @@ async def serve(
 
 
 @asynccontextmanager
-async def running(app: Starlette, listener: socket.socket) -> AsyncIterator[str]:
+async def running(
+    app: Starlette, listener: socket.socket, *, certificate: Path | None = None, key: Path | None = None
+) -> AsyncIterator[str]:
     """Serve inside the caller's task for the length of the block; yields the base URL."""
-    server = _server(app, None, None, handles_signals=False)
+    server = _server(app, certificate, key, handles_signals=False)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [listener])
         await server.is_ready.wait()
-        host, port = listener.getsockname()[:2]
         try:
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            yield url_of(listener, is_encrypted=certificate is not None)
         finally:
             server.stop()

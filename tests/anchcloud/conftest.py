@@ -12,7 +12,7 @@ from snapshot_mcp.providers.local import LocalZone
 from tests.conftest import end_worker
 from tests.disks import make_image, succeed
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
-from tests.rest_face import Served, served
+from tests.rest_face import Served, served_in_thread
 
 
 @dataclass
@@ -39,12 +39,18 @@ def wire_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     end_worker(folder)
 
 
+@pytest.fixture(scope="session")
+def wire_face(wire_folder: Path) -> Iterator[Served]:
+    with served_in_thread(wire_folder) as face:
+        yield face
+
+
 @pytest.fixture
-async def wire(wire_folder: Path, tmp_path: Path) -> AsyncIterator[Wire]:
+async def wire(wire_folder: Path, wire_face: Served, tmp_path: Path) -> AsyncIterator[Wire]:
     local = LocalZone(wire_folder)
     volume = await local.add_resource(make_image(tmp_path / "disk", 1 << 18), "disk")
-    async with served(local) as face, faulty_proxy(face.url) as proxy:
-        client = face.client(url=proxy.url)
-        yield Wire(local, face, proxy, client, volume.id, tmp_path)
+    async with faulty_proxy(wire_face.url) as proxy:
+        client = wire_face.client(url=proxy.url)
+        yield Wire(local, wire_face, proxy, client, volume.id, tmp_path)
         await client.aclose()
     await local.aclose()

@@ -60,7 +60,7 @@ class Sequence:
     async def run(self) -> None:
         operations = [self.create, self.delete, self.export, self.apply, self.rename, self.look]
         for step in range(OPERATIONS_EACH):
-            operation = self.chance.choices(operations, [5, 3, 1, 1, 1, 1])[0]
+            operation = self.chance.choices(operations, [5, 3, 1, 1, 1, 1])[0] if step else self.create
             try:
                 await operation(f"s{self.number}-{step}")
             except ZoneError as error:
@@ -108,8 +108,11 @@ class Sequence:
         await self.attempt(change, target, self.told.changed, set())
 
     async def look(self, name: str) -> None:
-        before = await ids(self.local, resource_id=self.volumes[0], status=("available",))
-        assert await ids(self.client, resource_id=self.volumes[0]) >= before - self.told.maybe_deleted
+        """What was there before and after must be seen in between."""
+        query = {"resource_id": self.volumes[0], "status": ("available",)}
+        before = await ids(self.local, **query)
+        seen = await ids(self.client, **query)
+        assert seen >= before & await ids(self.local, **query)
         self.told.outcomes.append("carried out")
 
     async def check(self) -> None:
@@ -165,11 +168,12 @@ async def run_sequences(count: int, seed: int, folder: Path, disks: Path) -> lis
                 sequence = Sequence(number, chance, local, client, proxy, volumes)
                 try:
                     await sequence.run()
-                    await client.aclose()
                     await sequence.check()
                 except Exception as error:
                     error.add_note(f"seed {seed + number}, outcomes {sequence.told.outcomes}")
                     raise
+                finally:
+                    await client.aclose()
             outcomes.extend(sequence.told.outcomes)
 
     async with served(local) as face, anyio.create_task_group() as tasks:

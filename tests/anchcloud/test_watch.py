@@ -122,7 +122,7 @@ async def test_a_quiet_stream_is_kept_by_its_heartbeats(wire: Wire) -> None:
     async with watching(wire.client) as watcher:
         await watcher.end_of((await wire.client.create_snapshots([wire.volume], "")).job_id)
         before = wire.proxy.streams
-        with anyio.move_on_after(3 * HASTY.silence_seconds):
+        with anyio.move_on_after(2 * HASTY.silence_seconds):
             await anyio.sleep_forever()
         assert wire.proxy.streams == before
 

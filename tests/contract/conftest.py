@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.worker import LOCK_NAME
 from tests.conftest import end_worker
 from tests.disks import MIB, change, make_image, succeed
-from tests.rest_face import served
+from tests.rest_face import Served, served, served_in_thread
 
 PROVIDER = "SNAPSHOT_MCP_TEST_API_"
 
@@ -105,8 +105,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("subject", subjects, indirect=True)
 
 
+@pytest.fixture(scope="session")
+def contract_face(contract_folder: Path) -> Iterator[Served]:
+    with served_in_thread(contract_folder) as face:
+        yield face
+
+
 @pytest.fixture
-async def subject(request: pytest.FixtureRequest, contract_folder: Path) -> AsyncIterator[Subject]:
+async def subject(
+    request: pytest.FixtureRequest, contract_folder: Path, contract_face: Served
+) -> AsyncIterator[Subject]:
     if request.param == "provider":
         zone = AnchCloudZone(
             "provider",
@@ -114,7 +122,7 @@ async def subject(request: pytest.FixtureRequest, contract_folder: Path) -> Asyn
             client_id=os.environ[f"{PROVIDER}CLIENT_ID"],
             client_secret=SecretStr(os.environ[f"{PROVIDER}CLIENT_SECRET"]),
             zone_id=os.environ.get(f"{PROVIDER}ZONE", "ac1"),
-            api_revision=os.environ.get(f"{PROVIDER}REVISION", ""),
+            api_revision=os.environ.get(f"{PROVIDER}REVISION", "specification"),
         )
         yield Subject(zone, None, Path())
         await zone.aclose()
@@ -125,8 +133,9 @@ async def subject(request: pytest.FixtureRequest, contract_folder: Path) -> Asyn
         if request.param == "local":
             yield Subject(local, local, Path(disks))
         else:
-            revision = "2016-12" if "2016" in request.param else ""
-            async with served(local) as face:
+            revision = "2016-12" if "2016" in request.param else "specification"
+            own_face = served(local) if options else nullcontext(contract_face)
+            async with own_face as face:
                 client = face.client(api_revision=revision)
                 yield Subject(client, local, Path(disks))
                 await client.aclose()

@@ -7,7 +7,7 @@ import pytest
 
 from snapshot_mcp.providers.local import LocalZone
 from tests.conftest import end_worker
-from tests.rest_face import Served, fetch_token, served
+from tests.rest_face import Served, fetch_token, served_in_thread
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +24,9 @@ async def shared_zone(service_folder: Path) -> AsyncIterator[LocalZone]:
     await zone.aclose()
 
 
-@pytest.fixture
-async def face(shared_zone: LocalZone) -> AsyncIterator[Served]:
-    async with served(shared_zone) as face:
+@pytest.fixture(scope="session")
+def face(service_folder: Path) -> Iterator[Served]:
+    with served_in_thread(service_folder) as face:
         yield face
 
 

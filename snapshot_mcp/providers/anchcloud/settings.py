@@ -18,7 +18,7 @@ from snapshot_mcp.contract.text import clean_text
 class ApiRevision(StrEnum):
     """Which form is sent; both are read (contract.md, "Differences of the later revision")."""
 
-    SPECIFICATION = ""
+    SPECIFICATION = "specification"
     LATER = "2016-12"
 
 

@@ -78,7 +78,7 @@ class AnchCloudZone:
         client_id: str,
         client_secret: SecretStr,
         zone_id: str = "",
-        api_revision: str = "",
+        api_revision: str = ApiRevision.SPECIFICATION,
         ca_file: Path | None = None,
         proxy: str = "",
         patience: Patience | None = None,

@@ -1,0 +1,102 @@
+"""Where credentials may travel to, and that nothing is loaded or called before it is needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.models import SnapshotFilter
+from snapshot_mcp.providers.anchcloud import AnchCloudZone
+from snapshot_mcp.providers.anchcloud.settings import checked_url
+from tests.rest_face import KEY_PAIR, client_of
+
+GOOD_URLS = {
+    "https://api.example.com": "https://api.example.com",
+    "https://api.example.com/": "https://api.example.com",
+    "https://api.example.com:8443/v2/": "https://api.example.com:8443",
+    "https://example.com/cloud/v2": "https://example.com/cloud",
+    "http://127.0.0.1:8010": "http://127.0.0.1:8010",
+    "http://[::1]:8010/": "http://[::1]:8010",
+    "http://localhost": "http://localhost",
+}
+
+BAD_URLS = [
+    "http://api.51idc.com",
+    "http://127.0.0.1.evil.example",
+    "http://10.0.0.1",
+    "ftp://api.example.com",
+    "api.example.com",
+    "https://",
+    "https://user:hunter2@api.example.com",
+    "https://api.example.com?token=hunter2",
+    "https://api.example.com#x",
+    "https://[half",
+    "https://api.example.com:port",
+    "",
+]
+
+
+def test_urls_are_normalised() -> None:
+    for given, url in GOOD_URLS.items():
+        assert checked_url(given) == url
+
+
+def test_addresses_that_credentials_must_not_be_sent_to_are_refused() -> None:
+    """Plain http is for this machine only; a URL holds no credentials."""
+    for url in BAD_URLS:
+        with pytest.raises(BadRequest) as refusal:
+            client_of(url)
+        assert refusal.value.hint
+        assert "hunter2" not in str(refusal.value)
+
+
+def test_other_settings_are_checked_before_the_first_call() -> None:
+    url = "https://api.example.com"
+    for wrong in (
+        {"client_id": ""},
+        {"client_id": "a:b"},
+        {"client_secret": SecretStr("")},
+        {"api_revision": "2017"},
+        {"proxy": "socks4:hunter2"},
+    ):
+        with pytest.raises(BadRequest) as refusal:
+            client_of(url, **wrong)
+        assert "hunter2" not in str(refusal.value)
+
+
+def test_zone_id_is_the_settings_name_unless_given() -> None:
+    options = {"url": "https://a.example", "client_id": "k", "client_secret": SecretStr("s")}
+    assert AnchCloudZone("ac2", **options).location == "https://a.example/v2/zone/ac2"
+    named = AnchCloudZone("office", zone_id="ac1", **options)
+    assert (named.zone, named.location) == ("office", "https://a.example/v2/zone/ac1")
+
+
+@pytest.mark.anyio
+async def test_ca_file_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
+    """a private CA and a proxy can be set"."""
+    (tmp_path / "ca.pem").write_text("no certificate")
+    for name in ("ca.pem", "absent.pem"):
+        client = client_of("https://127.0.0.1:9", ca_file=tmp_path / name)
+        with pytest.raises(BadRequest, match=name):
+            await client.list_snapshots(SnapshotFilter())
+
+
+def test_constructing_a_zone_loads_no_http_client() -> None:
+    """Start-up: listing tools pays for nothing of this."""
+    code = (
+        "import sys; from pydantic import SecretStr; from snapshot_mcp.providers.anchcloud import AnchCloudZone; "
+        "AnchCloudZone('ac1', url='https://a.example', client_id='k', client_secret=SecretStr('s')); "
+        "print([name for name in ('httpx', 'httpcore', 'h11') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_secret_stands_in_no_repr() -> None:
+    client = client_of("https://a.example", proxy="http://user:hunter2@proxy.example:3128")
+    shown = repr(client) + repr(vars(client))
+    assert KEY_PAIR.client_secret.get_secret_value() not in shown
+    assert "hunter2" not in shown
