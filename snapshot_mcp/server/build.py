@@ -34,6 +34,18 @@ the host or outside of it; you cannot answer for them. needs_approval: show it, 
 - An error says what to do next. After a lost answer look (list_jobs, list_snapshots) before you repeat a change."""
 
 
+def build_instructions(zones: Zones, *, read_only: bool = False) -> str:
+    """Return how a model is to work here, with the zones where there are several."""
+    lines = [INSTRUCTIONS]
+    if len(zones.names) > 1:
+        lines.append(
+            f"- Zones: {', '.join(zones.names)}. Without zone a tool means {zones.default}; jobs are found in all."
+        )
+    if read_only:
+        lines.append("- This server is read-only.")
+    return "\n".join(lines)
+
+
 def build_tools(*, read_only: bool = False) -> list[Tool]:
     """Return the twelve tools; of a read-only server only those that look."""
     tools = [
@@ -70,7 +82,7 @@ def build_server(zones: Zones, build_guard: "Callable[[], Guard]", *, read_only:
         "snapshot-mcp",
         title="Volume snapshots",
         version=__version__,
-        instructions=INSTRUCTIONS + ("\nThis server is read-only." if read_only else ""),
+        instructions=build_instructions(zones, read_only=read_only),
         tools=build_tools(read_only=read_only),
         lifespan=lifespan,
         middleware=[_tell_unknown_prompt(names := set[str]())],

@@ -48,7 +48,7 @@ async def create_snapshots(
     place = face.zone(zone)
     resources = await find_resources(place, resource_ids)
     ids = [one.id for one in resources]
-    async with face.create_lock:
+    async with face.create_lock(place):
         if existing := await _existing(place, ids, name, is_full=full):
             return await _answer_existing(place, existing)
         try:

@@ -22,8 +22,7 @@ class Face:
 
     def __init__(self, zones: Zones, build_guard: "Callable[[], Guard]") -> None:
         self.zones = zones
-        self.create_lock = anyio.Lock()
-        """A create looks for its like and starts in one step, or two equal calls at once would both find nothing."""
+        self._create_locks: dict[str, anyio.Lock] = {}
         self._build_guard = build_guard
         self._guard: Guard | None = None
         self._is_guard_wanted = anyio.Event()
@@ -31,6 +30,10 @@ class Face:
 
     def zone(self, name: str) -> Zone:
         return self.zones.get(name)
+
+    def create_lock(self, zone: Zone) -> anyio.Lock:
+        """A create looks for its like and starts in one step, or two equal calls at once would both find nothing."""
+        return self._create_locks.setdefault(zone.name, anyio.Lock())
 
     async def guard(self) -> "Guard":
         self._is_guard_wanted.set()
