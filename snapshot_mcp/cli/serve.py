@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 
 
@@ -12,9 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from snapshot_mcp import app
-    from snapshot_mcp.settings import load_settings
 
-    settings = load_settings(os.environ)
+    settings = app.load_settings()
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

@@ -24,6 +24,10 @@ MAX_LIMIT = 100
 """The largest page (contract.md, "What surrounds them")."""
 
 
+MAX_OFFSET = 1 << 62
+"""Beyond every list; keeps numbers within what databases and JSON readers take."""
+
+
 def format_time(moment: datetime | None) -> str:
     """Return `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""

@@ -68,12 +68,15 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
         outcome = await call
     except AnswerNeeded as needed:
         return needed.result
-    hint = NEXT_STEPS["started" if outcome.job_id else outcome.status]
-    result = Guarded.of(outcome, zone.name, hint)
+    is_following = outcome.status == "refused" and outcome.job_id
+    result = Guarded.of(outcome, zone.name, NEXT_STEPS["started" if is_following else outcome.status])
+    if outcome.status == "started":
+        return result.with_text(outcome.message)
     lines = [outcome.message, *(f"- {line}" for line in outcome.plan)]
-    if outcome.job_id:
-        lines.append(f"Job: {outcome.job_id}")
-    if outcome.approval_id:
-        until = f", until {result.approval_expires_at}" if result.approval_expires_at else ""
-        lines.append(f"Approval {outcome.approval_id}{until}. {outcome.approval_link}".strip())
+    if outcome.approval_id and result.approval_expires_at:
+        lines.append(
+            f"Approval {outcome.approval_id}, until {result.approval_expires_at}. {outcome.approval_link}".strip()
+        )
+    if outcome.safety_job_id:
+        lines.append(f"Job of the safety snapshot: {outcome.safety_job_id}")
     return result.with_text(*lines, result.hint)

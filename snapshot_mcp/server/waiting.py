@@ -198,7 +198,7 @@ def _fraction(job: Job) -> float:
 def _progress_text(jobs: Sequence[Job]) -> str:
     running = [job for job in jobs if not job.is_finished]
     if not running:
-        return "ended"
+        return ", ".join(dict.fromkeys(clean_text(job.status) for job in jobs))
     if len(running) == 1 and running[0].progress:
         progress = running[0].progress
         size = f" {format_bytes(progress.done)} of {format_bytes(progress.total)}" if progress.unit == "bytes" else ""

@@ -102,8 +102,10 @@ def borg(folder: Path, image: Path, rounds: int) -> dict[str, float]:
     for number in range(rounds):
         repository = folder / f"borg-{number}"
         subprocess.run(["borg", "init", "-e", "none", str(repository)], env=environment, check=True)
+        os.sync()
         full.append(archive(repository, "full"))
         change_clustered(image, image.stat().st_size)
+        os.sync()
         incremental.append(archive(repository, "incremental"))
         shutil.rmtree(repository)
     return {"borg full": statistics.median(full), "borg incremental": statistics.median(incremental)}
@@ -120,11 +122,13 @@ async def measure(folder: Path, size_bytes: int, rounds: int) -> dict[str, float
         times.setdefault(what, []).append(time.perf_counter() - started)
 
     for _ in range(rounds):
+        os.sync()
         times.setdefault("limit", []).append(limit(image))
         started = time.perf_counter()
         full = await back_up(zone, volume.id, is_full=True)
         note("full", started)
         change_clustered(image, size_bytes)
+        os.sync()
         started = time.perf_counter()
         await back_up(zone, volume.id)
         note("incremental", started)

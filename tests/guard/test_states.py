@@ -60,7 +60,12 @@ class ApprovalStates(RuleBasedStateMachine):
         self.asked: list[tuple[Call, Asked]] = []
         self.answered: set[str] = set()
         self.before: dict[str, State] = {}
+        self.ids: list[str] = []
         self.store = self._start()
+
+    def _known(self, approval: Approval) -> None:
+        if approval.id not in self.ids:
+            self.ids.append(approval.id)
 
     def _start(self) -> Approvals:
         database = Database(self.home)
@@ -90,6 +95,7 @@ class ApprovalStates(RuleBasedStateMachine):
     def open_one(self, call: Call) -> None:
         opened = self.store.open(call, self.plan())
         assert opened.state in OPEN
+        self._known(opened)
 
     @rule(call=st.sampled_from(CALLS))
     def ask(self, call: Call) -> None:
@@ -99,21 +105,20 @@ class ApprovalStates(RuleBasedStateMachine):
     @rule(data=st.data(), state=st.sampled_from([State.GRANTED, State.DENIED, State.PENDING]))
     def answer(self, data: st.DataObject, state: State) -> None:
         """Any answer to any question that was ever asked, as often as one likes."""
-        call, asked = data.draw(st.sampled_from(self.asked))
+        call, asked = self.asked[data.draw(st.integers(0, len(self.asked) - 1))]
         approval = self.store.answer(call, asked, state, "test")
         if approval is None:
             return
         assert asked.nonce not in self.answered, "an answer counted twice"
         self.answered.add(asked.nonce)
+        self._known(approval)
         if state is State.GRANTED:
             self.yeses[approval.id] = self.clock.uptime
 
+    @precondition(lambda self: self.ids)
     @rule(data=st.data(), yes=st.booleans())
     def decide(self, data: st.DataObject, yes: bool) -> None:
-        approvals = self.store.list_all()
-        if not approvals:
-            return
-        one = data.draw(st.sampled_from(approvals))
+        one = self._draw(data)
         try:
             if yes:
                 self.store.grant(one.id, digest=one.plan.digest, door=Door.TERMINAL, by="operator")
@@ -124,13 +129,14 @@ class ApprovalStates(RuleBasedStateMachine):
         except NotDecidable:
             assert one.state is not State.PENDING or not yes
 
+    def _draw(self, data: st.DataObject) -> Approval:
+        return self.store.get(self.ids[data.draw(st.integers(0, len(self.ids) - 1))])
+
+    @precondition(lambda self: self.ids)
     @rule(data=st.data(), outcome=st.sampled_from(["started", "refused", "unknown"]))
     def spend(self, data: st.DataObject, outcome: str) -> None:
         """Try to carry out under any approval there ever was."""
-        approvals = self.store.list_all()
-        if not approvals:
-            return
-        one = data.draw(st.sampled_from(approvals))
+        one = self._draw(data)
         refusal = self.store.spend(one.id, self.plan(), deletions_per_hour=1000)
         if refusal:
             return

@@ -123,6 +123,9 @@ async def test_creates_and_applies_are_refused_whole(local_zone: LocalZone, tmp_
         (lambda: local_zone.apply_snapshots([snapshot_id, "ss-nowhere"]), NotFound, "ss-nowhere"),
         (lambda: local_zone.apply_snapshots([snapshot_id, second]), BadRequest, "one point only"),
         (lambda: local_zone.apply_snapshots([snapshot_id, snapshot_id]), BadRequest, "stands twice"),
+        (lambda: local_zone.create_snapshots([volume.id], "\ud800"), BadRequest, "no valid Unicode"),
+        (lambda: local_zone.delete_snapshot("ss-\ud800"), BadRequest, "no valid Unicode"),
+        (lambda: local_zone.get_job("\ud800"), BadRequest, "no valid Unicode"),
         (lambda: local_zone.delete_snapshot("ss-nowhere"), NotFound, "ss-nowhere"),
         (
             lambda: local_zone.capture_instance(snapshot_id, "image"),
@@ -169,6 +172,8 @@ async def test_one_job_at_a_time_changes_a_resource(local_zone: LocalZone, tmp_p
         with pytest.raises(ResourceBusy, match=job.job_id) as refusal:
             await attempt()
         assert refusal.value.job_id == job.job_id
+    with pytest.raises(ResourceBusy, match=job.job_id):
+        await local_zone.apply_snapshots([first])
     export = await local_zone.create_volume(first, "meanwhile")
     with pytest.raises(ResourceBusy):
         await local_zone.remove_resource(volume.id)

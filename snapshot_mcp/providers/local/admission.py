@@ -2,7 +2,8 @@
 
 What is refused here changes nothing; what is accepted is a row of `jobs` with its claims, which the worker carries out
 (`work`). Claims decide who waits for whom: a job that changes a resource or its chains holds `resource` claims alone;
-an export holds a `snapshot` claim, which keeps that snapshot from being deleted and nothing else.
+an export holds a `snapshot` claim, which keeps that snapshot from being deleted and nothing else. A disk is probed only
+after its claims, in the same transaction: opening a disk that a job of ours is reading would break that job's lease.
 """
 
 import json
@@ -99,17 +100,15 @@ def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full
     """Enter a create and return the job's id. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
     _check_ids("resources", resource_ids)
     name = _checked_name(name)
-    resources = [_resource(catalogue, one) for one in resource_ids]
-    for resource in resources:
-        _refuse_incomplete(resource)
-        CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy).close()
     with catalogue.transaction() as db:
         resources = [_resource(catalogue, one) for one in resource_ids]
         _refuse_busy(catalogue, resources)
+        for resource in resources:
+            _refuse_incomplete(resource)
+            CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy).close()
         created = now()
         snapshot_ids = []
         for resource in resources:
-            _refuse_incomplete(resource)
             parent = None if is_full else parent_for(catalogue, resource, rules.chain_limit)
             snapshot_id = new_id("ss")
             snapshot_ids.append(snapshot_id)
@@ -183,23 +182,22 @@ def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules) -> str:
 def apply(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
     """Enter a roll-back. Raises ResourceBusy also when a disk is in use, naming by whom."""
     _check_ids("snapshots", snapshot_ids)
-    targets = [_owner(catalogue, _usable(catalogue, one)) for one in snapshot_ids]
-    if repeated := first_repeated(resource["resource_id"] for resource in targets):
-        raise BadRequest(
-            f"Two of the snapshots are of {repeated}; a resource can go back to one point only.",
-            hint="Name one snapshot a resource.",
-        )
-    for resource in targets:
-        if resource["removed_at"] is not None:
-            raise NotUsable(
-                f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
-                hint="Export the snapshot to a new volume instead, or register the disk again.",
-            )
-        RollbackTarget(resource["path"], label_of(resource)).close()
     with catalogue.transaction() as db:
         resources = [_owner(catalogue, _usable(catalogue, one)) for one in snapshot_ids]
-        _refuse_busy(catalogue, resources)
         resource_ids = [resource["resource_id"] for resource in resources]
+        if repeated := first_repeated(resource_ids):
+            raise BadRequest(
+                f"Two of the snapshots are of {repeated}; a resource can go back to one point only.",
+                hint="Name one snapshot a resource.",
+            )
+        _refuse_busy(catalogue, resources)
+        for resource in resources:
+            if resource["removed_at"] is not None:
+                raise NotUsable(
+                    f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
+                    hint="Export the snapshot to a new volume instead, or register the disk again.",
+                )
+            RollbackTarget(resource["path"], label_of(resource)).close()
         return _insert_job(
             db,
             JobAction.APPLY,

@@ -41,12 +41,17 @@ def image_path(path: Path) -> Path:
 
 
 class OpenDisk:
-    """A disk image, open; `label` names it in messages."""
+    """A disk image, open; `label` names it in messages. Never waits for another program's lease."""
 
     def __init__(self, path: str, label: str, flags: int) -> None:
         self.path, self.label = Path(path), label
         try:
-            self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except BlockingIOError:
+            raise ResourceBusy(
+                f"{label} is in use: another program holds a lease on its file {clean_text(path, 400)!r}.",
+                hint="Stop what uses it and try again.",
+            ) from None
         except OSError as error:
             raise NotUsable(
                 f"The file of {label}, {clean_text(path, 400)!r}, cannot be opened: {error.strerror}.",

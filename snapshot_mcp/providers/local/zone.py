@@ -4,7 +4,8 @@ Nothing is made on disk before the first change. Every method may be called from
 """
 
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -12,7 +13,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.contract.errors import NotFound
+from snapshot_mcp.contract.errors import BadRequest, NotFound
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -222,7 +223,7 @@ class LocalZone:
 
     async def _write(self, work: Callable[[Catalogue], Answer]) -> Answer:
         def locked() -> Answer:
-            with self._lock:
+            with self._lock, _unicode_only():
                 return work(self._opened())
 
         return await _finish_in_thread(locked)
@@ -231,7 +232,7 @@ class LocalZone:
         """Read, or answer `empty` where there is no catalogue yet: looking makes none."""
 
         def locked() -> Answer:
-            with self._lock:
+            with self._lock, _unicode_only():
                 if self._catalogue is None and not Catalogue.exists(self.folder):
                     return empty
                 return work(self._opened())
@@ -242,6 +243,15 @@ class LocalZone:
         if self._catalogue is None:
             self._catalogue = Catalogue(self.folder)
         return self._catalogue
+
+
+@contextmanager
+def _unicode_only() -> Iterator[None]:
+    """JSON can spell text that is none (half a surrogate pair); the catalogue takes no such thing."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"{clean_text(error.object)!r} is no valid Unicode text.", hint="Use another one.") from None
 
 
 async def _finish_in_thread(work: Callable[[], Answer]) -> Answer:

@@ -1,0 +1,316 @@
+"""`snapshot-mcp tour`: the main job, shown on a scratch disk with a real server process and a real MCP client.
+
+The tour is a host: it starts the server as hosts do, calls its tools, and puts the server's questions to the person at the
+terminal. `--yes` is the tour's client answering by itself; the server has no such switch. Everything lives in a temporary
+folder that is gone afterwards, the worker with it.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
+
+from snapshot_mcp import app
+from snapshot_mcp.cli.tour_disk import (
+    DISK_BYTES,
+    LETTER,
+    LETTER_TEXT,
+    change_disk,
+    copy_sparse,
+    first_difference,
+    make_disk,
+    read_letter,
+)
+from snapshot_mcp.cli.tour_screen import Screen
+from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.settings import load_settings
+
+DISK = "web"
+SCRATCH_BYTES = 1 << 30
+"""What the tour may take on the disk, and what must be free before it begins."""
+WORKER_END_SECONDS = 5.0
+
+
+class TourFailed(Exception):
+    """Something was not as it must be; the message says what."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="let the tour's client answer the server's questions")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.yes and not sys.stdin.isatty():
+        print("snapshot-mcp: the tour asks you questions, and there is no terminal to ask on.", file=sys.stderr)
+        print("  Run it in a terminal, or as `snapshot-mcp tour --yes`.", file=sys.stderr)
+        return 1
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < SCRATCH_BYTES:
+        print(
+            f"snapshot-mcp: {format_bytes(free)} free in {tempfile.gettempdir()}, the tour needs 1 GiB.",
+            file=sys.stderr,
+        )
+        print("  Set TMPDIR to a folder with more room.", file=sys.stderr)
+        return 1
+
+    screen = Screen()
+    scratch = Path(tempfile.mkdtemp(prefix="snapshot-mcp-tour-"))
+    tour = Tour(screen, scratch, answers_itself=args.yes)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        anyio.run(tour.go)
+    except* TourFailed as group:
+        tour.failure = str(_innermost(group))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _clean_up(scratch)
+    if tour.failure:
+        screen.fail(tour.failure)
+    return 1 if tour.failure else 0
+
+
+class Tour:
+    """The story. `scratch` holds the disk, the reference copies and the server's home."""
+
+    def __init__(self, screen: Screen, scratch: Path, *, answers_itself: bool) -> None:
+        self.screen = screen
+        self.answers_itself = answers_itself
+        self.failure = ""
+        self.home = scratch / "home"
+        self.disk = scratch / f"{DISK}.img"
+        self.original = scratch / "reference-original.img"
+        self.changed = scratch / "reference-changed.img"
+        self.scratch = scratch
+        self.client: Client
+
+    async def go(self) -> None:
+        self.screen.begin(
+            "snapshot-mcp tour",
+            "A scratch disk is backed up, damaged and brought back, by the server and through the protocol that an "
+            f"assistant uses.\nEverything happens in {self.scratch} and is gone afterwards.",
+        )
+        with self.screen.step("Make a disk") as step:
+            step.result = await self._make_disk()
+        log_path = self.scratch / "server.log"
+        server = StdioServerParameters(command=sys.executable, args=["-m", "snapshot_mcp"], env=self._environment())
+        with log_path.open("w") as log:
+            async with AsyncExitStack() as stack:
+                with self.screen.step("Start the server") as step:
+                    client = Client(stdio_client(server, errlog=log), elicitation_callback=self._answer)
+                    self.client = await stack.enter_async_context(client)
+                    step.result = f"{len((await self.client.list_tools()).tools)} tools"
+                await self._story()
+        if logged := log_path.read_text().strip():
+            raise TourFailed(f"the server logged this:\n{logged[-2000:]}")
+        self.screen.end(
+            [
+                "Next: snapshot-mcp zone add PATH registers a disk image of yours,",
+                "      snapshot-mcp config claude-code (or claude-desktop, vscode, cursor) prints what to paste.",
+            ]
+        )
+
+    async def _story(self) -> None:
+        full = await self._back_up("Back up: a full snapshot", "before the upgrade")
+        with self.screen.step("An upgrade goes wrong") as step:
+            changed = await _in_thread(change_disk, self.disk)
+            await _in_thread(copy_sparse, self.disk, self.changed)
+            if await _in_thread(read_letter, self.disk):
+                raise TourFailed(f"{LETTER} can still be read from the changed disk.")
+            step.result = f"{format_bytes(changed)} overwritten, {Path(LETTER).name} cannot be read"
+        incremental = await self._back_up("Back up: an incremental", "after the upgrade")
+        with self.screen.step("Look") as step:
+            listed = await self._call("list_snapshots", {"resource_id": DISK})
+            await self._call("show_chain", {"resource_id": DISK})
+            sizes = [row["size_bytes"] for row in listed["snapshots"]]
+            step.result = f"{len(sizes)} restore points in {format_bytes(sum(sizes))}"
+        safety = await self._roll_back(full)
+        with self.screen.step("Compare it with the original") as step:
+            step.result = await self._compare(self.disk, self.original)
+            letter = await _in_thread(read_letter, self.disk)
+            if letter != LETTER_TEXT:
+                raise TourFailed(f"{LETTER} on the disk reads {letter!r}.")
+            self.screen.say(f"{LETTER}: {letter.strip()}", "italic")
+        copy = await self._export(incremental)
+        with self.screen.step("Compare that with the changed disk") as step:
+            step.result = await self._compare(copy, self.changed)
+        await self._delete(incremental, [incremental, *safety])
+
+    async def _make_disk(self) -> str:
+        with self.screen.bar("write") as bar:
+            files = await _in_thread(make_disk, self.disk, bar.move)
+        await _in_thread(copy_sparse, self.disk, self.original)
+        zone = app.open_local_zone(load_settings(self._environment()))
+        await zone.add_resource(self.disk, DISK)
+        await zone.aclose()
+        self.screen.say(f"$ snapshot-mcp zone add {self.disk.name} --name {DISK}", "dim")
+        data = format_bytes(self.disk.stat().st_blocks * 512)
+        return f"{format_bytes(DISK_BYTES)}, {data} of it data: {files} files, text, random, zeros"
+
+    async def _back_up(self, title: str, name: str) -> str:
+        with self.screen.step(title) as step:
+            made = await self._call("create_snapshots", {"resource_ids": [DISK], "name": name})
+            await self._wait(made["job_id"], "back up")
+            listed = await self._call("list_snapshots", {"resource_id": DISK, "search": name}, is_shown=False)
+            if [row["status"] for row in listed["snapshots"]] != ["available"]:
+                raise TourFailed(f"after the backup the list is {listed['snapshots']}.")
+            (row,) = listed["snapshots"]
+            step.result = f"{row['snapshot_id']}, {row['type']}, stores {format_bytes(row['size_bytes'])}"
+            return str(row["snapshot_id"])
+
+    async def _roll_back(self, snapshot_id: str) -> list[str]:
+        with self.screen.step("Roll back") as step:
+            done = await self._guarded("rollback_to_snapshots", {"snapshot_ids": [snapshot_id]}, "roll back")
+            safety = list(done.get("safety_snapshot_ids", []))
+            if not safety:
+                raise TourFailed("the roll-back took no safety snapshot.")
+            step.result = f"at {snapshot_id}; safety snapshot {', '.join(safety)}"
+            return safety
+
+    async def _export(self, snapshot_id: str) -> Path:
+        with self.screen.step("Export to a new volume") as step:
+            made = await self._call("export_to_volume", {"snapshot_id": snapshot_id, "volume_name": f"{DISK}-copy"})
+            await self._wait(made["job_id"], "export")
+            found = await self._call("list_resources", {"search": f"{DISK}-copy"}, is_shown=False)
+            (row,) = found["resources"]
+            step.result = f"{row['resource_id']} {row['name']}, {format_bytes(row['size_bytes'])}"
+            return Path(row["path"])
+
+    async def _delete(self, snapshot_id: str, expected: list[str]) -> None:
+        with self.screen.step("Delete the incremental") as step:
+            await self._guarded("delete_snapshot", {"snapshot_id": snapshot_id}, "delete")
+            await self._call("show_chain", {"resource_id": DISK})
+            gone = await self._call("list_snapshots", {"resource_id": DISK, "status": ["deleted"]}, is_shown=False)
+            ids = {row["snapshot_id"]: row["name"] for row in gone["snapshots"]}
+            if ids.keys() != set(expected):
+                raise TourFailed(f"the deletion took {sorted(ids)}, it should have taken {sorted(expected)}.")
+            self.screen.say("What went with it (recover_snapshots brings it back for two hours):")
+            for one, name in ids.items():
+                self.screen.say(f"  {one}  “{name}”")
+            step.result = f"{len(ids)} went: it and the safety snapshot built on it"
+
+    async def _guarded(self, tool: str, arguments: dict[str, Any], title: str) -> dict[str, Any]:
+        """Call a guarded tool, again while its safety snapshot is under way, and wait for its job."""
+        done = await self._call(tool, arguments)
+        while done["status"] == "safety_running":
+            await self._wait(done["safety_job_id"], "safety snapshot")
+            done = await self._call(tool, arguments)
+        if done["status"] == "declined":
+            raise TourFailed("You said no, so nothing was done, and the tour ends here.")
+        if done["status"] != "started":
+            raise TourFailed(f"{tool} answered {done['status']}; without a yes to the question nothing was done.")
+        await self._wait(done["job_id"], title)
+        return done
+
+    async def _call(self, tool: str, arguments: dict[str, Any], *, is_shown: bool = True) -> dict[str, Any]:
+        if is_shown:
+            self.screen.call(tool, arguments)
+        result = await self.client.call_tool(tool, arguments)
+        text = "\n".join(block.text for block in result.content if block.type == "text")
+        if result.is_error or result.structured_content is None:
+            raise TourFailed(f"{tool} failed: {text}")
+        if is_shown:
+            self.screen.answer(text)
+        content: dict[str, Any] = result.structured_content
+        return content
+
+    async def _wait(self, job_id: str, title: str) -> None:
+        """Follow a job to its end, as a model would: one bounded wait after the other."""
+        outcome = "still_running"
+        with self.screen.bar(title) as bar:
+
+            async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+                bar.move(progress, total or 100, message or "" if progress < 100 else "")
+
+            while outcome == "still_running":
+                result = await self.client.call_tool(
+                    "wait_for_job", {"job_ids": [job_id]}, progress_callback=on_progress
+                )
+                if result.is_error or result.structured_content is None:
+                    raise TourFailed(f"wait_for_job failed: {result.content}")
+                outcome = result.structured_content["outcome"]
+        if outcome != "successful":
+            raise TourFailed(f"job {job_id} failed: {result.structured_content['jobs'][0].get('error')}")
+
+    async def _compare(self, path: Path, reference: Path) -> str:
+        with self.screen.bar("compare") as bar:
+            at = await _in_thread(first_difference, path, reference, bar.move)
+        if at is not None:
+            raise TourFailed(f"{path.name} differs from {reference.name} at byte {at:,}.")
+        return f"all {DISK_BYTES:,} bytes are equal"
+
+    async def _answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
+        """A host's side of a question: show it, and take the person's word."""
+        if not isinstance(params, ElicitRequestFormParams):
+            return ElicitResult(action="decline")
+        self.screen.ask(params.message)
+        ((field, schema),) = params.requested_schema["properties"].items()
+        words = schema.get("enum", [])
+        if self.answers_itself:
+            if not words:
+                return ElicitResult(action="decline")
+            self.screen.say(f"{words[0]}   (answered by --yes)", "yellow")
+            return ElicitResult(action="accept", content={field: words[0]})
+        while True:
+            self.screen.prompt("your answer: ")
+            await anyio.wait_readable(sys.stdin)  # not in a thread: Ctrl-C must end it
+            line = sys.stdin.readline()
+            if not line:
+                return ElicitResult(action="cancel")
+            text = line.strip()
+            if not words or text.lower() in words:
+                return ElicitResult(action="accept", content={field: text.lower() if words else text})
+            self.screen.say(f"Type {' or '.join(words)}.", "dim")
+
+    def _environment(self) -> dict[str, str]:
+        """What the server gets: a home of its own and none of the user's settings."""
+        config = self.scratch / "config.toml"
+        config.touch()
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SNAPSHOT_MCP_")}
+        return {**inherited, "SNAPSHOT_MCP_HOME": str(self.home), "SNAPSHOT_MCP_CONFIG": str(config)}
+
+
+async def _in_thread(work: Any, *arguments: Any) -> Any:
+    return await anyio.to_thread.run_sync(partial(work, *arguments), abandon_on_cancel=True)
+
+
+def _innermost(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _clean_up(scratch: Path) -> None:
+    """Remove the scratch folder; the worker ends when its folder is gone, and is ended if it does not."""
+    pids = [int(text) for lock in scratch.glob("home/zones/*/worker.lock") if (text := lock.read_text().strip())]
+    shutil.rmtree(scratch, ignore_errors=True)
+    deadline = monotonic() + WORKER_END_SECONDS
+    while any(map(_is_alive, pids)) and monotonic() < deadline:
+        sleep(0.05)
+    for pid in filter(_is_alive, pids):
+        os.kill(pid, signal.SIGTERM)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

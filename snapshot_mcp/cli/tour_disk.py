@@ -1,0 +1,163 @@
+"""The tour's disk: a raw image with what a filesystem holds, made without root and without any tool, and compared to the byte.
+
+It begins with an archive of real files (this Python's own library and a letter), so that one can look whether a file on
+the disk is readable; behind it lie compressible, random and zeroed regions, and the rest are holes.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from random import Random
+
+MIB = 1 << 20
+
+DISK_BYTES = 256 * MIB
+FILES_BYTES = 48 * MIB
+"""The archive's region; what the library does not fill is left a hole."""
+MAX_FILES = 4000
+TEXT_BYTES = 24 * MIB
+RANDOM_BYTES = 48 * MIB
+ZERO_BYTES = 24 * MIB
+"""Zeros that are written, which look like a hole and are none."""
+
+LETTER = "home/ada/letter.txt"
+LETTER_TEXT = "Dear Charles, the engine weaves algebraical patterns. Keep this safe. Ada\n"
+
+CHUNK_BYTES = 4 * MIB
+Report = Callable[[int, int], None]
+"""Called with what is done and what there is, in bytes."""
+
+
+def make_disk(path: Path, report: Report) -> int:
+    """Write the image; return how many files are on it."""
+    with path.open("wb") as disk:
+        disk.truncate(DISK_BYTES)
+        files = _write_files(disk, report)
+        position = FILES_BYTES
+        for size, blocks in ((TEXT_BYTES, _text()), (RANDOM_BYTES, _random()), (ZERO_BYTES, _zeros())):
+            end = position + size
+            disk.seek(position)
+            while position < end:
+                position += disk.write(next(blocks)[: end - position])
+                report(position, DISK_BYTES)
+            position = end + 8 * MIB
+        disk.flush()
+        os.fsync(disk.fileno())
+    report(DISK_BYTES, DISK_BYTES)
+    return files
+
+
+def change_disk(path: Path) -> int:
+    """Do to the disk what an upgrade gone wrong does: overwrite its first files and scatter small writes. Returns the bytes."""
+    random = Random(1815)
+    changed = 0
+    with path.open("r+b") as disk:
+        changed += disk.write(b"UPGRADE FAILED \0" * (2 * MIB // 16))
+        for _ in range(120):
+            disk.seek(random.randrange(DISK_BYTES // 4096) * 4096)
+            changed += disk.write(random.randbytes(4096))
+        disk.flush()
+        os.fsync(disk.fileno())
+    return changed
+
+
+def read_letter(path: Path) -> str:
+    """Return the letter that is on the disk, "" if the disk no longer has it."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            file = archive.extractfile(LETTER)
+            return file.read().decode() if file else ""
+    except (tarfile.TarError, KeyError, OSError):
+        return ""
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy an image, holes as holes."""
+    with source.open("rb") as read, target.open("wb") as written:
+        size = os.fstat(read.fileno()).st_size
+        written.truncate(size)
+        for start, end in _data_ranges(read.fileno(), size):
+            read.seek(start)
+            written.seek(start)
+            while start < end:
+                start += written.write(read.read(min(CHUNK_BYTES, end - start)))
+
+
+def first_difference(one: Path, other: Path, report: Report) -> int | None:
+    """Compare two files byte for byte; return where they differ first, None if they are equal."""
+    size = one.stat().st_size
+    if size != other.stat().st_size:
+        return min(size, other.stat().st_size)
+    with one.open("rb") as left, other.open("rb") as right:
+        position = 0
+        while block := left.read(CHUNK_BYTES):
+            against = right.read(len(block))
+            if block != against:
+                return position + next(at for at, (a, b) in enumerate(zip(block, against, strict=True)) if a != b)
+            position += len(block)
+            report(position, size)
+    return None
+
+
+def allocated_bytes(folder: Path) -> int:
+    """What a folder's files take on the disk, holes not counted."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def _write_files(disk: io.BufferedWriter, report: Report) -> int:
+    """Write the archive: the letter, then files of Python's library until the region is full."""
+    library = Path(os.__file__).parent
+    files = 0
+    with tarfile.open(fileobj=disk, mode="w:") as archive:
+        letter = tarfile.TarInfo(LETTER)
+        letter.size = len(LETTER_TEXT)
+        archive.addfile(letter, io.BytesIO(LETTER_TEXT.encode()))
+        for path in sorted(library.rglob("*")):
+            if "site-packages" in path.parts or path.is_symlink() or not path.is_file() or not os.access(path, os.R_OK):
+                continue
+            if disk.tell() + path.stat().st_size + MIB > FILES_BYTES:
+                continue
+            archive.add(path, f"usr/lib/python/{path.relative_to(library)}", recursive=False)
+            files += 1
+            if files % 64 == 0:
+                report(disk.tell(), DISK_BYTES)
+            if files == MAX_FILES:
+                break
+    return files + 1
+
+
+def _text() -> Iterator[bytes]:
+    """Log lines: what compresses well, and is nowhere twice the same."""
+    for block in count():
+        numbers = range(block * 8192, (block + 1) * 8192)
+        lines = (f"2026-11-23 web[{one % 977}]: request {one} served in {one * 37 % 1000} ms\n" for one in numbers)
+        yield "".join(lines).encode()
+
+
+def _random() -> Iterator[bytes]:
+    while True:
+        yield os.urandom(MIB)
+
+
+def _zeros() -> Iterator[bytes]:
+    block = bytes(MIB)
+    while True:
+        yield block
+
+
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The ranges that are no holes; the whole file where the system cannot tell."""
+    if not hasattr(os, "SEEK_DATA"):
+        yield 0, size
+        return
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError:
+            return
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end

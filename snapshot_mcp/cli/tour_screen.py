@@ -1,0 +1,137 @@
+"""What the tour shows: steps, calls, progress bars, and a table at the end; on a terminal and in a pipe."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from time import monotonic
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+PIPE_COLUMNS = 100
+"""A pipe has no width of its own; this one suits logs."""
+INDENT = 3
+
+
+@dataclass
+class Step:
+    """A line of the table: what was done, what came of it, how long it took."""
+
+    title: str
+    result: str = ""
+    seconds: float = 0.0
+
+
+class _Seconds(ProgressColumn):
+    """How long the task has been going on."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.elapsed or 0.0:.1f} s")
+
+
+class Bar:
+    """A progress bar of one task; `move` takes any unit."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=1.0, detail="")
+
+    def move(self, done: float, total: float, detail: str = "") -> None:
+        self._progress.update(self._task, completed=done, total=total, detail=detail)
+
+
+class Screen:
+    """Writes to stdout; everything from outside goes through `Text`, so that markup in it stays text."""
+
+    def __init__(self) -> None:
+        is_terminal = sys.stdout.isatty()
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        self.console = Console(width=None if is_terminal else PIPE_COLUMNS, highlight=False, soft_wrap=False)
+        self.steps: list[Step] = []
+        self._began = monotonic()
+
+    def begin(self, title: str, text: str) -> None:
+        self.console.print(Panel(Text(text), title=Text(title, style="bold"), title_align="left", border_style="cyan"))
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Step]:
+        """Announce a step and time it; its `result` is for the table."""
+        step = Step(title)
+        self.steps.append(step)
+        self.console.print()
+        heading = Text.assemble((f" {len(self.steps)} ", "bold cyan"), (title, "bold"))
+        self.console.print(Rule(heading, align="left", style="dim"))
+        began = monotonic()
+        yield step
+        step.seconds = monotonic() - began
+        if step.result:
+            self.say(Text.assemble(("✓ ", "bold green"), step.result))
+
+    def say(self, text: str | Text, style: str = "", indent: int = INDENT) -> None:
+        line = text if isinstance(text, Text) else Text(text, style=style)
+        self.console.print(Padding(line, (0, 0, 0, indent), expand=False))
+
+    def call(self, tool: str, arguments: dict[str, Any]) -> None:
+        """Show a tool call as a host sends it."""
+        words = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
+        self.say(Text.assemble(("→ ", "cyan"), (tool, "cyan"), (f"({words})", "dim")))
+
+    def answer(self, text: str) -> None:
+        """Show what the server answered."""
+        for line in text.splitlines():
+            self.say(line, indent=INDENT + 2)
+
+    def ask(self, message: str) -> None:
+        """Show a question as a host would: in a box of its own."""
+        box = Panel(Text(message), title="the server asks", title_align="left", border_style="yellow")
+        self.console.print(Padding(box, (0, 0, 0, INDENT), expand=False))
+
+    def prompt(self, text: str) -> None:
+        self.console.print(Text(" " * INDENT + text, style="yellow"), end="")
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Bar]:
+        """A bar that stays when it is full."""
+        columns = (
+            TextColumn(" " * INDENT + "{task.description:<16}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            _Seconds(),
+            TextColumn("{task.fields[detail]}", style="dim"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield Bar(progress, title)
+
+    def end(self, lines: Sequence[str]) -> None:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", justify="right", style="cyan")
+        table.add_column("Step")
+        table.add_column("What came of it")
+        table.add_column("Time", justify="right")
+        for number, step in enumerate(self.steps, 1):
+            table.add_row(str(number), Text(step.title), Text(step.result), f"{step.seconds:.1f} s")
+        table.add_section()
+        table.add_row("", "", Text("Everything was right to the byte.", style="bold green"), f"{self.elapsed:.1f} s")
+        self.console.print()
+        self.console.print(table)
+        for line in lines:
+            self.console.print(Text(line), soft_wrap=True)
+
+    def fail(self, message: str) -> None:
+        self.console.print()
+        self.console.print(Text.assemble(("✗ ", "bold red"), (message, "")))
+
+    @property
+    def elapsed(self) -> float:
+        return monotonic() - self._began
