@@ -5,13 +5,11 @@ The commands call these functions and nothing below them. Imports are inside, be
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snapshot_mcp import settings as settings_module
 from snapshot_mcp.contract.errors import BadRequest, UnknownZone
 from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, Settings
 
@@ -24,25 +22,8 @@ if TYPE_CHECKING:
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
 
-
-__all__ = ["LocalZone", "build_guard", "build_server", "build_zones", "load_settings", "open_local_zone", "serve_zone"]
-
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pair of `zone serve`."""
-
-
-def __getattr__(name: str) -> Any:
-    """`LocalZone`, on first use."""
-    if name == "LocalZone":
-        from snapshot_mcp.providers.local import LocalZone
-
-        return LocalZone
-    raise AttributeError(name)
-
-
-def load_settings() -> Settings:
-    """Return the settings of this process's environment. Raises SettingsError."""
-    return settings_module.load_settings(os.environ)
 
 
 def build_zones(settings: Settings) -> Zones:

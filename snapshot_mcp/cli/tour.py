@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         anyio.run(tour.go)
-    except* TourFailed as group:
-        tour.failure = str(_innermost(group))
+    except* Exception as group:
+        tour.failure = tour.describe(_innermost(group))
     finally:
         signal.signal(signal.SIGTERM, previous)
         _clean_up(scratch)
@@ -113,14 +113,21 @@ class Tour:
                     self.client = await stack.enter_async_context(client)
                     step.result = f"{len((await self.client.list_tools()).tools)} tools"
                 await self._story()
-        if logged := log_path.read_text().strip():
-            raise TourFailed(f"the server logged this:\n{logged[-2000:]}")
+        if log_path.read_text().strip():
+            raise TourFailed("The server should have had nothing to log.")
         self.screen.end(
             [
                 "Next: snapshot-mcp zone add PATH registers a disk image of yours,",
                 "      snapshot-mcp config claude-code (or claude-desktop, vscode, cursor) prints what to paste.",
             ]
         )
+
+    def describe(self, error: BaseException) -> str:
+        """What went wrong, with what the server logged about it."""
+        log_path = self.scratch / "server.log"
+        logged = log_path.read_text().strip() if log_path.exists() else ""
+        what = str(error) if isinstance(error, TourFailed) else f"{type(error).__name__}: {error}"
+        return f"{what}\nThe server logged:\n{logged[-2000:]}" if logged else what
 
     async def _story(self) -> None:
         full = await self._back_up("Back up: a full snapshot", "before the upgrade")

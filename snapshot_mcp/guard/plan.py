@@ -29,9 +29,10 @@ class _Frozen(BaseModel):
 
 
 class LostSnapshot(_Frozen):
-    """One restore point that goes."""
+    """One restore point that goes; `parent_id` is the one it builds on, "" for a full one."""
 
     snapshot_id: str
+    parent_id: str
     name: str
     time: datetime | None
     size_bytes: int
@@ -331,7 +332,11 @@ def _good(points: tuple[Snapshot, ...]) -> list[Snapshot]:
 
 def _lost(one: Snapshot) -> LostSnapshot:
     return LostSnapshot(
-        snapshot_id=one.snapshot_id, name=one.snapshot_name, time=_time(one), size_bytes=one.stored_bytes
+        snapshot_id=one.snapshot_id,
+        parent_id=one.parent or "",
+        name=one.snapshot_name,
+        time=_time(one),
+        size_bytes=one.stored_bytes,
     )
 
 

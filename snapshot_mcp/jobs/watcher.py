@@ -31,6 +31,8 @@ LINGER_SECONDS = 5.0
 """How long the upstream stays after the last waiter: the next wait of a model's loop comes within it."""
 FIRST_READ_SECONDS = 20.0
 """How long a job's first reading may take, however short the wait: without one there is nothing to answer."""
+STREAM_GRACE_SECONDS = 0.25
+"""Many jobs that are unfinished no more have just ended: their ends are on the stream, and need not be read one by one."""
 CONCURRENT_READS = 8
 """Single reads of one zone at a time."""
 
@@ -208,11 +210,15 @@ class JobWatcher:
                 await self._to_read.wait()
 
     def _unfinished(self) -> set[str]:
-        return {
-            job_id
-            for job_id, waits in self._waits.items()
-            if any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
-        }
+        return {job_id for job_id in self._waits if self._is_wanted(job_id)}
+
+    def _is_known(self, job_id: str) -> bool:
+        return all(job_id in wait.jobs for wait in self._waits.get(job_id, ()))
+
+    def _is_wanted(self, job_id: str) -> bool:
+        """Whether somebody waits for its end still; the stream may have told it meanwhile."""
+        waits = self._waits.get(job_id, ())
+        return any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
 
     async def _read(self, job_ids: set[str]) -> None:
         """Read jobs: of several the unfinished ones with one call, what is not among them one by one."""
@@ -230,10 +236,14 @@ class JobWatcher:
                 for job_id in missing:
                     self._fail(job_id, error)
                 missing = set()
+        if self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
+            await anyio.sleep(STREAM_GRACE_SECONDS)
         limiter = anyio.Semaphore(CONCURRENT_READS)
 
         async def read_one(job_id: str) -> None:
             async with limiter:
+                if not self._is_wanted(job_id):
+                    return
                 try:
                     self._tell(await self._provider.get_job(job_id))
                 except NotFound as error:

@@ -13,6 +13,7 @@ from mcp.types import INVALID_PARAMS, Completion, CompletionArgument, Completion
 from snapshot_mcp import __version__
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.guard import Guard
+from snapshot_mcp.guard.page import ApprovalPage
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.server import changing, guarded, looking, waiting
 from snapshot_mcp.server.face import Face
@@ -61,7 +62,7 @@ def build_server(zones: Zones, guard: Guard, *, read_only: bool = False) -> MCPS
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Face]) -> AsyncIterator[Face]:
-        async with zones:
+        async with zones, ApprovalPage(guard):
             yield face
 
     server: MCPServer[Face] = MCPServer(

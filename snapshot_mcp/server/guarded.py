@@ -68,15 +68,13 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
         outcome = await call
     except AnswerNeeded as needed:
         return needed.result
-    is_following = outcome.status == "refused" and outcome.job_id
-    result = Guarded.of(outcome, zone.name, NEXT_STEPS["started" if is_following else outcome.status])
+    result = Guarded.of(outcome, zone.name, NEXT_STEPS["started" if outcome.job_id else outcome.status])
     if outcome.status == "started":
         return result.with_text(outcome.message)
-    lines = [outcome.message, *(f"- {line}" for line in outcome.plan)]
+    lines = [outcome.message, *outcome.plan]
     if outcome.approval_id and result.approval_expires_at:
-        lines.append(
-            f"Approval {outcome.approval_id}, until {result.approval_expires_at}. {outcome.approval_link}".strip()
-        )
+        until = f"until {result.approval_expires_at}"
+        lines.append(f"Approval {outcome.approval_id}, {until}. {outcome.approval_link}".strip())
     if outcome.safety_job_id:
         lines.append(f"Job of the safety snapshot: {outcome.safety_job_id}")
     return result.with_text(*lines, result.hint)

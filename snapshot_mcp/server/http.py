@@ -7,12 +7,12 @@ Origin against DNS rebinding. uvicorn is run here, because an open stream would 
 import socket
 import sys
 from ipaddress import ip_address
-from typing import Any
-
-import uvicorn
-from mcp.server.mcpserver import MCPServer
+from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
 
 SHUTDOWN_SECONDS = 3
 """How long open streams may go on after a SIGTERM."""
@@ -33,8 +33,10 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def serve_http(server: MCPServer[Any], host: str, port: int) -> None:
+async def serve_http(server: "MCPServer[Any]", host: str, port: int) -> None:
     """Serve until a signal ends it; says on stderr where."""
+    import uvicorn
+
     app = server.streamable_http_app(host=host, streamable_http_path=PATH)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -99,7 +99,7 @@ async def list_jobs(ctx: Context, zone: ZoneArgument = "") -> Annotated[CallTool
     unreachable = [
         Unreachable(zone=name, reason=clean_text(error, MESSAGE_CHARACTERS)) for name, error in errors.items()
     ]
-    where = ", ".join(found)
+    where = ", ".join(name for name in names if name in found)
     hint = "wait_for_job follows them." if rows else ""
     head = f"No unfinished jobs in {where}." if not rows else f"{len(rows)} unfinished in {where}:"
     result = JobList(jobs=rows, unreachable=unreachable, hint=hint)

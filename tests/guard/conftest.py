@@ -44,6 +44,24 @@ class TurnedClock:
         return Moment(now.wall + self.seconds, now.boot, now.uptime + self.uptime_seconds)
 
 
+class HandClock:
+    """Turns the clock of every guard that is built from now on, the wall's alone, as somebody who may set it."""
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        real = SystemClock.read
+
+        def read(clock: SystemClock) -> Moment:
+            now = real(clock)
+            return Moment(now.wall + seconds, now.boot, now.uptime)
+
+        monkeypatch.undo()
+        if seconds:
+            monkeypatch.setattr(SystemClock, "read", read)
+
+
+HAND_CLOCK = HandClock()
+
+
 Reply = str | Answer | Callable[[Question], Answer | str]
 
 

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapshot_mcp.contract.errors import ResourceBusy
-from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local import LocalZone, restore
 from snapshot_mcp.providers.local import platform as local_platform
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed
 
@@ -83,6 +84,43 @@ async def test_a_loop_device_is_named(mode: str, local_zone: LocalZone, tmp_path
             await local_zone.apply_snapshots([snapshot_id])
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
+
+
+async def test_a_mere_reader_prevents_nothing(local_zone: LocalZone, tmp_path: Path) -> None:
+    """Somebody who only reads (a checksum, an indexer) is no use of the disk; what was written is compared afterwards."""
+    image = make_image(tmp_path / "disk.img")
+    before = image.read_bytes()
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    change(image, 5000)
+    with holder(f"f = os.open({str(image)!r}, os.O_RDONLY)"):
+        await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))
+        assert image.read_bytes() == before
+
+
+async def test_a_writer_that_slips_in_beside_a_reader_is_noticed(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that somebody wrote to during a roll-back is never called whole; the roll-back is resumed."""
+    image = make_image(tmp_path / "disk.img")
+    before = image.read_bytes()
+    volume = await here.add_resource(image)
+    snapshot_id = await back_up(here, volume.id)
+    change(image, 5000)
+    write_back = restore.write_back
+
+    def disturbed(*arguments: Any) -> None:
+        write_back(*arguments)
+        with image.open("r+b") as file:
+            file.write(b"somebody else")
+
+    with holder(f"f = os.open({str(image)!r}, os.O_RDONLY)"), monkeypatch.context() as patch:
+        patch.setattr(restore, "write_back", disturbed)
+        job = await finish(here, await here.apply_snapshots([snapshot_id]))
+    assert (job.status, job.error and job.error.code) == ("failed", "resource_busy")
+    assert job.details["resources"] == {volume.id: "incomplete"}
+    await succeed(here, await here.apply_snapshots([snapshot_id]))
+    assert image.read_bytes() == before
 
 
 async def test_a_disk_that_is_being_written_is_not_backed_up_as_a_mixture(

@@ -3,13 +3,15 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 from mcp import Client
 from mcp.client.session import ClientSession
 from mcp.types import ElicitResult
 
 from snapshot_mcp import app
-from tests.server.conftest import Lab, back_up, content, data_of, text_of
+from snapshot_mcp.server import consent
+from tests.server.lab import Lab, back_up, content, data_of, text_of
 
 Answerer = Callable[[Any, Any], Awaitable[ElicitResult]]
 
@@ -137,18 +139,46 @@ async def test_a_host_with_url_elicitation_only_is_not_asked_by_form(
 
 
 @pytest.mark.anyio
+async def test_a_person_who_does_not_answer_in_time_is_nobodys_no(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes 3.3: an older host gives the call up after a minute, so the server must be back before."""
+    monkeypatch.setattr(consent, "ASK_SECONDS", 0.1)
+    await lab.add_disk("web")
+
+    async def never(context: Any, params: Any) -> ElicitResult:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async with lab.connect("legacy", elicitation_callback=never) as client:
+        _, second = await two_snapshots(client, "web")
+        result = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": second}))
+        assert result["status"] == "needs_approval"
+        assert await total(client) == 2
+
+
+@pytest.mark.anyio
+async def test_the_last_good_copy_takes_the_disks_name(lab: Lab, mode: str) -> None:
+    """design.md: typed name where the plan takes the last good copy."""
+    await lab.add_disk("web")
+    async with lab.connect(mode, elicitation_callback=Person("delete", "web")) as client:
+        only = await back_up(client, "web", "one")
+        wrong = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": only}))
+        assert wrong["status"] == "needs_approval"
+        await app.build_guard(lab.settings).deny(wrong["approval_id"])
+        assert await total(client) == 1
+    async with lab.connect(mode, elicitation_callback=Person("web")) as client:
+        await back_up(client, "web", "two")
+        result = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": only}))
+        assert result["status"] in {"started", "declined"}
+
+
+@pytest.mark.anyio
 async def test_a_roll_back_brings_the_disk_back_and_keeps_a_way_back(lab: Lab, mode: str) -> None:
     disk = await lab.add_disk("web")
     assert disk.path
     before = content(disk.path)
-    person = Person("overwrite", "overwrite", "roll back", "rollback")
+    person = Person("roll back", "roll back")
 
-    async def agree(context: Any, params: Any) -> ElicitResult:
-        person.questions.append(params.message)
-        field = params.requested_schema["properties"]["answer"]
-        return ElicitResult(action="accept", content={"answer": field["enum"][0]})
-
-    async with lab.connect(mode, elicitation_callback=agree) as client:
+    async with lab.connect(mode, elicitation_callback=person) as client:
         snapshot_id = await back_up(client, "web", "good")
         changed = b"x" * len(before)
         with open(disk.path, "r+b") as file:  # noqa: PTH123

@@ -7,7 +7,7 @@ import pytest
 from mcp.types import Tool
 
 from snapshot_mcp import app
-from tests.server.conftest import Lab, text_of
+from tests.server.lab import Lab, text_of
 
 TOOLS: dict[str, tuple[set[str], str]] = {
     "list_snapshots": (

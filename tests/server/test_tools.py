@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from snapshot_mcp.contract.states import ResourceType
-from tests.server.conftest import MIB, Lab, back_up, content, data_of, finish, rename, text_of
+from tests.server.lab import MIB, Lab, back_up, content, data_of, finish, rename, text_of
 
 
 @pytest.mark.anyio

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import MIB, Lab, data_of, text_of
+from tests.server.lab import MIB, Lab, data_of, text_of
 
 
 @pytest.mark.anyio

@@ -43,6 +43,8 @@ def image_path(path: Path) -> Path:
 class OpenDisk:
     """A disk image, open; `label` names it in messages. Never waits for another program's lease."""
 
+    fd = -1
+
     def __init__(self, path: str, label: str, flags: int) -> None:
         self.path, self.label = Path(path), label
         try:
@@ -81,8 +83,8 @@ class CaptureSource(OpenDisk):
     """
 
     def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False) -> None:
-        super().__init__(path, label, os.O_RDONLY)
         self._lease: ReadLease | None = None
+        super().__init__(path, label, os.O_RDONLY)
         try:
             copy = clone_beside(self.fd, self.path)
             if copy is not None:
@@ -115,8 +117,8 @@ class CaptureSource(OpenDisk):
                 ) from None
 
     def close(self) -> None:
-        if self.fd >= 0 and getattr(self, "_lease", None):
-            self._lease.release()  # type: ignore[union-attr]
+        if self._lease is not None:
+            self._lease.release()
             self._lease = None
         super().close()
 
@@ -128,9 +130,12 @@ class RollbackTarget(OpenDisk):
     """
 
     def __init__(self, path: str, label: str) -> None:
-        super().__init__(path, label, os.O_RDWR)
+        self._hold: WriteHold | None = None
         try:
-            self._hold: WriteHold | None = WriteHold(self.fd, self.path)
+            with OpenDisk(path, label, os.O_RDONLY) as reader:
+                WriteHold.refuse_writers(reader.fd, reader.path)
+            super().__init__(path, label, os.O_RDWR)
+            self._hold = WriteHold(self.fd, self.path)
         except DiskInUse as error:
             self.close()
             raise ResourceBusy(
@@ -141,8 +146,13 @@ class RollbackTarget(OpenDisk):
             self.close()
             raise
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else can have it open meanwhile."""
+        return self._hold is not None and self._hold.is_alone
+
     def close(self) -> None:
-        if self.fd >= 0 and getattr(self, "_hold", None):
-            self._hold.release()  # type: ignore[union-attr]
+        if self._hold is not None:
+            self._hold.release()
             self._hold = None
         super().close()

@@ -182,20 +182,24 @@ class ReadLease:
 
 
 class WriteHold:
-    """While it holds, the file is ours alone: nobody else has it open, and nobody can open it without waiting.
+    """Our hold on a file while we overwrite it; `is_alone` where nobody else can have it open meanwhile.
 
-    Linux: a write lease, which no other open file, mapping, lock holder or loop device survives. Elsewhere, and where a
-    filesystem has no leases: an exclusive flock and record lock, which hold off those who ask.
+    Refused for whoever writes to it or maps it for writing (`refuse_writers`), has locked it, or sits on it as a loop device
+    (whose cache would show what is no longer there). Linux takes a write lease, which a mere reader of the file prevents:
+    then, and where there are no leases, the locks alone hold off those who ask for them, and what was written is to be
+    compared afterwards.
 
     Raises DiskInUse, naming by whom.
     """
 
     TRIES: Final = 5
-    """A passing reader (an indexer, a `ls`) is waited for briefly."""
+    """A passing reader (an indexer, a checksum) is waited for briefly."""
 
     def __init__(self, fd: int, path: Path) -> None:
         self.fd, self.path = fd, path
-        self._leased = HAS_LEASE and self._lease()
+        self.is_alone = False
+        if any(_loop_devices(path)):
+            raise DiskInUse(describe_holders(path))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,12 +208,25 @@ class WriteHold:
             if error.errno not in {errno.EAGAIN, errno.EACCES}:
                 raise
             raise DiskInUse(describe_holders(path)) from None
+        self.is_alone = HAS_LEASE and self._lease()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    @staticmethod
+    def refuse_writers(reader: int, path: Path) -> None:
+        """Raise DiskInUse if somebody can write to the file; to be asked before it is opened for writing here."""
+        if not HAS_LEASE:
+            return
+        try:
+            _set_lease(reader, fcntl.F_RDLCK)
+            fcntl.fcntl(reader, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                raise DiskInUse(describe_holders(path)) from None
 
     def _lease(self) -> bool:
         for attempt in range(self.TRIES):
@@ -222,14 +239,14 @@ class WriteHold:
                     time.sleep(0.1)
             else:
                 return True
-        raise DiskInUse(describe_holders(self.path))
+        return False
 
     def release(self) -> None:
         fcntl.lockf(self.fd, fcntl.LOCK_UN)
         fcntl.flock(self.fd, fcntl.LOCK_UN)
-        if self._leased:
+        if self.is_alone:
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-            self._leased = False
+            self.is_alone = False
 
 
 def _set_lease(fd: int, kind: int) -> None:

@@ -4,7 +4,7 @@ import json
 from contextlib import ExitStack
 from typing import Any
 
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.errors import ResourceBusy, ZoneError
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.admission import enter_resumption, label_of
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
@@ -55,6 +55,8 @@ class _Rollback:
             for number, (resource_id, target, chain, differences) in enumerate(found):
                 try:
                     restore.write_back(target.fd, chain, differences, self.progress.advance)
+                    if not target.is_alone:
+                        self._compare_again(target, chain)
                 except BaseException:
                     self._note(dict.fromkeys((one for one, *_ in found[number + 1 :]), "unchanged"))
                     raise
@@ -62,6 +64,14 @@ class _Rollback:
             self.progress.finish()
             with self.catalogue.transaction():
                 succeed(self.catalogue, self.job, {"resources": self.outcomes})
+
+    def _compare_again(self, target: RollbackTarget, chain: Chain) -> None:
+        """Others have the disk open and no lease holds them off: see whether it holds now what was written."""
+        if restore.compare(target.fd, chain, lambda amount: None).byte_count:
+            raise ResourceBusy(
+                f"{target.label} was written to by another program while it was rolled back.",
+                hint="Stop what uses it; the roll-back is resumed at the next start, or roll back again.",
+            )
 
     def _note(self, outcomes: dict[str, str]) -> None:
         """Write down durably where each disk stands, before and after it is written to."""

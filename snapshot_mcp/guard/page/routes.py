@@ -1,0 +1,161 @@
+"""The page's requests. Each is checked before it is looked at: it was meant for this very origin (Host), it does not come from
+another site (Origin), and a decision carries the token of the page that was shown.
+
+What a wrong request gets is a plain page without detail; what decides is the guard alone.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from snapshot_mcp.contract.errors import NotFound, ZoneError
+from snapshot_mcp.guard.approvals import Door, State
+from snapshot_mcp.guard.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
+from snapshot_mcp.guard.page.html import STYLE_HASH, View, render_approval, render_list, render_message
+
+if TYPE_CHECKING:
+    from snapshot_mcp.guard.guard import Guard
+
+MAX_BODY_BYTES = 4096
+"""A decision has four short fields."""
+
+HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src '{STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    # Not "no-referrer": under it a browser sends `Origin: null` with a form.
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+
+STATUS_BY_ERROR: dict[type[ZoneError], int] = {
+    NotFound: 404,
+    PinLocked: 429,
+    WrongPin: 403,
+    NotDecidable: 409,
+    GuardBroken: 500,
+}
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def build_app(guard: "Guard", origin: str) -> Starlette:
+    """Return the page's application for the one origin it is served at."""
+    page = _Page(guard, origin)
+    return Starlette(
+        routes=[
+            Route("/", page.checked(page.show_list), methods=["GET"]),
+            Route("/approvals/{approval_id}", page.checked(page.show), methods=["GET"]),
+            Route("/approvals/{approval_id}", page.checked(page.decide), methods=["POST"]),
+        ],
+        exception_handlers={404: _refuse, 405: _refuse},
+    )
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    return _answer(render_message("There is nothing here."), getattr(error, "status_code", 404))
+
+
+class _Page:
+    def __init__(self, guard: "Guard", origin: str) -> None:
+        self._guard = guard
+        self._secret = secrets.token_bytes(32)
+        self._host = origin.removeprefix("http://")
+        self._origin = origin
+
+    def checked(self, handler: Handler) -> Handler:
+        """Let only requests through that were meant for this page and do not come from another one."""
+
+        async def handle(request: Request) -> Response:
+            if request.headers.get("host", "") != self._host:
+                return _answer(render_message("This page has another address."), 421)
+            origin = request.headers.get("origin")
+            needs_origin = request.method == "POST"
+            if (origin is None and needs_origin) or (origin is not None and origin != self._origin):
+                return _answer(render_message("The request comes from another site."), 403)
+            if request.headers.get("sec-fetch-site", "same-origin") == "cross-site" and needs_origin:
+                return _answer(render_message("The request comes from another site."), 403)
+            try:
+                return await handler(request)
+            except ZoneError as error:
+                return _answer(render_message(error.message, error.hint), STATUS_BY_ERROR.get(type(error), 400))
+
+        return handle
+
+    async def show_list(self, request: Request) -> Response:
+        waiting = [one for one in await self._guard.list_approvals() if one.state is State.PENDING]
+        return _answer(render_list([(one.id, one.title) for one in waiting]))
+
+    async def show(self, request: Request) -> Response:
+        return await self._show(request.path_params["approval_id"])
+
+    async def decide(self, request: Request) -> Response:
+        approval_id = request.path_params["approval_id"]
+        form = await _read_form(request)
+        if form is None:
+            return _answer(render_message("The request is too long, or no form."), 400)
+        digest = form.get("digest", "")
+        if not hmac.compare_digest(form.get("token", "").encode(), self._token(approval_id, digest).encode()):
+            return await self._show(approval_id, "Your page was out of date. Please decide again.", 403)
+        try:
+            if form.get("decision") == "deny":
+                await self._guard.deny(approval_id, door=Door.PAGE)
+            elif form.get("decision") == "approve":
+                await self._approve(approval_id, digest, form)
+            else:
+                return await self._show(approval_id, "Choose one of the two.", 400)
+        except (WrongPin, PinLocked, NotDecidable) as error:
+            return await self._show(approval_id, f"{error.message} {error.hint}", STATUS_BY_ERROR[type(error)])
+        return Response(status_code=303, headers=HEADERS | {"Location": f"/approvals/{approval_id}"})
+
+    async def _approve(self, approval_id: str, digest: str, form: dict[str, str]) -> None:
+        question = (await self._guard.get_approval(approval_id)).question
+        if question.kind == "typed_name" and form.get("name", "").strip() != question.expected_name:
+            raise NotDecidable("That is not the name.", hint=f"To approve this, type {question.expected_name}.")
+        await self._guard.approve(approval_id, form.get("pin", ""), digest=digest, door=Door.PAGE)
+
+    async def _show(self, approval_id: str, problem: str = "", status: int = 200) -> Response:
+        approval = await self._guard.get_approval(approval_id)
+        view = View(
+            approval=approval,
+            token=self._token(approval.id, approval.plan.digest),
+            has_pin=await self._guard.has_pin(),
+            problem=problem,
+        )
+        return _answer(render_approval(view), status)
+
+    def _token(self, approval_id: str, digest: str) -> str:
+        """What only a page that this process has shown can know, for this approval and this plan."""
+        return hmac.new(self._secret, f"{approval_id} {digest}".encode(), hashlib.sha256).hexdigest()
+
+
+async def _read_form(request: Request) -> dict[str, str] | None:
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        return None
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            return None
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=10)
+    except ValueError:
+        return None
+    return {name: values[0] for name, values in fields.items() if len(values) == 1}
+
+
+def _answer(html: str, status: int = 200) -> Response:
+    return HTMLResponse(html, status_code=status, headers=HEADERS)

@@ -1,0 +1,259 @@
+"""The approval page: a person with the PIN approves, everybody else is shown out (issue 4, "Doors")."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from html import unescape
+
+import anyio
+import httpx
+import pytest
+
+from snapshot_mcp.contract.models import ResourceFilter, SnapshotUpdate
+from snapshot_mcp.guard import Guard, Policy
+from snapshot_mcp.guard.page import ApprovalPage
+from tests.guard.conftest import Bench, nobody
+
+pytestmark = pytest.mark.anyio
+
+PIN = "483920"
+EVERY = ResourceFilter()
+
+
+@asynccontextmanager
+async def served(guard: Guard) -> AsyncIterator[httpx.AsyncClient]:
+    async with ApprovalPage(guard), httpx.AsyncClient(timeout=10) as browser:
+        yield browser
+
+
+async def waiting(bench: Bench, guard: Guard, *, grave: bool = False) -> tuple[str, str, str]:
+    """A pending deletion: its link, its approval's id and its snapshot's."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+    target = full if grave else last
+    outcome = await guard.delete_snapshot(bench.zone, target.snapshot_id, nobody())
+    assert outcome.approval_link in outcome.message
+    return outcome.approval_link, outcome.approval_id, target.snapshot_id
+
+
+def fields_of(page: httpx.Response) -> dict[str, str]:
+    return {
+        name: unescape(value) for name, value in re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.text)
+    }
+
+
+def origin_of(link: str) -> dict[str, str]:
+    return {"Origin": "/".join(link.split("/")[:3])}
+
+
+async def test_a_person_with_the_pin_approves_and_the_call_goes_through(bench: Bench) -> None:
+    guard = bench.guard(Policy(consent="human"))
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, snapshot_id = await waiting(bench, guard)
+        page = await browser.get(link)
+        assert page.status_code == 200
+        assert "“monday”" in page.text
+        form = fields_of(page) | {"decision": "approve", "pin": PIN}
+        done = await browser.post(link, data=form, headers=origin_of(link), follow_redirects=True)
+        assert ">approved<" in done.text
+        assert (await guard.get_approval(approval_id)).door == "page"
+        outcome = await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
+        assert outcome.status == "started"
+        assert ">carried out<" in (await browser.get(link)).text
+
+
+async def test_a_person_denies_without_a_pin(bench: Bench) -> None:
+    guard = bench.guard()
+    async with served(guard) as browser:
+        link, _, snapshot_id = await waiting(bench, guard)
+        page = await browser.get(link)
+        assert 'type="password"' not in page.text
+        form = fields_of(page) | {"decision": "deny"}
+        assert (await browser.post(link, data=form, headers=origin_of(link))).status_code == 303
+        assert (await guard.delete_snapshot(bench.zone, snapshot_id, nobody())).status == "declined"
+
+
+async def test_an_approval_can_be_taken_back_until_it_is_used(bench: Bench) -> None:
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, snapshot_id = await waiting(bench, guard)
+        await guard.approve(approval_id, PIN)
+        form = fields_of(await browser.get(link)) | {"decision": "deny"}
+        await browser.post(link, data=form, headers=origin_of(link))
+        assert (await guard.delete_snapshot(bench.zone, snapshot_id, nobody())).status == "declined"
+
+
+async def test_what_must_not_approve_does_not(bench: Bench) -> None:
+    """Forged Host, Origin and token, a guessed PIN, wrong shapes; each leaves it pending."""
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, _ = await waiting(bench, guard)
+        other = await guard.rollback_to_snapshots(bench.zone, [(await bench.snapshots())[0].snapshot_id], nobody())
+        home = origin_of(link)
+        page = await browser.get(link)
+        right = fields_of(page) | {"decision": "approve", "pin": PIN}
+        for_other = fields_of(await browser.get(other.approval_link))
+        attempts: list[tuple[str, dict[str, str], dict[str, str], int]] = [
+            ("host of another name", right, home | {"Host": "evil.example"}, 421),
+            ("host of another port", right, home | {"Host": "127.0.0.1:1"}, 421),
+            ("host by its name", right, home | {"Host": link.split("/")[2].replace("127.0.0.1", "localhost")}, 421),
+            ("no origin", right, {}, 403),
+            ("origin null", right, {"Origin": "null"}, 403),
+            ("another origin", right, {"Origin": "http://evil.example"}, 403),
+            ("another port's origin", right, {"Origin": "http://127.0.0.1:1"}, 403),
+            ("a cross-site fetch", right, home | {"Sec-Fetch-Site": "cross-site"}, 403),
+            ("no token", right | {"token": ""}, home, 403),
+            ("a forged token", right | {"token": "0" * 64}, home, 403),
+            ("a token that is no text", right | {"token": "\u20ac"}, home, 403),
+            ("another approval's token", right | {"token": for_other["token"]}, home, 403),
+            ("another approval's page", right | for_other, home, 403),
+            ("another plan's digest", right | {"digest": "0" * 64}, home, 403),
+            ("no decision", right | {"decision": ""}, home, 400),
+            ("both decisions", right | {"decision": "approve deny"}, home, 400),
+            ("no PIN", right | {"pin": ""}, home, 403),
+            ("a guessed PIN", right | {"pin": "000000"}, home, 403),
+            ("a PIN with a blank", right | {"pin": f"{PIN} "}, home, 403),
+            ("too long", right | {"pin": "x" * 5000}, home, 400),
+        ]
+        for name, form, headers, status in attempts:
+            response = await browser.post(link, data=form, headers=headers)
+            assert response.status_code == status, name
+            assert (await guard.get_approval(approval_id)).state == "pending", name
+        as_json = await browser.post(link, json=right, headers=home)
+        assert as_json.status_code == 400
+        as_query = await browser.post(link, params=right, headers=home)
+        assert as_query.status_code == 400
+        assert (await browser.get(link, params=right)).status_code == 200
+        assert (await browser.get(link, headers={"Host": "evil.example"})).status_code == 421
+        assert (await browser.put(link, data=right, headers=home)).status_code == 405
+        assert (await guard.get_approval(approval_id)).state == "pending"
+        assert bench.destroyed == []
+
+
+async def test_guessing_locks_the_pin_and_a_token_of_before_the_restart_is_dead(bench: Bench) -> None:
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, _ = await waiting(bench, guard)
+        form = fields_of(await browser.get(link)) | {"decision": "approve"}
+        codes = [
+            (await browser.post(link, data=form | {"pin": f"00000{number}"}, headers=origin_of(link))).status_code
+            for number in range(7)
+        ]
+        assert codes == [403] * 5 + [429] * 2
+        locked = await browser.post(link, data=form | {"pin": PIN}, headers=origin_of(link))
+        assert (locked.status_code, "locked" in locked.text) == (429, True)
+    bench.clock.turn(16 * 60)
+    async with served(guard) as browser:
+        link = await ApprovalPageLinks(guard).of(approval_id)
+        stale = await browser.post(link, data=form | {"pin": PIN}, headers=origin_of(link))
+        assert (stale.status_code, "out of date" in stale.text) == (403, True)
+        assert (await guard.get_approval(approval_id)).state == "pending"
+
+
+class ApprovalPageLinks:
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def of(self, approval_id: str) -> str:
+        assert self._guard.links is not None
+        return await self._guard.links.link(approval_id)
+
+
+async def test_the_last_good_copy_takes_the_disks_name_here_too(bench: Bench) -> None:
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, _ = await waiting(bench, guard, grave=True)
+        form = fields_of(await browser.get(link)) | {"decision": "approve", "pin": PIN}
+        for name in ({}, {"name": ""}, {"name": "delete"}):
+            assert (await browser.post(link, data=form | name, headers=origin_of(link))).status_code == 409
+        assert (await guard.get_approval(approval_id)).state == "pending"
+        done = await browser.post(link, data=form | {"name": "pg-data"}, headers=origin_of(link))
+        assert done.status_code == 303
+        assert (await guard.get_approval(approval_id)).state == "granted"
+
+
+async def test_a_plan_that_changed_after_the_page_was_opened_is_shown_again(bench: Bench) -> None:
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, snapshot_id = await waiting(bench, guard)
+        form = fields_of(await browser.get(link)) | {"decision": "approve", "pin": PIN}
+        await bench.back_up((await bench.provider.list_volumes(EVERY)).items[0], "on monday")
+        await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
+        response = await browser.post(link, data=form, headers=origin_of(link))
+        assert response.status_code == 409
+        assert "has changed" in response.text
+        assert "on monday" in response.text
+        assert (await guard.get_approval(approval_id)).state == "pending"
+
+
+async def test_hostile_names_are_text_on_the_page(bench: Bench) -> None:
+    guard = bench.guard()
+    name = '<script>alert(1)</script>"><form action=http://evil.example><img src=x onerror=alert(1)>'
+    async with served(guard) as browser:
+        link, _, snapshot_id = await waiting(bench, guard)
+        await bench.provider.update_snapshot(snapshot_id, SnapshotUpdate(snapshot_name=name))
+        await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
+        page = await browser.get(link)
+        assert "&lt;script&gt;" in page.text
+        for raw in ("<script", "<img", "<form action=http"):
+            assert raw not in page.text
+
+
+async def test_every_answer_carries_the_strict_headers(bench: Bench) -> None:
+    guard = bench.guard()
+    async with served(guard) as browser:
+        link, _, _ = await waiting(bench, guard)
+        origin = origin_of(link)["Origin"]
+        for url in (link, f"{origin}/", f"{origin}/approvals/ap-none", f"{origin}/approvals/..%2f..%2fetc"):
+            response = await browser.get(url)
+            policy = response.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+            assert response.headers["cache-control"] == "no-store"
+            assert "server" not in response.headers
+
+
+async def test_nothing_is_served_before_the_first_link_and_nothing_after_the_end(bench: Bench) -> None:
+    guard = bench.guard()
+    async with served(guard) as browser:
+        link, _, _ = await waiting(bench, guard)
+        assert (await browser.get(link)).status_code == 200
+        assert link.startswith("http://127.0.0.1:")
+        assert (await ApprovalPageLinks(guard).of("ap-x")).startswith(origin_of(link)["Origin"])
+    async with httpx.AsyncClient() as browser:
+        with pytest.raises(httpx.TransportError):
+            await browser.get(link)
+    outcome = await guard.delete_snapshot(bench.zone, (await bench.snapshots())[0].snapshot_id, nobody())
+    assert outcome.approval_link == ""
+
+
+async def test_the_list_shows_what_waits(bench: Bench) -> None:
+    guard = bench.guard()
+    async with served(guard) as browser:
+        link, approval_id, _ = await waiting(bench, guard)
+        listed = await browser.get(origin_of(link)["Origin"] + "/")
+        assert approval_id in listed.text
+        await guard.deny(approval_id)
+        assert "Nothing waits" in (await browser.get(origin_of(link)["Origin"] + "/")).text
+
+
+async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
+    guard = bench.guard()
+    links: set[str] = set()
+    async with served(guard):
+
+        async def take() -> None:
+            links.add(await ApprovalPageLinks(guard).of("ap-x"))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(take)
+    assert len(links) == 1

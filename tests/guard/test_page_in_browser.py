@@ -1,0 +1,106 @@
+"""The approval page in a real browser: approve, deny, wrong PIN, expired; on a phone's width and with the keyboard alone
+(issue 4, "Must show" 4)."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapshot_mcp.guard import Guard
+from snapshot_mcp.guard.page import ApprovalPage
+from tests.guard.conftest import Bench, nobody
+
+playwright = pytest.importorskip("playwright.async_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")]
+
+PIN = "483920"
+PHONE = {"width": 360, "height": 740}
+
+
+@asynccontextmanager
+async def browser() -> AsyncIterator[Any]:
+    async with playwright.async_playwright() as engine:
+        chromium = await engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield chromium
+        finally:
+            await chromium.close()
+
+
+async def chain(bench: Bench, guard: Guard, count: int, name: str = "nightly") -> tuple[str, str, str]:
+    """A pending deletion of all but the full one of `count`: link, approval, snapshot."""
+    disk = await bench.add_disk("pg-data")
+    ids = [(await bench.back_up(disk, f"{name} {number}")).snapshot_id for number in range(count)]
+    outcome = await guard.delete_snapshot(bench.zone, ids[1], nobody())
+    return outcome.approval_link, outcome.approval_id, ids[1]
+
+
+async def test_a_person_decides_in_a_browser(bench: Bench, tmp_path: Path) -> None:
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with ApprovalPage(guard), browser() as chromium:
+        link, approval_id, snapshot_id = await chain(bench, guard, 9)
+        page = await chromium.new_page(viewport=PHONE)
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        await page.goto(link)
+        await page.screenshot(path=tmp_path / "phone.png", full_page=True)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert await page.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") == "672px"
+        assert "Delete 8 restore points" in await page.inner_text("h1")
+        assert await page.locator(".chain li").count() == 8
+
+        await page.fill("#name", "pg-data")
+        await page.fill("#pin", "000000")
+        await page.click("button[value=approve]")
+        assert "That is not the PIN" in await page.inner_text("[role=alert]")
+        assert (await guard.get_approval(approval_id)).state == "pending"
+        problems.clear()
+
+        await page.keyboard.press("Tab")
+        for _ in range(12):
+            focused = await page.evaluate("document.activeElement.id || document.activeElement.value || ''")
+            if focused == "name":
+                await page.keyboard.type("pg-data")
+            if focused == "pin":
+                await page.keyboard.type(PIN)
+            if focused == "approve":
+                break
+            await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(".granted")
+        assert (await guard.get_approval(approval_id)).door == "page"
+        await page.set_viewport_size({"width": 1200, "height": 800})
+        await page.screenshot(path=tmp_path / "approved.png", full_page=True)
+        assert (await guard.delete_snapshot(bench.zone, snapshot_id, nobody())).status == "started"
+        assert problems == []
+
+
+async def test_denied_expired_and_without_a_pin(bench: Bench, tmp_path: Path) -> None:
+    guard = bench.guard()
+    async with ApprovalPage(guard), browser() as chromium:
+        link, approval_id, snapshot_id = await chain(bench, guard, 2, "<b>bold</b> & “quoted”")
+        page = await chromium.new_page(viewport=PHONE, color_scheme="dark")
+        await page.goto(link)
+        await page.screenshot(path=tmp_path / "no-pin.png", full_page=True)
+        assert await page.locator("button").count() == 1
+        assert "No PIN is set" in await page.inner_text("main")
+        assert "<b>bold</b>" in await page.inner_text(".chain")
+        await page.click("button[value=deny]")
+        await page.wait_for_selector(".denied")
+        assert (await guard.get_approval(approval_id)).state == "denied"
+
+        bench.clock.turn(11 * 60)
+        again = await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
+        await page.goto(again.approval_link)
+        bench.clock.turn(25 * 3600)
+        await page.click("button[value=deny]")
+        assert "expired" in await page.inner_text("main")
+        await page.goto(again.approval_link)
+        assert await page.locator("button").count() == 0

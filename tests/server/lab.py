@@ -1,0 +1,100 @@
+"""A home with an embedded zone of its own, disk images in it, and real MCP clients to its server."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcp import Client
+from mcp.types import CallToolResult
+
+from snapshot_mcp import app
+from snapshot_mcp.contract.models import Instance, Volume
+from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.settings import Settings, load_settings
+
+MIB = 1 << 20
+
+
+def text_of(result: CallToolResult) -> str:
+    return "\n".join(block.text for block in result.content if block.type == "text")
+
+
+def data_of(result: CallToolResult) -> dict[str, Any]:
+    """The structured result of a call that must have gone well."""
+    assert not result.is_error, text_of(result)
+    assert result.structured_content is not None
+    return result.structured_content
+
+
+def content(path: str | Path) -> bytes:
+    return Path(path).read_bytes()
+
+
+def rename(old: str | Path, new: str | Path) -> None:
+    Path(old).rename(new)
+
+
+@dataclass
+class Lab:
+    """One home. `environ` is what a server process of it needs."""
+
+    folder: Path
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        config = self.folder / "config.toml"
+        config.touch()
+        return {"SNAPSHOT_MCP_HOME": str(self.home), "SNAPSHOT_MCP_CONFIG": str(config), **self.extra}
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(self.environ)
+
+    def image(self, name: str, size_bytes: int = 2 * MIB) -> Path:
+        path = self.folder / f"{name}.img"
+        path.write_bytes(os.urandom(size_bytes))
+        return path
+
+    async def add_disk(
+        self, name: str, size_bytes: int = 2 * MIB, kind: ResourceType = ResourceType.VOLUME, file_name: str = ""
+    ) -> Volume | Instance:
+        """Make an image and register it."""
+        return await self.register(self.image(file_name or name, size_bytes), name, kind)
+
+    async def register(self, path: Path, name: str, kind: ResourceType = ResourceType.VOLUME) -> Volume | Instance:
+        """Register an image, as `snapshot-mcp zone add` does."""
+        zone = app.open_local_zone(self.settings)
+        try:
+            return await zone.add_resource(path, name, kind)
+        finally:
+            await zone.aclose()
+
+    @asynccontextmanager
+    async def connect(self, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:
+        async with Client(app.build_server(self.settings), mode=mode, **options) as client:
+            yield client
+
+
+async def finish(client: Client, result: CallToolResult) -> dict[str, Any]:
+    """Wait until the job of a change has ended; return it."""
+    waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [data_of(result)["job_id"]]}))
+    assert waited["outcome"] != "still_running"
+    job: dict[str, Any] = waited["jobs"][0]
+    return job
+
+
+async def back_up(client: Client, disk: str, name: str, **arguments: Any) -> str:
+    """Take a snapshot to its end; return its id."""
+    result = await client.call_tool("create_snapshots", {"resource_ids": [disk], "name": name, **arguments})
+    job = await finish(client, result)
+    assert job["status"] == "successful", job
+    rows = data_of(await client.call_tool("list_snapshots", {"search": name}))["snapshots"]
+    return str(next(row["snapshot_id"] for row in rows if row["name"] == name))

