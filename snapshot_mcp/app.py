@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
-    from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Guard as Guard
+    from snapshot_mcp.guard.approval import Approval as Approval
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
 

@@ -9,23 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snapshot_mcp.guard.approvals import Approval, Door, State
     from snapshot_mcp.guard.client import Answer, Client, Question, UrlAnswer
     from snapshot_mcp.guard.guard import Guard
     from snapshot_mcp.guard.outcome import GuardedOutcome
     from snapshot_mcp.guard.policy import Policy, Protect, tighten_policy
+    from snapshot_mcp.guard.states import Door, State
 
 _PARTS = {
-    "approvals": ("Approval", "Door", "State"),
     "client": ("Answer", "Client", "Question", "UrlAnswer"),
     "guard": ("Guard",),
     "outcome": ("GuardedOutcome",),
     "policy": ("Policy", "Protect", "tighten_policy"),
+    "states": ("Door", "State"),
 }
 
 __all__ = [
     "Answer",
-    "Approval",
     "Client",
     "Door",
     "Guard",
