@@ -258,8 +258,12 @@ class JobWatcher:
                 for job_id in missing:
                     self._fail(job_id, error)
                 missing = set()
-        if self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
+        while self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
             await anyio.sleep(STREAM_GRACE_SECONDS)
+            untold = set(filter(self._is_wanted, missing))
+            if len(untold) == len(missing):
+                break  # the stream says nothing of these
+            missing = untold
         limiter = anyio.Semaphore(CONCURRENT_READS)
 
         async def read_one(job_id: str) -> None:

@@ -256,3 +256,33 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
                 statuses.append("error" if result.is_error else result.structured_content["status"])
     assert statuses[0] == "started"
     assert statuses[1] != "started"
+
+
+@pytest.mark.anyio
+async def test_what_was_deleted_is_recovered(lab: Lab, mode: str) -> None:
+    await lab.add_disk("web")
+    async with lab.connect(mode, elicitation_callback=Person("delete")) as client:
+        _, second = await two_snapshots(client, "web")
+        deleted = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": second}))
+        await client.call_tool("wait_for_job", {"job_ids": [deleted["job_id"]]})
+        gone = data_of(await client.call_tool("list_snapshots", {"status": ["deleted"]}))
+        assert [row["snapshot_id"] for row in gone["snapshots"]] == [second]
+        back = await client.call_tool("recover_snapshots", {"snapshot_ids": [second]})
+        assert "submitted" in text_of(back)
+        waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [data_of(back)["job_id"]]}))
+        assert waited["outcome"] == "successful"
+        assert await total(client) == 2
+
+
+@pytest.mark.anyio
+async def test_a_name_that_protects_cannot_be_taken_away(lab: Lab) -> None:
+    """A protected name is no protection if a rename removes it."""
+    lab.folder.joinpath("config.toml").write_text('[guard.protect]\nnames = ["gold-*"]\n')
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=Person("delete")) as client:
+        snapshot_id = await back_up(client, "web", "gold-1")
+        await back_up(client, "web", "two")
+        renamed = await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": "tin"})
+        assert renamed.is_error
+        refused = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": snapshot_id}))
+        assert refused["status"] == "refused"
