@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, Completion, CompletionArgument, CompletionContext
 
@@ -14,6 +15,7 @@ from snapshot_mcp import __version__
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.server import changing, guarded, looking, waiting
+from snapshot_mcp.server.announcing import Announcer
 from snapshot_mcp.server.face import Face
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.reading import CompletionReference, add_resources, complete
@@ -72,10 +74,12 @@ def build_tools(*, read_only: bool = False) -> list[Tool]:
 def build_server(zones: Zones, build_guard: "Callable[[], Guard]", *, read_only: bool = False) -> MCPServer[Face]:
     """Return a server over these zones. It is used once: its lifespan owns the zones."""
     face = Face(zones, build_guard)
+    bus = InMemorySubscriptionBus()
+    announcer = Announcer(zones, bus)
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Face]) -> AsyncIterator[Face]:
-        async with face.opened():
+        async with face.opened(), announcer.running():
             yield face
 
     server: MCPServer[Face] = MCPServer(
@@ -85,7 +89,8 @@ def build_server(zones: Zones, build_guard: "Callable[[], Guard]", *, read_only:
         instructions=build_instructions(zones, read_only=read_only),
         tools=build_tools(read_only=read_only),
         lifespan=lifespan,
-        middleware=[_tell_unknown_prompt(names := set[str]())],
+        middleware=[_tell_unknown_prompt(names := set[str]()), announcer.listening],
+        subscriptions=bus,
         cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
         log_level="WARNING",
     )
@@ -93,6 +98,7 @@ def build_server(zones: Zones, build_guard: "Callable[[], Guard]", *, read_only:
         server.add_prompt(prompt)
         names.add(prompt.name)
     add_resources(server)
+    announcer.add_to(server)
 
     async def complete_argument(
         ref: CompletionReference, argument: CompletionArgument, context: CompletionContext | None
