@@ -31,6 +31,8 @@ LINGER_SECONDS = 5.0
 """How long the upstream stays after the last waiter: the next wait of a model's loop comes within it."""
 FIRST_READ_SECONDS = 20.0
 """How long a job's first reading may take, however short the wait: without one there is nothing to answer."""
+STREAM_GRACE_SECONDS = 0.25
+"""Many jobs that are unfinished no more have just ended: their ends are on the stream, and need not be read one by one."""
 CONCURRENT_READS = 8
 """Single reads of one zone at a time."""
 
@@ -195,20 +197,29 @@ class JobWatcher:
     async def _read_on(self) -> None:
         """Read new jobs at once, and all unfinished ones at the pace that the stream, or its absence, asks for."""
         catch_up = iter(CATCH_UP_SECONDS)
+        due_at = anyio.current_time()
         while True:
             self._to_read = anyio.Event()
             if self._has_begun:
                 self._has_begun = False
                 catch_up = iter(CATCH_UP_SECONDS)
-            unread, self._unread = self._unread, set()
-            await self._read(unread or self._unfinished())
-            with anyio.move_on_after(
-                next(catch_up, _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS))
-            ):
+                due_at = anyio.current_time()
+            if anyio.current_time() >= due_at:
+                self._unread = set()
+                await self._read(self._unfinished())
+                pace = _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS)
+                due_at = anyio.current_time() + next(catch_up, pace)
+            elif self._unread:
+                unread, self._unread = self._unread, set()
+                await self._read(unread)
+            with anyio.CancelScope(deadline=due_at):
                 await self._to_read.wait()
 
     def _unfinished(self) -> set[str]:
         return {job_id for job_id in self._waits if self._is_wanted(job_id)}
+
+    def _is_known(self, job_id: str) -> bool:
+        return all(job_id in wait.jobs for wait in self._waits.get(job_id, ()))
 
     def _is_wanted(self, job_id: str) -> bool:
         """Whether somebody waits for its end still; the stream may have told it meanwhile."""
@@ -231,6 +242,8 @@ class JobWatcher:
                 for job_id in missing:
                     self._fail(job_id, error)
                 missing = set()
+        if self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
+            await anyio.sleep(STREAM_GRACE_SECONDS)
         limiter = anyio.Semaphore(CONCURRENT_READS)
 
         async def read_one(job_id: str) -> None:

@@ -1,6 +1,7 @@
 """What the embedded zone refuses, and what its refusals say (contract.md, "Where the contract is silent")."""
 
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -19,7 +20,8 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local import LocalZone, restore
+from snapshot_mcp.providers.local.work import create
 from tests.disks import MIB, back_up, get, ids, make_image, succeed
 
 pytestmark = pytest.mark.anyio
@@ -159,30 +161,40 @@ async def test_a_chain_at_its_limit_is_followed_by_a_full_snapshot(zone_folder: 
     await zone.aclose()
 
 
-async def test_one_job_at_a_time_changes_a_resource(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "Busy": a second is refused with the job that is in the way; exports share."""
-    image = make_image(tmp_path / "disk.img", 128 * MIB)
-    volume = await local_zone.add_resource(image)
-    first = await back_up(local_zone, volume.id)
-    job = await local_zone.create_snapshots([volume.id], "in the way", is_full=True)
+async def test_one_job_at_a_time_changes_a_resource(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """contract.md, "Busy": a second is refused with the job that is in the way; exports share and block a delete."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await here.add_resource(image)
+    first = await back_up(here, volume.id)
+    go_on = threading.Event()
+    capture, export = create.capture, restore.export
+    monkeypatch.setattr(create, "capture", lambda *arguments: (go_on.wait(20), capture(*arguments)))
+    monkeypatch.setattr(restore, "export", lambda *arguments: (go_on.wait(20), export(*arguments)))
+
+    job = await here.create_snapshots([volume.id], "in the way", is_full=True)
     for attempt in (
-        lambda: local_zone.create_snapshots([volume.id], "second"),
-        lambda: local_zone.delete_snapshot(first),
+        lambda: here.create_snapshots([volume.id], "second"),
+        lambda: here.delete_snapshot(first),
+        lambda: here.apply_snapshots([first]),
+        lambda: here.remove_resource(volume.id),
     ):
         with pytest.raises(ResourceBusy, match=job.job_id) as refusal:
             await attempt()
         assert refusal.value.job_id == job.job_id
-    with pytest.raises(ResourceBusy, match=job.job_id):
-        await local_zone.apply_snapshots([first])
-    export = await local_zone.create_volume(first, "meanwhile")
-    with pytest.raises(ResourceBusy):
-        await local_zone.remove_resource(volume.id)
-    await succeed(local_zone, job)
-    if not (await local_zone.get_job(export.job_id)).is_finished:
-        with pytest.raises(ResourceBusy, match=export.job_id):
-            await local_zone.delete_snapshot(first)
-    await succeed(local_zone, export)
-    await succeed(local_zone, await local_zone.delete_snapshot(first))
+    exports = [await here.create_volume(first, "meanwhile") for _ in range(2)]
+    go_on.set()
+    await succeed(here, job)
+    go_on.clear()
+    exports.append(await here.create_volume(first, "more"))
+    with pytest.raises(ResourceBusy) as refusal:
+        await here.delete_snapshot(first)
+    assert refusal.value.job_id in {one.job_id for one in exports}
+    go_on.set()
+    for one in exports:
+        await succeed(here, one)
+    await succeed(here, await here.delete_snapshot(first))
 
 
 async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path: Path) -> None:

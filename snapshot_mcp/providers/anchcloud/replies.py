@@ -120,7 +120,7 @@ def error_of(reply: Reply, what: str) -> ZoneError:
         return _bare_error(reply, what)
     code, message = str(envelope["code"]), clean_text(envelope["message"], MESSAGE_CHARACTERS)
     kind = ERRORS_BY_CODE.get(code) or _foreign_kind(reply.status, code)
-    text = f"{what}: {message or clean_text(code)}"
+    text = message if message and code in ERRORS_BY_CODE else f"{what}: {message or clean_text(code)}"
     if reply.status >= 500 and kind is InternalError:
         text = f"{what}: the zone failed with {reply.status}, saying {quoted(message or code, MESSAGE_CHARACTERS)}."
     hint = clean_text(envelope.get("hint") or "", MESSAGE_CHARACTERS)

@@ -22,6 +22,9 @@ MAX_ANSWER_BYTES = 64 << 20
 KEEPALIVE_SECONDS = 3.0
 """Below what servers keep an idle connection for (uvicorn 5 s): a request must not meet a connection that is being closed."""
 
+CONNECTIONS = 20
+"""httpx looks at every connection of its pool for every request: with 100 it is slower than with 20, and a provider throttles."""
+
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
@@ -46,10 +49,9 @@ class Transport:
             proxy=proxy or None,
             trust_env=endpoint.is_encrypted and not proxy,
             follow_redirects=False,
-            timeout=httpx.Timeout(
-                patience.read_seconds, connect=patience.connect_seconds, pool=patience.connect_seconds
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEEPALIVE_SECONDS
             ),
-            limits=httpx.Limits(max_connections=100, max_keepalive_connections=50, keepalive_expiry=KEEPALIVE_SECONDS),
             headers={"accept": "application/json", "user-agent": "snapshot-mcp"},
         )
 
@@ -78,9 +80,8 @@ class Transport:
 
     @asynccontextmanager
     async def _open(self, outgoing: Outgoing, read_seconds: float) -> AsyncGenerator[httpx.Response, None]:
-        timeout = httpx.Timeout(
-            read_seconds, connect=self._patience.connect_seconds, pool=self._patience.connect_seconds
-        )
+        # who waits half the time for a connection has sent nothing, and says so
+        timeout = httpx.Timeout(read_seconds, connect=self._patience.connect_seconds, pool=read_seconds / 2)
         request = self._client.build_request(
             outgoing.method, outgoing.url, headers=outgoing.headers, content=outgoing.body, timeout=timeout
         )
