@@ -94,4 +94,6 @@ class ApprovalPage:
         )
         self._server = QuietServer(config)
         if self._tasks is not None:
-            await self._server.serve(sockets=[listener])
+            # It ends by `should_exit`, whole; cancelled it would leave its connections behind.
+            with anyio.CancelScope(shield=True):
+                await self._server.serve(sockets=[listener])
