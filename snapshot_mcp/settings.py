@@ -93,6 +93,14 @@ ZoneSettings = Annotated[LocalZoneSettings | AnchCloudZoneSettings, Field(discri
 ZoneName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
+class TokenSettings(_Table):
+    """A bearer token for the MCP server over HTTP; its name is the principal. `serve --http` takes no other caller then."""
+
+    token: SecretStr = Field(min_length=24)
+    roles: frozenset[Literal["viewer", "operator", "approver"]] = Field(min_length=1)
+    """viewer: look. operator: change as well. approver: decide at /approvals what others asked for."""
+
+
 class Settings(_Table):
     """Everything that the operator decides."""
 
@@ -101,6 +109,7 @@ class Settings(_Table):
     read_only: bool = False
     guard: Policy = Policy()
     zones: dict[ZoneName, ZoneSettings] = {LOCAL: LocalZoneSettings()}
+    tokens: dict[ZoneName, TokenSettings] = {}
 
     @model_validator(mode="after")
     def _default_zone_exists(self) -> "Settings":

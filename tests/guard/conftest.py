@@ -78,6 +78,8 @@ class Person:
     can_open_url: bool = False
     questions: list[Question] = field(default_factory=list)
     before_reply: Callable[[], Any] | None = None
+    opens: Callable[[str, str], Any] | None = None
+    opened: list[str] = field(default_factory=list)
 
     async def ask(self, question: Question) -> Answer:
         self.questions.append(question)
@@ -89,7 +91,11 @@ class Person:
         return Answer("answered", reply) if isinstance(reply, str) else reply
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
-        return UrlAnswer("cancelled")
+        self.opened.append(url)
+        if self.opens is None:
+            return UrlAnswer("declined")
+        await self.opens(approval_id, url)
+        return UrlAnswer("accepted")
 
 
 def agrees(question: Question) -> str:
