@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
@@ -101,6 +102,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handles_signals: bool) -> _Server:
+    if certificate is not None:
+        _check_tls(certificate, key)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -111,6 +114,16 @@ def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handl
         ssl_keyfile=key,
     )
     return _Server(config, handles_signals=handles_signals)
+
+
+def _check_tls(certificate: Path, key: Path | None) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise BadRequest(
+            f"The certificate {str(certificate)!r} cannot be used: {clean_text(error)}.",
+            hint="Give PEM files: --tls-cert with the certificate chain, --tls-key with its private key.",
+        ) from None
 
 
 async def serve(

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.skipif(bool(os.environ.get(f"{PROVIDER}URL")), reason="it is")
 def test_a_real_provider_is_named() -> None:
     """The same suite runs over a real provider where the environment names one."""
-    pytest.skip(f"not configured: {PROVIDER}URL is not set: the suite ran over the embedded zone and the REST face only")
+    pytest.skip(
+        f"not configured: {PROVIDER}URL is not set: the suite ran over the embedded zone and the REST face only"
+    )
 
 
 async def test_list_needs_no_parameter(subject: Subject) -> None:
