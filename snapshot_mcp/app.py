@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
-    from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Guard as Guard
+    from snapshot_mcp.guard.approval import Approval as Approval
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
 
@@ -48,7 +48,7 @@ def build_server(settings: Settings) -> MCPServer[Any]:
     """Return the MCP server over all zones."""
     from snapshot_mcp.server.build import build_server
 
-    return build_server(build_zones(settings), build_guard(settings), read_only=settings.read_only)
+    return build_server(build_zones(settings), partial(build_guard, settings), read_only=settings.read_only)
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:

@@ -85,7 +85,7 @@ WireCount = Annotated[int, _none_to(0)]
 class Answer(BaseModel):
     """Base of what comes from a zone: frozen, unknown fields kept."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, defer_build=True)
 
     def to_wire(self) -> dict[str, Any]:
         """Return the JSON form, without optional fields that the zone does not fill."""
@@ -95,7 +95,7 @@ class Answer(BaseModel):
 class Request(BaseModel):
     """Base of what is asked of a zone: frozen, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
 class SnapshotResource(Answer):

@@ -1,10 +1,4 @@
-"""Approvals: what people were asked to consent to, and what became of it. One row each in HOME/guard.sqlite.
-
-    pending ──► granted ──► spent
-       │          │  ▲        │ given back: the zone refused for certain, nothing happened
-       │          │  └────────┘
-       ├──► denied ◄─┤ withdrawn
-       └──► expired ◄┘ its time is over, or the plan became worse
+"""Approvals: what people were asked to consent to, and what became of it (`states.py`). One row each in HOME/guard.sqlite.
 
 An approval is bound to the call (operation, normalised arguments, zone by name and location, principal) and to the plan that
 the person saw. A call has at most one that is open (pending or granted); the database sees to that. It is spent in one
@@ -12,32 +6,33 @@ transaction, before the provider is called, together with the epoch of each targ
 uptime, so that a clock set back revives nothing. Blocking; callers go through a worker thread.
 """
 
-import hashlib
-import json
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.guard.approval import (
+    SAFETY_SECONDS,
+    Approval,
+    Call,
+    Safety,
+    moment_from_text,
+    moment_to_text,
+    read_row,
+    write_row,
+)
 from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.client import Question
 from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.wording import plan_lines, question_for, title_of
+from snapshot_mcp.guard.states import OPEN, TRANSITIONS, Door, State
 
-PENDING_SECONDS = 24 * 3600.0
-GRANTED_SECONDS = 15 * 60.0
-"""A yes is for now; a disk changes."""
-SAFETY_SECONDS = 24 * 3600.0
-"""…but a full safety snapshot of a large disk takes its time, and the roll-back goes on under the same yes."""
 DENIED_SECONDS = 10 * 60.0
 """So long a person's no is remembered and not asked again."""
 QUESTION_SECONDS = 15 * 60.0
@@ -48,119 +43,6 @@ KEPT_SECONDS = 30 * 24 * 3600.0
 """Closed approvals are shown for so long; the audit keeps them for good."""
 
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
-
-
-class State(StrEnum):
-    PENDING = "pending"
-    GRANTED = "granted"
-    DENIED = "denied"
-    SPENT = "spent"
-    EXPIRED = "expired"
-
-
-TRANSITIONS: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.GRANTED, State.DENIED, State.EXPIRED}),
-    State.GRANTED: frozenset({State.SPENT, State.DENIED, State.EXPIRED}),
-    State.SPENT: frozenset({State.GRANTED}),
-    State.DENIED: frozenset(),
-    State.EXPIRED: frozenset(),
-}
-"""A state and those that may follow it; `spent` goes back to `granted` only on a definite refusal of the zone."""
-
-OPEN = (State.PENDING, State.GRANTED)
-
-
-class Door(StrEnum):
-    """Where a consent came from. The first two prove no person."""
-
-    CLIENT = "client"
-    UNPROVEN = "terminal without a PIN"
-    TERMINAL = "terminal"
-    PAGE = "page"
-    APPROVER = "approver"
-
-
-PROVEN = frozenset({Door.TERMINAL, Door.PAGE, Door.APPROVER})
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What was asked for, and by whom. `is_strict`: only a proven door is enough."""
-
-    operation: Literal["delete", "rollback"]
-    arguments: tuple[tuple[str, Any], ...]
-    zone: str
-    location: str
-    principal: str
-    client: str = ""
-    is_strict: bool = False
-
-    @property
-    def key(self) -> str:
-        """The same for the same call of the same principal in the same zone, whatever client program makes it."""
-        parts = [self.operation, self.arguments, self.zone, self.location, self.principal]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Safety:
-    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can lay one out beforehand."""
-
-    name: str = ""
-    claimed: Moment | None = None
-    job_id: str = ""
-    snapshot_ids: tuple[str, ...] = ()
-
-    @property
-    def is_started(self) -> bool:
-        return bool(self.job_id or self.snapshot_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Approval:
-    id: str
-    call: Call
-    state: State
-    plan: Plan
-    opened: Moment
-    door: Door | None = None
-    decided_by: str = ""
-    decided: Moment | None = None
-    ended: Moment | None = None
-    reason: str = ""
-    safety: Safety = field(default=Safety())
-    job_id: str = ""
-
-    @property
-    def title(self) -> str:
-        """The act in one line."""
-        return title_of(self.plan)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The whole effect, as of the last call."""
-        return plan_lines(self.plan)
-
-    @property
-    def question(self) -> Question:
-        """What a person answers before it is granted outside of the conversation."""
-        return question_for(self.plan, self.id)
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When it runs out if nothing happens to it; None for one that is closed."""
-        since, seconds = self._lifetime
-        return since.after(seconds) if self.state in OPEN else None
-
-    def is_alive(self, now: Moment) -> bool:
-        since, seconds = self._lifetime
-        return self.state in OPEN and since.is_within(now, seconds)
-
-    @property
-    def _lifetime(self) -> tuple[Moment, float]:
-        if self.state is State.GRANTED and self.decided:
-            return self.decided, SAFETY_SECONDS if self.safety.is_started else GRANTED_SECONDS
-        return self.opened, PENDING_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +86,7 @@ class Approvals:
             self._sweep(connection, now)
             self._audit.append(connection, now, "plan", **_of_call(call), loss=_dump(plan.loss), digest=plan.digest)
             rows = connection.execute("SELECT * FROM approvals WHERE call_key = ?", (call.key,))
-            found = [one for one in map(_read, rows) if _still_counts(one, now)]
+            found = [one for one in map(read_row, rows) if _still_counts(one, now)]
             return min(found, key=_relevance, default=None)
 
     def refresh(self, approval: Approval, call: Call, plan: Plan) -> Approval:
@@ -215,7 +97,7 @@ class Approvals:
             current = _get(connection, approval.id)
             if current.state is State.PENDING:
                 current = replace(current, plan=plan, call=call)
-                _write(connection, current)
+                write_row(connection, current)
                 self._record(connection, now, "approval shows a new plan", current, digest=plan.digest)
             return current
 
@@ -229,12 +111,12 @@ class Approvals:
         """Return the question that is open for this call and this loss, or open one."""
         with self._writing() as (connection, now):
             row = connection.execute("SELECT * FROM questions WHERE call_key = ?", (call.key,)).fetchone()
-            if row and row["digest"] == plan.digest and _moment(row["asked"]).is_within(now, QUESTION_SECONDS):
+            if row and row["digest"] == plan.digest and moment_from_text(row["asked"]).is_within(now, QUESTION_SECONDS):
                 return Asked(row["nonce"], Plan.model_validate_json(row["plan"]))
             nonce = _new_id(10)
             connection.execute(
                 "INSERT OR REPLACE INTO questions (call_key, digest, nonce, plan, asked) VALUES (?, ?, ?, ?, ?)",
-                (call.key, plan.digest, nonce, plan.model_dump_json(), _text(now)),
+                (call.key, plan.digest, nonce, plan.model_dump_json(), moment_to_text(now)),
             )
             self._audit.append(connection, now, "question", **_of_call(call), digest=plan.digest, question=nonce)
             return Asked(nonce, plan)
@@ -319,7 +201,7 @@ class Approvals:
                 connection.execute(
                     "INSERT INTO targets (target, epoch, held_by, held_at) VALUES (?, 1, ?, ?) ON CONFLICT (target)"
                     " DO UPDATE SET epoch = epoch + 1, held_by = excluded.held_by, held_at = excluded.held_at",
-                    (target, id_, _text(now)),
+                    (target, id_, moment_to_text(now)),
                 )
             self._move(connection, now, approval, replace(approval, state=State.SPENT, ended=now), "spent")
             return None
@@ -328,7 +210,7 @@ class Approvals:
         """The zone has accepted the change as `job_id`."""
         with self._writing() as (connection, now):
             approval = replace(_get(connection, id_), job_id=job_id)
-            _write(connection, approval)
+            write_row(connection, approval)
             _release(connection, id_)
             self._record(connection, now, "started", approval, job_id=job_id)
 
@@ -346,7 +228,7 @@ class Approvals:
         """What became of the change is not known: the consent stays spent."""
         with self._writing() as (connection, now):
             approval = replace(_get(connection, id_), reason="outcome unknown")
-            _write(connection, approval)
+            write_row(connection, approval)
             self._record(connection, now, "outcome unknown", approval, reason=reason)
 
     def deletions_last_hour(self) -> int:
@@ -371,7 +253,7 @@ class Approvals:
             if safety.claimed and safety.claimed.is_within(now, HELD_SECONDS):
                 return None
             claimed = replace(safety, name=safety.name or f"before roll-back {_new_id(10)}", claimed=now)
-            _write(connection, replace(approval, safety=claimed))
+            write_row(connection, replace(approval, safety=claimed))
             self._record(connection, now, "safety snapshot wanted", approval, name=claimed.name)
             return claimed, safety.claimed is not None
 
@@ -386,7 +268,7 @@ class Approvals:
         """There will be no safety snapshot from this attempt; the next one begins anew while the approval holds."""
         with self._writing() as (connection, now):
             approval = replace(_get(connection, id_), safety=Safety())
-            _write(connection, approval)
+            write_row(connection, approval)
             self._record(connection, now, "safety snapshot failed", approval, reason=reason)
             return approval
 
@@ -398,7 +280,7 @@ class Approvals:
             return ()
         with self._writing() as (connection, now):
             self._sweep(connection, now)
-            found = map(_read, connection.execute("SELECT * FROM approvals"))
+            found = map(read_row, connection.execute("SELECT * FROM approvals"))
             return tuple(sorted(found, key=lambda one: (one.state not in OPEN, -one.opened.wall, one.id)))
 
     def get(self, id_: str) -> Approval:
@@ -421,28 +303,30 @@ class Approvals:
             self._audit.seal()
 
     def _sweep(self, connection: sqlite3.Connection, now: Moment) -> None:
-        for approval in map(_read, connection.execute(f"SELECT * FROM approvals WHERE state IN {OPEN_SQL}").fetchall()):
+        for approval in map(
+            read_row, connection.execute(f"SELECT * FROM approvals WHERE state IN {OPEN_SQL}").fetchall()
+        ):
             if not approval.is_alive(now):
                 self._move(connection, now, approval, _expired(approval, now, "its time is over"), "expired")
 
     def _open(self, connection: sqlite3.Connection, call: Call) -> Approval | None:
         query = f"SELECT * FROM approvals WHERE call_key = ? AND state IN {OPEN_SQL}"
         row = connection.execute(query, (call.key,)).fetchone()
-        return _read(row) if row else None
+        return read_row(row) if row else None
 
     def _insert(self, connection: sqlite3.Connection, now: Moment, approval: Approval) -> None:
         connection.execute(
             f"DELETE FROM approvals WHERE state NOT IN {OPEN_SQL} AND json_extract(ended, '$[0]') < ?",
             (now.wall - KEPT_SECONDS,),
         )
-        _write(connection, approval)
+        write_row(connection, approval)
 
     def _move(
         self, connection: sqlite3.Connection, now: Moment, old: Approval, new: Approval, event: str, **fields: Any
     ) -> None:
         if new.state not in TRANSITIONS[old.state]:
             raise AssertionError(f"{old.id}: {old.state} → {new.state}")
-        _write(connection, new)
+        write_row(connection, new)
         fields = {"door": new.door, "by": new.decided_by, "reason": new.reason} | fields
         self._record(connection, now, event, new, **{name: value for name, value in fields.items() if value})
 
@@ -453,7 +337,7 @@ class Approvals:
         with self._writing() as (connection, now):
             approval = _get(connection, id_)
             approval = replace(approval, safety=replace(approval.safety, **changes))
-            _write(connection, approval)
+            write_row(connection, approval)
             self._record(connection, now, event, approval, **changes)
             return approval
 
@@ -464,7 +348,7 @@ class Approvals:
             return SpendRefusal.NOT_GRANTED
         for target, epoch in zip(plan.targets, plan.epochs, strict=True):
             row = connection.execute("SELECT * FROM targets WHERE target = ?", (target,)).fetchone()
-            if row and row["held_by"] and not _moment(row["held_at"]).is_over(now, HELD_SECONDS):
+            if row and row["held_by"] and not moment_from_text(row["held_at"]).is_over(now, HELD_SECONDS):
                 return SpendRefusal.HELD
             if (row["epoch"] if row else 0) != epoch:
                 return SpendRefusal.MOVED
@@ -495,7 +379,7 @@ def _expired(approval: Approval, now: Moment, reason: str) -> Approval:
 
 def _deletions_last_hour(connection: sqlite3.Connection, now: Moment) -> int:
     rows = connection.execute("SELECT * FROM approvals WHERE state = 'spent'").fetchall()
-    spent = (one for one in map(_read, rows) if one.call.operation == "delete" and one.ended)
+    spent = (one for one in map(read_row, rows) if one.call.operation == "delete" and one.ended)
     return sum(1 for one in spent if one.ended and not one.ended.is_over(now, 3600))
 
 
@@ -512,72 +396,11 @@ def _get(connection: sqlite3.Connection, id_: str) -> Approval:
     row = connection.execute("SELECT * FROM approvals WHERE id = ?", (id_,)).fetchone()
     if row is None:
         raise _unknown(id_)
-    return _read(row)
+    return read_row(row)
 
 
 def _unknown(id_: str) -> NotFound:
     return NotFound(f"There is no approval {quoted(id_)}.", hint="See `snapshot-mcp approvals`.")
-
-
-def _write(connection: sqlite3.Connection, approval: Approval) -> None:
-    safety = asdict(approval.safety)
-    columns = {
-        "id": approval.id,
-        "call_key": approval.call.key,
-        "state": approval.state.value,
-        "door": approval.door.value if approval.door else "",
-        "decided_by": approval.decided_by,
-        "reason": approval.reason,
-        "call": json.dumps(asdict(approval.call)),
-        "plan": approval.plan.model_dump_json(),
-        "opened": _text(approval.opened),
-        "decided": _text(approval.decided),
-        "ended": _text(approval.ended),
-        "safety": json.dumps(safety | {"claimed": _text(approval.safety.claimed)}),
-        "job_id": approval.job_id,
-    }
-    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-    updates = ", ".join(f"{name} = excluded.{name}" for name in columns if name != "id")
-    connection.execute(
-        f"INSERT INTO approvals ({names}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET {updates}",
-        tuple(columns.values()),
-    )
-
-
-def _read(row: sqlite3.Row) -> Approval:
-    call = json.loads(row["call"])
-    safety = json.loads(row["safety"])
-    return Approval(
-        id=row["id"],
-        call=Call(**call | {"arguments": _tuples(call["arguments"])}),
-        state=State(row["state"]),
-        plan=Plan.model_validate_json(row["plan"]),
-        opened=_moment(row["opened"]),
-        door=Door(row["door"]) if row["door"] else None,
-        decided_by=row["decided_by"],
-        decided=_moment(row["decided"]) if row["decided"] else None,
-        ended=_moment(row["ended"]) if row["ended"] else None,
-        reason=row["reason"],
-        safety=Safety(
-            name=safety["name"],
-            claimed=_moment(safety["claimed"]) if safety["claimed"] else None,
-            job_id=safety["job_id"],
-            snapshot_ids=tuple(safety["snapshot_ids"]),
-        ),
-        job_id=row["job_id"],
-    )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _text(moment: Moment | None) -> str:
-    return json.dumps([moment.wall, moment.boot, moment.uptime]) if moment else ""
-
-
-def _moment(text: str) -> Moment:
-    return Moment(*json.loads(text))
 
 
 def _new_id(length: int, prefix: str = "") -> str:

@@ -25,7 +25,8 @@ _DAWN = datetime.min.replace(tzinfo=UTC)
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when the first plan is made: a server that only lists its tools pays nothing for it.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class LostSnapshot(_Frozen):

@@ -15,11 +15,14 @@ from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, ZoneError
 from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard.approvals import Approval, Approvals, Safety
+from snapshot_mcp.guard.approval import Approval, Safety
+from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.clock import Clock
 from snapshot_mcp.guard.plan import RollbackLoss
 from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
+
+OnProgress = Callable[[tuple[Job, ...]], Awaitable[None]]
 
 FRESH_SECONDS = 15 * 60.0
 """What is written after the safety snapshot has no way back, so the roll-back follows it soon or not at all."""
@@ -46,7 +49,7 @@ class SafetySnapshot:
         zone: Zone,
         clock: Clock,
         wait_seconds: float,
-        on_progress: Callable[[tuple[Job, ...]], Awaitable[None]] | None,
+        on_progress: OnProgress | None,
     ) -> None:
         self._approvals = approvals
         self._zone = zone

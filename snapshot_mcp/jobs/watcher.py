@@ -197,16 +197,22 @@ class JobWatcher:
     async def _read_on(self) -> None:
         """Read new jobs at once, and all unfinished ones at the pace that the stream, or its absence, asks for."""
         catch_up = iter(CATCH_UP_SECONDS)
+        due_at = anyio.current_time()
         while True:
             self._to_read = anyio.Event()
             if self._has_begun:
                 self._has_begun = False
                 catch_up = iter(CATCH_UP_SECONDS)
-            unread, self._unread = self._unread, set()
-            await self._read(unread or self._unfinished())
-            with anyio.move_on_after(
-                next(catch_up, _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS))
-            ):
+                due_at = anyio.current_time()
+            if anyio.current_time() >= due_at:
+                self._unread = set()
+                await self._read(self._unfinished())
+                pace = _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS)
+                due_at = anyio.current_time() + next(catch_up, pace)
+            elif self._unread:
+                unread, self._unread = self._unread, set()
+                await self._read(unread)
+            with anyio.CancelScope(deadline=due_at):
                 await self._to_read.wait()
 
     def _unfinished(self) -> set[str]:

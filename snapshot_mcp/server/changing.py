@@ -48,7 +48,7 @@ async def create_snapshots(
     place = face.zone(zone)
     resources = await find_resources(place, resource_ids)
     ids = [one.id for one in resources]
-    async with face.create_lock:
+    async with face.create_lock(place):
         if existing := await _existing(place, ids, name, is_full=full):
             return await _answer_existing(place, existing)
         try:
@@ -105,7 +105,7 @@ async def rename_snapshot(
     face = face_of(ctx)
     place = face.zone(zone)
     snapshot = await find_snapshot(place, snapshot_id)
-    if reason := face.guard.refuse_rename(snapshot):
+    if reason := (await face.guard()).refuse_rename(snapshot):
         raise Forbidden(reason)
     await place.provider.update_snapshot(
         snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)

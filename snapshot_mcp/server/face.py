@@ -1,26 +1,64 @@
-"""What a tool finds behind its call: the zones, the guard, and what this process remembers of its own creates."""
+"""What a tool finds behind its call: the zones, and the guard once it is needed."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from mcp.server.mcpserver import Context
 
-from snapshot_mcp.guard import Guard
 from snapshot_mcp.jobs import Zone, Zones
 
+if TYPE_CHECKING:
+    from snapshot_mcp.guard import Guard
 
-@dataclass(frozen=True)
+
 class Face:
-    """The server's lifespan value; one a process."""
+    """The server's lifespan value; one a process.
 
-    zones: Zones
-    guard: Guard
-    create_lock: anyio.Lock = field(default_factory=anyio.Lock)
-    """A create looks for its like and starts in one step, or two equal calls at once would both find nothing."""
+    The guard and its approval page are woken by the first call that needs them, in a task of the lifespan's own: a server
+    that only looks pays for neither.
+    """
+
+    def __init__(self, zones: Zones, build_guard: "Callable[[], Guard]") -> None:
+        self.zones = zones
+        self._create_locks: dict[str, anyio.Lock] = {}
+        self._build_guard = build_guard
+        self._guard: Guard | None = None
+        self._is_guard_wanted = anyio.Event()
+        self._is_guard_there = anyio.Event()
 
     def zone(self, name: str) -> Zone:
         return self.zones.get(name)
+
+    def create_lock(self, zone: Zone) -> anyio.Lock:
+        """A create looks for its like and starts in one step, or two equal calls at once would both find nothing."""
+        return self._create_locks.setdefault(zone.name, anyio.Lock())
+
+    async def guard(self) -> "Guard":
+        self._is_guard_wanted.set()
+        await self._is_guard_there.wait()
+        assert self._guard is not None
+        return self._guard
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """Own what runs as long as the server does."""
+        async with self.zones, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_guard)
+            try:
+                yield self
+            finally:
+                tasks.cancel_scope.cancel()
+
+    async def _keep_guard(self) -> None:
+        await self._is_guard_wanted.wait()
+        from snapshot_mcp.guard.page import ApprovalPage
+
+        self._guard = self._build_guard()
+        async with ApprovalPage(self._guard):
+            self._is_guard_there.set()
+            await anyio.sleep_forever()
 
 
 def face_of(ctx: Context[Any, Any]) -> Face:

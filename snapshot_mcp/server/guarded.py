@@ -8,7 +8,7 @@ from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import Field
 
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.guard import GuardedOutcome
+from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.changing import SnapshotId, SnapshotIds
 from snapshot_mcp.server.consent import AnswerNeeded, HostClient
@@ -34,7 +34,8 @@ async def delete_snapshot(
     """Delete a snapshot and everything that was built on it. A person is asked first; no argument replaces that."""
     face = face_of(ctx)
     place = face.zone(zone)
-    return await _carry(place, face.guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
+    guard = await face.guard()
+    return await _carry(place, guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
 
 
 async def rollback_to_snapshots(
@@ -57,7 +58,8 @@ async def rollback_to_snapshots(
             told = percent
             await ctx.report_progress(percent, 100, "taking the safety snapshot")
 
-    call = face.guard.rollback_to_snapshots(
+    guard = await face.guard()
+    call = guard.rollback_to_snapshots(
         place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot, on_progress=tell
     )
     return await _carry(place, call)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from snapshot_mcp.contract.models import Image, Instance, Job, Snapshot, Volume, format_time
 from snapshot_mcp.contract.states import JobStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard import GuardedOutcome
+from snapshot_mcp.guard.outcome import GuardedOutcome
 
 
 class Result(BaseModel):

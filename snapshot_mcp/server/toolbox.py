@@ -12,13 +12,26 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 from pydantic import ConfigDict, ValidationError
 
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.errors import (
+    Forbidden,
+    InternalError,
+    OutcomeUnknown,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    ZoneError,
+)
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.server.face import face_of
 
 READ = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 WRITE = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
 WRITE_AGAIN = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 DESTROY = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=False)
+
+
+THE_ZONES_OWN = (Unavailable, Unauthorized, Forbidden, TooManyRequests, InternalError, OutcomeUnknown)
+"""Errors that say something about the zone rather than about what was asked of it."""
 
 
 class StrictTool(Tool):
@@ -32,8 +45,8 @@ class StrictTool(Tool):
         try:
             return await super().run(arguments, context, convert_result)
         except UnexpectedToolError as error:
-            if isinstance(error.__cause__, ZoneError):
-                raise ToolError(f"{self.name} failed: {error.__cause__}") from error.__cause__
+            if isinstance(cause := error.__cause__, ZoneError):
+                raise ToolError(f"{self.name} failed: {_with_zone(cause, arguments, context)}") from cause
             raise
 
     def _describe(self, error: ValidationError) -> str:
@@ -49,6 +62,14 @@ class StrictTool(Tool):
                 case _:
                     lines.append(f"{name}: {clean_text(one['msg'].removeprefix('Input '), MESSAGE_CHARACTERS)}.")
         return " ".join(lines)
+
+
+def _with_zone(error: ZoneError, arguments: dict[str, Any], context: Context[Any, Any]) -> str:
+    """The error's text; what is the zone's own trouble names the zone, as far as the call meant one."""
+    zones = face_of(context).zones
+    meant = arguments.get("zone") or (zones.default if len(zones.names) == 1 or "job_ids" not in arguments else "")
+    is_the_zones = isinstance(error, THE_ZONES_OWN) and meant in zones.names
+    return f"Zone {meant}: {error}" if is_the_zones and meant not in error.message else str(error)
 
 
 def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> Tool:

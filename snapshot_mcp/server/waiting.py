@@ -118,6 +118,7 @@ async def find_job(face: Face, job_id: str, zone: str = "") -> tuple[Zone, Job]:
     async def look(place: Zone) -> None:
         try:
             found.append((place, await place.provider.get_job(job_id)))
+            tasks.cancel_scope.cancel()
         except NotFound:
             pass
         except ZoneError as error:
@@ -161,6 +162,8 @@ async def _wait(places: dict[str, Zone], timeout_seconds: float, tell: Tell) -> 
         try:
             jobs.update(zip(job_ids, await place.watcher.wait(job_ids, timeout_seconds, note), strict=True))
         except ZoneError as error:
+            if place.name not in error.message:
+                error.message = f"Zone {place.name}: {error.message}"
             errors.append(error)
             tasks.cancel_scope.cancel()
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import anyio
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.capture import THREADS, in_order
 from snapshot_mcp.providers.local.platform import data_extents
@@ -111,7 +113,7 @@ def borg(folder: Path, image: Path, rounds: int) -> dict[str, float]:
     return {"borg full": statistics.median(full), "borg incremental": statistics.median(incremental)}
 
 
-async def measure(folder: Path, size_bytes: int, rounds: int) -> dict[str, float]:
+async def measure(folder: Path, size_bytes: int, rounds: int, with_borg: bool) -> dict[str, float]:
     image = folder / "disk.img"
     make_disk(image, size_bytes)
     zone = LocalZone(folder / "zone", recovery_seconds=0)
@@ -144,7 +146,7 @@ async def measure(folder: Path, size_bytes: int, rounds: int) -> dict[str, float
         await zone.purge()
     await zone.aclose()
     found = {what: statistics.median(values) for what, values in times.items()}
-    if shutil.which("borg"):
+    if with_borg and shutil.which("borg"):
         found |= borg(folder, image, rounds)
     return found
 
@@ -155,9 +157,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--no-borg", action="store_true", help="do not measure borg though it is there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-zone-") as name:
-        seconds = anyio.run(measure, Path(name), args.size * MIB, args.rounds)
+        seconds = anyio.run(measure, Path(name), args.size * MIB, args.rounds, not args.no_borg)
     ratios = {"full / limit": seconds["full"] / seconds["limit"]}
     if "borg full" in seconds:
         ratios["borg full / full"] = seconds["borg full"] / seconds["full"]

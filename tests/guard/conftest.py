@@ -2,7 +2,8 @@
 
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,7 @@ class Wrapped:
         self.destroyed: list[tuple[str, ...]] = []
         self.on_change: Callable[[], Any] | None = None
         self.running: set[str] = set()
+        self.is_slow = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
@@ -126,6 +128,11 @@ class Wrapped:
         job = await self._provider.apply_snapshots(snapshot_ids)
         self.destroyed.append(("apply", *snapshot_ids))
         return job
+
+    async def get_job(self, job_id: str) -> Job:
+        """While it is slow, no job has ended yet."""
+        job = await self._provider.get_job(job_id)
+        return job.model_copy(update={"status": "working"}) if self.is_slow else job
 
     async def list_instances(self, query: ResourceFilter) -> Any:
         page = await self._provider.list_instances(query)
@@ -155,6 +162,7 @@ class Bench:
         self.clock = clock
         self.home = folder / "home"
         self.provider: Any = zone.provider
+        self.disks: list[Volume | Instance] = []
 
     def guard(self, policy: Policy | None = None, **options: Any) -> Guard:
         """A guard as another process on the same home would have."""
@@ -166,6 +174,7 @@ class Bench:
         path = self.folder / f"{random.randrange(1 << 32):08x}.img"
         path.write_bytes(random.randbytes(DISK_BYTES))
         resource: Volume | Instance = await self.provider.add_resource(path, name, resource_type)
+        self.disks.append(resource)
         return resource
 
     async def finish(self, job: Job | str) -> Job:
@@ -181,9 +190,21 @@ class Bench:
         page = await self.provider.list_snapshots(SnapshotFilter(resource_id=resource.id, limit=100))
         return next(one for one in page.items if one.is_head)
 
-    async def snapshots(self, **filters: Any) -> tuple[Snapshot, ...]:
-        page = await self.provider.list_snapshots(SnapshotFilter(limit=100, **filters))
-        return tuple(page.items)
+    async def snapshots(self) -> tuple[Snapshot, ...]:
+        """Those of this test's disks."""
+        pages = [
+            await self.provider.list_snapshots(SnapshotFilter(resource_id=disk.id, limit=100)) for disk in self.disks
+        ]
+        return tuple(one for page in pages for one in page.items)
+
+    async def every_snapshot(self) -> tuple[Snapshot, ...]:
+        """Those that are gone, too."""
+        statuses = ("pending", "available", "suspended", "deleted", "ceased")
+        pages = [
+            await self.provider.list_snapshots(SnapshotFilter(resource_id=disk.id, status=statuses, limit=100))
+            for disk in self.disks
+        ]
+        return tuple(one for page in pages for one in page.items)
 
     @property
     def destroyed(self) -> list[tuple[str, ...]]:
@@ -191,15 +212,22 @@ class Bench:
         return found
 
 
+@pytest.fixture(scope="session")
+def zone_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One zone for all tests, so that its worker stays; each has disks of its own in it."""
+    folder = tmp_path_factory.mktemp("zone") / "zone"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @asynccontextmanager
-async def open_bench(folder: Path, *, is_production: bool = False) -> AsyncIterator[Bench]:
-    provider: Any = Wrapped(LocalZone(folder / "zone"))
-    production = ["local"] if is_production else []
-    async with Zones({"local": lambda: provider}, production=production) as zones:
+async def open_bench(folder: Path, zone_folder: Path) -> AsyncIterator[Bench]:
+    provider: Any = Wrapped(LocalZone(zone_folder))
+    async with Zones({"local": lambda: provider}) as zones:
         yield Bench(folder, zones.get(), TurnedClock())
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Bench]:
-    async with open_bench(tmp_path) as bench:
+async def bench(tmp_path: Path, zone_folder: Path, anyio_backend: str) -> AsyncIterator[Bench]:
+    async with open_bench(tmp_path, zone_folder) as bench:
         yield bench

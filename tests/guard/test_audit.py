@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_mcp.guard.approvals import Approvals, Call, State
+from snapshot_mcp.guard import State
+from snapshot_mcp.guard.approval import Call
+from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import SystemClock
 from snapshot_mcp.guard.database import Database

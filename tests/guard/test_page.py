@@ -9,7 +9,7 @@ import anyio
 import httpx
 import pytest
 
-from snapshot_mcp.contract.models import ResourceFilter, SnapshotUpdate
+from snapshot_mcp.contract.models import SnapshotUpdate
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.page import ApprovalPage
 from tests.guard.conftest import Bench, nobody
@@ -17,7 +17,6 @@ from tests.guard.conftest import Bench, nobody
 pytestmark = pytest.mark.anyio
 
 PIN = "483920"
-EVERY = ResourceFilter()
 
 
 @asynccontextmanager
@@ -184,7 +183,7 @@ async def test_a_plan_that_changed_after_the_page_was_opened_is_shown_again(benc
     async with served(guard) as browser:
         link, approval_id, snapshot_id = await waiting(bench, guard)
         form = fields_of(await browser.get(link)) | {"decision": "approve", "pin": PIN}
-        await bench.back_up((await bench.provider.list_volumes(EVERY)).items[0], "on monday")
+        await bench.back_up(bench.disks[0], "on monday")
         await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
         response = await browser.post(link, data=form, headers=origin_of(link))
         assert response.status_code == 409

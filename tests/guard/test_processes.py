@@ -24,7 +24,7 @@ from snapshot_mcp.jobs import Zones
 from snapshot_mcp.providers.local import LocalZone
 from tests.guard.conftest import Wrapped, nobody
 
-folder, operation, snapshot_id, kill = Path(sys.argv[1]), *sys.argv[2:]
+home, zone, operation, snapshot_id, kill = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
 
 class Killing(Wrapped):
     async def _change(self, change, *args):
@@ -50,9 +50,9 @@ class Killing(Wrapped):
         return job
 
 async def main():
-    provider = Killing(LocalZone(folder / "zone"))
+    provider = Killing(LocalZone(zone))
     async with Zones({"local": lambda: provider}) as zones:
-        guard = Guard(folder / "home", Policy())
+        guard = Guard(home, Policy())
         if operation == "delete":
             outcome = await guard.delete_snapshot(zones.get(), snapshot_id, nobody())
         else:
@@ -64,7 +64,16 @@ anyio.run(main)
 
 
 def start(bench: Bench, operation: str, snapshot_id: str, kill: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CALLER, str(bench.folder), operation, snapshot_id, kill]
+    command = [
+        sys.executable,
+        "-c",
+        CALLER,
+        str(bench.home),
+        bench.zone.provider.location,
+        operation,
+        snapshot_id,
+        kill,
+    ]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -83,10 +92,12 @@ async def granted(bench: Bench, operation: str) -> tuple[Any, str]:
 
 
 async def jobs_of(bench: Bench, action: str) -> int:
-    """How many jobs of this kind the zone ever had."""
+    """How many jobs of this kind this test's disks ever had."""
+    ids = {disk.id for disk in bench.disks} | {one.snapshot_id for one in await bench.every_snapshot()}
 
     def read(catalogue: Any) -> int:
-        return len(catalogue.rows("SELECT 1 FROM jobs WHERE action = ?", action))
+        rows = catalogue.rows("SELECT * FROM jobs WHERE action = ?", action)
+        return sum(any(id_ in str(tuple(row)) for id_ in ids) for row in rows)
 
     count: int = await bench.provider._read(read, 0)
     return count

@@ -9,6 +9,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import OutcomeUnknown, ResourceBusy, StorageFull
 from snapshot_mcp.contract.models import Job, Snapshot, Volume
+from snapshot_mcp.guard import GuardedOutcome
 from tests.guard.conftest import Bench, Person, agrees, nobody, scribble
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +37,15 @@ def replace_create(bench: Bench, create: Any) -> Any:
     return real
 
 
+async def interrupted(bench: Bench, full: Snapshot, person: Person) -> GuardedOutcome:
+    """A call whose safety snapshot took longer than the call."""
+    bench.provider.is_slow = True
+    outcome = await bench.guard(safety_wait_seconds=0).rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    bench.provider.is_slow = False
+    assert outcome.status == "safety_running"
+    return outcome
+
+
 async def test_the_result_names_the_way_back_and_it_leads_back(bench: Bench) -> None:
     disk, full = await prepared(bench)
     present = content(disk)
@@ -54,8 +64,7 @@ async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_proc
     """not done within 20 s → safety_running, and the repeated call goes on under the same approval, after a restart too."""
     _, full = await prepared(bench)
     person = Person([agrees])
-    hurried = bench.guard(safety_wait_seconds=0)
-    first = await hurried.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    first = await interrupted(bench, full, person)
     assert first.status == "safety_running"
     assert first.safety_job_id
     assert bench.destroyed == []
@@ -70,9 +79,7 @@ async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_proc
 
 async def test_a_safety_snapshot_may_take_longer_than_a_grant_but_not_grow_old(bench: Bench) -> None:
     _, full = await prepared(bench)
-    first = await bench.guard(safety_wait_seconds=0).rollback_to_snapshots(
-        bench.zone, [full.snapshot_id], Person([agrees])
-    )
+    first = await interrupted(bench, full, Person([agrees]))
     await bench.finish(first.safety_job_id)
     bench.clock.turn(16 * 60)
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
@@ -167,9 +174,7 @@ async def test_what_a_killed_process_began_is_adopted(bench: Bench) -> None:
 
 async def test_one_that_was_deleted_meanwhile_is_no_way_back(bench: Bench) -> None:
     _, full = await prepared(bench)
-    first = await bench.guard(safety_wait_seconds=0).rollback_to_snapshots(
-        bench.zone, [full.snapshot_id], Person([agrees])
-    )
+    first = await interrupted(bench, full, Person([agrees]))
     await bench.finish(first.safety_job_id)
     (safety,) = await safeties(bench)
     await bench.finish(await bench.provider._provider.delete_snapshot(safety.snapshot_id))

@@ -11,25 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.guard.approvals import (
-    DENIED_SECONDS,
-    GRANTED_SECONDS,
-    OPEN,
-    PENDING_SECONDS,
-    TRANSITIONS,
-    Approval,
-    Approvals,
-    Asked,
-    Call,
-    Door,
-    SpendRefusal,
-    State,
-)
+from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call
+from snapshot_mcp.guard.approvals import DENIED_SECONDS, Approvals, Asked, SpendRefusal
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.guard.plan import Plan
+from snapshot_mcp.guard.states import OPEN, TRANSITIONS, Door, State
 from tests.guard.test_plan import CHAIN, deletion
 
 CALLS = tuple(

@@ -249,6 +249,28 @@ async def test_a_thousand_waits_share_one_stream_and_a_handful_of_reads() -> Non
 
 
 @pytest.mark.anyio
+async def test_new_waits_do_not_keep_the_poller_from_the_older_ones() -> None:
+    model = JobsOnly()
+    model.set("old", "working")
+    with anyio.fail_after(10):
+        async with zones_of(model) as zones, anyio.create_task_group() as tasks:
+
+            async def keep_arriving() -> None:
+                for number in range(10_000):
+                    model.set(f"new-{number}", "successful")
+                    await zones.get().watcher.wait([f"new-{number}"], 5)
+
+            async def then_end(jobs: tuple[Job, ...]) -> None:
+                if not jobs[0].is_finished:
+                    tasks.start_soon(keep_arriving)
+                    model.set("old", "successful")
+
+            (job,) = await zones.get().watcher.wait(["old"], 8, then_end)
+            assert job.is_successful
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
 async def test_zones_are_built_when_asked_for_and_an_unknown_one_names_the_known() -> None:
     built: list[str] = []
 

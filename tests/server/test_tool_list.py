@@ -163,6 +163,7 @@ async def test_an_unknown_id_is_named_with_its_zone(lab: Lab, tool: str, argumen
 @pytest.mark.anyio
 async def test_an_unknown_zone_names_the_known_ones(lab: Lab) -> None:
     async with lab.connect() as client:
+        schemas = {tool.name: tool.input_schema for tool in (await client.list_tools()).tools}
         for tool in TOOLS:
             needed = {
                 "snapshot_id": "s",
@@ -172,9 +173,7 @@ async def test_an_unknown_zone_names_the_known_ones(lab: Lab) -> None:
                 "job_ids": ["j"],
             }
             needed |= {"name": "n", "image_name": "n", "volume_name": "n"}
-            required = next(one for one in await listed(lab, "auto") if one.name == tool).input_schema.get(
-                "required", []
-            )
+            required = schemas[tool].get("required", [])
             arguments = {name: needed[name] for name in required} | {"zone": "nowhere"}
             if tool == "rename_snapshot":
                 arguments["name"] = "n"

@@ -3,7 +3,9 @@
 import os
 from typing import Any
 
+import anyio
 import pytest
+from mcp.types import CallToolResult
 
 from tests.server.lab import MIB, Lab, data_of, text_of
 
@@ -82,30 +84,50 @@ async def test_a_job_is_found_in_whichever_zone_has_it(lab: Lab) -> None:
         assert "No unfinished jobs in near, far" in text_of(await client.call_tool("list_jobs", {}))
 
 
+ONE_IS_FAR = """
+[zones.near]
+provider = "local"
+[zones.far]
+provider = "anchcloud"
+url = "http://127.0.0.1:9"
+client_id = "a key pair for"
+client_secret = "a port where nobody listens"
+"""
+
+
 @pytest.mark.anyio
-async def test_a_zone_that_cannot_be_reached_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab.folder.joinpath("config.toml").write_text(TWO_ZONES)
-    from snapshot_mcp.contract.errors import Unavailable
-    from snapshot_mcp.providers.local import LocalZone
-
-    get_job, list_jobs = LocalZone.get_job, LocalZone.list_unfinished_jobs
-
-    async def get(self: Any, job_id: str) -> Any:
-        if self.zone == "far":
-            raise Unavailable("connection refused")
-        return await get_job(self, job_id)
-
-    async def unfinished(self: Any) -> Any:
-        if self.zone == "far":
-            raise Unavailable("connection refused")
-        return await list_jobs(self)
-
-    monkeypatch.setattr(LocalZone, "get_job", get)
-    monkeypatch.setattr(LocalZone, "list_unfinished_jobs", unfinished)
+async def test_a_zone_that_cannot_be_reached_is_named_and_never_an_empty_list(lab: Lab) -> None:
+    lab.folder.joinpath("config.toml").write_text(ONE_IS_FAR)
     async with lab.connect() as client:
-        lost = await client.call_tool("wait_for_job", {"job_ids": ["none"]})
-        assert lost.is_error
-        assert "Zone far did not answer: connection refused" in text_of(lost)
-        listed = await client.call_tool("list_jobs", {})
-        assert data_of(listed)["unreachable"] == [{"zone": "far", "reason": "connection refused"}]
-        assert "Zone far did not answer" in text_of(listed)
+        assert client.instructions is not None
+        assert "Zones: near, far. Without zone a tool means near" in client.instructions
+        answers: dict[str, CallToolResult] = {}
+
+        async def call(tool: str, arguments: dict[str, Any]) -> None:
+            answers[tool] = await client.call_tool(tool, arguments)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, "wait_for_job", {"job_ids": ["none"]})
+            tasks.start_soon(call, "list_jobs", {})
+            tasks.start_soon(call, "list_snapshots", {"zone": "far"})
+            tasks.start_soon(call, "list_resources", {"zone": "far"})
+            tasks.start_soon(call, "create_snapshots", {"zone": "far", "resource_ids": ["vol-1"], "name": "x"})
+    assert answers["wait_for_job"].is_error
+    assert "Zone far did not answer" in text_of(answers["wait_for_job"])
+    (unreachable,) = data_of(answers["list_jobs"])["unreachable"]
+    assert unreachable["zone"] == "far"
+    assert "No unfinished jobs in near." in text_of(answers["list_jobs"])
+    assert "Zone far did not answer" in text_of(answers["list_jobs"])
+    for tool in ("list_snapshots", "list_resources", "create_snapshots"):
+        assert answers[tool].is_error
+        assert f"{tool} failed: Zone far: " in text_of(answers[tool])
+
+
+@pytest.mark.anyio
+async def test_a_job_that_was_found_does_not_wait_for_a_zone_that_does_not_answer(lab: Lab) -> None:
+    lab.folder.joinpath("config.toml").write_text(ONE_IS_FAR)
+    await lab.add_disk("a")
+    async with lab.connect() as client:
+        made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))
+        waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [made["job_id"]]}))
+    assert waited["outcome"] == "successful"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.guard.approvals import Approval, State
+from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot
+from snapshot_mcp.guard.states import State
 from snapshot_mcp.guard.wording import format_moment
 
 STYLE = """

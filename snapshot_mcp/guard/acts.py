@@ -1,0 +1,143 @@
+"""The two acts that destroy: how each is planned, and how it is started once a person has agreed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from snapshot_mcp.contract.errors import NotFound
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.guard.approval import Approval, Call
+from snapshot_mcp.guard.approvals import Approvals
+from snapshot_mcp.guard.client import Client
+from snapshot_mcp.guard.clock import Clock
+from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, gather_deletion_facts, gather_rollback_facts
+from snapshot_mcp.guard.plan import Plan, plan_deletion, plan_rollback, target_key
+from snapshot_mcp.guard.policy import Policy
+from snapshot_mcp.guard.rules import Refusal, refuse
+from snapshot_mcp.guard.safety import OnProgress, SafetySnapshot, SafetyState
+from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.jobs import Zone
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The plan as it is now, and the rule that forbids it, if one does."""
+
+    plan: Plan
+    refusal: Refusal | None
+
+
+class Planner:
+    """What an act needs to be planned: the policy, the epochs, the time."""
+
+    def __init__(self, policy: Policy, approvals: Approvals, clock: Clock, safety_wait_seconds: float) -> None:
+        self._policy = policy
+        self._approvals = approvals
+        self._clock = clock
+        self._safety_wait_seconds = safety_wait_seconds
+
+    async def look_at(
+        self, facts: DeletionFacts | RollbackFacts, decide: Callable[[dict[str, int]], Plan], keys: Sequence[str]
+    ) -> Look:
+        plan = decide(await in_thread(self._approvals.epochs, keys))
+        recent = await in_thread(self._approvals.deletions_last_hour)
+        return Look(plan, refuse(self._policy, plan, facts, self._clock.read().time, recent))
+
+    def call(self, operation: Any, arguments: dict[str, Any], zone: Zone, client: Client) -> Call:
+        return Call(
+            operation=operation,
+            arguments=tuple(sorted(arguments.items())),
+            zone=zone.name,
+            location=zone.provider.location,
+            principal=client.principal,
+            client=clean_text(f"{client.name} {client.version}".strip()),
+            is_strict=self._policy.consent == "human" or zone.is_production,
+        )
+
+    def safety_snapshot(self, zone: Zone, on_progress: OnProgress | None) -> SafetySnapshot:
+        return SafetySnapshot(self._approvals, zone, self._clock, self._safety_wait_seconds, on_progress)
+
+
+class Act:
+    """One guarded call: how it is planned and how it is started."""
+
+    call: Call
+    client: Client
+    safety: SafetySnapshot | None = None
+    zone: Zone
+
+    async def look(self) -> Look:
+        raise NotImplementedError
+
+    async def start(self) -> Job:
+        raise NotImplementedError
+
+    def started_message(self, job: Job, safety: SafetyState | None) -> str:
+        raise NotImplementedError
+
+    async def is_under_way(self, approval: Approval) -> bool:
+        """Whether the job of a spent approval still runs."""
+        if not approval.job_id:
+            return False
+        try:
+            return not (await self.zone.provider.get_job(approval.job_id)).is_finished
+        except NotFound:
+            return False
+
+
+class Deletion(Act):
+    def __init__(self, planner: Planner, zone: Zone, snapshot_id: str, client: Client) -> None:
+        self.zone = zone
+        self.client = client
+        self._planner = planner
+        self._snapshot_id = snapshot_id
+        self.call = planner.call("delete", {"snapshot_id": snapshot_id}, zone, client)
+
+    async def look(self) -> Look:
+        facts = await gather_deletion_facts(self.zone.provider, self.zone.name, self._snapshot_id)
+        key = target_key(facts.location, self._snapshot_id)
+        return await self._planner.look_at(facts, lambda epochs: plan_deletion(facts, epochs), [key])
+
+    async def start(self) -> Job:
+        return await self.zone.provider.delete_snapshot(self._snapshot_id)
+
+    def started_message(self, job: Job, safety: SafetyState | None) -> str:
+        return f"The deletion is submitted as job {job.job_id}, not done yet. Follow it with wait_for_job."
+
+
+class Rollback(Act):
+    def __init__(
+        self,
+        planner: Planner,
+        zone: Zone,
+        snapshot_ids: Sequence[str],
+        client: Client,
+        safety_snapshot: bool,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.zone = zone
+        self.client = client
+        self._planner = planner
+        self._snapshot_ids = tuple(snapshot_ids)
+        self._has_safety = safety_snapshot
+        self.safety = planner.safety_snapshot(zone, on_progress) if safety_snapshot else None
+        arguments = {"snapshot_ids": tuple(sorted(snapshot_ids)), "safety_snapshot": safety_snapshot}
+        self.call = planner.call("rollback", arguments, zone, client)
+
+    async def look(self) -> Look:
+        facts = await gather_rollback_facts(self.zone.provider, self.zone.name, self._snapshot_ids)
+        keys = [target_key(facts.location, target.resource.id) for target in facts.targets]
+        return await self._planner.look_at(
+            facts, lambda epochs: plan_rollback(facts, epochs, safety_snapshot=self._has_safety), keys
+        )
+
+    async def start(self) -> Job:
+        return await self.zone.provider.apply_snapshots(self._snapshot_ids)
+
+    def started_message(self, job: Job, safety: SafetyState | None) -> str:
+        message = f"The roll-back is submitted as job {job.job_id}, not done yet. Follow it with wait_for_job."
+        if safety:
+            ids = ", ".join(safety.snapshot_ids)
+            message += f" The way back is to roll back to the safety snapshot {ids}."
+        return message

@@ -1,0 +1,161 @@
+"""One approval: what was asked for, the plan that a person saw, and what became of it; and its row in the database."""
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from snapshot_mcp.guard.client import Question
+from snapshot_mcp.guard.clock import Moment
+from snapshot_mcp.guard.plan import Plan
+from snapshot_mcp.guard.states import OPEN, Door, State
+from snapshot_mcp.guard.wording import plan_lines, question_for, title_of
+
+PENDING_SECONDS = 24 * 3600.0
+GRANTED_SECONDS = 15 * 60.0
+"""A yes is for now; a disk changes."""
+SAFETY_SECONDS = 24 * 3600.0
+"""…but a full safety snapshot of a large disk takes its time, and the roll-back goes on under the same yes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What was asked for, and by whom. `is_strict`: only a proven door is enough."""
+
+    operation: Literal["delete", "rollback"]
+    arguments: tuple[tuple[str, Any], ...]
+    zone: str
+    location: str
+    principal: str
+    client: str = ""
+    is_strict: bool = False
+
+    @property
+    def key(self) -> str:
+        """The same for the same call of the same principal in the same zone, whatever client program makes it."""
+        parts = [self.operation, self.arguments, self.zone, self.location, self.principal]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can lay one out beforehand."""
+
+    name: str = ""
+    claimed: Moment | None = None
+    job_id: str = ""
+    snapshot_ids: tuple[str, ...] = ()
+
+    @property
+    def is_started(self) -> bool:
+        return bool(self.job_id or self.snapshot_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    id: str
+    call: Call
+    state: State
+    plan: Plan
+    opened: Moment
+    door: Door | None = None
+    decided_by: str = ""
+    decided: Moment | None = None
+    ended: Moment | None = None
+    reason: str = ""
+    safety: Safety = field(default=Safety())
+    job_id: str = ""
+
+    @property
+    def title(self) -> str:
+        """The act in one line."""
+        return title_of(self.plan)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The whole effect, as of the last call."""
+        return plan_lines(self.plan)
+
+    @property
+    def question(self) -> Question:
+        """What a person answers before it is granted outside of the conversation."""
+        return question_for(self.plan, self.id)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When it runs out if nothing happens to it; None for one that is closed."""
+        since, seconds = self._lifetime
+        return since.after(seconds) if self.state in OPEN else None
+
+    def is_alive(self, now: Moment) -> bool:
+        since, seconds = self._lifetime
+        return self.state in OPEN and since.is_within(now, seconds)
+
+    @property
+    def _lifetime(self) -> tuple[Moment, float]:
+        if self.state is State.GRANTED and self.decided:
+            return self.decided, SAFETY_SECONDS if self.safety.is_started else GRANTED_SECONDS
+        return self.opened, PENDING_SECONDS
+
+
+def write_row(connection: sqlite3.Connection, approval: Approval) -> None:
+    safety = asdict(approval.safety)
+    columns = {
+        "id": approval.id,
+        "call_key": approval.call.key,
+        "state": approval.state.value,
+        "door": approval.door.value if approval.door else "",
+        "decided_by": approval.decided_by,
+        "reason": approval.reason,
+        "call": json.dumps(asdict(approval.call)),
+        "plan": approval.plan.model_dump_json(),
+        "opened": moment_to_text(approval.opened),
+        "decided": moment_to_text(approval.decided),
+        "ended": moment_to_text(approval.ended),
+        "safety": json.dumps(safety | {"claimed": moment_to_text(approval.safety.claimed)}),
+        "job_id": approval.job_id,
+    }
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    updates = ", ".join(f"{name} = excluded.{name}" for name in columns if name != "id")
+    connection.execute(
+        f"INSERT INTO approvals ({names}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET {updates}",
+        tuple(columns.values()),
+    )
+
+
+def read_row(row: sqlite3.Row) -> Approval:
+    call = json.loads(row["call"])
+    safety = json.loads(row["safety"])
+    return Approval(
+        id=row["id"],
+        call=Call(**call | {"arguments": _tuples(call["arguments"])}),
+        state=State(row["state"]),
+        plan=Plan.model_validate_json(row["plan"]),
+        opened=moment_from_text(row["opened"]),
+        door=Door(row["door"]) if row["door"] else None,
+        decided_by=row["decided_by"],
+        decided=moment_from_text(row["decided"]) if row["decided"] else None,
+        ended=moment_from_text(row["ended"]) if row["ended"] else None,
+        reason=row["reason"],
+        safety=Safety(
+            name=safety["name"],
+            claimed=moment_from_text(safety["claimed"]) if safety["claimed"] else None,
+            job_id=safety["job_id"],
+            snapshot_ids=tuple(safety["snapshot_ids"]),
+        ),
+        job_id=row["job_id"],
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def moment_to_text(moment: Moment | None) -> str:
+    return json.dumps([moment.wall, moment.boot, moment.uptime]) if moment else ""
+
+
+def moment_from_text(text: str) -> Moment:
+    return Moment(*json.loads(text))

@@ -1,0 +1,315 @@
+"""The way of a guarded call: planned, held against policy, matched with what people have decided about it already, put to a
+person if nobody has, planned again, and only then carried out.
+
+Each call is a straight coroutine that may be run again from its start: until the question is answered it changes nothing that
+a second run would not find.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from snapshot_mcp.contract.errors import (
+    BadRequest,
+    Forbidden,
+    NotFound,
+    NotUsable,
+    OutcomeUnknown,
+    QuotaExceeded,
+    ResourceBusy,
+    StorageFull,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    UnknownZone,
+    Unsupported,
+    WrongResourceType,
+    ZoneError,
+)
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.guard.acts import Act, Deletion, Look, Planner, Rollback
+from snapshot_mcp.guard.approval import Approval
+from snapshot_mcp.guard.approvals import Approvals, SpendRefusal
+from snapshot_mcp.guard.client import Client
+from snapshot_mcp.guard.clock import Clock
+from snapshot_mcp.guard.errors import GuardBroken
+from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard.pin import Pin
+from snapshot_mcp.guard.plan import Plan, is_no_worse
+from snapshot_mcp.guard.policy import Policy
+from snapshot_mcp.guard.rules import Refusal
+from snapshot_mcp.guard.safety import OnProgress, SafetyState
+from snapshot_mcp.guard.states import PROVEN, State
+from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.wording import is_no, is_yes, plan_lines, question_for
+from snapshot_mcp.jobs import Zone
+
+if TYPE_CHECKING:
+    from snapshot_mcp.guard.guard import ApprovalLinks
+
+DEFINITE_REFUSALS = (
+    BadRequest,
+    Forbidden,
+    NotFound,
+    NotUsable,
+    QuotaExceeded,
+    ResourceBusy,
+    StorageFull,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    UnknownZone,
+    Unsupported,
+    WrongResourceType,
+)
+"""Answers after which a change has not begun. All others leave it open, and the consent stays spent."""
+
+
+class GuardedCalls:
+    """The calls of one guard. `links` gives the approval page, None while there is none."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        approvals: Approvals,
+        pin: Pin,
+        clock: Clock,
+        safety_wait_seconds: float,
+        links: "Callable[[], ApprovalLinks | None]",
+    ) -> None:
+        self._policy = policy
+        self._approvals = approvals
+        self._pin = pin
+        self._clock = clock
+        self._links = links
+        self._planner = Planner(policy, approvals, clock, safety_wait_seconds)
+
+    async def delete(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
+        return await self._run(Deletion(self._planner, zone, snapshot_id, client), client)
+
+    async def roll_back(
+        self,
+        zone: Zone,
+        snapshot_ids: Sequence[str],
+        client: Client,
+        safety_snapshot: bool,
+        on_progress: OnProgress | None,
+    ) -> GuardedOutcome:
+        return await self._run(
+            Rollback(self._planner, zone, snapshot_ids, client, safety_snapshot, on_progress), client
+        )
+
+    async def _run(self, act: Act, client: Client) -> GuardedOutcome:
+        if self._policy.read_only:
+            return await self._refused(act, Refusal("read_only", "this server only reads."))
+        while True:
+            look = await act.look()
+            if look.refusal:
+                return await self._refused(act, look.refusal, look.plan)
+            found = await in_thread(self._approvals.look, act.call, look.plan)
+            match found:
+                case Approval(state=State.GRANTED):
+                    return await self._carry_out(act, found, look)
+                case Approval(state=State.PENDING):
+                    return await self._needs_approval(act, look.plan, client, found)
+                case Approval(state=State.DENIED):
+                    return self._declined(look.plan)
+                case Approval(state=State.SPENT) if await act.is_under_way(found):
+                    return self._under_way(look.plan, found)
+            if act.call.is_strict or not client.can_ask:
+                return await self._needs_approval(act, look.plan, client)
+            decided = await self._ask(act, look.plan, client)
+            match decided:
+                case Approval(state=State.GRANTED):
+                    return await self._carry_out(act, decided, await act.look())
+                case Approval(state=State.PENDING):
+                    return await self._needs_approval(act, look.plan, client, decided)
+                case Approval():
+                    return self._declined(look.plan)
+
+    async def _ask(self, act: Act, plan: Plan, client: Client) -> Approval | None:
+        """Put the question; None when its answer was used up by another call."""
+        asked = await in_thread(self._approvals.ask, act.call, plan)
+        question = question_for(plan, asked.nonce)
+        answer = await client.ask(question)
+        if is_yes(question, answer):
+            state, said = State.GRANTED, "yes"
+        elif is_no(question, answer):
+            state, said = State.DENIED, "no"
+        else:
+            state, said = State.PENDING, "neither yes nor no" if answer.outcome == "answered" else answer.outcome
+        return await in_thread(self._approvals.answer, act.call, asked, state, said)
+
+    async def _carry_out(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome:
+        """Act under a granted approval, if it covers the plan as it is now."""
+        stale = await self._stale(act, approval, look)
+        if stale:
+            return stale
+        safety: SafetyState | None = None
+        if act.safety is not None:
+            safety = await act.safety.ensure(approval)
+            if not safety.is_there:
+                return self._without_safety(look.plan, approval, safety)
+            look = await act.look()
+            stale = await self._stale(act, approval, look)
+            if stale:
+                return stale
+        return await self._spend(act, approval, look.plan, safety)
+
+    async def _spend(self, act: Act, approval: Approval, plan: Plan, safety: SafetyState | None) -> GuardedOutcome:
+        with anyio.CancelScope(shield=True):
+            refusal = await in_thread(
+                lambda: self._approvals.spend(approval.id, plan, deletions_per_hour=self._policy.deletions_per_hour)
+            )
+            if refusal:
+                return await self._not_spent(act, approval, plan, refusal)
+            try:
+                job = await act.start()
+            except DEFINITE_REFUSALS as error:
+                granted = await in_thread(self._approvals.give_back, approval.id, _reason(error))
+                error.hint = f"{error.hint} {_kept(granted, self._clock)}".strip()
+                raise
+            except OutcomeUnknown as error:
+                await in_thread(self._approvals.leave_unknown, approval.id, _reason(error))
+                raise
+            except BaseException as error:
+                await in_thread(self._approvals.leave_unknown, approval.id, type(error).__name__)
+                raise
+            message = act.started_message(job, safety)
+            try:
+                await in_thread(self._approvals.settle, approval.id, job.job_id)
+            except GuardBroken as error:
+                message += f" That it was started could not be recorded: {error}"
+        return GuardedOutcome(
+            status="started",
+            message=message,
+            plan=plan_lines(plan),
+            job_id=job.job_id,
+            approval_id=approval.id,
+            safety_job_id=safety.job_id if safety else "",
+            safety_snapshot_ids=safety.snapshot_ids if safety else (),
+        )
+
+    async def _not_spent(self, act: Act, approval: Approval, plan: Plan, refusal: SpendRefusal) -> GuardedOutcome:
+        if refusal is SpendRefusal.MOVED:
+            return await self._plan_changed(act, approval, plan, refusal.value)
+        if refusal is SpendRefusal.TOO_MANY:
+            return await self._refused(act, Refusal("deletions_per_hour", f"{refusal.value}."), plan)
+        current = await in_thread(self._approvals.get, approval.id)
+        if refusal is SpendRefusal.NOT_GRANTED and current.state is State.SPENT:
+            return self._under_way(plan, current)
+        if refusal is SpendRefusal.HELD:
+            message = f"Nothing was done: {refusal.value}. The approval is kept; repeat the call in a moment."
+        else:
+            message = f"Nothing was done: the approval is {current.state} now."
+        return GuardedOutcome("refused", message, plan_lines(plan), approval_id=approval.id)
+
+    async def _stale(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome | None:
+        """The outcome of a call whose approval does not cover what would happen now; None if it does."""
+        if look.refusal:
+            return await self._refused(act, look.refusal, look.plan)
+        if act.call.is_strict and approval.door not in PROVEN:
+            return await self._plan_changed(act, approval, look.plan, "a proven approval is needed by now")
+        if not is_no_worse(look.plan, approval.plan):
+            return await self._plan_changed(act, approval, look.plan, "more would be lost now than was agreed to")
+        return None
+
+    # Outcomes
+
+    async def _plan_changed(self, act: Act, approval: Approval, plan: Plan, reason: str) -> GuardedOutcome:
+        await in_thread(self._approvals.void, approval.id, reason)
+        message = f"Nothing was done: {reason}, so the earlier yes does not hold."
+        if not act.call.is_strict and act.client.can_ask:
+            return GuardedOutcome(
+                "plan_changed", f"{message} Repeat the call to put the new plan to the person.", plan_lines(plan)
+            )
+        opened = await in_thread(self._approvals.open, act.call, plan)
+        link = await self._link(opened)
+        return _pending_outcome("plan_changed", f"{message} {_how_to_approve(opened, link)}", plan, opened, link)
+
+    async def _needs_approval(
+        self, act: Act, plan: Plan, client: Client, found: Approval | None = None
+    ) -> GuardedOutcome:
+        if found is None:
+            found = await in_thread(self._approvals.open, act.call, plan)
+        if found.state is State.PENDING:
+            found = await in_thread(self._approvals.refresh, found, act.call, plan)
+        link = await self._link(found)
+        message = f"Nothing was done yet: a person has to agree. {_how_to_approve(found, link)}"
+        if act.call.is_strict and not await in_thread(self._pin.is_set):
+            message += " This takes a PIN, which the operator of this server has not set yet (`snapshot-mcp pin`)."
+        return _pending_outcome("needs_approval", message, plan, found, link)
+
+    async def _refused(self, act: Act, refusal: Refusal, plan: Plan | None = None) -> GuardedOutcome:
+        await in_thread(self._approvals.record_refusal, act.call, refusal.rule)
+        return GuardedOutcome("refused", refusal.message, plan_lines(plan) if plan else ())
+
+    def _declined(self, plan: Plan) -> GuardedOutcome:
+        message = "A person said no to this. Nothing was done, and they will not be asked again for ten minutes."
+        return GuardedOutcome("declined", message, plan_lines(plan))
+
+    def _under_way(self, plan: Plan, approval: Approval) -> GuardedOutcome:
+        job = f" as job {approval.job_id}; follow it with wait_for_job" if approval.job_id else ""
+        return GuardedOutcome(
+            "refused",
+            f"This was started before under the same approval{job}. It was not started a second time.",
+            plan_lines(plan),
+            job_id=approval.job_id,
+            approval_id=approval.id,
+            safety_snapshot_ids=approval.safety.snapshot_ids,
+        )
+
+    def _without_safety(self, plan: Plan, approval: Approval, safety: SafetyState) -> GuardedOutcome:
+        if safety.is_running:
+            return GuardedOutcome(
+                "safety_running",
+                "The safety snapshot is still being taken; nothing is overwritten yet. Wait for its job with wait_for_job,"
+                " then repeat this same call: it goes on under the same approval.",
+                plan_lines(plan),
+                approval_id=approval.id,
+                safety_job_id=safety.job_id,
+            )
+        return GuardedOutcome(
+            "refused",
+            f"Nothing was overwritten: {safety.problem} {_kept(safety.approval or approval, self._clock)}".strip(),
+            plan_lines(plan),
+            approval_id=approval.id,
+            safety_job_id=safety.job_id,
+        )
+
+    async def _link(self, approval: Approval) -> str:
+        links = self._links()
+        return await links.link(approval.id) if links else ""
+
+
+def _pending_outcome(status: Any, message: str, plan: Plan, approval: Approval, link: str) -> GuardedOutcome:
+    return GuardedOutcome(
+        status,
+        message,
+        plan_lines(plan),
+        approval_id=approval.id,
+        approval_link=link,
+        approval_expires_at=approval.expires_at,
+    )
+
+
+def _how_to_approve(approval: Approval, link: str) -> str:
+    page = f" or open {link}" if link else ""
+    return (
+        f"Tell them what the plan says, and that they can run `snapshot-mcp approve {approval.id}` in a terminal of their"
+        f" own{page}; this is theirs to do, not yours. Then repeat this same call."
+    )
+
+
+def _kept(approval: Approval, clock: Clock) -> str:
+    """What became of the consent after a refusal."""
+    expires_at = approval.expires_at
+    if expires_at is None or expires_at <= datetime.now(UTC) or not approval.is_alive(clock.read()):
+        return "The approval's time is over; a repeated call asks anew."
+    return f"The approval is kept until {expires_at:%H:%M} UTC; repeat the same call until then."
+
+
+def _reason(error: ZoneError) -> str:
+    return clean_text(f"{error.code}: {error.message}", MESSAGE_CHARACTERS)

@@ -1,0 +1,43 @@
+"""An approval's states, as a table, and the doors that a consent can come through.
+
+pending ──► granted ──► spent
+   │          │  ▲        │ given back: the zone refused for certain, nothing happened
+   │          │  └────────┘
+   ├──► denied ◄─┤ withdrawn
+   └──► expired ◄┘ its time is over, or the plan became worse
+"""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    PENDING = "pending"
+    GRANTED = "granted"
+    DENIED = "denied"
+    SPENT = "spent"
+    EXPIRED = "expired"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.PENDING: frozenset({State.GRANTED, State.DENIED, State.EXPIRED}),
+    State.GRANTED: frozenset({State.SPENT, State.DENIED, State.EXPIRED}),
+    State.SPENT: frozenset({State.GRANTED}),
+    State.DENIED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+"""A state and those that may follow it; `spent` goes back to `granted` only on a definite refusal of the zone."""
+
+OPEN = (State.PENDING, State.GRANTED)
+
+
+class Door(StrEnum):
+    """Where a consent came from. The first two prove no person."""
+
+    CLIENT = "client"
+    UNPROVEN = "terminal without a PIN"
+    TERMINAL = "terminal"
+    PAGE = "page"
+    APPROVER = "approver"
+
+
+PROVEN = frozenset({Door.TERMINAL, Door.PAGE, Door.APPROVER})
