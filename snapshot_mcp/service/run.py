@@ -17,6 +17,9 @@ from snapshot_mcp.contract.text import clean_text
 GRACE_SECONDS = 3
 """For requests under way when the server is told to stop; streams are ended at once."""
 
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection (httpx 5 s, as uvicorn): else a POST meets one that is just being closed."""
+
 BACKLOG = 2048
 
 
@@ -110,6 +113,7 @@ def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handl
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
