@@ -118,7 +118,7 @@ async def subject(
 ) -> AsyncIterator[Subject]:
     if request.param == "provider":
         if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
-            pytest.skip("a real volume has one job at a time: run with -n 0")
+            pytest.skip("not configured: a real volume has one job at a time: run with -n 0")
         zone = AnchCloudZone(
             "provider",
             url=os.environ[f"{PROVIDER}URL"],
