@@ -107,9 +107,9 @@ def serve_zone(
 
     zone = open_local_zone(settings, name)
     host, port = service.parse_address(address, is_encrypted=certificate is not None)
+    listener = service.bind(host, port)
     key_file = settings.home / SERVICE_KEY_FILE
     pair, is_new = service.load_or_create_key_pair(key_file)
-    listener = service.bind(host, port)
     url = service.url_of(listener, is_encrypted=certificate is not None)
 
     def announce() -> None:

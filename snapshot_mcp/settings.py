@@ -20,6 +20,9 @@ from snapshot_mcp.guard.policy import Policy, tighten_policy
 APP = "snapshot-mcp"
 PREFIX = "SNAPSHOT_MCP_"
 
+TEST_PREFIX = f"{PREFIX}TEST_"
+"""Variables of the test suite, which a server that it starts inherits."""
+
 LOCAL = "local"
 """The zone there is when nothing is set."""
 
@@ -187,7 +190,7 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = {f"{PREFIX}{name}" for name in ENVIRONMENT} | GUARD_VARIABLES.keys()
     for key in environ:
-        if key.startswith(PREFIX) and key not in known:
+        if key.startswith(PREFIX) and key not in known and not key.startswith(TEST_PREFIX):
             raise SettingsError(f"{key} is no setting.", hint=f"Known: {', '.join(sorted(known))}.")
 
 

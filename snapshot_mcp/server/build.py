@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, Completion, CompletionArgument, CompletionContext
 from pydantic import AnyHttpUrl
@@ -15,6 +16,7 @@ from snapshot_mcp import __version__
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.server import changing, guarded, looking, waiting
+from snapshot_mcp.server.announcing import Announcer
 from snapshot_mcp.server.face import Face
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.reading import CompletionReference, add_resources, complete
@@ -84,10 +86,12 @@ def build_server(
     `callers` may come in over HTTP at `url`, and nobody else; none means that every program of this machine may.
     """
     face = Face(zones, build_guard)
+    bus = InMemorySubscriptionBus()
+    announcer = Announcer(zones, bus)
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Face]) -> AsyncIterator[Face]:
-        async with face.opened():
+        async with face.opened(), announcer.running():
             yield face
 
     server: MCPServer[Face] = MCPServer(
@@ -97,7 +101,8 @@ def build_server(
         instructions=build_instructions(zones, read_only=read_only),
         tools=build_tools(read_only=read_only),
         lifespan=lifespan,
-        middleware=[_tell_unknown_prompt(names := set[str]())],
+        middleware=[_tell_unknown_prompt(names := set[str]()), announcer.listening],
+        subscriptions=bus,
         cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
         log_level="WARNING",
         **_authentication(tokens := Callers(callers), url) if callers else {},
@@ -108,6 +113,7 @@ def build_server(
         server.add_prompt(prompt)
         names.add(prompt.name)
     add_resources(server)
+    announcer.add_to(server)
 
     async def complete_argument(
         ref: CompletionReference, argument: CompletionArgument, context: CompletionContext | None

@@ -38,6 +38,9 @@ for _operation in OPERATIONS:
     METHODS_BY_PATH.setdefault(_operation.path, []).append(_operation.method)
 
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+
 class MethodNotAllowed(BadRequest):
     http_status = 405
 
@@ -82,6 +85,8 @@ class Face:
 
     async def stream(self, request: Request) -> Response:
         provider, hub = self._zone(request, Feature.WATCH)
+        if request.method == "HEAD":
+            return Response(headers=feature_headers(provider), media_type=EVENT_STREAM)
         grant: Grant = request.scope["grant"]
         source = events(
             hub, heartbeat_seconds=self._heartbeat_seconds, ends_at=grant.expires_at, clock=self._tokens.clock
@@ -121,7 +126,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, first: bytes, source: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         self._body = self._all(first, source)
-        super().__init__(self._body, headers=headers, media_type="text/event-stream; charset=utf-8")
+        super().__init__(self._body, headers=headers, media_type=EVENT_STREAM)
         self.headers["cache-control"] = "no-store"
         self._source = source
 

@@ -88,8 +88,16 @@ def load_or_create_key_pair(path: Path) -> tuple[KeyPair, bool]:
 
     Raises Forbidden where others may read the file or it holds no key pair: then nobody is served with it.
     """
-    if path.exists():
-        return _load_key_pair(path), False
+    try:
+        return (_load_key_pair(path), False) if path.exists() else _create_key_pair(path)
+    except OSError as error:
+        raise Forbidden(
+            f"The key pair's file {str(path)!r} cannot be read or written: {error.strerror}.",
+            hint="Make the home folder writable, or set SNAPSHOT_MCP_HOME to one that is.",
+        ) from None
+
+
+def _create_key_pair(path: Path) -> tuple[KeyPair, bool]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     pair = KeyPair(client_id=f"key-{secrets.token_hex(6)}", client_secret=SecretStr(secrets.token_urlsafe(32)))
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,9 @@ from snapshot_mcp.contract.text import clean_text
 
 GRACE_SECONDS = 3
 """For requests under way when the server is told to stop; streams are ended at once."""
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection (httpx 5 s, as uvicorn): else a POST meets one that is just being closed."""
 
 BACKLOG = 2048
 
@@ -101,16 +105,29 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handles_signals: bool) -> _Server:
+    if certificate is not None:
+        _check_tls(certificate, key)
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
     return _Server(config, handles_signals=handles_signals)
+
+
+def _check_tls(certificate: Path, key: Path | None) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise BadRequest(
+            f"The certificate {str(certificate)!r} cannot be used: {clean_text(error)}.",
+            hint="Give PEM files: --tls-cert with the certificate chain, --tls-key with its private key.",
+        ) from None
 
 
 async def serve(

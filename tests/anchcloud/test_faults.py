@@ -112,6 +112,15 @@ async def test_lost_roll_back_recovery_export_and_rename_are_looked_up(wire: Wir
     assert (await get(wire.local, second)).snapshot_name == "renamed"
 
 
+async def test_a_page_of_a_proxy_is_no_proof_of_a_rename(wire: Wire) -> None:
+    """A 200 with HTML says nothing of the change: it is looked up."""
+    snapshot = await wire.back_up("old")
+    page = Canned(200, b"<html>Please log in</html>", ("Content-Type: text/html",))
+    wire.proxy.decide = once(page, lambda seen: seen.is_change)
+    with pytest.raises(OutcomeUnknown, match="web page"):
+        await wire.client.update_snapshot(snapshot, SnapshotUpdate(snapshot_name="new"))
+
+
 async def test_a_finished_job_that_was_lost_can_still_be_asked_for(wire: Wire) -> None:
     """The job is out of sight, what it did is not: `get_job` of the found one works with this client."""
     wire.proxy.decide = once(Fault.RESET_AFTER, lambda seen: seen.is_change)

@@ -76,7 +76,7 @@ async def test_a_killed_workers_create_fails_truthfully_and_nothing_else_is_lost
         job = await local_zone.create_snapshots([volume.id], f"interrupted {attempt}", is_full=True)
         await until_working(local_zone, job)
         await kill_worker(local_zone.folder)
-        job = await finish(LocalZone(local_zone.folder), job)
+        job = await finish(local_zone, job)
         if not job.is_successful:
             break
         await succeed(local_zone, await local_zone.delete_snapshot(job.resource_ids[0]))

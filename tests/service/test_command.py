@@ -94,6 +94,15 @@ async def test_addresses_beyond_this_machine_need_tls(address: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_certificate_that_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
+    environ = {**os.environ, "SNAPSHOT_MCP_HOME": str(tmp_path), "SNAPSHOT_MCP_CONFIG": ""}
+    command = [*COMMAND, "127.0.0.1:0", "--tls-cert", str(tmp_path / "absent.pem")]
+    done = await anyio.run_process(command, env=environ, check=False, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert b"absent.pem" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_key_pairs_that_others_can_read_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "key.json"
     pair, is_new = load_or_create_key_pair(file)

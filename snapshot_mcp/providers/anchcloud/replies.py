@@ -8,7 +8,7 @@ import email.utils
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -45,8 +45,8 @@ class Reply:
     """A whole HTTP answer; header names are in lower case."""
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 class NotSent(Exception):
@@ -256,7 +256,9 @@ def member(value: object, key: str, what: str) -> Any:
 
 
 def whole_number(value: object, key: str, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit():
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdecimal():
         raise Unavailable(f"{what}: {key!r} is no number but {quoted(value)}.")
     return int(value)
 

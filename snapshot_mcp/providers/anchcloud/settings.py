@@ -24,13 +24,16 @@ class ApiRevision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Every time that is waited for something, in seconds; `read_tries` counts the first one too."""
+    """Every time that is waited for something, in seconds; `read_tries` counts the first one too.
+
+    The worst change (a look before it, a lost answer, a look after it) ends within a minute, before MCP hosts give up.
+    """
 
     connect_seconds: float = 5.0
-    read_seconds: float = 15.0
-    change_seconds: float = 30.0
+    read_seconds: float = 10.0
+    change_seconds: float = 25.0
     token_seconds: float = 10.0
-    total_seconds: float = 40.0
+    total_seconds: float = 25.0
     """For one read with all its retries; a change has its own time beside it."""
     read_tries: int = 4
     first_pause_seconds: float = 0.2

@@ -1,7 +1,8 @@
 """`AnchCloudZone`: the Provider over the REST API. Each method is one operation; changes go through `_change`."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from snapshot_mcp.contract.errors import (
     ZoneError,
 )
 from snapshot_mcp.contract.models import (
+    Answer,
     Image,
     Instance,
     Job,
@@ -56,6 +58,7 @@ from snapshot_mcp.providers.anchcloud.watch import Watch
 logger = logging.getLogger(__name__)
 
 Listed = TypeVar("Listed", bound=Resource)
+Made = TypeVar("Made", bound=Answer)
 
 PROVIDER_FEATURES = frozenset({Feature.RECOVER, Feature.WATCH})
 PROVIDER_RECOVERY_SECONDS = 7200
@@ -204,6 +207,8 @@ class AnchCloudZone:
                 if is_definite(reply):
                     raise self._session.without_secrets(error_of(reply, call.what))
                 raise Lost(f"the answer was {reply.status}")
+            if reply.body.strip():
+                self._decoded(reply, call, Answer)
         except Lost as lost:
             await self._check_update(snapshot_id, update, call, str(lost))
 
@@ -246,8 +251,12 @@ class AnchCloudZone:
             if is_definite(reply):
                 raise error
             raise Lost(clean_text(error.message.removeprefix(f"{call.what}: "), 200))
+        return self._decoded(reply, call, Job)
+
+    def _decoded(self, reply: Reply, call: Call, model: type[Made]) -> Made:
+        """Return a change's answer. Raises Lost for nonsense: a page of a proxy says nothing of the change."""
         try:
-            return parsed(Job, decoded(reply, call.what), call.what)
+            return parsed(model, decoded(reply, call.what), call.what)
         except Unavailable as error:
             raise Lost(clean_text(error.message.removeprefix(f"{call.what}: "), 200)) from None
 
@@ -266,15 +275,15 @@ class AnchCloudZone:
         results: dict[str, Any] = {}
         errors: list[ZoneError] = []
 
-        async def note(name: str, awaitable: Any) -> None:
+        async def note(name: str, look: Callable[[], Awaitable[Any]]) -> None:
             try:
-                results[name] = await awaitable
+                results[name] = await look()
             except ZoneError as error:
                 errors.append(error)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(note, "jobs", self.list_unfinished_jobs())
-            tasks.start_soon(note, "items", self._items(change))
+            tasks.start_soon(note, "jobs", self.list_unfinished_jobs)
+            tasks.start_soon(note, "items", partial(self._items, change))
         if errors:
             raise errors[0]
         return Picture({job.job_id: job for job in results["jobs"]}, results["items"])

@@ -30,6 +30,7 @@ from snapshot_mcp.contract.models import (
 from snapshot_mcp.contract.states import JobStatus, ResourceType, SnapshotStatus, SnapshotType
 
 FILE_NAME: Final = "catalogue.sqlite"
+FOLDERS: Final = ("snapshots", "volumes", "images")
 BUSY_SECONDS: Final = 30.0
 """As long a writer waits for another one; transactions here take milliseconds."""
 
@@ -135,25 +136,30 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables,)
 
 
 class Catalogue:
-    """One connection to the catalogue, opened (and, if need be, made) by the constructor; one thread at a time.
+    """One connection to the catalogue, opened (and, with `create`, made) by the constructor; one thread at a time.
 
-    Raises sqlite3.Error for what is not a decision of ours: a bug, or a broken disk.
+    Raises FileNotFoundError without `create` where the folder is gone, and sqlite3.Error for what is not a decision of
+    ours: a bug, or a broken disk.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, create: bool = True) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("snapshots", "volumes", "images"):
-            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        if create:
+            for path in (folder, *(folder / name for name in FOLDERS)):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _opening(folder):
             self.db = sqlite3.connect(
                 folder / FILE_NAME, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self.db.row_factory = Row
-            self.db.execute("PRAGMA journal_mode = WAL")
-            self.db.execute("PRAGMA synchronous = FULL")
-            self.db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
+            try:
+                self.db.row_factory = Row
+                self.db.execute("PRAGMA journal_mode = WAL")
+                self.db.execute("PRAGMA synchronous = FULL")
+                self.db.execute("PRAGMA foreign_keys = ON")
+                self._migrate()
+            except BaseException:
+                self.db.close()
+                raise
 
     @staticmethod
     def exists(folder: Path) -> bool:

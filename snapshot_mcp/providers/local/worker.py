@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.errors import Unavailable
-from snapshot_mcp.providers.local.catalogue import Catalogue, now
+from snapshot_mcp.providers.local.catalogue import FOLDERS, Catalogue, now
 from snapshot_mcp.providers.local.work import apply, carry_out, delete
 
 LOCK_NAME: Final = "worker.lock"
@@ -104,29 +104,31 @@ def main(folder_name: str, lock_fd: str) -> None:
 def run(folder: Path, idle_seconds: float, lock_fd: int | None = None) -> None:
     """Carry out the folder's jobs until there were none for `idle_seconds`, unless another worker does.
 
-    After the lock is given up it looks once more: a job that was entered while it was held has no one else.
+    After the lock is given up it looks once more: a job that was entered while it was held has no one else. A folder that
+    is removed ends it.
     """
-    while folder.exists():
-        fd = _take_lock(folder) if lock_fd is None else lock_fd
-        lock_fd = None
-        if fd is None:
-            return
-        try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-            with Catalogue(folder) as catalogue:
-                _Worker(catalogue, idle_seconds).serve()
-        finally:
-            os.close(fd)
-        if not folder.exists():
-            return
-        with Catalogue(folder) as catalogue:
-            if not _has_unfinished(catalogue):
-                return
+    try:
+        while _serve_once(folder, idle_seconds, lock_fd):
+            lock_fd = None
+    except FileNotFoundError:
+        if folder.exists():
+            raise
 
 
-def _has_unfinished(catalogue: Catalogue) -> bool:
-    return catalogue.row("SELECT 1 FROM jobs WHERE status IN ('pending', 'working')") is not None
+def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None) -> bool:
+    """Be the worker until idle, and return whether there is work again; False where another one is the worker."""
+    fd = _take_lock(folder) if lock_fd is None else lock_fd
+    if fd is None:
+        return False
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with Catalogue(folder, create=False) as catalogue:
+            _Worker(catalogue, idle_seconds).serve()
+    finally:
+        os.close(fd)
+    with Catalogue(folder, create=False) as catalogue:
+        return catalogue.row("SELECT 1 FROM jobs WHERE status IN ('pending', 'working')") is not None
 
 
 class _Worker:
@@ -181,7 +183,7 @@ class _Worker:
 
     def _start(self, job_id: str) -> None:
         def target() -> None:
-            with Catalogue(self.catalogue.folder) as catalogue:
+            with Catalogue(self.catalogue.folder, create=False) as catalogue:
                 carry_out(catalogue, job_id)
 
         self._in_thread(job_id, target)
@@ -192,12 +194,12 @@ class _Worker:
         thread.start()
 
     def _purge(self) -> None:
-        with Catalogue(self.catalogue.folder) as catalogue:
+        with Catalogue(self.catalogue.folder, create=False) as catalogue:
             for snapshot_id in delete.purge(catalogue):
                 log.info("purged %s", snapshot_id)
 
     def _remove_partials(self) -> None:
         """What a dead worker left unfinished; we hold the lock, so nobody is writing them."""
-        for name in ("snapshots", "volumes", "images"):
+        for name in FOLDERS:
             for partial in (self.catalogue.folder / name).glob(".*.partial"):
                 partial.unlink(missing_ok=True)
