@@ -776,20 +776,24 @@ async def test_a_yes_to_a_plan_that_became_worse_while_the_person_thought(victim
 async def test_the_answer_to_a_call_that_the_host_gave_up(victim: Victim) -> None:
     """Issue 4, "Must show" 5: nothing is deleted by the abandoned call; the approval given later works for the next."""
     victim.siege.mode = "legacy"
-    given_up, answered = anyio.Event(), anyio.Event()
+    asked, given_up, answered = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def slow(context: Any, params: Any) -> ElicitResult:
+        asked.set()
         with anyio.CancelScope(shield=True):
             await given_up.wait()
         answered.set()
         return ElicitResult(action="accept", content={"answer": "delete"})
 
-    async with victim.siege.connect(slow) as client:
-        with pytest.raises(MCPError):
-            await client.call_tool("delete_snapshot", {"snapshot_id": victim.last}, read_timeout_seconds=0.15)
-        given_up.set()
-        await answered.wait()
-        await anyio.wait_all_tasks_blocked()
+    with anyio.fail_after(20):
+        async with victim.siege.connect(slow) as client:
+            async with anyio.create_task_group() as call:
+                call.start_soon(client.call_tool, "delete_snapshot", {"snapshot_id": victim.last})
+                await asked.wait()
+                call.cancel_scope.cancel()
+            given_up.set()
+            await answered.wait()
+            await anyio.wait_all_tasks_blocked()
     assert await victim.acts() == 0
     approval_id = await victim.siege.pending("last")
     await victim.siege.guard.approve(approval_id, None)

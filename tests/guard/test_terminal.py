@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def type_into(home: Path, words: list[str], answers: list[tuple[str, str]]) -> t
     shown = ""
     for prompt, answer in answers:
         while prompt not in shown:
+            assert select.select([terminal], [], [], 30)[0], f"no {prompt!r} in {shown!r}"
             shown += os.read(terminal, 4096).decode(errors="replace")
         shown = shown.split(prompt, 1)[1]
         os.write(terminal, f"{answer}\n".encode())

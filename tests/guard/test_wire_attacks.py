@@ -143,14 +143,14 @@ async def test_a_server_that_ends_while_it_asks_destroys_nothing(ground: Ground,
         await anyio.sleep_forever()
         raise AssertionError
 
-    async with anyio.create_task_group() as tasks:
+    async def call() -> None:
+        async with connect(siege, "", never) as client:
+            await client.call_tool("delete_snapshot", {"snapshot_id": siege["tuesday"]})
 
-        async def call() -> None:
-            async with connect(siege, "", never) as client:
-                await client.call_tool("delete_snapshot", {"snapshot_id": siege["tuesday"]})
-
-        tasks.start_soon(call)
-        await asked.wait()
-        tasks.cancel_scope.cancel()
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await asked.wait()
+            tasks.cancel_scope.cancel()
     assert await ground.state() == before
     assert not [one for one in await siege.guard.list_approvals() if one.state == "granted"]
