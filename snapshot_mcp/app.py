@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.approval import Approval as Approval
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
+    from snapshot_mcp.server.roles import Caller
 
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pair of `zone serve`."""
@@ -44,11 +45,17 @@ def build_guard(settings: Settings) -> Guard:
     return Guard(settings.home, settings.guard)
 
 
-def build_server(settings: Settings) -> MCPServer[Any]:
-    """Return the MCP server over all zones."""
+def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
+    """Return the MCP server over all zones; with a `url`, for HTTP and the callers that have a token."""
     from snapshot_mcp.server.build import build_server
 
-    return build_server(build_zones(settings), partial(build_guard, settings), read_only=settings.read_only)
+    return build_server(
+        build_zones(settings),
+        partial(build_guard, settings),
+        read_only=settings.read_only,
+        callers=_callers(settings) if url else (),
+        url=url,
+    )
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
@@ -75,10 +82,10 @@ def serve_http(settings: Settings, address: str) -> None:
     """Serve MCP over streamable HTTP on a loopback address."""
     import anyio
 
-    from snapshot_mcp.server.http import parse_address, serve_http
+    from snapshot_mcp.server.http import PATH, parse_address, serve_http
 
     host, port = parse_address(address)
-    server = build_server(settings)
+    server = build_server(settings, url=f"http://{address}{PATH}")
     _settle_memory()
     anyio.run(serve_http, server, host, port)
 
@@ -118,6 +125,15 @@ def serve_zone(
 
     with listener:
         anyio.run(serve)
+
+
+def _callers(settings: Settings) -> list[Caller]:
+    from snapshot_mcp.server.roles import Caller
+
+    return [
+        Caller(name, caller.token.get_secret_value(), frozenset(caller.roles))
+        for name, caller in settings.tokens.items()
+    ]
 
 
 def _build_zone(settings: Settings, name: str) -> Provider:

@@ -20,6 +20,9 @@ from snapshot_mcp.guard.policy import Policy, tighten_policy
 APP = "snapshot-mcp"
 PREFIX = "SNAPSHOT_MCP_"
 
+TEST_PREFIX = f"{PREFIX}TEST_"
+"""Variables of the test suite, which a server that it starts inherits."""
+
 LOCAL = "local"
 """The zone there is when nothing is set."""
 
@@ -90,6 +93,14 @@ ZoneSettings = Annotated[LocalZoneSettings | AnchCloudZoneSettings, Field(discri
 ZoneName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
+class TokenSettings(_Table):
+    """A bearer token for the MCP server over HTTP; its name is the principal. `serve --http` takes no other caller then."""
+
+    token: SecretStr = Field(min_length=24)
+    roles: frozenset[Literal["viewer", "operator", "approver"]] = Field(min_length=1)
+    """viewer: look. operator: change as well. approver: decide at /approvals what others asked for."""
+
+
 class Settings(_Table):
     """Everything that the operator decides."""
 
@@ -98,6 +109,7 @@ class Settings(_Table):
     read_only: bool = False
     guard: Policy = Policy()
     zones: dict[ZoneName, ZoneSettings] = {LOCAL: LocalZoneSettings()}
+    tokens: dict[ZoneName, TokenSettings] = {}
 
     @model_validator(mode="after")
     def _default_zone_exists(self) -> "Settings":
@@ -178,7 +190,7 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = {f"{PREFIX}{name}" for name in ENVIRONMENT} | GUARD_VARIABLES.keys()
     for key in environ:
-        if key.startswith(PREFIX) and key not in known:
+        if key.startswith(PREFIX) and key not in known and not key.startswith(TEST_PREFIX):
             raise SettingsError(f"{key} is no setting.", hint=f"Known: {', '.join(sorted(known))}.")
 
 

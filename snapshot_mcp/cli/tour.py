@@ -6,12 +6,15 @@ folder that is gone afterwards, the worker with it.
 """
 
 import argparse
+import json
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -42,6 +45,7 @@ DISK = "web"
 SCRATCH_BYTES = 1 << 30
 """What the tour may take on the disk, and what must be free before it begins."""
 WORKER_END_SECONDS = 5.0
+FACE_START_SECONDS = 20.0
 
 
 class TourFailed(Exception):
@@ -50,6 +54,11 @@ class TourFailed(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="let the tour's client answer the server's questions")
+    parser.add_argument(
+        "--over-rest",
+        action="store_true",
+        help="put the REST API between the server and the zone: every step over the wire",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     screen = Screen()
     scratch = Path(tempfile.mkdtemp(prefix="snapshot-mcp-tour-"))
-    tour = Tour(screen, scratch, answers_itself=args.yes)
+    tour = Tour(screen, scratch, answers_itself=args.yes, over_rest=args.over_rest)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         anyio.run(tour.go)
@@ -85,9 +94,10 @@ def run(args: argparse.Namespace) -> int:
 class Tour:
     """The story. `scratch` holds the disk, the reference copies and the server's home."""
 
-    def __init__(self, screen: Screen, scratch: Path, *, answers_itself: bool) -> None:
+    def __init__(self, screen: Screen, scratch: Path, *, answers_itself: bool, over_rest: bool) -> None:
         self.screen = screen
         self.answers_itself = answers_itself
+        self.over_rest = over_rest
         self.failure = ""
         self.home = scratch / "home"
         self.disk = scratch / f"{DISK}.img"
@@ -105,9 +115,14 @@ class Tour:
         with self.screen.step("Make a disk") as step:
             step.result = await self._make_disk()
         log_path = self.scratch / "server.log"
-        server = StdioServerParameters(command=sys.executable, args=["-m", "snapshot_mcp"], env=self._environment())
         with log_path.open("w") as log:
             async with AsyncExitStack() as stack:
+                environment = self._environment()
+                if self.over_rest:
+                    with self.screen.step("Serve the zone over REST") as step:
+                        url, environment = await stack.enter_async_context(self._zone_served())
+                        step.result = url
+                server = StdioServerParameters(command=sys.executable, args=["-m", "snapshot_mcp"], env=environment)
                 with self.screen.step("Start the server") as step:
                     client = Client(stdio_client(server, errlog=log), elicitation_callback=self._answer)
                     self.client = await stack.enter_async_context(client)
@@ -193,7 +208,7 @@ class Tour:
             found = await self._call("list_resources", {"search": f"{DISK}-copy"}, is_shown=False)
             (row,) = found["resources"]
             step.result = f"{row['resource_id']} {row['name']}, {format_bytes(row['size_bytes'])}"
-            return Path(row["path"])
+            return Path(row.get("path") or self.home / "zones" / "local" / "volumes" / f"{row['resource_id']}.raw")
 
     async def _delete(self, snapshot_id: str, expected: list[str]) -> None:
         with self.screen.step("Delete the incremental") as step:
@@ -280,6 +295,35 @@ class Tour:
             if not words or text.lower() in words:
                 return ElicitResult(action="accept", content={field: text.lower() if words else text})
             self.screen.say(f"Type {' or '.join(words)}.", "dim")
+
+    @asynccontextmanager
+    async def _zone_served(self) -> AsyncIterator[tuple[str, dict[str, str]]]:
+        """Serve the zone in a process of its own; yields its URL and what a server needs to have it as its provider."""
+        command = [sys.executable, "-m", "snapshot_mcp", "zone", "serve", "--http", "127.0.0.1:0"]
+        self.screen.say("$ snapshot-mcp zone serve --http 127.0.0.1:0", "dim")
+        log_path = self.scratch / "zone-serve.log"
+        with log_path.open("w") as log:
+            face = await anyio.open_process(command, stdin=None, stdout=log, stderr=log, env=self._environment())
+        async with face:
+            try:
+                with anyio.move_on_after(FACE_START_SECONDS):
+                    while not (found := re.search(r"at (http://\S+?)/v2/zone/local", log_path.read_text())):
+                        if face.returncode is not None:
+                            break
+                        await anyio.sleep(0.05)
+                if not found:
+                    raise TourFailed(f"The REST face did not start:\n{log_path.read_text()[-2000:]}")
+                keys = json.loads((self.home / app.SERVICE_KEY_FILE).read_text())
+                remote = {
+                    "SNAPSHOT_MCP_HOME": str(self.scratch / "client"),
+                    "SNAPSHOT_MCP_API_URL": found[1],
+                    "SNAPSHOT_MCP_API_CLIENT_ID": keys["client_id"],
+                    "SNAPSHOT_MCP_API_CLIENT_SECRET": keys["client_secret"],
+                    "SNAPSHOT_MCP_ZONE": "local",
+                }
+                yield found[1], self._environment() | remote
+            finally:
+                face.terminate()
 
     def _environment(self) -> dict[str, str]:
         """What the server gets: a home of its own and none of the user's settings."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from snapshot_mcp.contract.errors import NotFound
+from snapshot_mcp.contract.errors import NotFound, TooManyRequests
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.guard.approval import (
     SAFETY_SECONDS,
@@ -39,6 +39,8 @@ QUESTION_SECONDS = 15 * 60.0
 """So long an answer may take; the SDK's own rounds end after 10 minutes."""
 HELD_SECONDS = 120.0
 """A provider's change answers within seconds; a hold older than this belongs to a process that died."""
+MAX_PENDING = 50
+"""Who is asked more than they can read says yes to anything."""
 KEPT_SECONDS = 30 * 24 * 3600.0
 """Closed approvals are shown for so long; the audit keeps them for good."""
 
@@ -267,9 +269,11 @@ class Approvals:
     def drop_safety(self, id_: str, reason: str) -> Approval:
         """There will be no safety snapshot from this attempt; the next one begins anew while the approval holds."""
         with self._writing() as (connection, now):
-            approval = replace(_get(connection, id_), safety=Safety())
-            write_row(connection, approval)
-            self._record(connection, now, "safety snapshot failed", approval, reason=reason)
+            approval = _get(connection, id_)
+            if approval.state is State.GRANTED:
+                approval = replace(approval, safety=Safety())
+                write_row(connection, approval)
+                self._record(connection, now, "safety snapshot failed", approval, reason=reason)
             return approval
 
     # Looking
@@ -315,6 +319,12 @@ class Approvals:
         return read_row(row) if row else None
 
     def _insert(self, connection: sqlite3.Connection, now: Moment, approval: Approval) -> None:
+        query = "SELECT count(*) FROM approvals WHERE state = 'pending'"
+        if approval.state is State.PENDING and connection.execute(query).fetchone()[0] >= MAX_PENDING:
+            raise TooManyRequests(
+                f"{MAX_PENDING} approvals wait for a person already; this one was not added.",
+                hint="Nothing was done. A person has to decide about some of them first (`snapshot-mcp approvals`).",
+            )
         connection.execute(
             f"DELETE FROM approvals WHERE state NOT IN {OPEN_SQL} AND json_extract(ended, '$[0]') < ?",
             (now.wall - KEPT_SECONDS,),
@@ -336,9 +346,10 @@ class Approvals:
     def _change_safety(self, id_: str, event: str, **changes: Any) -> Approval:
         with self._writing() as (connection, now):
             approval = _get(connection, id_)
-            approval = replace(approval, safety=replace(approval.safety, **changes))
-            write_row(connection, approval)
-            self._record(connection, now, event, approval, **changes)
+            if approval.state is State.GRANTED:
+                approval = replace(approval, safety=replace(approval.safety, **changes))
+                write_row(connection, approval)
+                self._record(connection, now, event, approval, **changes)
             return approval
 
     def _spend_refusal(

@@ -67,6 +67,11 @@ DEFINITE_REFUSALS = (
 """Answers after which a change has not begun. All others leave it open, and the consent stays spent."""
 
 
+PAGE_WAIT_SECONDS = 25.0
+"""A call waits so long for a person on the page that it opened; hosts give up after 30 to 60 s."""
+PAGE_POLL_SECONDS = 0.5
+
+
 class GuardedCalls:
     """The calls of one guard. `links` gives the approval page, None while there is none."""
 
@@ -113,19 +118,20 @@ class GuardedCalls:
                 case Approval(state=State.GRANTED):
                     return await self._carry_out(act, found, look)
                 case Approval(state=State.PENDING):
-                    return await self._needs_approval(act, look.plan, client, found)
+                    return await self._wait_outside(act, look.plan, client, found)
                 case Approval(state=State.DENIED):
                     return self._declined(look.plan)
                 case Approval(state=State.SPENT) if await act.is_under_way(found):
                     return self._under_way(look.plan, found)
             if act.call.is_strict or not client.can_ask:
-                return await self._needs_approval(act, look.plan, client)
+                opened = await in_thread(self._approvals.open, act.call, look.plan)
+                return await self._wait_outside(act, look.plan, client, opened)
             decided = await self._ask(act, look.plan, client)
             match decided:
                 case Approval(state=State.GRANTED):
                     return await self._carry_out(act, decided, await act.look())
                 case Approval(state=State.PENDING):
-                    return await self._needs_approval(act, look.plan, client, decided)
+                    return await self._needs_approval(act, look.plan, decided)
                 case Approval():
                     return self._declined(look.plan)
 
@@ -229,18 +235,36 @@ class GuardedCalls:
         link = await self._link(opened)
         return _pending_outcome("plan_changed", f"{message} {_how_to_approve(opened, link)}", plan, opened, link)
 
-    async def _needs_approval(
-        self, act: Act, plan: Plan, client: Client, found: Approval | None = None
-    ) -> GuardedOutcome:
-        if found is None:
-            found = await in_thread(self._approvals.open, act.call, plan)
-        if found.state is State.PENDING:
-            found = await in_thread(self._approvals.refresh, found, act.call, plan)
-        link = await self._link(found)
-        message = f"Nothing was done yet: a person has to agree. {_how_to_approve(found, link)}"
+    async def _wait_outside(self, act: Act, plan: Plan, client: Client, approval: Approval) -> GuardedOutcome:
+        """Offer the page to a client that can open it, and see for a while whether the person decides there."""
+        approval = await in_thread(self._approvals.refresh, approval, act.call, plan)
+        link = await self._link(approval)
+        if link and client.can_open_url and await in_thread(self._pin.is_set):
+            answer = await client.open_url(approval.id, f"{approval.title}? Please decide on the approval page.", link)
+            if answer.outcome == "accepted":
+                approval = await self._decided(approval)
+        match approval.state:
+            case State.GRANTED:
+                return await self._carry_out(act, approval, await act.look())
+            case State.DENIED:
+                return self._declined(plan)
+            case _:
+                return await self._needs_approval(act, plan, approval)
+
+    async def _decided(self, approval: Approval) -> Approval:
+        """The approval as it stands once the person decided, or when the wait is over."""
+        with anyio.move_on_after(PAGE_WAIT_SECONDS):
+            while approval.state is State.PENDING:
+                await anyio.sleep(PAGE_POLL_SECONDS)
+                approval = await in_thread(self._approvals.get, approval.id)
+        return approval
+
+    async def _needs_approval(self, act: Act, plan: Plan, approval: Approval) -> GuardedOutcome:
+        link = await self._link(approval)
+        message = f"Nothing was done yet: a person has to agree. {_how_to_approve(approval, link)}"
         if act.call.is_strict and not await in_thread(self._pin.is_set):
             message += " This takes a PIN, which the operator of this server has not set yet (`snapshot-mcp pin`)."
-        return _pending_outcome("needs_approval", message, plan, found, link)
+        return _pending_outcome("needs_approval", message, plan, approval, link)
 
     async def _refused(self, act: Act, refusal: Refusal, plan: Plan | None = None) -> GuardedOutcome:
         await in_thread(self._approvals.record_refusal, act.call, refusal.rule)

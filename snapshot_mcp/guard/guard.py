@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from snapshot_mcp.contract.errors import Forbidden
 from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
@@ -99,7 +100,9 @@ class Guard:
     ) -> "Approval":
         """Grant the plan whose `digest` the person saw (None: as it stands). Without a PIN a terminal's word is unproven.
 
-        Raises: NotFound, NotDecidable, WrongPin, PinLocked.
+        An approver is another principal than the one who asked.
+
+        Raises: NotFound, NotDecidable, WrongPin, PinLocked, Forbidden.
         """
         from snapshot_mcp.guard.errors import WrongPin
 
@@ -110,6 +113,10 @@ class Guard:
                     "This approval needs a PIN, and none is set.", hint="The operator sets one with `snapshot-mcp pin`."
                 )
             door = Door.UNPROVEN
+        elif door is Door.APPROVER and approval.call.principal == by:
+            raise Forbidden(
+                f"Approval {approval_id} was asked for by {by!r} itself.", hint="Another approver has to decide."
+            )
         elif door in {Door.TERMINAL, Door.PAGE}:
             await in_thread(lambda: self._pin.check(pin, door=door.value))
         seen = approval.plan.digest if digest is None else digest

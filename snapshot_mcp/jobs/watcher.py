@@ -9,7 +9,8 @@ A wait that ends early, is cancelled or runs out of time never touches its job.
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import anyio
 
@@ -73,6 +74,7 @@ class JobWatcher:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self._waits: dict[str, set[_Wait]] = {}
+        self._observers: dict[object, Callable[[Job], None]] = {}
         self._unread: set[str] = set()
         self._is_streaming = False
         self._has_begun = False
@@ -116,6 +118,18 @@ class JobWatcher:
             raise self._trouble
         return wait.states()
 
+    @contextmanager
+    def observing(self, note: Callable[[Job], None]) -> Iterator[None]:
+        """Hear of every job that the zone's stream tells of, waited for or not; nothing where it has no stream."""
+        token = object()
+        self._observers[token] = note
+        self._arrived.set()
+        try:
+            yield
+        finally:
+            del self._observers[token]
+            self._left.set()
+
     async def run(self) -> None:
         """Serve the waiters until cancelled; upstream there is something only while somebody waits."""
         while True:
@@ -145,6 +159,8 @@ class JobWatcher:
         self._left.set()
 
     def _tell(self, job: Job) -> None:
+        for note in tuple(self._observers.values()):
+            note(job)
         for wait in self._waits.get(job.job_id, ()):
             known = wait.jobs.get(job.job_id)
             if known is None or not (known.is_finished or known == job):
@@ -163,10 +179,10 @@ class JobWatcher:
             if Feature.WATCH in self._provider.features:
                 tasks.start_soon(self._follow)
             tasks.start_soon(self._read_on)
-            while self._waits:
+            while self._waits or self._observers:
                 self._left = anyio.Event()
                 await self._left.wait()
-                if not self._waits:
+                if not self._waits and not self._observers:
                     self._arrived = anyio.Event()
                     with anyio.move_on_after(LINGER_SECONDS):
                         await self._arrived.wait()
@@ -242,8 +258,12 @@ class JobWatcher:
                 for job_id in missing:
                     self._fail(job_id, error)
                 missing = set()
-        if self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
+        while self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
             await anyio.sleep(STREAM_GRACE_SECONDS)
+            untold = set(filter(self._is_wanted, missing))
+            if len(untold) == len(missing):
+                break  # the stream says nothing of these
+            missing = untold
         limiter = anyio.Semaphore(CONCURRENT_READS)
 
         async def read_one(job_id: str) -> None:

@@ -1,22 +1,26 @@
 """The server put together: tools, resources, prompts, instructions. Building it does no I/O beyond reading the prompts."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, Completion, CompletionArgument, CompletionContext
+from pydantic import AnyHttpUrl
 
 from snapshot_mcp import __version__
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.server import changing, guarded, looking, waiting
+from snapshot_mcp.server.announcing import Announcer
 from snapshot_mcp.server.face import Face
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.reading import CompletionReference, add_resources, complete
+from snapshot_mcp.server.roles import Caller, Callers, add_approvals
 from snapshot_mcp.server.toolbox import DESTROY, READ, WRITE, WRITE_AGAIN, build_tool
 
 if TYPE_CHECKING:
@@ -69,13 +73,25 @@ def build_tools(*, read_only: bool = False) -> list[Tool]:
     ]
 
 
-def build_server(zones: Zones, build_guard: "Callable[[], Guard]", *, read_only: bool = False) -> MCPServer[Face]:
-    """Return a server over these zones. It is used once: its lifespan owns the zones."""
+def build_server(
+    zones: Zones,
+    build_guard: "Callable[[], Guard]",
+    *,
+    read_only: bool = False,
+    callers: Sequence[Caller] = (),
+    url: str = "",
+) -> MCPServer[Face]:
+    """Return a server over these zones. It is used once: its lifespan owns the zones.
+
+    `callers` may come in over HTTP at `url`, and nobody else; none means that every program of this machine may.
+    """
     face = Face(zones, build_guard)
+    bus = InMemorySubscriptionBus()
+    announcer = Announcer(zones, bus)
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Face]) -> AsyncIterator[Face]:
-        async with face.opened():
+        async with face.opened(), announcer.running():
             yield face
 
     server: MCPServer[Face] = MCPServer(
@@ -85,14 +101,19 @@ def build_server(zones: Zones, build_guard: "Callable[[], Guard]", *, read_only:
         instructions=build_instructions(zones, read_only=read_only),
         tools=build_tools(read_only=read_only),
         lifespan=lifespan,
-        middleware=[_tell_unknown_prompt(names := set[str]())],
+        middleware=[_tell_unknown_prompt(names := set[str]()), announcer.listening],
+        subscriptions=bus,
         cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
         log_level="WARNING",
+        **_authentication(tokens := Callers(callers), url) if callers else {},
     )
+    if callers:
+        add_approvals(server, tokens, face.guard)
     for prompt in load_prompts():
         server.add_prompt(prompt)
         names.add(prompt.name)
     add_resources(server)
+    announcer.add_to(server)
 
     async def complete_argument(
         ref: CompletionReference, argument: CompletionArgument, context: CompletionContext | None
@@ -101,6 +122,17 @@ def build_server(zones: Zones, build_guard: "Callable[[], Guard]", *, read_only:
 
     server.completion()(complete_argument)  # type: ignore[no-untyped-call]
     return server
+
+
+def _authentication(tokens: Callers, url: str) -> dict[str, Any]:
+    """Bearer tokens that the operator gave out: there is no authorization server, so the server names itself."""
+    from mcp.server.auth.settings import AuthSettings
+
+    address = AnyHttpUrl(url)
+    return {
+        "token_verifier": tokens,
+        "auth": AuthSettings(issuer_url=address, resource_server_url=address, validate_token_resource=False),
+    }
 
 
 def _tell_unknown_prompt(names: set[str]) -> Any:

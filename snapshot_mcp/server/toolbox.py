@@ -23,6 +23,7 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.server.face import face_of
+from snapshot_mcp.server.roles import refuse_role
 
 READ = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 WRITE = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
@@ -38,6 +39,8 @@ class StrictTool(Tool):
     """A tool that says in one line each what is wrong with its arguments, and tells a zone's errors to the model."""
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        if reason := refuse_role(reads_only=bool(self.annotations and self.annotations.read_only_hint)):
+            raise ToolError(f"{self.name} was not called: {reason}")
         try:
             self.fn_metadata.validate_arguments(arguments)
         except ValidationError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
 from snapshot_mcp.contract.provider import Provider
@@ -20,6 +21,9 @@ from snapshot_mcp.jobs import Zone, Zones
 from snapshot_mcp.providers.local import LocalZone
 
 DISK_BYTES = 1 << 18
+
+settings.register_profile("guard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("guard")
 
 
 @pytest.fixture
@@ -78,6 +82,8 @@ class Person:
     can_open_url: bool = False
     questions: list[Question] = field(default_factory=list)
     before_reply: Callable[[], Any] | None = None
+    opens: Callable[[str, str], Any] | None = None
+    opened: list[str] = field(default_factory=list)
 
     async def ask(self, question: Question) -> Answer:
         self.questions.append(question)
@@ -89,7 +95,11 @@ class Person:
         return Answer("answered", reply) if isinstance(reply, str) else reply
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
-        return UrlAnswer("cancelled")
+        self.opened.append(url)
+        if self.opens is None:
+            return UrlAnswer("declined")
+        await self.opens(approval_id, url)
+        return UrlAnswer("accepted")
 
 
 def agrees(question: Question) -> str:
@@ -133,6 +143,12 @@ class Wrapped:
         """While it is slow, no job has ended yet."""
         job = await self._provider.get_job(job_id)
         return job.model_copy(update={"status": "working"}) if self.is_slow else job
+
+    async def watch_jobs(self) -> AsyncIterator[Job]:
+        """While it is slow, it does not push either."""
+        async for job in self._provider.watch_jobs():
+            if not self.is_slow:
+                yield job
 
     async def list_instances(self, query: ResourceFilter) -> Any:
         page = await self._provider.list_instances(query)

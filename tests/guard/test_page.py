@@ -12,7 +12,7 @@ import pytest
 from snapshot_mcp.contract.models import SnapshotUpdate
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.page import ApprovalPage
-from tests.guard.conftest import Bench, nobody
+from tests.guard.conftest import Bench, Person, nobody
 
 pytestmark = pytest.mark.anyio
 
@@ -256,3 +256,53 @@ async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
             for _ in range(5):
                 tasks.start_soon(take)
     assert len(links) == 1
+
+
+@pytest.mark.parametrize("decision", ["approve", "deny"])
+async def test_a_client_that_can_open_the_page_gets_the_decision_in_the_same_call(bench: Bench, decision: str) -> None:
+    """mcp_sdk_notes 3.3: URL-mode elicitation; accept means that the page was opened, no more."""
+    guard = bench.guard(Policy(consent="human"))
+    await guard.set_pin(PIN)
+    disk = await bench.add_disk("pg-data")
+    await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+
+    async with served(guard) as browser:
+
+        async def decides(approval_id: str, link: str) -> None:
+            form = fields_of(await browser.get(link)) | {"decision": decision, "pin": PIN}
+            assert (await browser.post(link, data=form, headers=origin_of(link))).status_code == 303
+
+        person = Person(can_open_url=True, opens=decides)
+        outcome = await guard.delete_snapshot(bench.zone, last.snapshot_id, person)
+    assert outcome.status == ("started" if decision == "approve" else "declined")
+    assert (len(person.opened), person.questions) == (1, [])
+
+
+async def test_an_opened_page_is_no_approval(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snapshot_mcp.guard.calls.PAGE_WAIT_SECONDS", 0.0)
+    guard = bench.guard(Policy(consent="human"))
+    await guard.set_pin(PIN)
+    disk = await bench.add_disk("pg-data")
+    only = await bench.back_up(disk, "full")
+
+    async def looks_away(approval_id: str, link: str) -> None:
+        return None
+
+    async with served(guard):
+        for opens in (looks_away, None):
+            person = Person(can_open_url=True, opens=opens)
+            outcome = await guard.delete_snapshot(bench.zone, only.snapshot_id, person)
+            assert outcome.status == "needs_approval"
+    assert bench.destroyed == []
+
+
+async def test_without_a_pin_no_page_is_opened(bench: Bench) -> None:
+    """It could only deny."""
+    guard = bench.guard(Policy(consent="human"))
+    disk = await bench.add_disk("pg-data")
+    only = await bench.back_up(disk, "full")
+    person = Person(can_open_url=True)
+    async with served(guard):
+        outcome = await guard.delete_snapshot(bench.zone, only.snapshot_id, person)
+    assert (outcome.status, person.opened) == ("needs_approval", [])

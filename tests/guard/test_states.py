@@ -3,6 +3,7 @@ or without consent."""
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.errors import TooManyRequests, ZoneError
 from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call
-from snapshot_mcp.guard.approvals import DENIED_SECONDS, Approvals, Asked, SpendRefusal
+from snapshot_mcp.guard.approvals import DENIED_SECONDS, MAX_PENDING, Approvals, Asked, SpendRefusal
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.database import Database
@@ -217,6 +218,18 @@ def test_the_limit_of_deletions_holds_between_look_and_act(tmp_path: Path) -> No
     store.settle(first.id, "j-1")
     second = granted(store, CALLS[1], epoch=1)
     assert store.spend(second.id, second.plan, deletions_per_hour=1) is SpendRefusal.TOO_MANY
+
+
+def test_a_person_is_not_buried_in_approvals(tmp_path: Path) -> None:
+    """Another attempt: ask for so much that somebody approves without reading."""
+    store = fresh(tmp_path)
+    for number in range(MAX_PENDING):
+        store.open(replace(CALLS[0], principal=f"agent {number}"), deletion(CHAIN, 2))
+    with pytest.raises(TooManyRequests, match="Nothing was done"):
+        store.open(CALLS[0], deletion(CHAIN, 2))
+    first = store.list_all()[0]
+    store.deny(first.id, door=Door.TERMINAL, by="operator")
+    assert store.open(CALLS[0], deletion(CHAIN, 2)).state is State.PENDING
 
 
 def test_a_broken_file_destroys_nothing_and_says_what_to_do(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The guarded tools through a real client, in both eras: who is asked, and what each answer leads to (issue 2, "Must show" 5)."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -10,7 +10,10 @@ from mcp.client.session import ClientSession
 from mcp.types import ElicitResult
 
 from snapshot_mcp import app
+from snapshot_mcp.guard import GuardedOutcome
 from snapshot_mcp.server import consent
+from snapshot_mcp.server.build import build_server
+from snapshot_mcp.server.consent import HostClient
 from tests.server.lab import Lab, back_up, content, data_of, text_of
 
 Answerer = Callable[[Any, Any], Awaitable[ElicitResult]]
@@ -256,3 +259,63 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
                 statuses.append("error" if result.is_error else result.structured_content["status"])
     assert statuses[0] == "started"
     assert statuses[1] != "started"
+
+
+@pytest.mark.anyio
+async def test_what_was_deleted_is_recovered(lab: Lab, mode: str) -> None:
+    await lab.add_disk("web")
+    async with lab.connect(mode, elicitation_callback=Person("delete")) as client:
+        _, second = await two_snapshots(client, "web")
+        deleted = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": second}))
+        await client.call_tool("wait_for_job", {"job_ids": [deleted["job_id"]]})
+        gone = data_of(await client.call_tool("list_snapshots", {"status": ["deleted"]}))
+        assert [row["snapshot_id"] for row in gone["snapshots"]] == [second]
+        back = await client.call_tool("recover_snapshots", {"snapshot_ids": [second]})
+        assert "submitted" in text_of(back)
+        waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [data_of(back)["job_id"]]}))
+        assert waited["outcome"] == "successful"
+        assert await total(client) == 2
+
+
+@pytest.mark.anyio
+async def test_a_name_that_protects_cannot_be_taken_away(lab: Lab) -> None:
+    """A protected name is no protection if a rename removes it."""
+    lab.folder.joinpath("config.toml").write_text('[guard.protect]\nnames = ["gold-*"]\n')
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=Person("delete")) as client:
+        snapshot_id = await back_up(client, "web", "gold-1")
+        await back_up(client, "web", "two")
+        renamed = await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": "tin"})
+        assert renamed.is_error
+        refused = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": snapshot_id}))
+        assert refused["status"] == "refused"
+
+
+class OpensAPage:
+    """A guard that only sends the person to a page, and says what became of that."""
+
+    links = None
+
+    async def delete_snapshot(self, zone: Any, snapshot_id: str, client: HostClient) -> GuardedOutcome:
+        assert client.can_open_url
+        assert client.principal == "local"
+        assert client.name
+        assert client.version is not None
+        answer = await client.open_url("ap-1", "Look at the plan.", "http://127.0.0.1:1/ap-1")
+        return GuardedOutcome("needs_approval", answer.outcome)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("action", "expected"), [("accept", "accepted"), ("decline", "declined"), ("cancel", "cancelled")]
+)
+async def test_a_person_can_be_sent_to_a_page(lab: Lab, mode: str, action: Any, expected: str) -> None:
+    async def open_page(context: Any, params: Any) -> ElicitResult:
+        assert params.mode == "url"
+        assert params.url == "http://127.0.0.1:1/ap-1"
+        return ElicitResult(action=action)
+
+    server = build_server(app.build_zones(lab.settings), cast(Any, OpensAPage))
+    async with Client(server, mode=mode, elicitation_callback=open_page) as client:
+        result = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
+    assert text_of(result).splitlines()[0] == expected

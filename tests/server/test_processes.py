@@ -173,11 +173,12 @@ def test_config_prints_what_to_paste(lab: Lab, host: str) -> None:
     assert Path(command).is_file()
 
 
-def test_the_tour_runs_by_itself_and_leaves_nothing(tmp_path: Path) -> None:
-    """Issue 2, "Must show" 1."""
+@pytest.mark.parametrize("way", [[], ["--over-rest"]], ids=["embedded", "over REST"])
+def test_the_tour_runs_by_itself_and_leaves_nothing(way: list[str], tmp_path: Path) -> None:
+    """Issue 2, "Must show" 1; issue 3, "Must show" 6."""
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "snapshot_mcp", "tour", "--yes"],
+        [sys.executable, "-m", "snapshot_mcp", "tour", "--yes", *way],
         env=environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -1,8 +1,8 @@
 """The approval page: where a person reads the plan and says yes with the PIN, outside of what the model can reach.
 
-A small web server on the loopback interface, on a port of its own, started by the process whose call needs the first link.
-The link goes through the model, so whatever is behind it is safe from one that opens it: without the PIN the page shows and
-denies, nothing else. Nothing of the web server is imported before.
+A small web server on the loopback interface, on a port of its own, in the process whose call needs the first link. The link
+goes through the model, so whatever is behind it is safe from one that opens it: without the PIN the page shows and denies,
+nothing else.
 
     server.py   starting and ending it
     routes.py   requests: Host, Origin, CSRF token, PIN

@@ -1,4 +1,7 @@
-"""Starting the page when the first link is wanted, and ending it with the process's other tasks."""
+"""Starting the page and ending it with the process's other tasks.
+
+The first link costs a listening socket; the web server is imported and started by the first visitor.
+"""
 
 import contextlib
 import socket
@@ -16,12 +19,13 @@ HOST = "127.0.0.1"
 
 
 class ApprovalPage:
-    """`async with ApprovalPage(guard):` lets the guard give out links; the web server starts with the first one."""
+    """`async with ApprovalPage(guard):` lets the guard give out links."""
 
     def __init__(self, guard: "Guard") -> None:
         self._guard = guard
         self._lock = anyio.Lock()
         self._tasks: TaskGroup | None = None
+        self._waiting = anyio.CancelScope()
         self._server: Any = None
         self._origin = ""
 
@@ -42,6 +46,7 @@ class ApprovalPage:
     ) -> bool | None:
         self._guard.links = None
         tasks, self._tasks, self._origin = self._tasks, None, ""
+        self._waiting.cancel()
         if self._server is not None:
             self._server.should_exit = True
         return await tasks.__aexit__(kind, error, traceback) if tasks else None
@@ -52,11 +57,19 @@ class ApprovalPage:
             listener = socket.create_server((HOST, 0))
         except OSError:
             return ""
+        listener.setblocking(False)
         origin = f"http://{HOST}:{listener.getsockname()[1]}"
         tasks.start_soon(self._serve, listener, origin)
         return origin
 
     async def _serve(self, listener: socket.socket, origin: str) -> None:
+        with listener:
+            with self._waiting:
+                await anyio.wait_readable(listener)
+            if not self._waiting.cancelled_caught:
+                await self._run(listener, origin)
+
+    async def _run(self, listener: socket.socket, origin: str) -> None:
         import uvicorn
 
         from snapshot_mcp.guard.page.routes import build_app
@@ -79,8 +92,8 @@ class ApprovalPage:
             timeout_keep_alive=2,
             timeout_graceful_shutdown=1,
         )
-        with listener:
-            self._server = QuietServer(config)
-            if self._tasks is None:
-                return
-            await self._server.serve(sockets=[listener])
+        self._server = QuietServer(config)
+        if self._tasks is not None:
+            # It ends by `should_exit`, whole; cancelled it would leave its connections behind.
+            with anyio.CancelScope(shield=True):
+                await self._server.serve(sockets=[listener])

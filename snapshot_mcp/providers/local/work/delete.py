@@ -50,9 +50,7 @@ def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: P
         for deletion_id in request["deletion_ids"]:
             deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", deletion_id)
             assert deletion is not None
-            coming = catalogue.rows(
-                "SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY snapshot_at DESC, depth DESC", deletion_id
-            )
+            coming = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY rowid DESC", deletion_id)
             if deletion["state"] != "deleted" or any(row["status"] != SnapshotStatus.DELETED for row in coming):
                 raise NotUsable("The snapshots were purged meanwhile.", hint="They cannot be brought back.")
             db.execute(

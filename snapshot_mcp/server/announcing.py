@@ -1,0 +1,142 @@
+"""Subscriptions: who listens to a resource hears when it has changed, in both protocol eras.
+
+A `job://` changes with its job; a `snapshot://` or a `chain://` may have changed whenever a job of its zone has ended. One
+task follows a URI for as long as anybody listens to it. Modern hosts listen by an open stream, older ones subscribe; for
+those the SDK has no public door, so the two methods are entered into its low-level server.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from math import inf
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from mcp.server.mcpserver import MCPServer
+from mcp.server.subscriptions import ResourceUpdated, SubscriptionBus
+from mcp.shared.exceptions import MCPError
+from mcp.types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, UnsubscribeRequestParams
+
+from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.jobs import Zone, Zones
+
+SCHEMES = ("job", "snapshot", "chain")
+MAX_FOLLOWED = 1000
+"""URIs that are followed at a time; a host that wants more is told no."""
+
+
+class Announcer:
+    """Follows what is listened to, and tells of it over the bus and to the older sessions."""
+
+    def __init__(self, zones: Zones, bus: SubscriptionBus) -> None:
+        self._zones = zones
+        self._bus = bus
+        self._listeners: dict[str, int] = {}
+        self._scopes: dict[str, anyio.CancelScope] = {}
+        self._sessions: dict[str, dict[int, Any]] = {}
+        self._tasks: TaskGroup | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as self._tasks:
+            yield
+            self._tasks.cancel_scope.cancel()
+
+    async def listening(self, ctx: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """A middleware: while a `subscriptions/listen` stream is open, its URIs are followed."""
+        if ctx.method != "subscriptions/listen":
+            return await call_next(ctx)
+        wanted = ((ctx.params or {}).get("notifications") or {}).get("resourceSubscriptions") or []
+        uris = [str(uri) for uri in dict.fromkeys(wanted)]
+        followed = [uri for uri in uris if self._follow(uri)]
+        try:
+            return await call_next(ctx)
+        finally:
+            for uri in followed:
+                self._leave(uri)
+
+    def add_to(self, server: MCPServer[Any]) -> None:
+        """Enter the older eras' two methods, and with them the capability."""
+        low_level = server._lowlevel_server
+        low_level.add_request_handler("resources/subscribe", SubscribeRequestParams, self._subscribe)
+        low_level.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, self._unsubscribe)
+
+    async def _subscribe(self, ctx: Any, params: SubscribeRequestParams) -> EmptyResult:
+        uri = str(params.uri)
+        connection = _connection(ctx.session)
+        if connection not in self._sessions.get(uri, {}) and self._follow(uri):
+            self._sessions.setdefault(uri, {})[connection] = ctx.session
+        return EmptyResult()
+
+    async def _unsubscribe(self, ctx: Any, params: UnsubscribeRequestParams) -> EmptyResult:
+        self._forget(str(params.uri), _connection(ctx.session))
+        return EmptyResult()
+
+    def _forget(self, uri: str, connection: int) -> None:
+        if self._sessions.get(uri, {}).pop(connection, None) is not None:
+            self._leave(uri)
+
+    def _follow(self, uri: str) -> bool:
+        """Count a listener; the first one starts the task. False for what is none of ours."""
+        if _parse(uri) is None:
+            return False
+        if uri not in self._listeners and len(self._listeners) >= MAX_FOLLOWED:
+            raise MCPError(INVALID_PARAMS, f"{MAX_FOLLOWED} resources are followed already.")
+        self._listeners[uri] = self._listeners.get(uri, 0) + 1
+        if self._listeners[uri] == 1 and self._tasks is not None:
+            self._scopes[uri] = anyio.CancelScope()
+            self._tasks.start_soon(self._watch, uri, self._scopes[uri])
+        return True
+
+    def _leave(self, uri: str) -> None:
+        self._listeners[uri] -= 1
+        if not self._listeners[uri]:
+            del self._listeners[uri]
+            self._sessions.pop(uri, None)
+            self._scopes.pop(uri).cancel()
+
+    async def _watch(self, uri: str, scope: anyio.CancelScope) -> None:
+        scheme, zone_name, job_id = _parse(uri) or ("", "", "")
+        with scope:
+            try:
+                zone = self._zones.get(zone_name)
+                if scheme == "job":
+                    await zone.watcher.wait([job_id], inf, lambda _: self._announce(uri))
+                else:
+                    await self._watch_zone(zone, uri)
+            except ZoneError:
+                return  # unknown, or out of reach: reading it says so, there is nothing to announce
+
+    async def _watch_zone(self, zone: Zone, uri: str) -> None:
+        has_ended = anyio.Event()
+
+        def note(job: Job) -> None:
+            if job.is_finished:
+                has_ended.set()
+
+        with zone.watcher.observing(note):
+            while True:
+                await has_ended.wait()
+                has_ended = anyio.Event()
+                await self._announce(uri)
+
+    async def _announce(self, uri: str) -> None:
+        await self._bus.publish(ResourceUpdated(uri=uri))
+        for connection, session in tuple(self._sessions.get(uri, {}).items()):
+            try:
+                await session.send_resource_updated(uri)
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError, MCPError):
+                self._forget(uri, connection)
+
+
+def _connection(session: Any) -> int:
+    """What stays the same over a connection's requests; the SDK makes a session object for each of them."""
+    return id(session._connection)
+
+
+def _parse(uri: str) -> tuple[str, str, str] | None:
+    """Return scheme, zone and id."""
+    scheme, separator, rest = uri.partition("://")
+    zone, slash, name = rest.partition("/")
+    return (scheme, zone, name) if separator and slash and zone and name and scheme in SCHEMES else None

@@ -1,0 +1,151 @@
+"""Who may do what over HTTP, once the operator has given out tokens: a viewer looks, an operator also changes, an approver also
+decides over what others want to destroy (never over what the same token asked for).
+
+The approver's door is beside MCP, so that no tool leads to it: `GET /approvals` and `POST /approvals/{id}`.
+"""
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.auth.middleware.auth_context import get_access_token
+from mcp.server.auth.provider import AccessToken
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from snapshot_mcp.contract.errors import BadRequest, Forbidden, Unauthorized, ZoneError
+from snapshot_mcp.contract.models import format_time
+from snapshot_mcp.guard import Door
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import MCPServer
+
+    from snapshot_mcp.guard import Guard
+    from snapshot_mcp.guard.approval import Approval
+
+OPERATOR = "operator"
+APPROVER = "approver"
+
+MAX_BODY_BYTES = 4096
+"""A decision has two short fields."""
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One token: its name is the principal of what it asks for."""
+
+    name: str
+    token: str
+    roles: frozenset[str]
+
+
+class Callers:
+    """The tokens that were given out; the SDK's token verifier."""
+
+    def __init__(self, callers: Sequence[Caller]) -> None:
+        self._callers = tuple(callers)
+
+    def find(self, token: str) -> Caller | None:
+        """Compare with every token, so that the time tells nothing."""
+        found = None
+        for caller in self._callers:
+            if hmac.compare_digest(caller.token.encode(), token.encode("utf-8", "surrogateescape")):
+                found = caller
+        return found
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        caller = self.find(token)
+        return AccessToken(token=token, client_id=caller.name, scopes=sorted(caller.roles)) if caller else None
+
+
+def refuse_role(*, reads_only: bool) -> str:
+    """Return why the present caller may not call a tool, "" if it may. Without tokens everybody who gets in is the operator."""
+    token = get_access_token()
+    if token is None or reads_only or OPERATOR in token.scopes:
+        return ""
+    return f"the token {token.client_id!r} may look only. The operator of this server gives out the roles."
+
+
+def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[], Awaitable[Guard]]") -> None:
+    """Give the approvers their door."""
+
+    def for_approvers(handle: Callable[[Request, Caller], Awaitable[Any]]) -> Handler:
+        async def checked(request: Request) -> Response:
+            try:
+                return JSONResponse(await handle(request, _approver(request, callers)), headers=HEADERS)
+            except ZoneError as error:
+                body = {"code": error.code, "message": str(error)}
+                return JSONResponse(body, error.http_status, headers=HEADERS | _challenge(error))
+
+        return checked
+
+    async def list_open(request: Request, caller: Caller) -> Any:
+        approvals = await (await guard()).list_approvals()
+        return {"approvals": [_to_wire(one) for one in approvals if one.expires_at]}
+
+    async def decide(request: Request, caller: Caller) -> Any:
+        body = await _read_body(request)
+        approval_id = request.path_params["approval_id"]
+        keeper = await guard()
+        match body:
+            case {"decision": "approve", "digest": str(digest), **rest} if not rest:
+                decided = await keeper.approve(approval_id, None, digest=digest, door=Door.APPROVER, by=caller.name)
+            case {"decision": "deny", **rest} if rest.keys() <= {"digest"}:
+                decided = await keeper.deny(approval_id, door=Door.APPROVER, by=caller.name)
+            case _:
+                raise BadRequest(
+                    "The body is no decision.",
+                    hint='{"decision": "approve", "digest": the plan\'s that you read} or {"decision": "deny"}.',
+                )
+        return _to_wire(decided)
+
+    server.custom_route("/approvals", methods=["GET"])(for_approvers(list_open))
+    server.custom_route("/approvals/{approval_id}", methods=["POST"])(for_approvers(decide))
+
+
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+def _approver(request: Request, callers: Callers) -> Caller:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    caller = callers.find(token.strip()) if scheme.lower() == "bearer" else None
+    if caller is None:
+        raise Unauthorized("No valid token.", hint="Send `Authorization: Bearer …`.")
+    if APPROVER not in caller.roles:
+        raise Forbidden(f"The token {caller.name!r} has not the role approver.")
+    return caller
+
+
+def _challenge(error: ZoneError) -> dict[str, str]:
+    return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
+
+
+async def _read_body(request: Request) -> Any:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise BadRequest("The body is too long.")
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise BadRequest("The body is no JSON.") from None
+
+
+def _to_wire(approval: "Approval") -> dict[str, Any]:
+    return {
+        "id": approval.id,
+        "state": approval.state,
+        "title": approval.title,
+        "plan": list(approval.lines),
+        "digest": approval.plan.digest,
+        "zone": approval.call.zone,
+        "principal": approval.call.principal,
+        "client": approval.call.client,
+        "opened_at": format_time(approval.opened.time),
+        "expires_at": format_time(approval.expires_at),
+    }

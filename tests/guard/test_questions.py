@@ -1,0 +1,140 @@
+"""How often a person is asked: once for a deletion, once for a roll-back, never for anything else, in a zone where backups are
+taken all the time (issue 4, "Must show" 2); and facts from zones that say less than ours."""
+
+from typing import Any
+
+import pytest
+from mcp.types import ElicitResult
+
+from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
+from snapshot_mcp.contract.models import Page, SnapshotFilter, SnapshotResource
+from tests.guard.conftest import Bench, Person, agrees, nobody
+from tests.guard.test_attacks import DISK_BYTES, Victim, scribble, status_of
+from tests.guard.test_attacks import victim as victim
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_person_is_asked_once_while_backups_run_all_the_time(victim: Victim, mode: str) -> None:
+    victim.siege.mode = mode
+    other = victim.path.with_name("other.img")
+    other.write_bytes(bytes(DISK_BYTES))
+    other_id = (await victim.zone.add_resource(other, "other")).id
+    questions: list[str] = []
+    taken = 0
+
+    async def back_up_both() -> None:
+        """As a schedule does, also while the person thinks."""
+        nonlocal taken
+        for disk_id, path in ((victim.disk_id, victim.path), (other_id, other)):
+            scribble(path)
+            try:
+                await victim.zone.create_snapshots([disk_id], f"scheduled {taken}")
+                taken += 1
+            except ResourceBusy:
+                continue
+        await victim.settle()
+
+    async def person(context: Any, params: Any) -> ElicitResult:
+        questions.append(params.message)
+        await back_up_both()
+        return ElicitResult(
+            action="accept", content={"answer": "roll back" if "Overwrite" in params.message else "delete"}
+        )
+
+    async with victim.siege.connect(person) as client:
+        for tool, arguments in (
+            ("list_snapshots", {}),
+            ("list_resources", {}),
+            ("create_snapshots", {"resource_ids": ["pg-data"], "name": "by hand"}),
+            ("rename_snapshot", {"snapshot_id": victim.full, "name": "first"}),
+            ("list_jobs", {}),
+        ):
+            assert not (await client.call_tool(tool, arguments)).is_error
+            await victim.settle()
+        await back_up_both()
+        assert questions == []
+        rolled = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [victim.full]})
+        assert status_of(rolled)[0] == "started"
+        assert len(questions) == 1
+        await victim.settle()
+        await back_up_both()
+        page = await victim.zone.list_snapshots(SnapshotFilter(resource_id=other_id, limit=100))
+        leaf = next(one.snapshot_id for one in page.items if one.is_head)
+        safety = status_of(rolled)[1]["safety_snapshot_ids"][0]
+        assert leaf != safety
+        deleted = await client.call_tool("delete_snapshot", {"snapshot_id": safety})
+        assert status_of(deleted)[0] == "started"
+        assert len(questions) == 2
+        await victim.settle()
+        await client.call_tool("recover_snapshots", {"snapshot_ids": [safety]})
+    assert len(questions) == 2
+    assert taken >= 8
+
+
+def without_resources(bench: Bench) -> None:
+    """A provider that leaves `resource` out of its snapshots (contract.md, "Where the contract is silent")."""
+    real = bench.provider._provider.list_snapshots
+
+    async def list_snapshots(query: SnapshotFilter) -> Page[Any]:
+        page = await real(query)
+        items = tuple(one.model_copy(update={"resource": SnapshotResource()}) for one in page.items)
+        return Page(items, page.total_count)
+
+    bench.provider.list_snapshots = list_snapshots
+
+
+async def test_a_target_that_the_zone_leaves_out_is_found_by_its_disks(bench: Bench) -> None:
+    await bench.add_disk("another")
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    without_resources(bench)
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    assert outcome.status == "started"
+    assert any("“pg-data”" in line for line in outcome.plan)
+
+
+async def test_a_target_that_stays_unknown_is_refused(bench: Bench) -> None:
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    without_resources(bench)
+    stripped = bench.provider.list_snapshots
+
+    async def by_id_only(query: SnapshotFilter) -> Page[Any]:
+        return Page((), 0) if query.resource_id else await stripped(query)
+
+    bench.provider.list_snapshots = by_id_only
+    with pytest.raises(NotUsable, match="Which disk"):
+        await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    assert bench.destroyed == []
+
+
+async def test_a_deletion_where_the_zone_names_no_disk_counts_the_chain(bench: Bench) -> None:
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    await bench.back_up(disk, "monday")
+    without_resources(bench)
+    outcome = await bench.guard().delete_snapshot(bench.zone, full.snapshot_id, nobody())
+    assert outcome.status == "needs_approval"
+    assert any("monday" in line for line in outcome.plan)
+    assert any("last good" in line for line in outcome.plan)
+
+
+async def test_a_list_that_moves_while_it_is_read_is_read_again(bench: Bench) -> None:
+    """A snapshot that slipped through between two pages would be a loss that nobody was told of."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    await bench.back_up(disk, "monday")
+    real = bench.provider._provider.list_snapshots
+    lies = iter([True, False, True])
+
+    async def list_snapshots(query: SnapshotFilter) -> Page[Any]:
+        page = await real(query)
+        if query.root_id and next(lies, False):
+            return Page(page.items[:1], page.total_count)
+        return page
+
+    bench.provider.list_snapshots = list_snapshots
+    outcome = await bench.guard().delete_snapshot(bench.zone, full.snapshot_id, nobody())
+    assert any("monday" in line for line in outcome.plan)

@@ -1,0 +1,164 @@
+"""Roles over HTTP: a viewer looks, an operator asks, another principal approves; attempts across principals (issue 4)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+import httpx2
+import pytest
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import ElicitResult
+
+from tests.guard.test_attacks import Siege, Victim, ask, says, status_of, yes
+from tests.guard.test_attacks import victim as victim
+
+pytestmark = pytest.mark.anyio
+
+TOKENS = {
+    "vera": ("viewer", "token-of-vera-0123456789abcdef"),
+    "olga": ("operator", "token-of-olga-0123456789abcdef"),
+    "omar": ("operator", "token-of-omar-0123456789abcdef"),
+    "anna": ("approver", "token-of-anna-0123456789abcdef"),
+    "both": ("operator", "token-of-both-0123456789abcdef"),
+}
+
+
+def write_tokens(siege: Siege) -> dict[str, str]:
+    """The settings with tokens; the environment of a server with them."""
+    home = siege.settings.home
+    config = siege.folder / "config.toml"
+    text = config.read_text(encoding="utf-8")
+    for name, (role, token) in TOKENS.items():
+        roles = '["operator", "approver"]' if name == "both" else f'["{role}"]'
+        text += f'[tokens.{name}]\ntoken = "{token}"\nroles = {roles}\n'
+    config.write_text(text, encoding="utf-8")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SNAPSHOT_MCP_")}
+    return clean | {"SNAPSHOT_MCP_HOME": str(home), "SNAPSHOT_MCP_CONFIG": str(config)}
+
+
+@pytest.fixture
+def url(victim: Victim) -> Iterator[str]:
+    """A server process that takes tokens, where only a person outside of the conversation can say yes."""
+    victim.siege.rules = 'consent = "human"'
+    command = [sys.executable, "-m", "snapshot_mcp", "serve", "--http", "127.0.0.1:0"]
+    process = subprocess.Popen(command, env=write_tokens(victim.siege), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        yield process.stderr.readline().split()[-1]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@asynccontextmanager
+async def connect(url: str, name: str, reply: Any = None, mode: str = "auto") -> AsyncIterator[Client]:
+    headers = {"Authorization": f"Bearer {TOKENS[name][1]}"}
+    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+        transport = streamable_http_client(url, http_client=http)
+        async with Client(transport, mode=mode, elicitation_callback=reply) as client:
+            yield client
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKENS[name][1]}"}
+
+
+async def test_without_a_token_nobody_gets_in(victim: Victim, url: str) -> None:
+    base = url.rsplit("/", 1)[0]
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    async with httpx.AsyncClient() as browser:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKENS["olga"][1]}):
+            assert (await browser.post(url, json=body, headers=headers)).status_code == 401
+            assert (await browser.get(f"{base}/approvals", headers=headers)).status_code == 401
+            decision = await browser.post(f"{base}/approvals/ap-x", json={"decision": "deny"}, headers=headers)
+            assert (decision.status_code, decision.json()["code"]) == (401, "unauthorized")
+
+
+async def test_a_viewer_looks_and_changes_nothing(victim: Victim, url: str) -> None:
+    async with connect(url, "vera") as client:
+        assert not (await client.call_tool("list_snapshots", {})).is_error
+        for tool, arguments in (
+            ("create_snapshots", {"resource_ids": ["pg-data"], "name": "x"}),
+            ("delete_snapshot", {"snapshot_id": victim.last}),
+            ("rollback_to_snapshots", {"snapshot_ids": [victim.full]}),
+            ("rename_snapshot", {"snapshot_id": victim.last, "name": "x"}),
+        ):
+            result = await client.call_tool(tool, arguments)
+            assert result.is_error
+            assert "may look only" in str(result.content)
+    assert await victim.siege.guard.list_approvals() == ()
+
+
+async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(victim: Victim, url: str) -> None:
+    base = url.rsplit("/", 1)[0]
+    call = {"snapshot_id": victim.last}
+    async with httpx.AsyncClient() as browser, connect(url, "olga") as olga, connect(url, "omar") as omar:
+        pending = status_of(await olga.call_tool("delete_snapshot", call))[1]["approval_id"]
+        for name in ("vera", "olga", "omar"):
+            assert (await browser.get(f"{base}/approvals", headers=bearer(name))).status_code == 403
+            decision = {"decision": "approve", "digest": "0" * 64}
+            refused = await browser.post(f"{base}/approvals/{pending}", json=decision, headers=bearer(name))
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        (listed,) = (await browser.get(f"{base}/approvals", headers=bearer("anna"))).json()["approvals"]
+        assert (listed["id"], listed["principal"]) == (pending, "olga")
+        assert any("monday" in line for line in listed["plan"])
+        for body in ({}, [], {"decision": "approve"}, {"decision": "approve", "digest": "0" * 64}, {"decision": "yes"}):
+            wrong = await browser.post(f"{base}/approvals/{pending}", json=body, headers=bearer("anna"))
+            assert wrong.status_code == 400
+        right = {"decision": "approve", "digest": listed["digest"]}
+        approved = await browser.post(f"{base}/approvals/{pending}", json=right, headers=bearer("anna"))
+        assert approved.json()["state"] == "granted"
+        assert status_of(await omar.call_tool("delete_snapshot", call))[0] == "needs_approval"
+        assert await victim.acts() == 0
+        assert status_of(await olga.call_tool("delete_snapshot", call))[0] == "started"
+        again = await browser.post(f"{base}/approvals/{pending}", json=right, headers=bearer("anna"))
+        assert again.status_code == 400
+    assert await victim.acts() == 1
+    audit = victim.siege.guard.audit
+    granted = next(record for record in audit.records() if record["event"] == "granted")
+    assert (granted["door"], granted["by"], granted["principal"]) == ("approver", "anna", "olga")
+    assert audit.verify().problem == ""
+
+
+async def test_who_asked_cannot_approve(victim: Victim, url: str) -> None:
+    base = url.rsplit("/", 1)[0]
+    async with httpx.AsyncClient() as browser, connect(url, "both", says({"answer": "delete"})) as client:
+        call = {"snapshot_id": victim.last}
+        pending = status_of(await client.call_tool("delete_snapshot", call))[1]["approval_id"]
+        (listed,) = (await browser.get(f"{base}/approvals", headers=bearer("both"))).json()["approvals"]
+        own = {"decision": "approve", "digest": listed["digest"]}
+        refused = await browser.post(f"{base}/approvals/{pending}", json=own, headers=bearer("both"))
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        denied = await browser.post(f"{base}/approvals/{pending}", json={"decision": "deny"}, headers=bearer("anna"))
+        assert denied.json()["state"] == "denied"
+        assert status_of(await client.call_tool("delete_snapshot", call))[0] == "declined"
+    assert await victim.acts() == 0
+
+
+async def test_a_sealed_answer_of_another_principal_is_none(victim: Victim) -> None:
+    """mcp_sdk_notes 6: B replaying A's request state."""
+    victim.siege.rules = ""
+    command = [sys.executable, "-m", "snapshot_mcp", "serve", "--http", "127.0.0.1:0"]
+    process = subprocess.Popen(command, env=write_tokens(victim.siege), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        url = (await anyio.to_thread.run_sync(process.stderr.readline)).split()[-1]
+        call = {"snapshot_id": victim.last}
+
+        async def never(context: Any, params: Any) -> ElicitResult:
+            raise AssertionError
+
+        async with connect(url, "olga", never) as olga, connect(url, "omar", never) as omar:
+            asked = await ask(olga, "delete_snapshot", call)
+            with pytest.raises(MCPError, match="requestState"):
+                await ask(omar, "delete_snapshot", call, input_responses=yes(), request_state=asked.request_state)
+    finally:
+        process.terminate()
+        await anyio.to_thread.run_sync(process.communicate)
+    assert await victim.acts() == 0

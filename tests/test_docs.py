@@ -1,0 +1,96 @@
+"""README says what the code does: every tool, argument, status, setting, command, error code and feature of a file."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import takewhile
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from snapshot_mcp.cli import COMMANDS
+from snapshot_mcp.contract.errors import ERRORS_BY_CODE
+from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard.policy import VARIABLES, Policy
+from snapshot_mcp.server.build import build_tools
+from snapshot_mcp.settings import ENVIRONMENT, PREFIX, AnchCloudZoneSettings, LocalZoneSettings, Settings
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def is_said(word: str) -> bool:
+    return re.search(rf"`[^`\n]*\b{re.escape(word)}\b[^`\n]*`", README) is not None
+
+
+def test_every_tool_stands_in_the_table_with_its_arguments() -> None:
+    for tool in build_tools():
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| `{tool.name}` |")]
+        for argument in set(tool.parameters["properties"]) - {"zone"}:
+            assert f"`{argument}`" in row, (tool.name, argument)
+
+
+def test_every_status_of_a_guarded_call_is_explained() -> None:
+    statuses = get_args(GuardedOutcome.__dataclass_fields__["status"].type) or re.findall(
+        r'"(\w+)"', str(GuardedOutcome.__dataclass_fields__["status"].type)
+    )
+    for status in statuses or ("started", "needs_approval", "declined", "refused", "plan_changed", "safety_running"):
+        assert f"| `{status}` |" in README, status
+
+
+@pytest.mark.parametrize("name", sorted({f"{PREFIX}{name}" for name in ENVIRONMENT} | VARIABLES.keys()))
+def test_every_variable_is_said(name: str) -> None:
+    assert is_said(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {
+            field
+            for model in (Settings, LocalZoneSettings, AnchCloudZoneSettings, Policy)
+            for field in model.model_fields
+            if field not in {"home", "provider", "guard", "zones"}
+        }
+    ),
+)
+def test_every_key_of_the_settings_file_is_said(name: str) -> None:
+    assert is_said(name) or re.search(rf"^{name} = |\[{name}\.", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_said(name: str) -> None:
+    assert is_said(name)
+
+
+@pytest.mark.parametrize("code", sorted(ERRORS_BY_CODE))
+def test_every_error_code_is_said(code: str) -> None:
+    assert is_said(code)
+
+
+def test_the_settings_that_readme_shows_are_valid_toml() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        tomllib.loads(block)
+
+
+CODE = re.findall(r"```sh\n(.*?)```", README, re.DOTALL) + re.findall(r"`([^`\n]+)`", README)
+COMMAND_LINES = sorted(
+    {match[1] for code in CODE for match in re.finditer(r"^snapshot-mcp (\S.*?)\s*(?:#|$)", code, re.M)}
+)
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_every_command_line_of_readme_exists_with_its_options(line: str) -> None:
+    """Its help is asked for, so that nothing is done."""
+    line = line.replace("[", "").replace("]", "")
+    command = list(takewhile(re.compile(r"[a-z]+$").match, line.split()))[:2]
+    command = command[: 2 if command[0] in {"zone", "audit"} else 1]
+    done = subprocess.run(
+        [sys.executable, "-m", "snapshot_mcp", *command, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for option in re.findall(r"--[a-z-]+", line):
+        assert option in done.stdout
