@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.worker import run as run_worker
@@ -31,6 +32,25 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("CI") and _skipped:
         print("\nSkipped in CI, which counts as failed:", *_skipped, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+ON_THE_LOOP = [
+    "snapshot_mcp.server",
+    "snapshot_mcp.service",
+    "snapshot_mcp.jobs",
+    "snapshot_mcp.providers.anchcloud",
+    "snapshot_mcp.providers.local.zone",
+]
+"""The async shells; what they hand to threads may block there."""
+BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "snapshot_mcp.server.face"]
+"""Building a server and its guard reads the prompts and the machine's boot id; nothing waits yet."""
+
+
+@pytest.fixture(autouse=True)
+def event_loop_is_never_blocked() -> Iterator[None]:
+    """Code of ours that waits for a disk, a lock or a process on the event loop fails the test (house_style.md, 21)."""
+    with blockbuster_ctx(scanned_modules=ON_THE_LOOP, excluded_modules=BEFORE_THE_LOOP):
+        yield
 
 
 @pytest.fixture

@@ -92,13 +92,13 @@ class LocalZone:
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
     ) -> Volume | Instance:
         """Register a disk image. Raises BadRequest (no such file, no regular file, registered already), Unsupported."""
-        return to_resource(
-            await self._write(lambda catalogue: admission.register(catalogue, path, name, resource_type))
+        return await self._write(
+            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type))
         )
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
         """Forget a disk image; its file and its snapshots stay. Raises NotFound, ResourceBusy."""
-        return to_resource(await self._write(lambda catalogue: admission.unregister(catalogue, resource_id)))
+        return await self._write(lambda catalogue: to_resource(admission.unregister(catalogue, resource_id)))
 
     async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
         return await self._enter(
