@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar, get_origin
 from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import MAX_LIMIT, MAX_NAME_CHARACTERS, Request, SnapshotFilter, SnapshotUpdate
@@ -27,50 +27,40 @@ MAX_QUERY_BYTES = 16_384
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _plain(text: str) -> str:
-    """Lone surrogates can be written in JSON and stored nowhere."""
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("is not text: it holds a lone surrogate") from None
-    return text
+SNAPSHOT_TYPES = {
+    "0": SnapshotType.INCREMENTAL,
+    "1": SnapshotType.FULL,
+    **{f"IS_{member.name}": member for member in SnapshotType},
+}
+
+FULL = {0: 0, 1: 1, "0": 0, "1": 1, "IS_AUTH": 0, "IS_FULL": 1}
 
 
-def _split(values: object) -> object:
+def _split(values: list[str]) -> tuple[str, ...]:
     """Repeated keys, comma-separated values, and both at once."""
-    if isinstance(values, list):
-        return tuple(part for value in values for part in value.split(",") if part)
-    return values
+    return tuple(part for value in values for part in value.split(",") if part)
 
 
-def _snapshot_type(value: object) -> object:
-    names: dict[object, SnapshotType] = {"0": SnapshotType.INCREMENTAL, "1": SnapshotType.FULL}
-    names |= {f"IS_{member.name}": member for member in SnapshotType}
-    if isinstance(value, str):
-        if value not in names:
-            raise ValueError("must be 0 (or IS_INCREMENTAL) or 1 (or IS_FULL)")
-        return names[value]
-    return value
+def _snapshot_type(value: str) -> SnapshotType:
+    if value not in SNAPSHOT_TYPES:
+        raise ValueError("must be 0 (or IS_INCREMENTAL) or 1 (or IS_FULL)")
+    return SNAPSHOT_TYPES[value]
 
 
-def _is_full(value: object) -> object:
-    names: dict[object, int] = {0: 0, 1: 1, "0": 0, "1": 1, "IS_AUTH": 0, "IS_FULL": 1}
-    if not isinstance(value, (int, str)) or isinstance(value, bool) or value not in names:
+def _is_full(value: object) -> int:
+    if not isinstance(value, (int, str)) or isinstance(value, bool) or value not in FULL:
         raise ValueError("must be 0 (or IS_AUTH) or 1 (or IS_FULL)")
-    return names[value]
+    return FULL[value]
 
 
-def _digits(value: object) -> object:
-    if isinstance(value, str):
-        if not value.isascii() or not value.isdigit() or len(value) > 16:
-            raise ValueError("must be a whole number")
-        return int(value)
-    return value
+def _digits(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or len(value) > 16:
+        raise ValueError("must be a whole number")
+    return int(value)
 
 
-Id = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS), AfterValidator(_plain)]
-Text = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS), AfterValidator(_plain)]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+Text = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]
 Values = Annotated[
     tuple[Text, ...],
@@ -136,8 +126,8 @@ class DeleteQuery(Request):
     """Redundant by the contract: the path's id decides, a `snapshot` that disagrees with it is an error."""
 
     snapshot: Text = ""
-    snapshot_name: Annotated[str, AfterValidator(_plain)] = ""
-    description: Annotated[str, AfterValidator(_plain)] = ""
+    snapshot_name: str = ""
+    description: str = ""
 
 
 class CreateBody(Request):
@@ -174,7 +164,7 @@ class CreateVolumeNamedBody(Request):
 
 class UpdateBody(Request):
     snapshot_name: Text | None = None
-    description: Annotated[str, Field(max_length=4096), AfterValidator(_plain)] | None = None
+    description: Annotated[str, Field(max_length=4096)] | None = None
     tags: Annotated[list[Text], Field(max_length=MAX_IDS)] | None = None
 
     def update(self) -> SnapshotUpdate:

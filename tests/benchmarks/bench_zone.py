@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.capture import THREADS, in_order
 from snapshot_mcp.providers.local.platform import data_extents
-from snapshot_mcp.providers.local.snapshot_file import compress, hash_of
+from snapshot_mcp.providers.local.snapshot_file.format import compress, hash_of
 from tests.disks import MIB, back_up, succeed
 
 CHUNK = 64 << 10

@@ -6,7 +6,8 @@ import pytest
 
 from snapshot_mcp.contract.errors import Damaged
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.snapshot_file import PLACE, Chain, unpack_places
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -106,8 +106,7 @@ class Session:
         transport = await self._connected()
         for is_first in (True, False):
             token = await self._fresh_token(call.what)
-            outgoing = replace(self._outgoing(call, token))
-            outgoing = replace(outgoing, headers={**outgoing.headers, "accept": "text/event-stream"})
+            outgoing = self._outgoing(call, token, accept="text/event-stream")
             try:
                 async with transport.stream(outgoing, self._patience.silence_seconds) as response:
                     if response.status_code == 401 and is_first:
@@ -149,10 +148,10 @@ class Session:
         assert reply is not None
         return reply
 
-    def _outgoing(self, call: Call, token: _Token) -> "Outgoing":
+    def _outgoing(self, call: Call, token: _Token, accept: str = "application/json") -> "Outgoing":
         from snapshot_mcp.providers.anchcloud.transport import Outgoing
 
-        headers = {"authorization": f"Bearer {token.text}"}
+        headers = {"authorization": f"Bearer {token.text}", "accept": accept}
         if call.body is not None:
             headers["content-type"] = "application/json"
         return Outgoing(call.method, self._endpoint.location + call.target, headers, call.body)

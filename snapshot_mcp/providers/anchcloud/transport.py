@@ -52,7 +52,7 @@ class Transport:
             limits=httpx.Limits(
                 max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEEPALIVE_SECONDS
             ),
-            headers={"accept": "application/json", "user-agent": "snapshot-mcp"},
+            headers={"user-agent": "snapshot-mcp"},
         )
 
     async def send(self, outgoing: Outgoing, seconds: float) -> Reply:

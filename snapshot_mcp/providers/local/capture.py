@@ -11,15 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from snapshot_mcp.providers.local.platform import data_extents
-from snapshot_mcp.providers.local.snapshot_file import (
-    PLACE,
-    ZERO_PLACE,
-    Chain,
-    Header,
-    SnapshotWriter,
-    compress,
-    hash_of,
-)
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Header, compress, hash_of
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
 
 WINDOW_SIZE = 2 << 20
 """What one thread takes at a time: large enough to make handing over cheap, small enough to keep memory low."""

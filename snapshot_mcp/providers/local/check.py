@@ -14,16 +14,8 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local.admission import label_of
 from snapshot_mcp.providers.local.capture import in_order
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.snapshot_file import (
-    PLACE,
-    RECORD,
-    SUFFIX,
-    Chain,
-    DamagedFile,
-    Place,
-    file_name,
-    unpack_places,
-)
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUFFIX, DamagedFile, Place, file_name
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
 Advance = Callable[[int, int], None]
 """Told how many bytes of all are done, and how many there are."""

@@ -15,14 +15,8 @@ from snapshot_mcp.contract.models import (
     megabytes,
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType
-from snapshot_mcp.providers.local.catalogue import (
-    Catalogue,
-    Row,
-    placeholders,
-    to_image,
-    to_resource,
-    to_snapshots,
-)
+from snapshot_mcp.providers.local.answers import to_image, to_resource, to_snapshots
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row, placeholders
 
 
 class _Where:

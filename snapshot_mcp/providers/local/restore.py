@@ -18,7 +18,8 @@ from snapshot_mcp.providers.local.capture import (
     read_exactly,
 )
 from snapshot_mcp.providers.local.platform import data_extents, reserve, write_at, write_zeros
-from snapshot_mcp.providers.local.snapshot_file import PLACE, Chain, Place, hash_of, unpack_places
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE, Place, hash_of
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
 
 class Window(NamedTuple):

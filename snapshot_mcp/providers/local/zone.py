@@ -31,7 +31,8 @@ from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local import admission, listing
 from snapshot_mcp.providers.local.admission import Rules
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row, to_job, to_resource
+from snapshot_mcp.providers.local.answers import to_job, to_resource
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.work import delete
 from snapshot_mcp.providers.local.worker import ensure_worker

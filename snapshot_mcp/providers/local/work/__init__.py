@@ -15,7 +15,7 @@ from typing import Any
 from snapshot_mcp.contract.errors import InternalError, StorageFull, ZoneError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.snapshot_file import DamagedFile
+from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile
 from snapshot_mcp.providers.local.work import apply, create, delete, export
 from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, is_full
 from snapshot_mcp.providers.local.work.progress import Progress

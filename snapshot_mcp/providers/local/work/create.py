@@ -13,15 +13,9 @@ from snapshot_mcp.providers.local.admission import label_of
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource
-from snapshot_mcp.providers.local.snapshot_file import (
-    Chain,
-    DamagedFile,
-    Header,
-    SnapshotFile,
-    SnapshotWriter,
-    chunk_size_for,
-    file_name,
-)
+from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, Header, chunk_size_for, file_name
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
+from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress
 

@@ -8,7 +8,7 @@ from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, moment, now
 from snapshot_mcp.providers.local.platform import fsync_folder
-from snapshot_mcp.providers.local.snapshot_file import SUFFIX, file_name
+from snapshot_mcp.providers.local.snapshot_file.format import SUFFIX, file_name
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress
 

@@ -11,7 +11,7 @@ from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.admission import insert_resource
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
 from snapshot_mcp.providers.local.platform import fsync_folder
-from snapshot_mcp.providers.local.snapshot_file import Chain
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress
 

@@ -1,0 +1,151 @@
+"""Rows of the catalogue as the contract's models: jobs, snapshots with their chains' totals, disks with their files' sizes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from snapshot_mcp.contract.models import (
+    Image,
+    Instance,
+    Job,
+    JobError,
+    Snapshot,
+    SnapshotResource,
+    Volume,
+    gigabytes,
+    megabytes,
+)
+from snapshot_mcp.contract.states import ResourceType, SnapshotType
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, placeholders
+
+
+def to_job(row: Row, zone: str) -> Job:
+    """The contract's Job of a row."""
+    extra: dict[str, Any] = json.loads(row["extra"])
+    if row["progress"]:
+        extra["progress"] = json.loads(row["progress"])
+    return Job(
+        job_id=row["job_id"],
+        id_prefix="job",
+        action=row["action"],
+        request_id=row["job_id"],
+        status=row["status"],
+        create_time=moment(row["created_at"]),
+        begin_time=moment(row["begun_at"]),
+        finished_time=moment(row["finished_at"]),
+        info=row["info"],
+        extra=extra,
+        zone=zone,
+        resource_ids=tuple(json.loads(row["resource_ids"])),
+        error=JobError(code=row["error_code"], message=row["info"]) if row["error_code"] else None,
+    )
+
+
+def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool) -> tuple[Snapshot, ...]:
+    """The contract's Snapshots of rows, with the chains' totals on the full ones."""
+    if not rows:
+        return ()
+    roots = [row["snapshot_id"] for row in rows if row["is_full"]]
+    totals = {
+        row["root_id"]: row
+        for row in catalogue.rows(
+            f"""SELECT root_id, count(*) AS number, sum(size_bytes) AS size, max(snapshot_at) AS latest FROM snapshots
+            WHERE root_id IN ({placeholders(roots)}) AND status = 'available' GROUP BY root_id""",
+            *roots,
+        )
+    }
+    resource_ids = list({row["resource_id"] for row in rows})
+    resources = {
+        row["resource_id"]: row
+        for row in catalogue.rows(
+            f"""SELECT r.*, h.root_id AS head_root FROM resources r LEFT JOIN snapshots h ON h.snapshot_id = r.head_id
+            WHERE r.resource_id IN ({placeholders(resource_ids)})""",
+            *resource_ids,
+        )
+    }
+    return tuple(
+        _to_snapshot(row, resources[row["resource_id"]], totals.get(row["snapshot_id"]), is_verbose) for row in rows
+    )
+
+
+def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -> Snapshot:
+    ours: dict[str, Any] = {}
+    if is_verbose:
+        ours = {
+            "size_bytes": row["size_bytes"],
+            "virtual_size_bytes": row["virtual_bytes"],
+            "consistency": row["consistency"],
+            "is_damaged": row["is_damaged"],
+        }
+    return Snapshot(
+        snapshot_id=row["snapshot_id"],
+        snapshot_name=row["name"],
+        description=row["description"],
+        snapshot_type=SnapshotType(row["is_full"]),
+        status=row["status"],
+        transition_status=row["transition"],
+        create_time=moment(row["created_at"]),
+        status_time=moment(row["status_at"]),
+        snapshot_time=moment(row["snapshot_at"]),
+        is_taken=row["is_taken"],
+        is_head=int(resource["head_id"] == row["snapshot_id"]),
+        head_chain=int(resource["head_root"] == row["root_id"]),
+        root_id=row["root_id"],
+        parent_id=row["parent_id"] or "self",
+        size=megabytes(row["size_bytes"]),
+        total_size=megabytes(total["size"]) if total else 0,
+        total_count=total["number"] if total else 0,
+        lastest_snapshot_time=moment(total["latest"]) if total else None,
+        resource=SnapshotResource(
+            resource_id=resource["resource_id"],
+            resource_name=resource["name"],
+            resource_type=resource["resource_type"],
+        ),
+        tags=tuple(json.loads(row["tags"])),
+        **ours,
+    )
+
+
+def to_resource(row: Row) -> Volume | Instance:
+    """The contract's Volume or Instance of a row; looks at the file for its size."""
+    size, problem = 0, row["problem"]
+    try:
+        size = Path(row["path"]).stat().st_size
+    except OSError as error:
+        problem = problem or f"its file cannot be read: {error.strerror}"
+    common: dict[str, Any] = {
+        "description": row["description"],
+        "size": gigabytes(size),
+        "transition_status": "",
+        "create_time": moment(row["created_at"]),
+        "status_time": moment(row["status_at"]),
+        "size_bytes": size,
+        "path": row["path"],
+        "problem": problem or None,
+    }
+    if row["resource_type"] == ResourceType.VOLUME:
+        status = "pending" if row["applying_id"] else "available"
+        return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
+    status = "pending" if row["applying_id"] else "stopped"
+    return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
+
+
+def to_image(row: Row) -> Image:
+    size, problem = 0, None
+    try:
+        size = Path(row["path"]).stat().st_size
+    except OSError as error:
+        problem = f"its file cannot be read: {error.strerror}"
+    return Image(
+        image_id=row["image_id"],
+        image_name=row["name"],
+        status="available",
+        provider="self",
+        size=megabytes(size),
+        size_bytes=size,
+        path=row["path"],
+        problem=problem,
+        create_time=moment(row["created_at"]),
+        status_time=moment(row["created_at"]),
+    )

@@ -1,0 +1,215 @@
+"""`SnapshotFile` and `Chain`: every byte verified against its hash before it is handed out."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self, TypeVar
+
+from pydantic import ValidationError
+
+from snapshot_mcp.providers.local.snapshot_file.format import (
+    END_MAGIC,
+    FOOTER,
+    LENGTH,
+    MAGIC,
+    MAX_HEADER_BYTES,
+    PLACE,
+    RECORD,
+    ZERO_PLACE,
+    DamagedFile,
+    Header,
+    Place,
+    Trailer,
+    decompress,
+    file_name,
+    hash_of,
+)
+
+Part = TypeVar("Part", Header, Trailer)
+
+
+class SnapshotFile:
+    """One file, open for reading; safe for many threads. Raises DamagedFile for whatever does not verify."""
+
+    def __init__(self, folder: Path, snapshot_id: str) -> None:
+        self.snapshot_id = snapshot_id
+        self._fd = -1
+        try:
+            self._fd = os.open(folder / file_name(snapshot_id), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DamagedFile(snapshot_id, "its file is missing") from None
+        except OSError as error:
+            raise DamagedFile(snapshot_id, f"its file cannot be opened ({error.strerror})") from error
+        try:
+            self.header = self._read_header()
+            self.trailer, self._regions, self.hash = self._read_trailer()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def size_bytes(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def region_place(self, region: int) -> bytes:
+        """The packed place of a region's map."""
+        return self._regions[region * PLACE.size : (region + 1) * PLACE.size]
+
+    def read(self, place: Place, limit: int) -> bytes:
+        """Return the verified bytes of a place that lies in this file, `limit` long at the most."""
+        if place.stored_length > limit:
+            raise self.damaged("a stored length is beyond its chunk")
+        stored = self._pread(place.stored_length, place.offset)
+        data = decompress(place.codec, stored, limit)
+        if data is None:
+            raise self.damaged(f"the chunk at byte {place.offset} cannot be decompressed")
+        if hash_of(data) != place.hash:
+            raise self.damaged(f"the chunk at byte {place.offset} does not match its hash")
+        return data
+
+    def record_before(self, place: Place) -> bytes:
+        """The header of the record whose bytes a place points to; for `zone check`."""
+        return self._pread(RECORD.size, max(0, place.offset - RECORD.size))
+
+    def read_region(self, place: Place) -> bytes:
+        """The verified map of a region that lies in this file."""
+        length = self.header.region_size // self.header.chunk_size * PLACE.size
+        return self.read(place, length)
+
+    def damaged(self, what: str) -> DamagedFile:
+        return DamagedFile(self.snapshot_id, what)
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise self.damaged(f"byte {offset} cannot be read ({error.strerror})") from error
+        if len(data) != length:
+            raise self.damaged("its file is cut short")
+        return data
+
+    def _read_header(self) -> Header:
+        start = self._pread(len(MAGIC) + LENGTH.size, 0)
+        if start[: len(MAGIC)] != MAGIC:
+            raise self.damaged("its file does not begin as a snapshot of this version")
+        (length,) = LENGTH.unpack(start[len(MAGIC) :])
+        if length > MAX_HEADER_BYTES:
+            raise self.damaged("its header is no header")
+        body = self._pread(length + 32, len(start))
+        header = self._parse(Header, body[:length], body[length:])
+        if header.snapshot_id != self.snapshot_id or header.chain[-1:] != (self.snapshot_id,):
+            raise self.damaged(f"its file is the one of {header.snapshot_id!r}")
+        if header.hash != "blake3" or header.compression != "zstd" or header.chunk_size <= 0:
+            raise self.damaged(f"it was written with {header.hash} and {header.compression}, which are not known here")
+        return header
+
+    def _read_trailer(self) -> tuple[Trailer, bytes, bytes]:
+        size = self.size_bytes
+        if size < FOOTER.size:
+            raise self.damaged("its file is cut short")
+        offset, length, digest, magic = FOOTER.unpack(self._pread(FOOTER.size, size - FOOTER.size))
+        if magic != END_MAGIC or offset + length + FOOTER.size != size:
+            raise self.damaged("its file is cut short")
+        data = self._pread(length, offset)
+        if hash_of(data) != digest:
+            raise self.damaged("its map does not match its hash")
+        (body_length,) = LENGTH.unpack(data[: LENGTH.size])
+        body_end = LENGTH.size + body_length
+        trailer = self._parse(Trailer, data[LENGTH.size : body_end], None)
+        regions = data[body_end:]
+        if len(regions) != self.header.region_count * PLACE.size:
+            raise self.damaged("its map is not as long as the volume")
+        return trailer, regions, digest
+
+    def _parse(self, model: type[Part], body: bytes, digest: bytes | None) -> Part:
+        if digest is not None and hash_of(body) != digest:
+            raise self.damaged("its header does not match its hash")
+        try:
+            return model.model_validate_json(body)
+        except ValidationError:
+            raise self.damaged("its header cannot be read") from None
+
+
+def unpack_places(places: bytes) -> Iterator[Place]:
+    return map(Place._make, PLACE.iter_unpack(places))
+
+
+class Chain:
+    """A snapshot and its ancestors, open for reading: the way to every chunk of one point in time.
+
+    Raises DamagedFile when a file is missing or is not the one that its child was built on.
+    """
+
+    def __init__(self, folder: Path, snapshot_id: str) -> None:
+        self.files: list[SnapshotFile] = []
+        self._cached: dict[bytes, bytes] = {}
+        try:
+            self.tip = SnapshotFile(folder, snapshot_id)
+            self.files.append(self.tip)
+            for ancestor_id in reversed(self.header.chain[:-1]):
+                child = self.files[-1]
+                ancestor = SnapshotFile(folder, ancestor_id)
+                self.files.append(ancestor)
+                if ancestor.hash.hex() != child.header.parent_hash or (
+                    ancestor.header.chain != child.header.chain[:-1]
+                    or ancestor.header.chunk_size != child.header.chunk_size
+                ):
+                    raise DamagedFile(ancestor_id, f"its file is not the one that {child.snapshot_id} was built on")
+        except BaseException:
+            self.close()
+            raise
+        self.files.reverse()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+    @property
+    def header(self) -> Header:
+        return self.tip.header
+
+    def region_place(self, region: int) -> bytes:
+        """Where the region's map lies; ZERO_PLACE beyond the volume's end."""
+        return self.tip.region_place(region) if region < self.header.region_count else ZERO_PLACE
+
+    def places(self, region: int) -> bytes:
+        """The verified map of a region: one packed place a chunk; empty beyond the volume's end."""
+        if region >= self.header.region_count:
+            return b""
+        packed = self.region_place(region)
+        place = Place._make(PLACE.unpack(packed))
+        if place.is_zero:
+            return ZERO_PLACE * self.header.chunks_in(region)
+        cached = self._cached.get(packed)
+        if cached is None:
+            cached = self.file_at(place).read_region(place)
+            if len(cached) != self.header.chunks_in(region) * PLACE.size:
+                raise DamagedFile(self.file_at(place).snapshot_id, "a region's map is not as long as the region")
+            self._cached = {packed: cached}
+        return cached
+
+    def read(self, place: Place) -> bytes:
+        """The verified bytes of a chunk that is not zero."""
+        return self.file_at(place).read(place, self.header.chunk_size)
+
+    def file_at(self, place: Place) -> SnapshotFile:
+        if place.depth >= len(self.files):
+            raise DamagedFile(self.tip.snapshot_id, "its map points beyond its chain")
+        return self.files[place.depth]

@@ -1,0 +1,131 @@
+"""`SnapshotWriter`: a file written once, durable when it is committed, gone when it is not."""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Self
+
+from snapshot_mcp.providers.local.platform import fdatasync, fsync_folder
+from snapshot_mcp.providers.local.snapshot_file.format import (
+    END_MAGIC,
+    FOOTER,
+    LENGTH,
+    MAGIC,
+    PLACE,
+    RECORD,
+    ZERO_PLACE,
+    Header,
+    Trailer,
+    compress,
+    file_name,
+    hash_of,
+)
+
+SYNC_EVERY_BYTES: Final = 48 << 20
+"""So often the written part is synced in the background, which leaves little for the last sync."""
+
+FLUSH_BYTES, FLUSH_PIECES = 1 << 20, 512
+"""Pieces are gathered up to here and written with one call, without copying them together (IOV_MAX is 1024)."""
+
+
+class SnapshotWriter:
+    """Writes one file. Single-threaded but for the sync in the background; `close` without `commit` leaves nothing.
+
+    Raises OSError (ENOSPC above all) from every method.
+    """
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        self.header = header
+        self.path = folder / file_name(header.snapshot_id)
+        self._partial = folder / f".{header.snapshot_id}.partial"
+        self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._offset = 0
+        self._synced = 0
+        self._regions: list[bytes] = []
+        self._record_count = 0
+        self._record_bytes = 0
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._sync: Future[None] | None = None
+        body = header.model_dump_json().encode()
+        self._write(MAGIC + LENGTH.pack(len(body)) + body + hash_of(body))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add_chunk(self, digest: bytes, codec: int, stored: bytes) -> bytes:
+        """Append a chunk's record and return its place, packed."""
+        self._write(RECORD.pack(digest, len(stored), codec))
+        place = PLACE.pack(self.header.depth, codec, len(stored), self._offset, digest)
+        self._write(stored)
+        self._record_count += 1
+        self._record_bytes += len(stored)
+        return place
+
+    def add_region(self, places: bytes | bytearray) -> None:
+        """Append the map of the next region."""
+        if places == ZERO_PLACE * (len(places) // PLACE.size):
+            self._regions.append(ZERO_PLACE)
+            return
+        digest = hash_of(places)
+        codec, stored = compress(bytes(places))
+        self._regions.append(PLACE.pack(self.header.depth, codec, len(stored), self._offset, digest))
+        self._write(stored)
+
+    def add_parents_region(self, place: bytes) -> None:
+        """The next region is as the parent's: point to where that lies."""
+        self._regions.append(place)
+
+    def commit(self, consistency: str) -> int:
+        """Finish, sync, rename, sync the folder; returns the file's size. Afterwards the snapshot is durable."""
+        body = (
+            Trailer(consistency=consistency, record_count=self._record_count, record_bytes=self._record_bytes)
+            .model_dump_json()
+            .encode()
+        )
+        trailer = LENGTH.pack(len(body)) + body + b"".join(self._regions)
+        start = self._offset
+        self._write(trailer)
+        self._write(FOOTER.pack(start, len(trailer), hash_of(trailer), END_MAGIC))
+        self._flush()
+        self._join_sync()
+        fdatasync(self._fd)
+        self._partial.rename(self.path)
+        fsync_folder(self.path.parent)
+        return self._offset
+
+    def close(self) -> None:
+        """Release everything; an uncommitted file goes."""
+        if self._fd >= 0:
+            self._syncer.shutdown(wait=True)
+            os.close(self._fd)
+            self._fd = -1
+            self._partial.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        self._offset += len(data)
+        if self._pending_bytes >= FLUSH_BYTES or len(self._pending) >= FLUSH_PIECES:
+            self._flush()
+
+    def _flush(self) -> None:
+        written = os.writev(self._fd, self._pending) if self._pending else 0
+        if written < self._pending_bytes:
+            rest = memoryview(b"".join(self._pending))[written:]
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        self._pending, self._pending_bytes = [], 0
+        if self._offset - self._synced >= SYNC_EVERY_BYTES and (self._sync is None or self._sync.done()):
+            self._join_sync()
+            self._synced = self._offset
+            self._sync = self._syncer.submit(fdatasync, self._fd)
+
+    def _join_sync(self) -> None:
+        if self._sync is not None:
+            self._sync.result()
+            self._sync = None
