@@ -332,3 +332,22 @@ def test_a_full_safety_snapshot_is_foretold() -> None:
     assert rollback(thirty, 29).rest.safety_is_full
     assert rollback(CHAIN, None).rest.safety_is_full
     assert not rollback(CHAIN, 2).rest.safety_is_full
+
+
+def test_a_roll_back_of_many_disks_is_one_short_question() -> None:
+    one = rollback(CHAIN, 2, host="db-1", size_after=1 << 29).loss
+    assert isinstance(one, RollbackLoss)
+    disks = tuple(
+        one.overwrites[0].model_copy(update={"resource_id": f"vol-{number}", "resource_name": f"data {number}"})
+        for number in range(8)
+    )
+    for has_safety_snapshot in (True, False):
+        loss = one.model_copy(update={"overwrites": disks, "has_safety_snapshot": has_safety_snapshot})
+        question = question_for(rollback(CHAIN, 2).model_copy(update={"loss": loss}), "n")
+        lines = question.message.split("\n")
+        assert len(lines) <= 12
+        assert lines[0] == "Overwrite 8 disks: “data 0” (vol-0) and “data 1” (vol-1) and 6 more?"
+        assert "back to 2026-11-01 03:00:00 UTC" in lines[1]
+        assert any(line.startswith("8 running machines restart") for line in lines)
+        assert any("8 disks change their size" in line for line in lines)
+        assert question.kind == ("word" if has_safety_snapshot else "typed_name")

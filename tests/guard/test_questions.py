@@ -7,7 +7,14 @@ import pytest
 from mcp.types import ElicitResult
 
 from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
-from snapshot_mcp.contract.models import Page, SnapshotFilter, SnapshotResource
+from snapshot_mcp.contract.models import (
+    AttachedInstance,
+    Instance,
+    Page,
+    ResourceFilter,
+    SnapshotFilter,
+    SnapshotResource,
+)
 from tests.guard.conftest import Bench, Person, agrees, nobody
 from tests.guard.test_attacks import DISK_BYTES, Victim, scribble, status_of
 from tests.guard.test_attacks import victim as victim
@@ -138,3 +145,51 @@ async def test_a_list_that_moves_while_it_is_read_is_read_again(bench: Bench) ->
     bench.provider.list_snapshots = list_snapshots
     outcome = await bench.guard().delete_snapshot(bench.zone, full.snapshot_id, nobody())
     assert any("monday" in line for line in outcome.plan)
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts"), [("running", True), ("stopped", False), ("migrating", True), ("", True)]
+)
+async def test_a_volume_on_a_host_that_may_run_says_that_it_restarts(bench: Bench, status: str, restarts: bool) -> None:
+    """contract.md: a roll-back restarts the host; one whose state is unknown counts as running."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    attached = AttachedInstance(instance_id="ins-1", instance_name="db-1")
+    volume = disk.model_copy(update={"instance": attached})
+    hosts = (Instance(instance_id="ins-1", instance_name="db-1", status=status),) if status else ()
+
+    async def list_volumes(query: ResourceFilter) -> Page[Any]:
+        return Page((volume,), 1)
+
+    async def list_instances(query: ResourceFilter) -> Page[Any]:
+        return Page(hosts, len(hosts))
+
+    bench.provider.list_volumes, bench.provider.list_instances = list_volumes, list_instances
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert any("“db-1” restarts" in line for line in outcome.plan) is restarts
+
+
+async def test_a_change_that_is_just_being_made_on_the_same_target_comes_first(bench: Bench) -> None:
+    """Two consents to one disk: the second waits for the first one's change to be entered, and is then asked anew."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    monday = await bench.back_up(disk, "monday")
+    guard = bench.guard()
+    alice, bob = (Person(can_ask=False, principal=name) for name in ("alice", "bob"))
+    for person, target in ((alice, full), (bob, monday)):
+        pending = await guard.rollback_to_snapshots(bench.zone, [target.snapshot_id], person, safety_snapshot=False)
+        await guard.approve(pending.approval_id, None)
+    between: list[str] = []
+
+    async def meanwhile() -> None:
+        bench.provider.on_change = None
+        other = await guard.rollback_to_snapshots(bench.zone, [monday.snapshot_id], bob, safety_snapshot=False)
+        between.append(other.status)
+
+    bench.provider.on_change = meanwhile
+    first = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], alice, safety_snapshot=False)
+    assert (first.status, between) == ("started", ["plan_changed"])
+    await bench.finish(first.job_id)
+    again = await guard.rollback_to_snapshots(bench.zone, [monday.snapshot_id], bob, safety_snapshot=False)
+    assert again.status == "needs_approval"
+    assert bench.destroyed == [("apply", full.snapshot_id)]

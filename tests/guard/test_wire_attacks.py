@@ -1,6 +1,7 @@
 """Attempts to destroy without a person's yes over the wire: a server process on stdio and on HTTP, in both eras (issue 4)."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,8 +15,9 @@ import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import ElicitResult, InputRequiredResult
 
-from tests.guard.test_attacks import ANSWERS, Ground, Siege, ask, says, status_of, yes
+from tests.guard.test_attacks import ANSWERS, Ground, Siege, Victim, ask, says, status_of, yes
 from tests.guard.test_attacks import ground as ground
+from tests.guard.test_attacks import victim as victim
 
 pytestmark = pytest.mark.anyio
 
@@ -154,3 +156,27 @@ async def test_a_server_that_ends_while_it_asks_destroys_nothing(ground: Ground,
             tasks.cancel_scope.cancel()
     assert await ground.state() == before
     assert not [one for one in await siege.guard.list_approvals() if one.state == "granted"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_the_page_of_a_server_on_stdio_lets_a_person_in_and_nobody_else(victim: Victim, mode: str) -> None:
+    """Issue 4, "Doors": started when it is first needed, also from stdio; gone with the server."""
+    siege = victim.siege
+    siege.mode, siege.rules = mode, 'consent = "human"'
+    await siege.guard.set_pin("483920")
+    call = {"snapshot_id": victim.last}
+    async with httpx.AsyncClient(timeout=20) as browser:
+        async with connect(siege, "", says(None, "decline")) as client:
+            _, data = status_of(await client.call_tool("delete_snapshot", call))
+            link = data["approval_link"]
+            page = await browser.get(link)
+            fields = dict(re.findall(r'name="(token|digest)" value="([^"]*)"', page.text))
+            origin = {"Origin": link.rsplit("/", 2)[0]}
+            for pin, status in (("", 403), ("000000", 403), ("483920", 303)):
+                answer = await browser.post(link, data=fields | {"decision": "approve", "pin": pin}, headers=origin)
+                assert answer.status_code == status
+            assert status_of(await client.call_tool("delete_snapshot", call))[0] == "started"
+        with pytest.raises(httpx.TransportError):
+            await browser.get(link)
+    await victim.settle()
+    assert await victim.acts() == 1
