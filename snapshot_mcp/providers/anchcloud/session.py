@@ -86,13 +86,13 @@ class Session:
     async def _read_once(self, call: Call, deadline: float) -> Any:
         seconds = max(0.1, min(self._patience.read_seconds, deadline - time.monotonic()))
         try:
-            return self._checked(await self._with_token(call, seconds), call)
+            return self._checked(await self._with_token(call, seconds, token_tries=1), call)
         except Lost as lost:
             raise self._unreachable(call.what, str(lost)) from None
 
     async def change(self, call: Call) -> Reply:
         """Send a change once and return its reply. Raises Lost; Unavailable where it cannot have arrived."""
-        return await self._with_token(call, self._patience.change_seconds)
+        return await self._with_token(call, self._patience.change_seconds, token_tries=self._patience.read_tries)
 
     def _checked(self, reply: Reply, call: Call) -> Any:
         try:
@@ -132,11 +132,12 @@ class Session:
         error.args = (error.message,)
         return error
 
-    async def _with_token(self, call: Call, seconds: float) -> Reply:
+    async def _with_token(self, call: Call, seconds: float, *, token_tries: int) -> Reply:
+        """Send it; with a new token once if ours was refused. A read is tried again as a whole, so its token is not."""
         transport = await self._connected()
         reply = None
         for _ in range(2):
-            token = await self._fresh_token(call.what)
+            token = await self._fresh_token(call.what, token_tries)
             try:
                 reply = await transport.send(self._outgoing(call, token), seconds)
             except NotSent as error:
@@ -177,16 +178,16 @@ class Session:
 
         return Transport(self._endpoint, self._patience)
 
-    async def _fresh_token(self, what: str) -> _Token:
+    async def _fresh_token(self, what: str, tries: int = 1) -> _Token:
         token = self._token
         if token is not None and time.monotonic() < token.renew_at:
             return token
         async with self._renewing:
             if self._token is None or time.monotonic() >= self._token.renew_at:
-                self._token = await self._fetch_token(what)
+                self._token = await self._fetch_token(what, tries)
             return self._token
 
-    async def _fetch_token(self, what: str) -> _Token:
+    async def _fetch_token(self, what: str, tries: int) -> _Token:
         """Safe to repeat: a token too many expires by itself."""
         deadline = time.monotonic() + self._patience.total_seconds
         tried = 0
@@ -196,11 +197,7 @@ class Session:
                 return await self._fetch_token_once()
             except ZoneError as error:
                 pause = self._pause(error, tried)
-                if (
-                    tried == self._patience.read_tries
-                    or not is_transient(error)
-                    or time.monotonic() + pause >= deadline
-                ):
+                if tried == tries or not is_transient(error) or time.monotonic() + pause >= deadline:
                     error.message = f"{what}: no token. {error.message}"
                     raise self.without_secrets(error) from None
             await anyio.sleep(pause)
