@@ -5,12 +5,13 @@ The commands call these functions and nothing below them. Imports are inside, be
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snapshot_mcp.contract.errors import BadRequest, UnknownZone
+from snapshot_mcp.contract.errors import BadRequest, UnknownZone, Unsupported
 from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, Settings
 
 if TYPE_CHECKING:
@@ -145,6 +146,11 @@ def _build_zone(settings: Settings, name: str) -> Provider:
 
 
 def _build_local(settings: Settings, name: str, zone: LocalZoneSettings) -> LocalZone:
+    if os.name == "nt":
+        raise Unsupported(
+            f"Zone {name!r} is an embedded zone, which does not work on Windows yet.",
+            hint='Set SNAPSHOT_MCP_API_URL, or a zone with provider = "anchcloud", to use a provider.',
+        )
     from snapshot_mcp.providers.local import LocalZone
 
     return LocalZone(
