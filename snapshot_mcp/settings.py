@@ -127,7 +127,6 @@ class Settings(_Table):
         zone = self.zones.get(name)
         return zone.folder if isinstance(zone, LocalZoneSettings) and zone.folder else self.home / "zones" / name
 
-
     @property
     def production_zones(self) -> frozenset[str]:
         """Those that are marked so, under every name that leads to the same place."""

@@ -67,6 +67,8 @@ DEFINITE_REFUSALS = (
 """Answers after which a change has not begun. All others leave it open, and the consent stays spent."""
 
 
+LOOK_SECONDS = HELD_SECONDS / 4
+"""The last look must be over, and the zone asked, while the disk is held."""
 PAGE_WAIT_SECONDS = 25.0
 """A call waits so long for a person on the page that it opened; hosts give up after 30 to 60 s."""
 PAGE_POLL_SECONDS = 0.5
@@ -172,7 +174,13 @@ class GuardedCalls:
             if refusal:
                 return await self._not_spent(act, approval, plan, refusal)
             try:
-                look = await self._look_again(act, plan)
+                with anyio.fail_after(LOOK_SECONDS):
+                    look = await self._look_again(act, plan)
+            except TimeoutError:
+                await in_thread(self._approvals.give_back, approval.id, "the zone was too slow")
+                raise Unavailable(
+                    "The zone took too long to say what would be lost now.", hint="Nothing was done."
+                ) from None
             except BaseException as error:
                 reason = _reason(error) if isinstance(error, ZoneError) else type(error).__name__
                 granted = await in_thread(self._approvals.give_back, approval.id, reason)
@@ -227,8 +235,9 @@ class GuardedCalls:
 
     def _is_being_spent(self, approval: Approval) -> bool:
         """Whether a call is just asking the zone, which may refuse; a call that died counts as one for a while."""
-        is_open = not approval.job_id and not approval.reason and approval.ended is not None
-        return is_open and approval.ended.is_within(self._clock.read(), HELD_SECONDS)
+        if approval.job_id or approval.reason or approval.ended is None:
+            return False
+        return approval.ended.is_within(self._clock.read(), HELD_SECONDS)
 
     async def _not_spent(self, act: Act, approval: Approval, plan: Plan, refusal: SpendRefusal) -> GuardedOutcome:
         if refusal is SpendRefusal.MOVED:

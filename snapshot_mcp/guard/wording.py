@@ -15,9 +15,9 @@ DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""
 
 ANSWERS = frozenset(
-    {KEEP, "delete", "rollback", "y", "yes", "ok", "okay", "true", "agree", "accept", "approve", "confirm", "proceed"}
-    | {"n", "no", "nope", "not", "none", "nothing", "never", "false", "cancel", "stop", "abort", "quit", "exit", "decline"}
-    | {"deny", "reject", "dont", "keepit", "keepall", "keepeverything", "skip", "back", "help", "here"}
+    f"{KEEP} delete rollback y yes ok okay true agree accept approve confirm proceed"
+    " n no nope not none nothing never false cancel stop abort quit exit decline deny reject dont skip back help here"
+    " keepit keepall keepeverything".split()
 )
 """What a person may type without meaning a disk of that name: who types “no” must not agree by it."""
 

@@ -1,4 +1,4 @@
-"""Calls that race: what is agreed to must still be true when it happens, not only when it was looked at (design.md, "Carry out")."""
+"""Calls that race: what is agreed to must be true when it happens, not only when it was looked at (design.md, "The guard" 4)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
-from snapshot_mcp.contract.errors import ResourceBusy
+from snapshot_mcp.contract.errors import ResourceBusy, Unavailable
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.approvals import Approvals
@@ -113,3 +113,28 @@ async def test_a_call_repeated_while_the_zone_thinks_does_not_cost_the_approval(
     assert [one.state for one in await guard.list_approvals()] == ["granted"]
     assert (await guard.delete_snapshot(bench.zone, last.snapshot_id, nobody())).status == "started"
     assert len(bench.destroyed) == 1
+
+
+async def test_a_zone_too_slow_for_the_last_look_costs_neither_disk_nor_approval(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hold on the disk runs out, so what is looked at under it must not take as long."""
+    monkeypatch.setattr("snapshot_mcp.guard.calls.LOOK_SECONDS", 0.05)
+    disk = await bench.add_disk()
+    await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+    guard = bench.guard()
+    await approved(bench, last, guard)
+
+    async def stall(*_: Any) -> Any:
+        await anyio.sleep_forever()
+
+    async def stalled() -> None:
+        monkeypatch.setattr(bench.provider, "list_snapshots", stall, raising=False)
+
+    before_spending(monkeypatch, stalled)
+    with pytest.raises(Unavailable, match="too long"):
+        await guard.delete_snapshot(bench.zone, last.snapshot_id, nobody())
+    monkeypatch.delattr(bench.provider, "list_snapshots")
+    assert bench.destroyed == []
+    assert (await guard.delete_snapshot(bench.zone, last.snapshot_id, nobody())).status == "started"
