@@ -35,8 +35,7 @@ def build_zones(settings: Settings) -> Zones:
     factories: dict[str, Callable[[], Provider]] = {
         name: partial(_build_zone, settings, name) for name in settings.zones
     }
-    production = [name for name, zone in settings.zones.items() if zone.production]
-    return Zones(factories, default=settings.first_zone, production=production)
+    return Zones(factories, default=settings.first_zone, production=settings.production_zones)
 
 
 def build_guard(settings: Settings) -> Guard:

@@ -127,6 +127,18 @@ class Settings(_Table):
         zone = self.zones.get(name)
         return zone.folder if isinstance(zone, LocalZoneSettings) and zone.folder else self.home / "zones" / name
 
+    @property
+    def production_zones(self) -> frozenset[str]:
+        """Those that are marked so, under every name that leads to the same place."""
+        marked = {self._place(name) for name, zone in self.zones.items() if zone.production}
+        return frozenset(name for name in self.zones if self._place(name) in marked)
+
+    def _place(self, name: str) -> tuple[str, str]:
+        zone = self.zones[name]
+        if isinstance(zone, AnchCloudZoneSettings):
+            return zone.url.rstrip("/").casefold(), zone.zone or name
+        return "", str(self.zone_folder(name).resolve())
+
 
 def config_path(environ: Mapping[str, str]) -> Path:
     """Return where the settings file is, or would be."""
@@ -147,6 +159,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             raise SettingsError(f"{path}: zones.{name} has no provider.", hint='Add provider = "local" or "anchcloud".')
     if api := _api_zone(environ):
         name = environ[f"{PREFIX}ZONE"]
+        if isinstance(before := zones.get(name), dict) and "production" in before:
+            api["production"] = before["production"]
         zones[name] = api
         table.setdefault("default_zone", name)
     if not zones:

@@ -129,3 +129,25 @@ def test_a_wrong_variable_is_an_error_that_names_it(tmp_path: Path, variables: d
     with pytest.raises(SettingsError) as caught:
         load_settings(environ(tmp_path, **variables))
     assert expected in caught.value.message
+
+
+PRODUCTION = """
+[zones.prod]
+provider = "anchcloud"
+url = "https://api.example.com/"
+client_id = "key"
+client_secret = "hush"
+zone = "ac1"
+production = true
+"""
+
+
+def test_a_production_zone_is_one_under_every_name(tmp_path: Path) -> None:
+    """Neither a variable nor the zone that a call names is a way round (design.md, "Policy")."""
+    by_another_name = load_settings(environ(tmp_path, PRODUCTION, **API))
+    assert by_another_name.production_zones == {"prod", "ac1"}
+    by_its_own = load_settings(environ(tmp_path, PRODUCTION.replace("zones.prod", "zones.ac1"), **API))
+    assert by_its_own.production_zones == {"ac1"}
+    folder = f'provider = "local"\nfolder = "{tmp_path / "zone"}"\n'
+    twins = f"[zones.local]\n{folder}production = true\n[zones.twin]\n{folder}[zones.other]\nprovider = 'local'\n"
+    assert load_settings(environ(tmp_path, twins)).production_zones == {"local", "twin"}

@@ -38,10 +38,18 @@ class Planner:
         self._safety_wait_seconds = safety_wait_seconds
 
     async def look_at(
-        self, facts: DeletionFacts | RollbackFacts, decide: Callable[[dict[str, int]], Plan], keys: Sequence[str]
+        self,
+        facts: DeletionFacts | RollbackFacts,
+        decide: Callable[[dict[str, int]], Plan],
+        keys: Sequence[str],
+        spent: Plan | None,
     ) -> Look:
-        plan = decide(await in_thread(self._approvals.epochs, keys))
-        recent = await in_thread(self._approvals.deletions_last_hour)
+        """`spent`: the plan that a consent was just spent for, whose epochs and number in the hour were checked with that."""
+        if spent is not None:
+            plan, recent = decide(dict(zip(spent.targets, spent.epochs, strict=True))), 0
+        else:
+            plan = decide(await in_thread(self._approvals.epochs, keys))
+            recent = await in_thread(self._approvals.deletions_last_hour)
         return Look(plan, refuse(self._policy, plan, facts, self._clock.read().time, recent))
 
     def call(self, operation: Any, arguments: dict[str, Any], zone: Zone, client: Client) -> Call:
@@ -67,7 +75,7 @@ class Act:
     safety: SafetySnapshot | None = None
     zone: Zone
 
-    async def look(self) -> Look:
+    async def look(self, spent: Plan | None = None) -> Look:
         raise NotImplementedError
 
     async def start(self) -> Job:
@@ -94,10 +102,10 @@ class Deletion(Act):
         self._snapshot_id = snapshot_id
         self.call = planner.call("delete", {"snapshot_id": snapshot_id}, zone, client)
 
-    async def look(self) -> Look:
+    async def look(self, spent: Plan | None = None) -> Look:
         facts = await gather_deletion_facts(self.zone.provider, self.zone.name, self._snapshot_id)
         key = target_key(facts.location, self._snapshot_id)
-        return await self._planner.look_at(facts, lambda epochs: plan_deletion(facts, epochs), [key])
+        return await self._planner.look_at(facts, lambda epochs: plan_deletion(facts, epochs), [key], spent)
 
     async def start(self) -> Job:
         return await self.zone.provider.delete_snapshot(self._snapshot_id)
@@ -125,11 +133,11 @@ class Rollback(Act):
         arguments = {"snapshot_ids": tuple(sorted(snapshot_ids)), "safety_snapshot": safety_snapshot}
         self.call = planner.call("rollback", arguments, zone, client)
 
-    async def look(self) -> Look:
+    async def look(self, spent: Plan | None = None) -> Look:
         facts = await gather_rollback_facts(self.zone.provider, self.zone.name, self._snapshot_ids)
         keys = [target_key(facts.location, target.resource.id) for target in facts.targets]
         return await self._planner.look_at(
-            facts, lambda epochs: plan_rollback(facts, epochs, safety_snapshot=self._has_safety), keys
+            facts, lambda epochs: plan_rollback(facts, epochs, safety_snapshot=self._has_safety), keys, spent
         )
 
     async def start(self) -> Job:

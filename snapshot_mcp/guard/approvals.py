@@ -205,8 +205,23 @@ class Approvals:
                     " DO UPDATE SET epoch = epoch + 1, held_by = excluded.held_by, held_at = excluded.held_at",
                     (target, id_, moment_to_text(now)),
                 )
+            for disk in plan.disks:
+                connection.execute(
+                    "INSERT INTO targets (target, epoch, held_by, held_at) VALUES (?, 0, ?, ?) ON CONFLICT (target)"
+                    " DO UPDATE SET held_by = excluded.held_by, held_at = excluded.held_at",
+                    (disk, id_, moment_to_text(now)),
+                )
             self._move(connection, now, approval, replace(approval, state=State.SPENT, ended=now), "spent")
             return None
+
+    def jobs_on(self, disks: Iterable[str]) -> frozenset[str]:
+        """The jobs that consents were lately spent on for these disks; some may still run."""
+        wanted = set(disks)
+        with self._database.transaction() as connection:
+            now = self._clock.read()
+            rows = connection.execute("SELECT * FROM approvals WHERE state = 'spent' AND job_id != ''").fetchall()
+            spent = (one for one in map(read_row, rows) if _still_counts(one, now))
+            return frozenset(one.job_id for one in spent if wanted & set(one.plan.disks))
 
     def settle(self, id_: str, job_id: str) -> None:
         """The zone has accepted the change as `job_id`."""
@@ -220,8 +235,18 @@ class Approvals:
         """The zone refused for certain: nothing happened, and the consent is as before."""
         with self._writing() as (connection, now):
             approval = _get(connection, id_)
-            connection.execute("UPDATE targets SET epoch = epoch - 1 WHERE held_by = ?", (id_,))
+            for target in approval.plan.targets:
+                connection.execute(
+                    "UPDATE targets SET epoch = epoch - 1 WHERE held_by = ? AND target = ?", (id_, target)
+                )
             _release(connection, id_)
+            newer = self._open(connection, approval.call)
+            if newer and newer.state is State.PENDING:
+                self._move(connection, now, newer, _expired(newer, now, "an earlier approval holds again"), "expired")
+            elif newer:
+                # A person has agreed anew meanwhile; a call has one open approval.
+                self._record(connection, now, "not given back", approval, reason=reason)
+                return approval
             granted = replace(approval, state=State.GRANTED, ended=None)
             self._move(connection, now, approval, granted, "given back", reason=reason)
             return granted
@@ -357,11 +382,12 @@ class Approvals:
     ) -> SpendRefusal | None:
         if approval.state is not State.GRANTED:
             return SpendRefusal.NOT_GRANTED
-        for target, epoch in zip(plan.targets, plan.epochs, strict=True):
+        for target in {*plan.targets, *plan.disks}:
             row = connection.execute("SELECT * FROM targets WHERE target = ?", (target,)).fetchone()
             if row and row["held_by"] and not moment_from_text(row["held_at"]).is_over(now, HELD_SECONDS):
                 return SpendRefusal.HELD
-            if (row["epoch"] if row else 0) != epoch:
+        for target, epoch in zip(plan.targets, plan.epochs, strict=True):
+            if _epoch(connection, target) != epoch:
                 return SpendRefusal.MOVED
         if plan.loss.operation == "delete" and _deletions_last_hour(connection, now) >= deletions_per_hour:
             return SpendRefusal.TOO_MANY

@@ -31,7 +31,7 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard.acts import Act, Deletion, Look, Planner, Rollback
 from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.approvals import Approvals, SpendRefusal
+from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals, SpendRefusal
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock
 from snapshot_mcp.guard.errors import GuardBroken
@@ -67,6 +67,8 @@ DEFINITE_REFUSALS = (
 """Answers after which a change has not begun. All others leave it open, and the consent stays spent."""
 
 
+LOOK_SECONDS = HELD_SECONDS / 4
+"""The last look must be over, and the zone asked, while the disk is held."""
 PAGE_WAIT_SECONDS = 25.0
 """A call waits so long for a person on the page that it opened; hosts give up after 30 to 60 s."""
 PAGE_POLL_SECONDS = 0.5
@@ -121,7 +123,7 @@ class GuardedCalls:
                     return await self._wait_outside(act, look.plan, client, found)
                 case Approval(state=State.DENIED):
                     return self._declined(look.plan)
-                case Approval(state=State.SPENT) if await act.is_under_way(found):
+                case Approval(state=State.SPENT) if self._is_being_spent(found) or await act.is_under_way(found):
                     return self._under_way(look.plan, found)
             if act.call.is_strict or not client.can_ask:
                 opened = await in_thread(self._approvals.open, act.call, look.plan)
@@ -172,6 +174,25 @@ class GuardedCalls:
             if refusal:
                 return await self._not_spent(act, approval, plan, refusal)
             try:
+                with anyio.fail_after(LOOK_SECONDS):
+                    look = await self._look_again(act, plan)
+            except TimeoutError:
+                await in_thread(self._approvals.give_back, approval.id, "the zone was too slow")
+                raise Unavailable(
+                    "The zone took too long to say what would be lost now.", hint="Nothing was done."
+                ) from None
+            except BaseException as error:
+                reason = _reason(error) if isinstance(error, ZoneError) else type(error).__name__
+                granted = await in_thread(self._approvals.give_back, approval.id, reason)
+                if isinstance(error, ZoneError):
+                    error.hint = f"{error.hint} {_kept(granted, self._clock)}".strip()
+                raise
+            if look.refusal or not is_no_worse(look.plan, approval.plan):
+                granted = await in_thread(self._approvals.give_back, approval.id, "the plan changed meanwhile")
+                stale = await self._stale(act, granted, look)
+                assert stale is not None
+                return stale
+            try:
                 job = await act.start()
             except DEFINITE_REFUSALS as error:
                 granted = await in_thread(self._approvals.give_back, approval.id, _reason(error))
@@ -197,6 +218,26 @@ class GuardedCalls:
             safety_job_id=safety.job_id if safety else "",
             safety_snapshot_ids=safety.snapshot_ids if safety else (),
         )
+
+    async def _look_again(self, act: Act, plan: Plan) -> Look:
+        """The plan once no other call can change these disks. What others have begun on them must be over first: a job
+        that ends after this look would make it untrue."""
+        begun = await in_thread(self._approvals.jobs_on, plan.disks)
+        if begun:
+            for job in await act.zone.provider.list_unfinished_jobs():
+                if job.job_id in begun:
+                    raise ResourceBusy(
+                        f"Job {clean_text(job.job_id)}, which a person agreed to before, still changes the same disk.",
+                        hint="Nothing was done. Wait for it with wait_for_job.",
+                        job_id=job.job_id,
+                    )
+        return await act.look(plan)
+
+    def _is_being_spent(self, approval: Approval) -> bool:
+        """Whether a call is just asking the zone, which may refuse; a call that died counts as one for a while."""
+        if approval.job_id or approval.reason or approval.ended is None:
+            return False
+        return approval.ended.is_within(self._clock.read(), HELD_SECONDS)
 
     async def _not_spent(self, act: Act, approval: Approval, plan: Plan, refusal: SpendRefusal) -> GuardedOutcome:
         if refusal is SpendRefusal.MOVED:

@@ -130,6 +130,13 @@ class Plan(_Frozen):
         return tuple(target_key(self.loss.location, one.resource_id) for one in self.loss.overwrites)
 
     @property
+    def disks(self) -> tuple[str, ...]:
+        """What one call at a time may change: two deletions of one disk share its last good copy."""
+        if isinstance(self.loss, DeletionLoss):
+            return (target_key(self.loss.location, self.loss.resource_id),)
+        return self.targets
+
+    @property
     def epochs(self) -> tuple[int, ...]:
         """The epochs of `targets` that this plan was made at."""
         if isinstance(self.loss, DeletionLoss):

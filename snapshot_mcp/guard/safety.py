@@ -66,6 +66,7 @@ class SafetySnapshot:
                 return SafetyState(is_running=True)
             approval = started
         finished_at: datetime | None = None
+        made: set[str] = set()
         if approval.safety.job_id:
             try:
                 job = (await self._zone.watcher.wait([approval.safety.job_id], self._wait_seconds, self._on_progress))[
@@ -79,7 +80,8 @@ class SafetySnapshot:
                 why = clean_text(job.reason, MESSAGE_CHARACTERS) or "the zone gives no reason"
                 return await self._failed(approval, f"it failed ({why}).")
             finished_at = job.finished_time
-        return await self._verified(approval, finished_at)
+            made = set(job.resource_ids) - set(_resource_ids(approval))
+        return await self._verified(approval, finished_at, made)
 
     async def _start(self, approval: Approval) -> Approval | None:
         """Start it, or adopt what a dead process started; None while another call is at it."""
@@ -116,8 +118,12 @@ class SafetySnapshot:
                 return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
         return await in_thread(self._approvals.start_safety, approval.id, "", tuple(sorted(ids)))
 
-    async def _verified(self, approval: Approval, finished_at: datetime | None) -> SafetyState:
-        """Whether what was taken is a way back for every disk, and recent enough to be one."""
+    async def _verified(self, approval: Approval, finished_at: datetime | None, made: set[str]) -> SafetyState:
+        """Whether what was taken is a way back for every disk, and recent enough to be one.
+
+        By then its name is no secret, and names can be changed: so it must also be one that the job made (as far as the
+        zone says), the one that was seen before, and none that was there when the person was asked.
+        """
         found = await self._named(approval.safety.name)
         wanted = set(_resource_ids(approval))
         sound = [one for one in found if one.is_available and not one.is_damaged]
@@ -125,10 +131,14 @@ class SafetySnapshot:
         names_resources = all(one.resource.resource_id for one in sound)
         if len(sound) != len(wanted) or (names_resources and covered != wanted):
             return await self._failed(approval, "it is not available, or not sound.")
+        found_ids = {one.snapshot_id for one in sound}
+        older = {id_ for head in approval.plan.heads for id_ in head.known}
+        if found_ids & older or not found_ids <= (set(approval.safety.snapshot_ids) or made or found_ids):
+            return await self._failed(approval, "another snapshot bears its name.")
         finished_at = finished_at or max((one.create_time for one in sound if one.create_time), default=None)
         if finished_at and self._clock.read().wall - finished_at.timestamp() >= FRESH_SECONDS:
             return await self._failed(approval, "it is too old by now to be a way back to the present content.")
-        ids = tuple(sorted(one.snapshot_id for one in sound))
+        ids = tuple(sorted(found_ids))
         if approval.safety.snapshot_ids != ids:
             approval = await in_thread(self._approvals.finish_safety, approval.id, ids)
         return SafetyState(is_there=True, job_id=approval.safety.job_id, snapshot_ids=ids)

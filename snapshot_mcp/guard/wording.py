@@ -14,6 +14,13 @@ KEEP = "keep"
 DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""
 
+ANSWERS = frozenset(
+    f"{KEEP} delete rollback y yes ok okay true agree accept approve confirm proceed"
+    " n no nope not none nothing never false cancel stop abort quit exit decline deny reject dont skip back help here"
+    " keepit keepall keepeverything".split()
+)
+"""What a person may type without meaning a disk of that name: who types “no” must not agree by it."""
+
 SHOWN_IN_QUESTION = 3
 """First and last ones of a long list; the rest is counted. Keeps a question within 12 lines."""
 
@@ -226,7 +233,8 @@ def _typeable_name(loss: DeletionLoss | RollbackLoss) -> str:
     else:
         name, id_ = loss.overwrites[0].resource_name, loss.overwrites[0].resource_id
     is_plain = name.isprintable() and name.isascii() and clean_text(name) == name and len(name) <= TYPEABLE_CHARACTERS
-    is_word = name.casefold() in {KEEP, *DESTROY.values(), "yes", "ok", "true"}
+    letters = "".join(one for one in name.casefold() if one.isalnum())
+    is_word = letters in {"", *ANSWERS}
     return name if name and is_plain and not is_word else id_
 
 

@@ -267,6 +267,12 @@ async def test_a_host_that_says_it_can_ask_and_answers_by_itself(
     assert status_of(result)[0] == "needs_approval"
 
 
+async def test_a_production_zone_by_its_other_name(siege: Siege, unharmed: None) -> None:
+    siege.production = True
+    result = await siege.delete(reply=says({"answer": "delete"}), zone="twin")
+    assert status_of(result)[0] == "needs_approval"
+
+
 async def test_an_unproven_approval_where_a_human_is_required(siege: Siege, unharmed: None) -> None:
     siege.rules = 'consent = "human"'
     approval_id = await siege.pending()

@@ -311,7 +311,8 @@ def test_a_name_that_imitates_the_question_stays_one_quoted_name() -> None:
 
 
 def test_a_name_that_cannot_be_typed_or_is_a_word_is_replaced_by_the_id() -> None:
-    for name in ("", "keep", "Delete", "roll back", "bü\u200bro", "a" * 100, "two\nlines"):
+    words = ("keep", "Delete", "roll back", "no", "No.", "cancel", "'keep'", "KEEP!", "...", "don't")
+    for name in ("", *words, "bü\u200bro", "a" * 100, "two\nlines"):
         points = (
             snapshot(0, None).model_copy(update={"resource": RESOURCE.model_copy(update={"resource_name": name})}),
         )

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from snapshot_mcp.contract.errors import OutcomeUnknown, ResourceBusy, StorageFull
-from snapshot_mcp.contract.models import Job, Snapshot, Volume
+from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate, Volume
 from snapshot_mcp.guard import GuardedOutcome
 from tests.guard.conftest import Bench, Person, agrees, nobody, scribble
 
@@ -230,3 +230,24 @@ async def test_the_person_hears_how_far_it_is(bench: Bench) -> None:
     await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]), on_progress=tell)
     assert heard
     assert isinstance(await bench.add_disk("another"), Volume)
+
+
+@pytest.mark.parametrize("which", ["older", "newer"])
+async def test_another_snapshot_given_its_name_meanwhile_is_no_way_back(bench: Bench, which: str) -> None:
+    """Anybody may rename; while it is taken its name is there to read."""
+    disk, full = await prepared(bench)
+    guard = bench.guard(safety_wait_seconds=0.05)
+    pending = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    await guard.approve(pending.approval_id, None)
+    bench.provider.is_slow = True
+    running = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert running.status == "safety_running"
+    bench.provider.is_slow = False
+    await bench.finish(running.safety_job_id)
+    (taken,) = await safeties(bench)
+    other = full if which == "older" else await bench.back_up(disk, "newer")
+    await bench.provider.update_snapshot(taken.snapshot_id, SnapshotUpdate(snapshot_name="junk"))
+    await bench.provider.update_snapshot(other.snapshot_id, SnapshotUpdate(snapshot_name=taken.snapshot_name))
+    outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert (outcome.status, "another snapshot bears its name" in outcome.message) == ("refused", True)
+    assert bench.destroyed == []
