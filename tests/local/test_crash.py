@@ -184,6 +184,30 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     assert (await here.check()).is_clean
 
 
+async def test_a_half_restored_disk_stays_so_when_a_later_roll_back_fails_before_it(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk is "unchanged" by a job that never reached it; that does not make it whole."""
+    from snapshot_mcp.providers.local import restore
+
+    image, other = make_image(tmp_path / "disk.img"), make_image(tmp_path / "other.img", seed=5)
+    volumes = [await here.add_resource(one) for one in (image, other)]
+    created = await succeed(here, await here.create_snapshots([one.id for one in volumes], "both"))
+    of_image, of_other = created.resource_ids
+    change(image, MIB, count=1), change(other, MIB, count=1)
+
+    def fails(fd: int, data: bytes, offset: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restore, "write_at", fails)
+        await finish(here, await here.apply_snapshots([of_other]))
+        job = await finish(here, await here.apply_snapshots([of_image, of_other]))
+    assert job.details["resources"] == {volumes[0].id: "incomplete", volumes[1].id: "incomplete"}
+    found = {one.id: one.status for one in (await here.list_volumes(ResourceFilter())).items}
+    assert found == {volumes[0].id: "pending", volumes[1].id: "pending"}
+
+
 async def test_four_processes_on_one_home_run_every_job_once(local_zone: LocalZone, tmp_path: Path) -> None:
     """Must show 7: several servers on one home, each creating and waiting at once."""
     script = textwrap.dedent("""
