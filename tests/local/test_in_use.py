@@ -86,6 +86,31 @@ async def test_a_loop_device_is_named(mode: str, local_zone: LocalZone, tmp_path
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
+@needs_root
+async def test_a_loop_device_is_seen_through_another_name_of_the_file(local_zone: LocalZone, tmp_path: Path) -> None:
+    """A hard link is the same disk; and a name that is no UTF-8, of any loop device, hinders nobody."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    other_name = os.fsencode(tmp_path) + b"/caf\xe9.img"
+    os.link(image, other_name)
+    command = [b"losetup", b"--find", b"--show", b"--read-only", other_name]
+    device = subprocess.run(command, check=True, capture_output=True).stdout.decode().strip()
+    try:
+        with pytest.raises(ResourceBusy, match=f"loop device {device} sits on it"):
+            await local_zone.apply_snapshots([snapshot_id])
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+async def test_a_holder_whose_name_is_no_text_is_named_all_the_same(local_zone: LocalZone, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    code = f"open('/proc/self/comm', 'wb').write(b'caf\\xe9'); f = os.open({str(image)!r}, os.O_RDWR)"
+    with holder(code) as process, pytest.raises(ResourceBusy, match=rf"process {process.pid} \(caf.*for writing"):
+        await local_zone.create_snapshots([volume.id], "mixture")
+
+
 async def test_a_mere_reader_prevents_nothing(local_zone: LocalZone, tmp_path: Path) -> None:
     """Somebody who only reads (a checksum, an indexer) is no use of the disk; what was written is compared afterwards."""
     image = make_image(tmp_path / "disk.img")

@@ -266,7 +266,7 @@ def describe_holders(path: Path, *, writers_only: bool = False) -> str:
 def _loop_devices(path: Path) -> Iterator[str]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if Path(backing.read_text().rstrip("\n")) == path.resolve():
+            if path.samefile(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))):
                 device = f"/dev/{backing.parts[3]}"
                 where = next((line.split()[1] for line in _lines("/proc/mounts") if line.split()[0] == device), "")
                 yield f"loop device {device} sits on it" + (f", mounted at {where}" if where else "")
@@ -311,7 +311,8 @@ def _process(pid: str) -> str:
 
 
 def _lines(path: str | Path) -> list[str]:
+    """The lines of one of the kernel's files; names of files and processes in them are bytes, not always UTF-8."""
     try:
-        return Path(path).read_text().splitlines()
+        return os.fsdecode(Path(path).read_bytes()).splitlines()
     except OSError:
         return []
