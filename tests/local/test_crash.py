@@ -15,6 +15,7 @@ import pytest
 from snapshot_mcp.contract.models import Job, ResourceFilter
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.worker import _take_lock
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
@@ -274,3 +275,57 @@ async def test_kill_nine_at_a_hundred_random_moments(local_zone: LocalZone, tmp_
     for snapshot_id, content in contents.items():
         await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))
         assert image.read_bytes() == content, outcomes
+
+
+async def test_a_worker_that_meets_an_error_of_its_own_keeps_its_lock_to_the_end(zone_folder: Path) -> None:
+    """Its jobs' threads may run for a while still; another worker beside them would run the same jobs twice."""
+    script = textwrap.dedent("""
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        from snapshot_mcp.providers.local import worker
+        def serve(self):
+            ThreadPoolExecutor(1).submit(__import__("time").sleep, 3)
+            raise RuntimeError("a bug")
+        worker._Worker.serve = serve
+        lock = worker._take_lock(Path(sys.argv[1]))
+        print(flush=True)
+        worker.main(sys.argv[1], str(lock))
+    """)
+    Catalogue(zone_folder).close()
+    command = [sys.executable, "-c", script, str(zone_folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dying:
+        assert dying.stdout is not None
+        dying.stdout.readline()
+        with anyio.fail_after(10):
+            while (lock := _take_lock(zone_folder)) is None:
+                await anyio.sleep(0.005)
+        os.close(lock)
+        assert dying.wait(1) == 1
+
+
+async def test_a_full_catalogue_ends_no_job_that_runs(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job waits; the worker and what it carries out go on."""
+    import sqlite3
+
+    from snapshot_mcp.providers.local import worker
+
+    failures = 3
+    take = worker._Worker._take
+
+    def full(self: worker._Worker) -> str | None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise sqlite3.OperationalError("database or disk is full")
+        return take(self)
+
+    monkeypatch.setattr(worker._Worker, "_take", full)
+    monkeypatch.setattr(worker, "RETRY_SECONDS", 0.01)
+    volume = await here.add_resource(make_image(tmp_path / "disk.img"))
+    await back_up(here, volume.id)
+    await back_up(here, volume.id)
+    await back_up(here, volume.id)
+    assert failures < 0
