@@ -329,3 +329,23 @@ async def test_a_full_catalogue_ends_no_job_that_runs(
     await back_up(here, volume.id)
     await back_up(here, volume.id)
     assert failures < 0
+
+
+async def test_an_export_that_the_catalogue_did_not_take_leaves_no_file(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing names the file, so nothing would ever free its space."""
+    import sqlite3
+
+    from snapshot_mcp.providers.local.work import export
+
+    volume = await here.add_resource(make_image(tmp_path / "disk.img"))
+    snapshot_id = await back_up(here, volume.id)
+
+    def fails(*arguments: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(export, "insert_resource", fails)
+    job = await finish(here, await here.create_volume(snapshot_id, "copy"))
+    assert job.status == "failed"
+    assert list((here.folder / "volumes").iterdir()) == []
