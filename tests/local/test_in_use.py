@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -250,3 +251,29 @@ def test_a_lock_of_our_own_is_given_back(tmp_path: Path) -> None:
             pass
     with image.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@needs_root
+def test_a_file_of_another_user_is_not_taken_for_unused(tmp_path: Path) -> None:
+    """The system answers its owner only: to anyone else a disk that is being written looks as one that is not."""
+    image = make_image(tmp_path / "disk.img")
+    for path in (image, *list(image.parents)[:3]):
+        path.chmod(0o777)
+    code = f"""
+        import os
+        from snapshot_mcp.contract.errors import NotUsable
+        from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget
+        os.setgid(65534), os.setuid(65534)
+        for opened in (CaptureSource, RollbackTarget):
+            try:
+                opened({str(image)!r}, "volume x").close()
+            except NotUsable as refusal:
+                print(refusal)
+        with CaptureSource({str(image)!r}, "volume x", allow_fuzzy=True) as source:
+            print(source.consistency)
+    """
+    with holder(f"f = os.open({str(image)!r}, os.O_RDWR)"):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert ["only its owner may ask" in line for line in lines] == [True, True, False]
+    assert lines[2] == "fuzzy"

@@ -132,7 +132,8 @@ class ReadLease:
     given up. `kind` is "unchanged" where the lease could be had, "fuzzy" where the system has none: then size, mtime
     and ctime before and after are compared, which proves nothing.
 
-    Raises DiskInUse when somebody has the file open for writing.
+    Raises DiskInUse when somebody has the file open for writing, and PermissionError when the file is another user's, who
+    alone may ask the system that.
     """
 
     PATIENCE_SECONDS: Final = 10.0
@@ -152,6 +153,8 @@ class ReadLease:
         except OSError as error:
             if error.errno == errno.EAGAIN and not allow_in_use:
                 raise DiskInUse(describe_holders(path, writers_only=True)) from None
+            if error.errno == errno.EACCES and not allow_in_use:
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +221,10 @@ class WriteHold:
 
     @staticmethod
     def refuse_writers(reader: int, path: Path) -> None:
-        """Raise DiskInUse if somebody can write to the file; to be asked before it is opened for writing here."""
+        """Raise DiskInUse if somebody can write to the file; to be asked before it is opened for writing here.
+
+        Raises PermissionError as `ReadLease` does.
+        """
         if not HAS_LEASE:
             return
         try:
@@ -227,6 +233,8 @@ class WriteHold:
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 raise DiskInUse(describe_holders(path)) from None
+            if error.errno == errno.EACCES:
+                raise
 
     def _lease(self) -> bool:
         for attempt in range(self.TRIES):
