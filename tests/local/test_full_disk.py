@@ -92,8 +92,7 @@ def test_a_transaction_without_room_says_so_and_leaves_the_catalogue_usable(smal
     with Catalogue(small_disk / "zone") as catalogue:
         filler = fill(small_disk)
         with pytest.raises(sqlite3.OperationalError, match="full"), catalogue.transaction() as db:
-            for number in range(2):
-                db.execute("INSERT INTO images VALUES (?, ?, '', '', 0)", (str(number), "n" * 8 * MIB))
+            db.executemany("INSERT INTO images VALUES (?, ?, '', '', 0)", [(one, "n" * 8 * MIB) for one in "ab"])
         filler.unlink()
         with catalogue.transaction() as db:
             db.execute("DELETE FROM images")
