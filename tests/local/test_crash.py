@@ -15,6 +15,7 @@ import pytest
 from snapshot_mcp.contract.models import Job, ResourceFilter
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.worker import _take_lock
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
@@ -184,6 +185,30 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     assert (await here.check()).is_clean
 
 
+async def test_a_half_restored_disk_stays_so_when_a_later_roll_back_fails_before_it(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk is "unchanged" by a job that never reached it; that does not make it whole."""
+    from snapshot_mcp.providers.local import restore
+
+    image, other = make_image(tmp_path / "disk.img"), make_image(tmp_path / "other.img", seed=5)
+    volumes = [await here.add_resource(one) for one in (image, other)]
+    created = await succeed(here, await here.create_snapshots([one.id for one in volumes], "both"))
+    of_image, of_other = created.resource_ids
+    change(image, MIB, count=1), change(other, MIB, count=1)
+
+    def fails(fd: int, data: bytes, offset: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restore, "write_at", fails)
+        await finish(here, await here.apply_snapshots([of_other]))
+        job = await finish(here, await here.apply_snapshots([of_image, of_other]))
+    assert job.details["resources"] == {volumes[0].id: "incomplete", volumes[1].id: "incomplete"}
+    found = {one.id: one.status for one in (await here.list_volumes(ResourceFilter())).items}
+    assert found == {volumes[0].id: "pending", volumes[1].id: "pending"}
+
+
 async def test_four_processes_on_one_home_run_every_job_once(local_zone: LocalZone, tmp_path: Path) -> None:
     """Must show 7: several servers on one home, each creating and waiting at once."""
     script = textwrap.dedent("""
@@ -250,3 +275,77 @@ async def test_kill_nine_at_a_hundred_random_moments(local_zone: LocalZone, tmp_
     for snapshot_id, content in contents.items():
         await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))
         assert image.read_bytes() == content, outcomes
+
+
+async def test_a_worker_that_meets_an_error_of_its_own_keeps_its_lock_to_the_end(zone_folder: Path) -> None:
+    """Its jobs' threads may run for a while still; another worker beside them would run the same jobs twice."""
+    script = textwrap.dedent("""
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        from snapshot_mcp.providers.local import worker
+        def serve(self):
+            ThreadPoolExecutor(1).submit(__import__("time").sleep, 3)
+            raise RuntimeError("a bug")
+        worker._Worker.serve = serve
+        lock = worker._take_lock(Path(sys.argv[1]))
+        print(flush=True)
+        worker.main(sys.argv[1], str(lock))
+    """)
+    Catalogue(zone_folder).close()
+    command = [sys.executable, "-c", script, str(zone_folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dying:
+        assert dying.stdout is not None
+        dying.stdout.readline()
+        with anyio.fail_after(10):
+            while (lock := _take_lock(zone_folder)) is None:
+                await anyio.sleep(0.005)
+        os.close(lock)
+        assert dying.wait(1) == 1
+
+
+async def test_a_full_catalogue_ends_no_job_that_runs(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next job waits; the worker and what it carries out go on."""
+    import sqlite3
+
+    from snapshot_mcp.providers.local import worker
+
+    failures = 3
+    take = worker._Worker._take
+
+    def full(self: worker._Worker) -> str | None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise sqlite3.OperationalError("database or disk is full")
+        return take(self)
+
+    monkeypatch.setattr(worker._Worker, "_take", full)
+    monkeypatch.setattr(worker, "RETRY_SECONDS", 0.01)
+    volume = await here.add_resource(make_image(tmp_path / "disk.img"))
+    await back_up(here, volume.id)
+    await back_up(here, volume.id)
+    await back_up(here, volume.id)
+    assert failures < 0
+
+
+async def test_an_export_that_the_catalogue_did_not_take_leaves_no_file(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing names the file, so nothing would ever free its space."""
+    import sqlite3
+
+    from snapshot_mcp.providers.local.work import export
+
+    volume = await here.add_resource(make_image(tmp_path / "disk.img"))
+    snapshot_id = await back_up(here, volume.id)
+
+    def fails(*arguments: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(export, "insert_resource", fails)
+    job = await finish(here, await here.create_volume(snapshot_id, "copy"))
+    assert job.status == "failed"
+    assert list((here.folder / "volumes").iterdir()) == []

@@ -6,8 +6,9 @@ import pytest
 
 from snapshot_mcp.contract.errors import Damaged
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.snapshot_file.format import PLACE
-from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
+from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE, hash_of
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile, unpack_places
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed
 
 pytestmark = pytest.mark.anyio
@@ -141,6 +142,28 @@ async def test_another_file_cannot_stand_in_for_the_parent(local_zone: LocalZone
     file_of(local_zone, full).write_bytes(forged)
     with pytest.raises(Damaged, match=full):
         Chain(local_zone.folder / "snapshots", child)
+
+
+async def test_a_check_tells_a_parent_that_verifies_and_is_another_file(local_zone: LocalZone, tmp_path: Path) -> None:
+    """As long as the right one and whole in itself; yet nothing that builds on it can be restored."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    full = await back_up(local_zone, volume.id)
+    await back_up(local_zone, volume.id)
+    change(image, MIB)
+    twin = await back_up(local_zone, volume.id, is_full=True)
+    with SnapshotFile(local_zone.folder / "snapshots", twin) as file:
+        header = file.header.model_copy(update={"snapshot_id": full, "chain": (full,)})
+        body = file.header.model_dump_json().encode()
+    new_body = header.model_dump_json().encode()
+    forged = file_of(local_zone, twin).read_bytes()
+    forged = forged.replace(body + hash_of(body), new_body + hash_of(new_body))
+    file_of(local_zone, full).write_bytes(forged)
+    with Catalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
+        db.execute("UPDATE snapshots SET size_bytes = ? WHERE snapshot_id = ?", (len(forged), full))
+    for _ in range(2):
+        assert [finding.subject for finding in (await local_zone.check()).findings] == [full]
+        assert (await get(local_zone, full)).is_damaged == 1
 
 
 async def test_a_file_without_a_row_is_said_and_left_alone(local_zone: LocalZone, tmp_path: Path) -> None:

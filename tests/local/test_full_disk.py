@@ -1,6 +1,7 @@
 """No room left: a clear error, and nothing lost (issue "A real disk", bad input)."""
 
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from snapshot_mcp.contract.models import ResourceFilter
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.catalogue import Catalogue
 from tests.disks import MIB, back_up, finish, ids, make_image, succeed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")]
@@ -83,3 +85,14 @@ async def test_a_roll_back_without_room_changes_no_byte(small_disk: Path, local_
     filler.unlink()
     await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))
     assert image.read_bytes() == before
+
+
+def test_a_transaction_without_room_says_so_and_leaves_the_catalogue_usable(small_disk: Path) -> None:
+    """SQLite rolls back by itself when it has no room; rolling back again hid the reason."""
+    with Catalogue(small_disk / "zone") as catalogue:
+        filler = fill(small_disk)
+        with pytest.raises(sqlite3.OperationalError, match="full"), catalogue.transaction() as db:
+            db.executemany("INSERT INTO images VALUES (?, ?, '', '', 0)", [(one, "n" * 8 * MIB) for one in "ab"])
+        filler.unlink()
+        with catalogue.transaction() as db:
+            db.execute("DELETE FROM images")

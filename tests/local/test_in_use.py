@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,31 @@ async def test_a_loop_device_is_named(mode: str, local_zone: LocalZone, tmp_path
             await local_zone.apply_snapshots([snapshot_id])
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@needs_root
+async def test_a_loop_device_is_seen_through_another_name_of_the_file(local_zone: LocalZone, tmp_path: Path) -> None:
+    """A hard link is the same disk; and a name that is no UTF-8, of any loop device, hinders nobody."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    other_name = os.fsencode(tmp_path) + b"/caf\xe9.img"
+    os.link(image, other_name)
+    command = [b"losetup", b"--find", b"--show", b"--read-only", other_name]
+    device = subprocess.run(command, check=True, capture_output=True).stdout.decode().strip()
+    try:
+        with pytest.raises(ResourceBusy, match=f"loop device {device} sits on it"):
+            await local_zone.apply_snapshots([snapshot_id])
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+async def test_a_holder_whose_name_is_no_text_is_named_all_the_same(local_zone: LocalZone, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    code = f"open('/proc/self/comm', 'wb').write(b'caf\\xe9'); f = os.open({str(image)!r}, os.O_RDWR)"
+    with holder(code) as process, pytest.raises(ResourceBusy, match=rf"process {process.pid} \(caf.*for writing"):
+        await local_zone.create_snapshots([volume.id], "mixture")
 
 
 async def test_a_mere_reader_prevents_nothing(local_zone: LocalZone, tmp_path: Path) -> None:
@@ -225,3 +251,29 @@ def test_a_lock_of_our_own_is_given_back(tmp_path: Path) -> None:
             pass
     with image.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@needs_root
+def test_a_file_of_another_user_is_not_taken_for_unused(tmp_path: Path) -> None:
+    """The system answers its owner only: to anyone else a disk that is being written looks as one that is not."""
+    image = make_image(tmp_path / "disk.img")
+    for path in (image, *list(image.parents)[:3]):
+        path.chmod(0o777)
+    code = f"""
+        import os
+        from snapshot_mcp.contract.errors import NotUsable
+        from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget
+        os.setgid(65534), os.setuid(65534)
+        for opened in (CaptureSource, RollbackTarget):
+            try:
+                opened({str(image)!r}, "volume x").close()
+            except NotUsable as refusal:
+                print(refusal)
+        with CaptureSource({str(image)!r}, "volume x", allow_fuzzy=True) as source:
+            print(source.consistency)
+    """
+    with holder(f"f = os.open({str(image)!r}, os.O_RDWR)"):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert ["only its owner may ask" in line for line in lines] == [True, True, False]
+    assert lines[2] == "fuzzy"

@@ -199,3 +199,24 @@ async def test_the_job_of_a_failed_create_says_why_and_its_snapshot_ceases(here:
 
 def _broken_read(fd: int, length: int, offset: int) -> bytes:
     raise OSError(5, "Input/output error")
+
+
+async def test_empty_room_costs_a_roll_back_and_an_export_little(local_zone: LocalZone, tmp_path: Path) -> None:
+    """engine_notes.md: a mostly empty volume costs nothing. 96 GiB, chunk by chunk, would take half a minute."""
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(96 << 30)
+        file.write(b"beginning")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    with image.open("r+b") as file:
+        file.write(b"overwritten")
+        file.seek(50 << 30)
+        file.write(b"to go")
+    await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]), timeout_seconds=10)
+    exported = await succeed(local_zone, await local_zone.create_volume(snapshot_id, "copy"), timeout_seconds=10)
+    for path in (image, Path(exported.details["path"])):
+        with path.open("rb") as file:
+            assert file.read(11) == b"beginning\0\0"
+            file.seek(50 << 30)
+            assert file.read(5) == bytes(5)

@@ -170,7 +170,8 @@ class Catalogue:
         try:
             yield self.db
         except BaseException:
-            self.db.execute("ROLLBACK")
+            if self.db.in_transaction:  # SQLite itself rolls back when there is no room
+                self.db.execute("ROLLBACK")
             raise
         self.db.execute("COMMIT")
 

@@ -55,12 +55,15 @@ def check(catalogue: Catalogue, advance: Advance) -> CheckReport:
     total = sum(row["size_bytes"] for row in rows)
     done = 0
     findings = list(_check_catalogue(catalogue))
+    damaged: set[str] = set()
     for row in rows:
-        found = _check_snapshot(folder, row)
+        found = [one for one in _check_snapshot(folder, row) if one.subject not in damaged]
         if found and _is_gone(catalogue, row["snapshot_id"]):
             continue
+        damaged.update(one.subject for one in found)
         with catalogue.transaction():
-            catalogue.mark_damaged(row["snapshot_id"], is_damaged=bool(found))
+            for snapshot_id in {row["snapshot_id"], *(one.subject for one in found)}:
+                catalogue.mark_damaged(snapshot_id, is_damaged=snapshot_id in damaged)
         findings += found
         done += row["size_bytes"]
         advance(done, total)
@@ -74,7 +77,7 @@ def _is_gone(catalogue: Catalogue, snapshot_id: str) -> bool:
 
 
 def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
-    """Its own bytes, its place in the chain, and what the catalogue says of it."""
+    """Its own bytes, its place in the chain, and what the catalogue says of it; a finding may be of an ancestor."""
     snapshot_id = row["snapshot_id"]
     try:
         with Chain(folder, snapshot_id) as chain:
@@ -91,9 +94,7 @@ def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
             for _ in in_order(lambda region: _check_region(chain, region), range(header.region_count)):
                 pass
     except DamagedFile as error:
-        if error.snapshot_id != snapshot_id:
-            return []
-        return [Finding(snapshot_id, error.message, is_damage=True)]
+        return [Finding(error.snapshot_id, error.message, is_damage=True)]
     return []
 
 

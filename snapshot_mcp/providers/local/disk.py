@@ -74,6 +74,13 @@ class OpenDisk:
             os.close(self.fd)
             self.fd = -1
 
+    def _not_the_owner(self, otherwise: str = "") -> NotUsable:
+        return NotUsable(
+            f"Whether a program writes to the file of {self.label}, {clean_text(self.path, 400)!r}, cannot be told: only"
+            " its owner may ask the system for that.",
+            hint=f"Run snapshot-mcp as the file's owner, or make its user the owner.{otherwise}",
+        )
+
 
 class CaptureSource(OpenDisk):
     """A disk whose content is read as of one moment; `consistency` says what proves that.
@@ -100,6 +107,9 @@ class CaptureSource(OpenDisk):
                 f"{label} is in use, so a copy of it would be a mixture of states: {clean_text(error, 400)}.",
                 hint="Stop what writes to it (shut the machine down, unmount, detach the loop device) and try again.",
             ) from None
+        except PermissionError:
+            self.close()
+            raise self._not_the_owner(" Or set `allow_fuzzy`, for copies that may be mixtures.") from None
         except BaseException:
             self.close()
             raise
@@ -131,6 +141,7 @@ class RollbackTarget(OpenDisk):
 
     def __init__(self, path: str, label: str) -> None:
         self._hold: WriteHold | None = None
+        self.path, self.label = Path(path), label
         try:
             with OpenDisk(path, label, os.O_RDONLY) as reader:
                 WriteHold.refuse_writers(reader.fd, reader.path)
@@ -142,6 +153,9 @@ class RollbackTarget(OpenDisk):
                 f"{label} is in use, so it cannot be rolled back: {clean_text(error, 400)}.",
                 hint="Stop what uses it (shut the machine down, unmount, detach the loop device) and try again.",
             ) from None
+        except PermissionError:
+            self.close()
+            raise self._not_the_owner() from None
         except BaseException:
             self.close()
             raise

@@ -132,7 +132,8 @@ class ReadLease:
     given up. `kind` is "unchanged" where the lease could be had, "fuzzy" where the system has none: then size, mtime
     and ctime before and after are compared, which proves nothing.
 
-    Raises DiskInUse when somebody has the file open for writing.
+    Raises DiskInUse when somebody has the file open for writing, and PermissionError when the file is another user's, who
+    alone may ask the system that.
     """
 
     PATIENCE_SECONDS: Final = 10.0
@@ -152,6 +153,8 @@ class ReadLease:
         except OSError as error:
             if error.errno == errno.EAGAIN and not allow_in_use:
                 raise DiskInUse(describe_holders(path, writers_only=True)) from None
+            if error.errno == errno.EACCES and not allow_in_use:
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +221,10 @@ class WriteHold:
 
     @staticmethod
     def refuse_writers(reader: int, path: Path) -> None:
-        """Raise DiskInUse if somebody can write to the file; to be asked before it is opened for writing here."""
+        """Raise DiskInUse if somebody can write to the file; to be asked before it is opened for writing here.
+
+        Raises PermissionError as `ReadLease` does.
+        """
         if not HAS_LEASE:
             return
         try:
@@ -227,6 +233,8 @@ class WriteHold:
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 raise DiskInUse(describe_holders(path)) from None
+            if error.errno == errno.EACCES:
+                raise
 
     def _lease(self) -> bool:
         for attempt in range(self.TRIES):
@@ -266,7 +274,7 @@ def describe_holders(path: Path, *, writers_only: bool = False) -> str:
 def _loop_devices(path: Path) -> Iterator[str]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            if Path(backing.read_text().rstrip("\n")) == path.resolve():
+            if path.samefile(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))):
                 device = f"/dev/{backing.parts[3]}"
                 where = next((line.split()[1] for line in _lines("/proc/mounts") if line.split()[0] == device), "")
                 yield f"loop device {device} sits on it" + (f", mounted at {where}" if where else "")
@@ -311,7 +319,8 @@ def _process(pid: str) -> str:
 
 
 def _lines(path: str | Path) -> list[str]:
+    """The lines of one of the kernel's files; names of files and processes in them are bytes, not always UTF-8."""
     try:
-        return Path(path).read_text().splitlines()
+        return os.fsdecode(Path(path).read_bytes()).splitlines()
     except OSError:
         return []

@@ -18,7 +18,7 @@ from snapshot_mcp.providers.local.capture import (
     read_exactly,
 )
 from snapshot_mcp.providers.local.platform import data_extents, reserve, write_at, write_zeros
-from snapshot_mcp.providers.local.snapshot_file.format import PLACE, Place, hash_of
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
 
@@ -28,6 +28,10 @@ class Window(NamedTuple):
     start: int
     end: int
     places: bytes
+
+    @property
+    def is_empty(self) -> bool:
+        return self.places == ZERO_PLACE * (len(self.places) // PLACE.size)
 
 
 class Differences:
@@ -46,15 +50,23 @@ class Differences:
     def __contains__(self, offset: int) -> bool:
         return bool(self.flags[offset // self.chunk_size])
 
+    def windows(self, chain: Chain) -> Iterator[Window]:
+        """The windows in which something differs."""
+        for window in windows(chain):
+            first, last = window.start // self.chunk_size, -(-window.end // self.chunk_size)
+            if self.flags.find(1, first, last) >= 0:
+                yield window
+
 
 def windows(chain: Chain) -> Iterator[Window]:
-    """The whole volume, region by region."""
+    """The whole volume, region by region; a region of nothing but zeros is one window, so that empty room costs little."""
     header = chain.header
-    size = max(WINDOW_SIZE, header.chunk_size)
     for region in range(header.region_count):
         start = region * header.region_size
         end = min(start + header.region_size, header.virtual_size_bytes)
         places = chain.places(region)
+        is_empty = chain.region_place(region) == ZERO_PLACE
+        size = header.region_size if is_empty else max(WINDOW_SIZE, header.chunk_size)
         for at in range(start, end, size):
             first = (at - start) // header.chunk_size * PLACE.size
             last = (at + size - start) // header.chunk_size * PLACE.size
@@ -87,6 +99,8 @@ def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
     def look(window: Window) -> list[tuple[int, int]]:
         with_data = set(chunks_with_data(fd, window.start, window.end, chain.header.chunk_size))
         differing: list[tuple[int, int]] = []
+        if window.is_empty and not with_data:
+            return differing
         for index, (offset, length, place) in enumerate(chunks(chain, window)):
             if place.is_zero:
                 if index in with_data and read_exactly(fd, length, offset) != bytes(length):
@@ -111,7 +125,7 @@ def reserve_room(fd: int, chain: Chain, differences: Differences) -> None:
     reserved: list[tuple[int, int]] = []
     size = os.fstat(fd).st_size
     try:
-        for window in windows(chain):
+        for window in differences.windows(chain):
             for offset, length, place in chunks(chain, window):
                 if place.is_zero or offset not in differences:
                     continue
@@ -157,14 +171,15 @@ def write_back(fd: int, chain: Chain, differences: Differences, advance: Advance
 
     if os.fstat(fd).st_size != chain.header.virtual_size_bytes:
         os.ftruncate(fd, chain.header.virtual_size_bytes)
-    for _, done in in_order(write, windows(chain)):
+    for _, done in in_order(write, differences.windows(chain)):
         advance(done)
     os.fsync(fd)
 
 
 def room_needed(chain: Chain) -> int:
     """How many bytes of the volume are not zero: what a new file of it occupies."""
-    return sum(length for window in windows(chain) for _, length, place in chunks(chain, window) if not place.is_zero)
+    stored = (window for window in windows(chain) if not window.is_empty)
+    return sum(length for window in stored for _, length, place in chunks(chain, window) if not place.is_zero)
 
 
 def export(fd: int, chain: Chain, advance: Advance) -> None:
@@ -179,6 +194,8 @@ def export(fd: int, chain: Chain, advance: Advance) -> None:
     os.ftruncate(fd, chain.header.virtual_size_bytes)
 
     def write(window: Window) -> None:
+        if window.is_empty:
+            return
         for offset, length, place in chunks(chain, window):
             if not place.is_zero:
                 write_at(fd, read_verified(chain, place, length), offset)

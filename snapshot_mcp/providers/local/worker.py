@@ -11,6 +11,7 @@ It is detached (its own session, no parent, no terminal): the end of the convers
 import fcntl
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -32,6 +33,9 @@ IDLE_SECONDS: Final = 10.0
 
 POLL_SECONDS: Final = 0.02
 """Between two looks at the catalogue's version, which costs microseconds."""
+
+RETRY_SECONDS: Final = 1.0
+"""Until the next try to write to a catalogue that could not be written."""
 
 PARALLEL_JOBS: Final = 4
 """Jobs of different resources run side by side, so that a short one does not wait for a long one."""
@@ -92,13 +96,20 @@ def ensure_worker(folder: Path) -> None:
 
 
 def main(folder_name: str, lock_fd: str) -> None:
-    """The process; the lock is inherited from whoever started it."""
+    """The process; the lock is inherited from whoever started it.
+
+    An error that ends it ends it at once, as a SIGKILL does: its threads must not go on beside the next worker's.
+    """
     folder = Path(folder_name)
     log_path = folder / LOG_NAME
     if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
         os.truncate(log_path, 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    run(folder, IDLE_SECONDS, int(lock_fd))
+    try:
+        run(folder, IDLE_SECONDS, int(lock_fd))
+    except BaseException:
+        log.exception("the worker met an error that it does not know, and ends")
+        os._exit(1)
 
 
 def run(folder: Path, idle_seconds: float, lock_fd: int | None = None) -> None:
@@ -120,13 +131,11 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None) -> bool:
     fd = _take_lock(folder) if lock_fd is None else lock_fd
     if fd is None:
         return False
-    try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        with Catalogue(folder, create=False) as catalogue:
-            _Worker(catalogue, idle_seconds).serve()
-    finally:
-        os.close(fd)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    with Catalogue(folder, create=False) as catalogue:
+        _Worker(catalogue, idle_seconds).serve()
+    os.close(fd)  # not after an error: jobs may run still, and the lock goes with the process
     with Catalogue(folder, create=False) as catalogue:
         return catalogue.row("SELECT 1 FROM jobs WHERE status IN ('pending', 'working')") is not None
 
@@ -160,8 +169,13 @@ class _Worker:
             seen = self.catalogue.version()
             if seen != version or self.threads:
                 version = seen
-                while len(self.threads) < PARALLEL_JOBS and (job_id := self._take()):
-                    self._start(job_id)
+                try:
+                    while len(self.threads) < PARALLEL_JOBS and (job_id := self._take()):
+                        self._start(job_id)
+                except sqlite3.OperationalError as error:  # full or busy: that ends none of the jobs that run
+                    log.warning("cannot take a job yet: %s", error)
+                    version = -1
+                    time.sleep(RETRY_SECONDS)
             if self.threads:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.idle_seconds:

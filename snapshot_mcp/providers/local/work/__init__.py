@@ -36,6 +36,8 @@ ACTIONS: dict[JobAction, Action] = {
 CLEAN_UP: dict[JobAction, Callable[[Catalogue, dict[str, Any], ZoneError], None]] = {
     JobAction.CREATE: create.clean_up,
     JobAction.APPLY: apply.clean_up,
+    JobAction.CAPTURE_INSTANCE: export.clean_up,
+    JobAction.CREATE_VOLUME: export.clean_up,
 }
 """What a failed job leaves behind; run in the transaction that ends it."""
 

@@ -34,6 +34,7 @@ class _Rollback:
     ) -> None:
         self.catalogue, self.job, self.targets = catalogue, job, targets
         self.outcomes, self.progress = outcomes, progress
+        self.begun_before: dict[str, str | None] = {}
 
     def run(self) -> None:
         with ExitStack() as stack:
@@ -41,6 +42,7 @@ class _Rollback:
             for resource_id, snapshot_id in self.targets.items():
                 resource = self.catalogue.resource(resource_id)
                 assert resource is not None
+                self.begun_before[resource_id] = resource["applying_id"]
                 chain = stack.enter_context(Chain(self.catalogue.folder / "snapshots", snapshot_id))
                 target = stack.enter_context(RollbackTarget(resource["path"], label_of(resource)))
                 opened.append((resource_id, target, chain))
@@ -58,7 +60,7 @@ class _Rollback:
                     if not target.is_alone:
                         self._compare_again(target, chain)
                 except BaseException:
-                    self._note(dict.fromkeys((one for one, *_ in found[number + 1 :]), "unchanged"))
+                    self._note_unreached([one for one, *_ in found[number + 1 :]])
                     raise
                 self._note({resource_id: "applied"})
             self.progress.finish()
@@ -72,6 +74,10 @@ class _Rollback:
                 f"{target.label} was written to by another program while it was rolled back.",
                 hint="Stop what uses it; the roll-back is resumed at the next start, or roll back again.",
             )
+
+    def _note_unreached(self, resource_ids: list[str]) -> None:
+        """What this run did not write to is as it was: whole, or left incomplete by an earlier roll-back."""
+        self._note({one: "incomplete" if self.begun_before[one] else "unchanged" for one in resource_ids})
 
     def _note(self, outcomes: dict[str, str]) -> None:
         """Write down durably where each disk stands, before and after it is written to."""

@@ -4,7 +4,7 @@ import errno
 import os
 from typing import Any
 
-from snapshot_mcp.contract.errors import StorageFull
+from snapshot_mcp.contract.errors import StorageFull, ZoneError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.providers.local import restore
@@ -21,6 +21,7 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
     folder = catalogue.folder / ("images" if is_image else "volumes")
     partial, path = folder / f".{request['new_id']}.partial", folder / f"{request['new_id']}.raw"
     partial.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     try:
         with Chain(catalogue.folder / "snapshots", request["snapshot_id"]) as chain:
             size = chain.header.virtual_size_bytes
@@ -51,3 +52,9 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
         else:
             insert_resource(db, request["new_id"], "volume", request["name"], path)
         succeed(catalogue, job, {"path": str(path), "size_bytes": size})
+
+
+def clean_up(catalogue: Catalogue, request: dict[str, Any], error: ZoneError) -> None:
+    """A file that was complete, and that no row names, goes: the job made nothing."""
+    for folder in ("images", "volumes"):
+        (catalogue.folder / folder / f"{request['new_id']}.raw").unlink(missing_ok=True)
