@@ -176,6 +176,9 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     with pytest.raises(NotUsable, match="neither the old one nor the new one"):
         await here.create_snapshots([volumes[0].id], "of a mixture")
 
+    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+        await here.remove_resource(volumes[0].id)
+
     with Catalogue(here.folder) as catalogue:
         apply.resume(catalogue)
     for unfinished in await here.list_unfinished_jobs():

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -254,11 +255,16 @@ def test_a_lock_of_our_own_is_given_back(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_file_of_another_user_is_not_taken_for_unused(tmp_path: Path) -> None:
+def test_a_file_of_another_user_is_not_taken_for_unused(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The system answers its owner only: to anyone else a disk that is being written looks as one that is not."""
-    image = make_image(tmp_path / "disk.img")
-    for path in (image, *list(image.parents)[:3]):
-        path.chmod(0o777)
+    image = make_image(tmp_path_factory.mktemp("shared") / "disk.img")
+    for path in (image, *image.parents):
+        if (
+            path.stat().st_uid == os.geteuid()
+            and path.is_relative_to(tempfile.gettempdir())
+            and path != Path(tempfile.gettempdir())
+        ):
+            path.chmod(0o777)
     code = f"""
         import os
         from snapshot_mcp.contract.errors import NotUsable

@@ -38,6 +38,26 @@ async def test_looking_makes_nothing(local_zone: LocalZone) -> None:
     assert not local_zone.folder.exists()
 
 
+async def test_what_the_zone_keeps_is_for_its_owner_alone(local_zone: LocalZone, tmp_path: Path) -> None:
+    """Backups hold what the disks hold, whatever the umask and the folder's own mode."""
+    local_zone.folder.mkdir(parents=True)
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img", MIB))
+    await succeed(local_zone, await local_zone.create_volume(await back_up(local_zone, volume.id), "copy"))
+    files = [path for path in local_zone.folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".sqlite", ".sqlite-wal", ".log", ".snap", ".raw"}
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
+
+
+async def test_an_unchanged_empty_disk_costs_next_to_nothing(local_zone: LocalZone, tmp_path: Path) -> None:
+    """engine_notes.md: a mostly empty volume costs nothing, at any size."""
+    image = tmp_path / "empty.img"
+    with image.open("wb") as file:
+        file.truncate(1 << 40)
+    volume = await local_zone.add_resource(image)
+    await back_up(local_zone, volume.id)
+    assert (await get(local_zone, await back_up(local_zone, volume.id))).stored_bytes < 4096
+
+
 def a_pipe(folder: Path) -> Path:
     os.mkfifo(folder / "pipe")
     return folder / "pipe"

@@ -78,10 +78,12 @@ def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str
 
 
 def unregister(catalogue: Catalogue, resource_id: str) -> Row:
-    """Forget a disk; its file and its snapshots stay."""
+    """Forget a disk; its file and its snapshots stay. One that is half rolled back is forgotten only when its file is gone."""
     with catalogue.transaction() as db:
         resource = _resource(catalogue, resource_id)
         _refuse_busy(catalogue, [resource])
+        if Path(resource["path"]).exists():
+            _refuse_incomplete(resource)
         db.execute(
             "UPDATE resources SET removed_at = ?, applying_id = NULL WHERE resource_id = ?", (now(), resource_id)
         )

@@ -136,6 +136,7 @@ class Catalogue:
             for path in (folder, *(folder / name for name in FOLDERS)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _opening(folder):
+            os.close(os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self.db = sqlite3.connect(
                 folder / FILE_NAME, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )

@@ -73,7 +73,8 @@ def ensure_worker(folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
     try:
         os.ftruncate(fd, 0)
-        with (folder / LOG_NAME).open("ab") as log_file:
+        log_fd = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(log_fd, "ab") as log_file:
             subprocess.run(
                 [sys.executable, "-P", "-c", _LAUNCH, str(folder), str(fd)],
                 stdin=subprocess.DEVNULL,

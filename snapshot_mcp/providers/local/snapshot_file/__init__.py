@@ -5,7 +5,7 @@
     record  = blake3(chunk)  stored_length:u32  codec:u8  0:u24   then the stored bytes of one chunk
     region  = the map of REGION_SIZE bytes of the volume: one place a chunk, in order
     place   = depth:u16  codec:u8  0:u8  stored_length:u32  offset:u64  blake3                      (48 bytes)
-    trailer = length:u32  JSON  then one place a region
+    trailer = length:u32  JSON  codec:u8   then one place a region, stored as the codec says
     footer  = offset:u64  length:u32  blake3(trailer)  "SNAPEND" version:u8                          (52 bytes)
 
 Integers are little-endian. A place says where bytes lie: in the file that stands at `depth` in the chain (0 is the full

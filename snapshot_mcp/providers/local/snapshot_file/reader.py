@@ -127,8 +127,9 @@ class SnapshotFile:
         (body_length,) = LENGTH.unpack(data[: LENGTH.size])
         body_end = LENGTH.size + body_length
         trailer = self._parse(Trailer, data[LENGTH.size : body_end], None)
-        regions = data[body_end:]
-        if len(regions) != self.header.region_count * PLACE.size:
+        table_size = self.header.region_count * PLACE.size
+        regions = decompress(data[body_end], data[body_end + 1 :], table_size)
+        if regions is None or len(regions) != table_size:
             raise self.damaged("its map is not as long as the volume")
         return trailer, regions, digest
 

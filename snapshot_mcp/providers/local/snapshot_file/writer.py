@@ -87,7 +87,8 @@ class SnapshotWriter:
             .model_dump_json()
             .encode()
         )
-        trailer = LENGTH.pack(len(body)) + body + b"".join(self._regions)
+        codec, regions = compress(b"".join(self._regions))
+        trailer = LENGTH.pack(len(body)) + body + bytes([codec]) + regions
         start = self._offset
         self._write(trailer)
         self._write(FOOTER.pack(start, len(trailer), hash_of(trailer), END_MAGIC))

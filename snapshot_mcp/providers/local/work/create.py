@@ -13,6 +13,7 @@ from snapshot_mcp.providers.local.admission import label_of
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource
+from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, Header, chunk_size_for, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
@@ -32,6 +33,7 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
                 "The worker that took this backup ended before it was complete, and the moment that it captured is gone.",
                 hint="Create the snapshot again. Every earlier snapshot is as it was.",
             )
+        fsync_folder(catalogue.folder / "snapshots")
         _finish_create(catalogue, job, ids, format_time(moment(snapshots[0]["snapshot_at"])))
         return
     with ExitStack() as stack:
