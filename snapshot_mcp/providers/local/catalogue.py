@@ -169,10 +169,11 @@ class Catalogue:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield self.db
+            self.db.execute("COMMIT")
         except BaseException:
-            self.db.execute("ROLLBACK")
+            if self.db.in_transaction:  # SQLite may have rolled back by itself: a full disk
+                self.db.execute("ROLLBACK")
             raise
-        self.db.execute("COMMIT")
 
     def version(self) -> int:
         """A number that differs whenever another connection has committed; costs microseconds."""
