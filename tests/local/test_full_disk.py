@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from snapshot_mcp.contract.errors import InternalError, StorageFull
 from snapshot_mcp.contract.models import ResourceFilter
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.catalogue import Catalogue
@@ -96,3 +97,44 @@ def test_a_transaction_without_room_says_so_and_leaves_the_catalogue_usable(smal
         filler.unlink()
         with catalogue.transaction() as db:
             db.execute("DELETE FROM images")
+
+
+async def test_a_job_that_cannot_be_entered_for_want_of_room_says_so(small_disk: Path, tmp_path: Path) -> None:
+    """Found by a newcomer: the tool answered "Error executing tool", and `zone add` a traceback."""
+    zone = LocalZone(small_disk / "zone")
+    volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
+    other = make_image(tmp_path / "other.img")
+    filler = fill(small_disk)
+    for _ in range(2):
+        with pytest.raises(StorageFull, match="no room"):
+            await zone.create_snapshots([volume.id], "no room")
+        with pytest.raises(StorageFull, match="no room"):
+            await zone.add_resource(other)
+    fresh = LocalZone(small_disk / "zone")
+    with pytest.raises(StorageFull, match="no room"):
+        await fresh.add_resource(other)
+    filler.unlink()
+    await fresh.add_resource(other)
+    await back_up(zone, volume.id)
+    assert len(await ids(zone)) == 1
+    await fresh.aclose()
+    await zone.aclose()
+
+
+async def test_a_first_disk_on_a_full_filesystem_is_refused_in_words(small_disk: Path, tmp_path: Path) -> None:
+    filler = fill(small_disk)
+    zone = LocalZone(small_disk / "zone")
+    image = make_image(tmp_path / "disk.img")
+    with pytest.raises(StorageFull, match="no room"):
+        await zone.add_resource(image)
+    filler.unlink()
+    await zone.add_resource(image)
+    await zone.aclose()
+
+
+async def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path: Path) -> None:
+    zone = LocalZone(Path("/proc/nowhere/zone"))
+    with pytest.raises(InternalError, match="/proc/nowhere") as caught:
+        await zone.add_resource(make_image(tmp_path / "disk.img"))
+    assert "permissions" in caught.value.hint
+    await zone.aclose()

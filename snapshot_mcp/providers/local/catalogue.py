@@ -170,11 +170,11 @@ class Catalogue:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield self.db
+            self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:  # SQLite itself rolls back when there is no room
                 self.db.execute("ROLLBACK")
             raise
-        self.db.execute("COMMIT")
 
     def version(self) -> int:
         """A number that differs whenever another connection has committed; costs microseconds."""

@@ -3,6 +3,7 @@
 Nothing is made on disk before the first change. Every method may be called from any number of processes on one folder.
 """
 
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.contract.errors import BadRequest, NotFound
+from snapshot_mcp.contract.errors import BadRequest, NotFound, StorageFull
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -35,6 +36,7 @@ from snapshot_mcp.providers.local.answers import to_job, to_resource
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.work import delete
+from snapshot_mcp.providers.local.work.outcome import from_os_error, is_full
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 WATCH_SECONDS: Final = 0.03
@@ -224,7 +226,7 @@ class LocalZone:
 
     async def _write(self, work: Callable[[Catalogue], Answer]) -> Answer:
         def locked() -> Answer:
-            with self._lock, _unicode_only():
+            with self._lock, _in_our_words():
                 return work(self._opened())
 
         return await _finish_in_thread(locked)
@@ -233,7 +235,7 @@ class LocalZone:
         """Read, or answer `empty` where there is no catalogue yet: looking makes none."""
 
         def locked() -> Answer:
-            with self._lock, _unicode_only():
+            with self._lock, _in_our_words():
                 if self._catalogue is None and not Catalogue.exists(self.folder):
                     return empty
                 return work(self._opened())
@@ -247,12 +249,20 @@ class LocalZone:
 
 
 @contextmanager
-def _unicode_only() -> Iterator[None]:
-    """JSON can spell text that is none (half a surrogate pair); the catalogue takes no such thing."""
+def _in_our_words() -> Iterator[None]:
+    """Text that is none (JSON can spell half a surrogate pair), a full disk and a folder that cannot be written are no bugs."""
     try:
         yield
     except UnicodeEncodeError as error:
         raise BadRequest(f"{clean_text(error.object)!r} is no valid Unicode text.", hint="Use another one.") from None
+    except sqlite3.Error as error:
+        if not is_full(error):
+            raise
+        raise StorageFull(
+            "There is no room left in the zone's folder, so nothing was done.", hint="Free some space and try again."
+        ) from error
+    except OSError as error:
+        raise from_os_error(error) from error
 
 
 async def _finish_in_thread(work: Callable[[], Answer]) -> Answer:
