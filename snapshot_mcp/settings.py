@@ -8,7 +8,7 @@ Unknown keys and unknown variables are errors, because a misspelt safety setting
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.guard.policy import VARIABLES as GUARD_VARIABLES
 from snapshot_mcp.guard.policy import Policy, tighten_policy
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 APP = "snapshot-mcp"
 PREFIX = "SNAPSHOT_MCP_"
@@ -219,7 +222,10 @@ def _api_zone(environ: Mapping[str, str]) -> dict[str, Any] | None:
         "zone": f"{PREFIX}ZONE",
     }
     if missing := [key for key in needed.values() if not environ.get(key)]:
-        raise SettingsError(f"{PREFIX}API_URL is set, but {' and '.join(missing)} is not.", hint="Set all four.")
+        raise SettingsError(
+            f"{PREFIX}API_URL is set, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not.",
+            hint="Set all four.",
+        )
     revision = environ.get(f"{PREFIX}API_REVISION", "")
     return {
         "provider": "anchcloud",
@@ -240,8 +246,23 @@ def _describe(error: ValidationError) -> str:
     """Name each key and what is wrong with it, without its value: it may be a secret."""
     lines = []
     for one in error.errors(include_input=False, include_url=False):
-        path = [str(part) for part in one["loc"] if part not in {"local", "anchcloud"} or one["loc"][0] != "zones"]
-        key = ".".join(path)
-        message = "is no setting" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
-        lines.append(f"{key}: {message}" if key else message)
+        path = [str(part) for part in one["loc"]]
+        if path[:1] == ["zones"]:
+            del path[2:3]  # the provider, which the reader did not write there
+        key = ".".join(part for part in path if part != "[key]")
+        lines.append(f"{key}: {_in_words(one)}" if key else _in_words(one))
     return "; ".join(lines)
+
+
+def _in_words(error: "ErrorDetails") -> str:
+    match error["type"]:
+        case "extra_forbidden":
+            return "is no setting"
+        case "union_tag_invalid":
+            return f"provider should be {error['ctx']['expected_tags'].replace(', ', ' or ')}"
+        case "too_short" if error["loc"][-1] == "token":
+            return f"should have at least {error['ctx']['min_length']} characters, not {error['ctx']['actual_length']}"
+        case "string_pattern_mismatch" if error["loc"][-1] == "[key]":
+            return "a name has letters, digits, '.', '_' and '-', begins with one of the first two, and has at most 63"
+        case _:
+            return error["msg"].removeprefix("Value error, ")

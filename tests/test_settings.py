@@ -90,8 +90,13 @@ def test_the_environment_tightens_the_guard(tmp_path: Path) -> None:
         ("redonly = true", "redonly: is no setting"),
         ("[zones.a]\nprovider = 'local'\nrecovery = 1", "zones.a.recovery: is no setting"),
         ("[zones.a]\nfolder = 'x'", "zones.a has no provider"),
-        ("[zones.a]\nprovider = 'ceph'", "zones.a"),
-        ("[zones.'a/b']\nprovider = 'local'", "zones.a/b"),
+        ("[zones.a]\nprovider = 'ceph'", "zones.a: provider should be 'local' or 'anchcloud'"),
+        ("[zones.'a/b']\nprovider = 'local'", "zones.a/b: a name has letters, digits"),
+        ("[zones.local]\nprovider = 'local'\nrecovery_hours = -1", "zones.local.recovery_hours: Input should be"),
+        (
+            "[tokens.a]\ntoken = 'hush'\nroles = ['viewer']",
+            "tokens.a.token: should have at least 24 characters, not 4",
+        ),
         (
             "[zones.a]\nprovider = 'anchcloud'\nurl = 'https://u:p@x'\nclient_id='i'\nclient_secret='hush'",
             "zones.a.url",
