@@ -28,7 +28,7 @@ def parse_address(text: str) -> tuple[str, int]:
     if not _is_loopback(host):
         raise BadRequest(
             f"{host!r} is not this machine's loopback interface.",
-            hint="The server has no logins yet, so it listens on 127.0.0.1 or [::1] only; reach it through a tunnel.",
+            hint="The server has no TLS, so it listens on 127.0.0.1 or [::1] only; reach it through a tunnel.",
         )
     return host, int(port)
 
