@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snapshot_mcp.cli import zone_serve
+from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
@@ -50,7 +51,10 @@ async def _run(args: argparse.Namespace) -> int:
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
                 print(_line(await zone.add_resource(args.path, args.name, kind)))
             case "remove":
-                removed = await zone.remove_resource(args.resource_id)
+                try:
+                    removed = await zone.remove_resource(args.resource_id)
+                except NotFound as error:
+                    raise NotFound(error.message, hint="`snapshot-mcp zone list` shows the ids.") from None
                 print(f"{removed.id} is forgotten; its file {removed.path} and its snapshots are as they were.")
             case "list":
                 await _list(zone)
@@ -99,7 +103,7 @@ async def _check(zone: "LocalZone") -> int:
         print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
     size = format_bytes(report.byte_count)
     print(
-        f"{report.snapshot_count} snapshots, {size} read back: "
+        f"{report.snapshot_count} snapshot{'' if report.snapshot_count == 1 else 's'}, {size} read back: "
         + ("all verified." if report.is_clean else "see above.")
     )
     if any(finding.is_damage for finding in report.findings):

@@ -243,7 +243,11 @@ def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:
         ids = f"snapshot {_id(loss.snapshot_id)}"
     else:
         shown = [_id(one.snapshot_id) for one in loss.overwrites]
-        ids = "snapshots " + ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+        ids = (
+            ("snapshot " if len(shown) == 1 else "snapshots ")
+            + ", ".join(shown[:3])
+            + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+        )
     return f"Zone {loss.zone}, {ids}, question {reference}"
 
 

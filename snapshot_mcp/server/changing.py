@@ -126,8 +126,9 @@ async def recover_snapshots(
     place = face_of(ctx).zone(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
     result = _submitted(place, job, snapshot_ids=[clean_text(one) for one in snapshot_ids])
+    shown = clean_text(snapshot_ids[0]) if len(snapshot_ids) == 1 else f"{len(snapshot_ids)} snapshots"
     return result.with_text(
-        f"Recovery of {len(snapshot_ids)} in zone {place.name} is submitted as job {result.job_id}.", result.hint
+        f"Recovery of {shown} in zone {place.name} is submitted as job {result.job_id}.", result.hint
     )
 
 

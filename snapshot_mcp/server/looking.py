@@ -81,11 +81,7 @@ async def list_snapshots(
         hint = f"Not found: {', '.join(quoted(one) for one in missing[:5])}. {hint}".strip()
     rows = [SnapshotRow.of(one, verbose=verbose) for one in page.items]
     result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
-    head = (
-        f"{page.total_count} snapshots match in zone {place.name}"
-        if is_filtered
-        else f"{page.total_count} snapshots in zone {place.name}"
-    )
+    head = f"{_count_of(page.total_count, 'snapshot')}{_match(page) if is_filtered else ''} in zone {place.name}"
     return result.with_text(_counted(head, page, offset), *map(_snapshot_line, page.items), hint)
 
 
@@ -106,8 +102,9 @@ async def list_resources(
     hint = await _resource_hint(place, page, query, kind)
     rows = [ResourceRow.of(one) for one in page.items]
     result = ResourceList(zone=place.name, total_count=page.total_count, resources=rows, hint=hint)
-    what = f"{kind}s" if kind else "resources"
-    head = f"{page.total_count} {what}{' match' if is_filtered else ''} in zone {place.name}"
+    head = (
+        f"{_count_of(page.total_count, kind or 'resource')}{_match(page) if is_filtered else ''} in zone {place.name}"
+    )
     return result.with_text(_counted(head, page, offset), *map(_resource_line, rows), hint)
 
 
@@ -247,6 +244,10 @@ def _counted(head: str, page: Page[Any], offset: int) -> str:
     if page.items and (offset or len(page.items) < page.total_count):
         return f"{head}; {offset + 1} to {offset + len(page.items)}:"
     return f"{head}{':' if page.items else '.'}"
+
+
+def _match(page: Page[Any]) -> str:
+    return " matches" if page.total_count == 1 else " match"
 
 
 def _count_of(count: int, noun: str) -> str:
