@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 
 from snapshot_mcp.contract.errors import ResourceBusy
-from snapshot_mcp.providers.local import LocalZone, restore
+from snapshot_mcp.providers.local import LocalZone, admission, restore, work
 from snapshot_mcp.providers.local import platform as local_platform
-from tests.disks import MIB, back_up, change, finish, get, make_image, succeed
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.work import apply
+from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
 
@@ -283,3 +287,30 @@ def test_a_file_of_another_user_is_not_taken_for_unused(tmp_path_factory: pytest
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     assert ["only its owner may ask" in line for line in lines] == [True, True, False]
     assert lines[2] == "fuzzy"
+
+
+async def test_a_roll_back_lets_go_of_the_disk_before_it_says_that_it_is_done(
+    local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hears of the end may start the machine or roll back again at once: no writer may be left then."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    change(image, 4096)
+    worker = worker_pid(local_zone.folder)
+    assert worker
+    os.kill(worker, signal.SIGKILL)
+    ended = []
+
+    def end(catalogue: Catalogue, job: Row, extra: dict[str, Any]) -> None:
+        RollbackTarget(str(image), "disk.img").close()
+        ended.append(job["job_id"])
+        succeed_as_ever(catalogue, job, extra)
+
+    succeed_as_ever = apply.succeed
+    monkeypatch.setattr(apply, "succeed", end)
+    with Catalogue(local_zone.folder) as catalogue:
+        job_id = admission.apply(catalogue, [snapshot_id])
+        work.carry_out(catalogue, job_id)
+    assert ended == [job_id]
+    assert (await local_zone.get_job(job_id)).is_successful

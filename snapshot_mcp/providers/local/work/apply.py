@@ -64,8 +64,8 @@ class _Rollback:
                     raise
                 self._note({resource_id: "applied"})
             self.progress.finish()
-            with self.catalogue.transaction():
-                succeed(self.catalogue, self.job, {"resources": self.outcomes})
+        with self.catalogue.transaction():  # after the disks are let go: whoever hears of the end may use them at once
+            succeed(self.catalogue, self.job, {"resources": self.outcomes})
 
     def _compare_again(self, target: RollbackTarget, chain: Chain) -> None:
         """Others have the disk open and no lease holds them off: see whether it holds now what was written."""
