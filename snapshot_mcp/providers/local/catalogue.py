@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -136,7 +136,7 @@ class Catalogue:
             for path in (folder, *(folder / name for name in FOLDERS)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _opening(folder):
-            os.close(os.open(folder / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _make_private(folder / FILE_NAME)
             self.db = sqlite3.connect(
                 folder / FILE_NAME, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -244,6 +244,15 @@ class Catalogue:
             with self.transaction():
                 migrate(self.db)
                 self.db.execute(f"PRAGMA user_version = {number}")
+
+
+def _make_private(path: Path) -> None:
+    """Make the file for its owner alone; SQLite gives its other files the same mode.
+
+    One that exists is never opened: to close it again would drop the locks of every connection of this process.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 _opening_here = threading.Lock()
