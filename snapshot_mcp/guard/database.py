@@ -15,7 +15,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from snapshot_mcp.guard.errors import GuardBroken
@@ -136,7 +136,9 @@ class Database:
     def _prepare(self) -> None:
         """Make folder, file and tables where they are not there yet; several processes may do so at once."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        with suppress(FileExistsError):
+            # Only a new one: to close one that SQLite has open would drop the locks of this process's connections.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
