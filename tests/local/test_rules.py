@@ -1,12 +1,15 @@
 """What the embedded zone refuses, and what its refusals say (contract.md, "Where the contract is silent")."""
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from snapshot_mcp.contract.errors import (
@@ -20,9 +23,11 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local import LocalZone, restore
+from snapshot_mcp.providers.local import LocalZone, admission, restore
+from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.work import create
-from tests.disks import MIB, back_up, get, ids, make_image, succeed
+from snapshot_mcp.providers.local.worker import run as run_worker
+from tests.disks import MIB, back_up, get, ids, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
 
@@ -232,13 +237,29 @@ async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path
 
 
 async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, tmp_path: Path) -> None:
+    """Also when it was started for a job on the same disk, which holds what is due until it is over."""
     zone = LocalZone(zone_folder, recovery_seconds=0)
     volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
-    snapshot_id = await back_up(zone, volume.id)
-    await succeed(zone, await zone.delete_snapshot(snapshot_id))
+    gone = await back_up(zone, volume.id)
+    await succeed(zone, await zone.delete_snapshot(gone))
     with pytest.raises(NotUsable, match="is over"):
-        await zone.recover_snapshots([snapshot_id])
+        await zone.recover_snapshots([gone])
+    end_worker(zone_folder)
+    with Catalogue(zone_folder) as catalogue:
+        admission.create(catalogue, [volume.id], "next", False, admission.Rules())
+    await anyio.to_thread.run_sync(run_worker, zone_folder, 0.0)
+    (kept,) = await ids(zone)
+    assert [path.name for path in (zone_folder / "snapshots").iterdir()] == [f"{kept}.snap"]
+    assert (await get(zone, gone)).status == "ceased"
     await zone.aclose()
+
+
+def end_worker(folder: Path) -> None:
+    """SIGKILL the worker that this test's zone started, and wait until the kernel has its lock back."""
+    if pid := worker_pid(folder):
+        os.kill(pid, signal.SIGKILL)
+        while worker_pid(folder) == pid:
+            time.sleep(0.005)
 
 
 async def test_names_and_tags_are_kept_and_found(local_zone: LocalZone, tmp_path: Path) -> None:

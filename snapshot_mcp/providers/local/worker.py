@@ -180,6 +180,7 @@ class _Worker:
             if self.threads:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.idle_seconds:
+                self._purge()  # again: at the start a job may have held what was due
                 log.info("worker is idle and ends")
                 return
             time.sleep(POLL_SECONDS)
