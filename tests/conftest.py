@@ -49,7 +49,10 @@ BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "
 @pytest.fixture(autouse=True)
 def event_loop_is_never_blocked() -> Iterator[None]:
     """Code of ours that waits for a disk, a lock or a process on the event loop fails the test (house_style.md, 21)."""
-    with blockbuster_ctx(scanned_modules=ON_THE_LOOP, excluded_modules=BEFORE_THE_LOOP):
+    with blockbuster_ctx(scanned_modules=ON_THE_LOOP, excluded_modules=BEFORE_THE_LOOP) as watched:
+        for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
+            # The tracer shares a lock with the other threads that it measures: not ours, and held by chance.
+            watched.functions[name].can_block_in("coverage/collector.py", {"lock_data", "unlock_data"})
         yield
 
 
