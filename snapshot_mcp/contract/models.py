@@ -330,7 +330,7 @@ class SnapshotFilter(Request):
     search_word: str = ""
     tags: tuple[str, ...] = ()
     verbose: Literal[0, 1] = 0
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, le=MAX_OFFSET)
     limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
     root_id: str = ""
 
@@ -341,7 +341,7 @@ class ResourceFilter(Request):
     ids: tuple[str, ...] = ()
     status: tuple[str, ...] = ()
     search_word: str = ""
-    offset: int = Field(default=0, ge=0)
+    offset: int = Field(default=0, ge=0, le=MAX_OFFSET)
     limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
 
 

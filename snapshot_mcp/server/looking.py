@@ -12,6 +12,7 @@ from pydantic import Field
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import (
     MAX_LIMIT,
+    MAX_OFFSET,
     Image,
     Instance,
     Page,
@@ -21,7 +22,7 @@ from snapshot_mcp.contract.models import (
     SnapshotResource,
     Volume,
 )
-from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotType
+from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server import chain
@@ -30,7 +31,7 @@ from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, Snapsh
 from snapshot_mcp.server.targets import all_snapshots, find_resource
 
 ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
-Offset = Annotated[int, Field(ge=0)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Kind = Literal["volume", "instance", "image"]
 
@@ -73,12 +74,10 @@ async def list_snapshots(
         root_id=root_id,
     )
     page = await place.provider.list_snapshots(query)
-    is_filtered = query != SnapshotFilter(verbose=1, offset=offset, limit=limit)
-    hint = await _hint(
-        place, page, offset, is_filtered=is_filtered, unknown=resource_id if not page.total_count else ""
-    )
-    if missing := [one for one in snapshot_ids if one not in {found.snapshot_id for found in page.items}]:
-        hint = f"Not found: {', '.join(quoted(one) for one in missing[:5])}. {hint}".strip()
+    if resource_id and not page.total_count:
+        await find_resource(place, resource_id)
+    is_filtered = query != _all_of(query)
+    hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
     rows = [SnapshotRow.of(one, verbose=verbose) for one in page.items]
     result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
     head = f"{_count_of(page.total_count, 'snapshot')}{_match(page) if is_filtered else ''} in zone {place.name}"
@@ -117,11 +116,9 @@ async def show_chain(
     damaged. Deleting one takes everything below it."""
     place = face_of(ctx).zone(zone)
     found, snapshots = await _snapshots_of(place, resource_id)
-    total = len(snapshots) if len(snapshots) < MAX_CHAIN_NODES else await _count(place, found.resource_id)
-    gone = await place.provider.list_snapshots(
-        SnapshotFilter(resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)), limit=1)
-    )
-    result = picture(place, found, snapshots, gone_count=gone.total_count)
+    total = len(snapshots) if len(snapshots) < MAX_CHAIN_NODES else await _count(place, resource_id=found.resource_id)
+    gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
+    result = picture(place, found, snapshots, gone_count=gone)
     cut = f"Only the newest {len(snapshots)} of {total} are drawn." if total > len(snapshots) else ""
     return result.with_text(*picture_text(result, found, snapshots), cut, result.hint)
 
@@ -175,8 +172,8 @@ async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource,
     return found, (await all_snapshots(zone, SnapshotFilter(resource_id=resource.id, verbose=1), MAX_CHAIN_NODES))[0]
 
 
-async def _count(zone: Zone, resource_id: str) -> int:
-    return (await zone.provider.list_snapshots(SnapshotFilter(resource_id=resource_id, limit=1))).total_count
+async def _count(zone: Zone, **query: Any) -> int:
+    return (await zone.provider.list_snapshots(SnapshotFilter(limit=1, **query))).total_count
 
 
 async def _resource_filter(zone: Zone, text: str) -> str:
@@ -210,19 +207,41 @@ async def _resources(zone: Zone, query: ResourceFilter, kind: Kind | None) -> Pa
     return Page(tuple(items), total)
 
 
-async def _hint(zone: Zone, page: Page[Snapshot], offset: int, *, is_filtered: bool, unknown: str) -> str:
-    if page.total_count > offset + len(page.items) and page.items:
-        return f"More: offset={offset + len(page.items)}."
+def _all_of(query: SnapshotFilter) -> SnapshotFilter:
+    """The same page without a filter."""
+    return SnapshotFilter(verbose=query.verbose, offset=query.offset, limit=query.limit)
+
+
+def _missing_hint(query: SnapshotFilter, page: Page[Snapshot]) -> str:
+    """Which of the ids asked for are not there; of a part of them only how many."""
+    wanted = dict.fromkeys(query.snapshots)
+    if len(page.items) < page.total_count:
+        count = len(wanted) - page.total_count
+        return f"{count} of the {len(wanted)} ids do not match." if count > 0 else ""
+    missing = list(wanted.keys() - {one.snapshot_id for one in page.items})
+    if not missing:
+        return ""
+    shown = ", ".join(quoted(one) for one in sorted(missing)[:5])
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    is_alone = query == _all_of(query).model_copy(update={"snapshots": query.snapshots})
+    return f"{'Not found' if is_alone else 'Not found or filtered away'}: {shown}{more}."
+
+
+async def _hint(zone: Zone, page: Page[Snapshot], query: SnapshotFilter) -> str:
+    if page.total_count > query.offset + len(page.items) and page.items:
+        return f"More: offset={query.offset + len(page.items)}."
     if page.items:
         return ""
     if page.total_count:
-        return f"offset={offset} is beyond the last one."
-    if unknown:
-        await find_resource(zone, unknown)
-    if is_filtered:
-        there = (await zone.provider.list_snapshots(SnapshotFilter(limit=1))).total_count
-        if there:
-            return f'The filter leaves none of {there}; deleted ones show with status=["deleted"].'
+        return f"offset={query.offset} is beyond the last one."
+    if unknown := sorted(set(query.status) - set(SnapshotStatus)):
+        return f"No status: {', '.join(map(quoted, unknown))}. There are {', '.join(SnapshotStatus)}."
+    is_filtered = query != _all_of(query)
+    if is_filtered and (there := await _count(zone)):
+        gone = "" if query.status or query.snapshots else '; deleted ones show with status=["deleted"]'
+        return f"The filter leaves none of {there}{gone}."
+    if SnapshotStatus.DELETED not in query.status and (deleted := await _count(zone, status=(SnapshotStatus.DELETED,))):
+        return f'All are deleted: status=["deleted"] shows the {deleted} that recover_snapshots can bring back.'
     return "The zone has no snapshots yet. list_resources shows what can be backed up, create_snapshots does it."
 
 

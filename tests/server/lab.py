@@ -77,6 +77,13 @@ class Lab:
         finally:
             await zone.aclose()
 
+    async def delete(self, snapshot_id: str) -> None:
+        """Delete a snapshot past the guard, to its end."""
+        async with app.build_zones(self.settings) as zones:
+            zone = zones.get()
+            job = await zone.provider.delete_snapshot(snapshot_id)
+            await zone.watcher.wait([job.job_id], 20)
+
     @asynccontextmanager
     async def connect(self, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:
         async with Client(app.build_server(self.settings), mode=mode, **options) as client:

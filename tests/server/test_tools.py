@@ -243,3 +243,56 @@ async def test_an_unexpected_exception_is_hidden_outside_and_logged_once(
     assert result.is_error
     assert "secret" not in text_of(result)
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+@pytest.mark.anyio
+async def test_ids_beyond_the_page_are_not_called_missing(lab: Lab) -> None:
+    await lab.add_disk("a")
+    async with lab.connect() as client:
+        ids = [await back_up(client, "a", f"n{number}") for number in range(3)]
+        page = data_of(await client.call_tool("list_snapshots", {"snapshot_ids": ids, "limit": 2}))
+        assert page["hint"] == "More: offset=2."
+        rest = data_of(await client.call_tool("list_snapshots", {"snapshot_ids": ids, "limit": 2, "offset": 2}))
+        assert rest["hint"] == ""
+        one_wrong = {"snapshot_ids": [*ids, "ss-none", "ss-none"], "limit": 2}
+        assert "1 of the 4 ids" in data_of(await client.call_tool("list_snapshots", one_wrong))["hint"]
+        many = {"snapshot_ids": [f"no-{number}" for number in range(1000)]}
+        assert "“no-101” and 995 more." in data_of(await client.call_tool("list_snapshots", many))["hint"]
+        full = {"snapshot_ids": ids, "snapshot_type": "full"}
+        hint = data_of(await client.call_tool("list_snapshots", full))["hint"]
+        assert "filtered away: " in hint
+        assert ids[0] not in hint
+
+
+@pytest.mark.anyio
+async def test_a_status_that_does_not_exist_is_no_empty_list(lab: Lab) -> None:
+    await lab.add_disk("a")
+    async with lab.connect() as client:
+        await back_up(client, "a", "x")
+        hint = data_of(await client.call_tool("list_snapshots", {"status": ["completed"]}))["hint"]
+        assert "“completed”" in hint
+        assert "available" in hint
+        hint = data_of(await client.call_tool("list_snapshots", {"status": ["deleted"]}))["hint"]
+        assert hint == "The filter leaves none of 1."
+
+
+@pytest.mark.anyio
+async def test_a_zone_whose_snapshots_are_all_deleted_is_not_called_new(lab: Lab) -> None:
+    await lab.add_disk("a")
+    async with lab.connect() as client:
+        snapshot_id = await back_up(client, "a", "x")
+    await lab.delete(snapshot_id)
+    async with lab.connect() as client:
+        hint = data_of(await client.call_tool("list_snapshots", {}))["hint"]
+    assert 'status=["deleted"] shows the 1' in hint
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("tool", ["list_snapshots", "list_resources"])
+async def test_an_offset_beyond_every_number_is_refused_in_words(lab: Lab, tool: str) -> None:
+    await lab.add_disk("a")
+    async with lab.connect() as client:
+        result = await client.call_tool(tool, {"offset": 10**30})
+        assert result.is_error
+        assert "offset: should be less than or equal to" in text_of(result)
+        assert not (await client.call_tool(tool, {"offset": 1 << 62})).is_error
