@@ -6,6 +6,7 @@ can simply ask again.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Annotated
 
 from mcp.server.mcpserver import Context
@@ -58,7 +59,7 @@ async def create_snapshots(
                 return await _answer_existing(place, existing)
             raise
     disks = ", ".join(f"{quoted(one.name)} ({clean_text(one.id)}, {format_bytes(one.byte_size)})" for one in resources)
-    made = sorted(set(job.resource_ids) - set(ids))
+    made = [one for one in job.resource_ids if one not in ids]
     result = _submitted(place, job, snapshot_ids=made or None, size_bytes=sum(one.byte_size for one in resources))
     return result.with_text(
         f"Backup {quoted(name)} of {disks} in zone {place.name} is submitted as job {result.job_id}.", result.hint
@@ -111,9 +112,11 @@ async def rename_snapshot(
         snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
     )
     shown = clean_text(snapshot.snapshot_id)
-    was = f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}" if name else "has a new description"
+    changes = [f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}"] if name else []
+    if description is not None:
+        changes.append("it has a new description" if description else "it has no description any more")
     result = Change(zone=place.name, status="done", snapshot_ids=[shown])
-    return result.with_text(f"Snapshot {shown} in zone {place.name}: {was}.")
+    return result.with_text(f"Snapshot {shown} in zone {place.name}: {', '.join(changes)}.")
 
 
 async def recover_snapshots(
@@ -156,9 +159,12 @@ def _exported(zone: Zone, job: Job, snapshot: Snapshot, what: str) -> CallToolRe
 
 
 async def _existing(zone: Zone, resource_ids: Sequence[str], name: str, *, is_full: bool) -> list[Snapshot]:
-    """The snapshots that an equal create made in the last ten minutes, one a resource; [] unless there is one for each."""
+    """The snapshots of one equal create of the last ten minutes, in the resources' order; [] if there was none.
+
+    Backups of single disks that bear the same name are not a backup of all of them at one point in time.
+    """
     since = datetime.now(UTC) - SAME_CREATE
-    found = []
+    alike: list[tuple[str, Snapshot]] = []
     for resource_id in resource_ids:
         query = SnapshotFilter(resource_id=resource_id, search_word=name, verbose=1)
         for one in (await all_snapshots(zone, query, 1000))[0]:
@@ -169,11 +175,13 @@ async def _existing(zone: Zone, resource_ids: Sequence[str], name: str, *, is_fu
                 "creating",
             }
             if is_same and is_recent and is_well:
-                found.append(one)
-                break
-        else:
-            return []
-    return found
+                alike.append((resource_id, one))
+    for moment_of in (attrgetter("create_time"), attrgetter("snapshot_time")):
+        for moment in dict.fromkeys(moment_of(one) for _, one in alike):
+            found = {resource_id: one for resource_id, one in alike if moment_of(one) == moment}
+            if len(found) == len(resource_ids):
+                return [found[resource_id] for resource_id in resource_ids]
+    return []
 
 
 async def _answer_existing(zone: Zone, existing: Sequence[Snapshot]) -> CallToolResult:
@@ -187,13 +195,14 @@ async def _answer_existing(zone: Zone, existing: Sequence[Snapshot]) -> CallTool
         job = next((one for one in jobs if one.action == JobAction.CREATE and wanted & set(one.resource_ids)), None)
     moment = min((one.snapshot_time or one.create_time for one in existing), key=format_time)
     made_at = format_time(moment)
+    sizes = [one.virtual_size_bytes or 0 for one in existing]
     result = Change(
         zone=zone.name,
         status="exists",
         job_id=clean_text(job.job_id) if job else None,
         snapshot_ids=ids,
         made_at=made_at,
-        size_bytes=sum(one.stored_bytes for one in existing),
+        size_bytes=sum(sizes) if all(sizes) else None,
         hint="Still being made: call wait_for_job." if job else "For a new one give another name.",
     )
     state = "is being made already, started" if is_unfinished else "exists already, made"

@@ -128,7 +128,10 @@ class ResourceList(Result):
 
 
 class Change(Result):
-    """`submitted`: the zone has accepted it and `wait_for_job` follows it. `exists`: nothing was started. `done`: it is so."""
+    """`submitted`: the zone has accepted it and `wait_for_job` follows it. `exists`: nothing was started. `done`: it is so.
+
+    `snapshot_ids` stand in the order in which the disks were named; `size_bytes` is the disks' size, not what is stored.
+    """
 
     zone: str
     status: Literal["submitted", "exists", "done"]

@@ -1,8 +1,9 @@
 """A home with an embedded zone of its own, disk images in it, and real MCP clients to its server."""
 
 import os
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ class Lab:
             return await zone.add_resource(path, name, kind)
         finally:
             await zone.aclose()
+
+    def age_snapshots(self, seconds: int) -> None:
+        """As if those that are there had been taken earlier; the clock is not the tests' to move."""
+        with closing(sqlite3.connect(self.home / "zones" / "local" / "catalogue.sqlite")) as db, db:
+            db.execute(
+                "UPDATE snapshots SET created_at = created_at - ?, snapshot_at = snapshot_at - ?", (seconds,) * 2
+            )
 
     async def delete(self, snapshot_id: str) -> None:
         """Delete a snapshot past the guard, to its end."""

@@ -76,7 +76,8 @@ async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None
         await finish(client, first)
         after = await client.call_tool("create_snapshots", arguments)
         assert data_of(after)["status"] == "exists"
-        assert len(data_of(after)["snapshot_ids"]) == 2
+        assert data_of(after)["snapshot_ids"] == data_of(first)["snapshot_ids"]
+        assert data_of(after)["size_bytes"] == data_of(first)["size_bytes"] == 4 * MIB
         assert "What was written since is not in it" in text_of(after)
         assert "another name" in text_of(after)
         assert data_of(await client.call_tool("list_snapshots", {}))["total_count"] == 2
@@ -87,6 +88,35 @@ async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None
         full = await client.call_tool("create_snapshots", {**arguments, "name": "other", "full": True})
         assert data_of(full)["status"] == "submitted"
         await finish(client, full)
+
+
+@pytest.mark.anyio
+async def test_a_backup_of_two_disks_names_its_snapshots_in_the_disks_order(lab: Lab) -> None:
+    """A model puts the two lists side by side."""
+    disks = [await lab.add_disk(name) for name in "abcdef"]
+    async with lab.connect() as client:
+        made = await client.call_tool("create_snapshots", {"resource_ids": list("abcdef"), "name": "x"})
+        await finish(client, made)
+        rows = data_of(await client.call_tool("list_snapshots", {}))["snapshots"]
+    of = {row["snapshot_id"]: row["resource_id"] for row in rows}
+    assert [of[one] for one in data_of(made)["snapshot_ids"]] == [disk.id for disk in disks]
+
+
+@pytest.mark.anyio
+async def test_backups_of_single_disks_are_no_backup_of_both(lab: Lab, mode: str) -> None:
+    """One create means one point in time; two with the same name are two."""
+    await lab.add_disk("a")
+    await lab.add_disk("b")
+    async with lab.connect(mode) as client:
+        for disk in "ab":
+            await back_up(client, disk, "same")
+            lab.age_snapshots(seconds=60)
+        both = await client.call_tool("create_snapshots", {"resource_ids": ["a", "b"], "name": "same"})
+        assert data_of(both)["status"] == "submitted"
+        await finish(client, both)
+        again = await client.call_tool("create_snapshots", {"resource_ids": ["b", "a"], "name": "same"})
+        assert data_of(again)["status"] == "exists"
+        assert data_of(again)["snapshot_ids"] == data_of(both)["snapshot_ids"][::-1]
 
 
 @pytest.mark.anyio
@@ -182,6 +212,7 @@ async def test_rename_changes_name_and_description(lab: Lab) -> None:
         await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": "new"})
         done = await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "description": "why"})
         assert data_of(done)["status"] == "done"
+        assert text_of(done) == f"Snapshot {snapshot_id} in zone local: it has a new description."
         (row,) = data_of(await client.call_tool("list_snapshots", {"verbose": True}))["snapshots"]
     assert (row["name"], row["description"]) == ("new", "why")
 
