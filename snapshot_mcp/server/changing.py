@@ -23,7 +23,8 @@ from snapshot_mcp.server.looking import ZoneArgument
 from snapshot_mcp.server.results import Change
 from snapshot_mcp.server.targets import all_snapshots, find_resources, find_snapshot
 
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
+Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
+"""A zone takes any text; what nobody can see is a slip."""
 SnapshotId = Annotated[str, Field(min_length=1)]
 SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=100)]
 
@@ -96,7 +97,9 @@ async def export_to_volume(
 async def rename_snapshot(
     ctx: Context,
     snapshot_id: SnapshotId,
-    name: Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Unchanged if left out")] = "",
+    name: Annotated[
+        str, Field(pattern=r"^$|\S", max_length=MAX_NAME_CHARACTERS, description="Unchanged if left out")
+    ] = "",
     description: Annotated[str | None, Field(max_length=4096, description="Unchanged if left out")] = None,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:

@@ -3,6 +3,7 @@
 The SDK's own tools ignore unknown arguments, convert types and publish pydantic's titles; ours refuse, insist and stay short.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ConfigDict, ValidationError
 from snapshot_mcp.contract.errors import (
     Forbidden,
     InternalError,
+    NotFound,
     OutcomeUnknown,
     TooManyRequests,
     Unauthorized,
@@ -31,8 +33,8 @@ WRITE_AGAIN = ToolAnnotations(read_only_hint=False, destructive_hint=False, idem
 DESTROY = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=False)
 
 
-THE_ZONES_OWN = (Unavailable, Unauthorized, Forbidden, TooManyRequests, InternalError, OutcomeUnknown)
-"""Errors that say something about the zone rather than about what was asked of it."""
+THE_ZONES_OWN = (Unavailable, Unauthorized, Forbidden, TooManyRequests, InternalError, OutcomeUnknown, NotFound)
+"""Errors that say something about the zone, or that would not be there in another one."""
 
 
 class StrictTool(Tool):
@@ -62,6 +64,8 @@ class StrictTool(Tool):
                     lines.append(f"{name} is none of its arguments ({known}).")
                 case "missing":
                     lines.append(f"{name} is missing.")
+                case "string_pattern_mismatch":
+                    lines.append(f"{name} has nothing but blanks.")
                 case _:
                     lines.append(f"{name}: {clean_text(one['msg'].removeprefix('Input '), MESSAGE_CHARACTERS)}.")
         return " ".join(lines)
@@ -71,8 +75,12 @@ def _with_zone(error: ZoneError, arguments: dict[str, Any], context: Context[Any
     """The error's text; what is the zone's own trouble names the zone, as far as the call meant one."""
     zones = face_of(context).zones
     meant = arguments.get("zone") or (zones.default if len(zones.names) == 1 or "job_ids" not in arguments else "")
-    is_the_zones = isinstance(error, THE_ZONES_OWN) and meant in zones.names
-    return f"Zone {meant}: {error}" if is_the_zones and meant not in error.message else str(error)
+    if not isinstance(error, THE_ZONES_OWN) or meant not in zones.names:
+        return str(error)
+    is_named = re.search(rf"\bzone ['“]?{re.escape(meant)}\b", error.message, re.IGNORECASE)
+    text = str(error) if is_named else f"Zone {meant}: {error}"
+    others = [name for name in zones.names if name != meant]
+    return f"{text} Other zones: {', '.join(others)}." if others and isinstance(error, NotFound) else text
 
 
 def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> Tool:

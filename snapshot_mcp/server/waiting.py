@@ -18,9 +18,9 @@ from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatu
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.face import Face, face_of
-from snapshot_mcp.server.looking import ZoneArgument
 from snapshot_mcp.server.results import JobList, JobRow, Unreachable, Waited
 
+AnyZone = Annotated[str, Field(description="Zone; every one if left out")]
 Tell = Callable[[dict[str, Job]], Awaitable[None]]
 
 DEFAULT_WAIT_SECONDS = 25.0
@@ -41,7 +41,7 @@ async def wait_for_job(
     ctx: Context,
     job_ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=100)],
     timeout_seconds: Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)] = DEFAULT_WAIT_SECONDS,
-    zone: Annotated[str, Field(description="Looked for in every zone if left out")] = "",
+    zone: AnyZone = "",
 ) -> Annotated[CallToolResult, Waited]:
     """Wait until these jobs have ended, with progress. "still_running" means: call it again. A job goes on whether or not
     anybody waits."""
@@ -77,8 +77,8 @@ async def wait_for_job(
     return result.with_text(*map(job_line, rows), hint)
 
 
-async def list_jobs(ctx: Context, zone: ZoneArgument = "") -> Annotated[CallToolResult, JobList]:
-    """List the jobs that have not ended, in every zone if none is named."""
+async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResult, JobList]:
+    """List the jobs that have not ended."""
     face = face_of(ctx)
     names = [face.zone(zone).name] if zone else face.zones.names
     found: dict[str, tuple[Job, ...]] = {}
@@ -206,6 +206,8 @@ def _progress_text(jobs: Sequence[Job]) -> str:
         progress = running[0].progress
         size = f" {format_bytes(progress.done)} of {format_bytes(progress.total)}" if progress.unit == "bytes" else ""
         return f"{clean_text(progress.phase) or running[0].status}{size}"
+    if len(jobs) == 1:
+        return clean_text(running[0].status)
     return f"{len(running)} of {len(jobs)} still running"
 
 

@@ -76,6 +76,14 @@ async def test_every_tool_has_an_output_schema_with_named_fields(lab: Lab) -> No
 
 
 @pytest.mark.anyio
+async def test_a_tool_says_what_leaving_the_zone_out_means(lab: Lab) -> None:
+    for tool in await listed(lab, "auto"):
+        said = tool.input_schema["properties"]["zone"]["description"]
+        means_every_zone = tool.name in {"list_jobs", "wait_for_job"}
+        assert said == ("Zone; every one if left out" if means_every_zone else "Zone; the default one if left out")
+
+
+@pytest.mark.anyio
 async def test_the_list_stays_within_its_budget(lab: Lab, mode: str) -> None:
     """design.md: at most 16,000 characters of compact JSON."""
     tools = [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in await listed(lab, mode)]
@@ -126,6 +134,10 @@ async def test_a_read_only_server_has_only_the_tools_that_look(make_lab: Any) ->
         ),
         ("delete_snapshot", {"snapshot_id": "x", "confirm": True}, "confirm is none of its arguments"),
         ("rename_snapshot", {"snapshot_id": "x"}, "Neither name nor description"),
+        ("rename_snapshot", {"snapshot_id": "x", "name": " "}, "name has nothing but blanks"),
+        ("create_snapshots", {"resource_ids": ["x"], "name": "\n \t"}, "name has nothing but blanks"),
+        ("create_snapshots", {"resource_ids": ["x"], "name": ""}, "name has nothing but blanks"),
+        ("export_to_volume", {"snapshot_id": "x", "volume_name": " "}, "volume_name has nothing but blanks"),
     ],
 )
 async def test_bad_arguments_are_refused_in_words(
@@ -158,6 +170,7 @@ async def test_an_unknown_id_is_named_with_its_zone(lab: Lab, tool: str, argumen
         result = await client.call_tool(tool, arguments)
     assert result.is_error
     assert "nothing" in text_of(result)
+    assert "zone local" in text_of(result).lower()
 
 
 @pytest.mark.anyio

@@ -14,9 +14,11 @@ from tests.server.lab import MIB, Lab, data_of, text_of
 async def test_progress_only_grows_and_ends_at_a_hundred(lab: Lab, mode: str) -> None:
     await lab.add_disk("a", 64 * MIB)
     told: list[tuple[float, float | None]] = []
+    messages: list[str | None] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         told.append((progress, total))
+        messages.append(message)
 
     async with lab.connect(mode) as client:
         job_id = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))["job_id"]
@@ -26,6 +28,9 @@ async def test_progress_only_grows_and_ends_at_a_hundred(lab: Lab, mode: str) ->
     assert percents == sorted(set(percents))
     assert percents[-1] == 100
     assert {total for _, total in told} == {100}
+    assert all(messages)
+    assert "1 of 1 still running" not in messages
+    assert messages[-1] == "successful"
 
 
 @pytest.mark.anyio
@@ -131,3 +136,25 @@ async def test_a_job_that_was_found_does_not_wait_for_a_zone_that_does_not_answe
         made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))
         waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [made["job_id"]]}))
     assert waited["outcome"] == "successful"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("export_to_volume", {"snapshot_id": "ss-1", "volume_name": "x"}),
+        ("recover_snapshots", {"snapshot_ids": ["ss-1"]}),
+        ("delete_snapshot", {"snapshot_id": "ss-1"}),
+        ("show_chain", {"resource_id": "vol-1"}),
+        ("wait_for_job", {"job_ids": ["j"], "zone": "near"}),
+    ],
+)
+async def test_an_id_that_is_not_in_this_zone_may_be_in_another(
+    lab: Lab, mode: str, tool: str, arguments: dict[str, Any]
+) -> None:
+    lab.folder.joinpath("config.toml").write_text(TWO_ZONES)
+    async with lab.connect(mode) as client:
+        result = await client.call_tool(tool, arguments)
+    assert result.is_error
+    assert "zone near" in text_of(result).lower()
+    assert text_of(result).endswith("Other zones: far.")
