@@ -11,9 +11,11 @@ import pytest
 
 from snapshot_mcp.cli import COMMANDS
 from snapshot_mcp.contract.errors import ERRORS_BY_CODE
-from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard.outcome import Status
 from snapshot_mcp.guard.policy import VARIABLES, Policy
 from snapshot_mcp.server.build import build_tools
+from snapshot_mcp.server.prompts import load_prompts
+from snapshot_mcp.server.results import Guarded
 from snapshot_mcp.settings import ENVIRONMENT, PREFIX, AnchCloudZoneSettings, LocalZoneSettings, Settings, load_settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -31,11 +33,17 @@ def test_every_tool_stands_in_the_table_with_its_arguments() -> None:
 
 
 def test_every_status_of_a_guarded_call_is_explained() -> None:
-    statuses = get_args(GuardedOutcome.__dataclass_fields__["status"].type) or re.findall(
-        r'"(\w+)"', str(GuardedOutcome.__dataclass_fields__["status"].type)
-    )
-    for status in statuses or ("started", "needs_approval", "declined", "refused", "plan_changed", "safety_running"):
-        assert f"| `{status}` |" in README, status
+    rows = README.partition("| `status` of a guarded call |")[2].partition("\n\n")[0]
+    statuses = set(get_args(Status))
+    assert statuses == set(get_args(Guarded.model_fields["status"].annotation))
+    assert statuses == set(re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE))
+
+
+def test_every_prompt_stands_in_the_table_with_its_arguments() -> None:
+    for prompt in load_prompts():
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| `{prompt.name}` |")]
+        said = re.findall(r"`(\w+)`", row.split("|")[3])
+        assert said == [argument.name for argument in prompt.arguments or ()]
 
 
 @pytest.mark.parametrize("name", sorted({f"{PREFIX}{name}" for name in ENVIRONMENT} | VARIABLES.keys()))
