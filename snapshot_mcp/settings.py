@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 APP = "snapshot-mcp"
 PREFIX = "SNAPSHOT_MCP_"
 
+API_VARIABLES = {
+    "url": "API_URL",
+    "client_id": "API_CLIENT_ID",
+    "client_secret": "API_CLIENT_SECRET",
+    "zone": "ZONE",
+    "api_revision": "API_REVISION",
+}
+"""The keys of the zone that the environment describes, and their variables; all but the last are needed."""
+
 TEST_PREFIX = f"{PREFIX}TEST_"
 """Variables of the test suite, which a server that it starts inherits."""
 
@@ -160,8 +169,11 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     for name, zone in zones.items():
         if isinstance(zone, dict) and "provider" not in zone:
             raise SettingsError(f"{path}: zones.{name} has no provider.", hint='Add provider = "local" or "anchcloud".')
+    variables: dict[str, str] = {}
     if api := _api_zone(environ):
         name = environ[f"{PREFIX}ZONE"]
+        variables = {f"zones.{name}.{field}": f"{PREFIX}{variable}" for field, variable in API_VARIABLES.items()}
+        variables[f"zones.{name}"] = f"{PREFIX}ZONE"
         if isinstance(before := zones.get(name), dict) and "production" in before:
             api["production"] = before["production"]
         zones[name] = api
@@ -170,6 +182,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         del table["zones"]
     if default_zone := environ.get(f"{PREFIX}DEFAULT_ZONE", ""):
         table["default_zone"] = default_zone
+        variables[""] = f"{PREFIX}DEFAULT_ZONE"
     if _is_true(environ, "READ_ONLY"):
         table["read_only"] = True
     home = environ.get(f"{PREFIX}HOME", "")
@@ -177,7 +190,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(table)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {_describe(error)}", hint="README lists every setting.") from None
+        raise SettingsError(_describe(error, path, variables), hint="README lists every setting.") from None
     try:
         guard = tighten_policy(settings.guard, environ)
     except BadRequest as error:
@@ -213,26 +226,18 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
 
 def _api_zone(environ: Mapping[str, str]) -> dict[str, Any] | None:
     """Return the one zone that the environment alone describes."""
-    url = environ.get(f"{PREFIX}API_URL", "")
-    if not url:
+    given = [name for name in API_VARIABLES.values() if environ.get(f"{PREFIX}{name}")]
+    if not given:
         return None
-    needed = {
-        "client_id": f"{PREFIX}API_CLIENT_ID",
-        "client_secret": f"{PREFIX}API_CLIENT_SECRET",
-        "zone": f"{PREFIX}ZONE",
-    }
-    if missing := [key for key in needed.values() if not environ.get(key)]:
+    missing = [name for name in API_VARIABLES.values() if name not in {*given, "API_REVISION"}]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise SettingsError(
-            f"{PREFIX}API_URL is set, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not.",
-            hint="Set all four.",
+            f"{PREFIX}{given[0]} is set, but {' and '.join(PREFIX + name for name in missing)} {verb} not.",
+            hint="Set all four, or none of them.",
         )
-    revision = environ.get(f"{PREFIX}API_REVISION", "")
-    return {
-        "provider": "anchcloud",
-        "url": url,
-        **{field: environ[key] for field, key in needed.items()},
-        **({"api_revision": revision} if revision else {}),
-    }
+    values = {field: environ.get(f"{PREFIX}{name}", "") for field, name in API_VARIABLES.items()}
+    return {"provider": "anchcloud", **{field: value for field, value in values.items() if value}}
 
 
 def _is_true(environ: Mapping[str, str], name: str) -> bool:
@@ -242,27 +247,39 @@ def _is_true(environ: Mapping[str, str], name: str) -> bool:
     return value in _TRUE
 
 
-def _describe(error: ValidationError) -> str:
-    """Name each key and what is wrong with it, without its value: it may be a secret."""
-    lines = []
+def _describe(error: ValidationError, path: Path, variables: Mapping[str, str]) -> str:
+    """Name each key of the file, or the variable that it came from, and what is wrong with it.
+
+    Without its value: it may be a secret.
+    """
+    of_file, of_environment = [], []
     for one in error.errors(include_input=False, include_url=False):
-        path = [str(part) for part in one["loc"]]
-        if path[:1] == ["zones"]:
-            del path[2:3]  # the provider, which the reader did not write there
-        key = ".".join(part for part in path if part != "[key]")
-        lines.append(f"{key}: {_in_words(one)}" if key else _in_words(one))
-    return "; ".join(lines)
+        parts = [str(part) for part in one["loc"]]
+        if parts[:1] == ["zones"]:
+            del parts[2:3]  # the provider, which the reader did not write there
+        key = ".".join(part for part in parts if part != "[key]")
+        if key in variables:
+            of_environment.append(f"{variables[key]}: {_in_words(one)}")
+        else:
+            of_file.append(f"{key}: {_in_words(one)}" if key else _in_words(one))
+    return "; ".join([*of_environment, *([f"{path}: {'; '.join(of_file)}"] if of_file else [])])
 
 
 def _in_words(error: "ErrorDetails") -> str:
     match error["type"]:
         case "extra_forbidden":
             return "is no setting"
+        case "missing":
+            return "is missing"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "should be a table"
         case "union_tag_invalid":
             return f"provider should be {error['ctx']['expected_tags'].replace(', ', ' or ')}"
         case "too_short" if error["loc"][-1] == "token":
             return f"should have at least {error['ctx']['min_length']} characters, not {error['ctx']['actual_length']}"
         case "string_pattern_mismatch" if error["loc"][-1] == "[key]":
             return "a name has letters, digits, '.', '_' and '-', begins with one of the first two, and has at most 63"
+        case "string_pattern_mismatch" if error["loc"][-1] == "url":
+            return "should be https://HOST (http:// for this machine), without a user, a query or a fragment"
         case _:
             return error["msg"].removeprefix("Value error, ")

@@ -99,8 +99,11 @@ def test_the_environment_tightens_the_guard(tmp_path: Path) -> None:
         ),
         (
             "[zones.a]\nprovider = 'anchcloud'\nurl = 'https://u:p@x'\nclient_id='i'\nclient_secret='hush'",
-            "zones.a.url",
+            "zones.a.url: should be https://HOST",
         ),
+        ("[zones.a]\nprovider = 'anchcloud'\nurl = 'https://x'", "zones.a.client_id: is missing"),
+        ("[zones]\na = 5", "zones.a: should be a table"),
+        ("guard = 5", "guard: should be a table"),
         ("[guard]\nwhatever = 1", "guard.whatever: is no setting"),
         ("default_zone = 'nowhere'", "default_zone 'nowhere' is none of the zones: local"),
         ("home = '/x'", "home is no setting of the file"),
@@ -126,8 +129,14 @@ def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: s
             {"API_URL": "https://x"},
             "SNAPSHOT_MCP_API_CLIENT_ID and SNAPSHOT_MCP_API_CLIENT_SECRET and SNAPSHOT_MCP_ZONE",
         ),
+        ({"API_CLIENT_ID": "key"}, "SNAPSHOT_MCP_API_CLIENT_ID is set, but SNAPSHOT_MCP_API_URL and"),
+        ({**API, "API_URL": ""}, "is set, but SNAPSHOT_MCP_API_URL is not"),
+        ({"ZONE": "ac1"}, "SNAPSHOT_MCP_ZONE is set, but SNAPSHOT_MCP_API_URL and"),
+        ({**API, "API_URL": "api.example.com"}, "SNAPSHOT_MCP_API_URL: should be https://HOST"),
+        ({**API, "API_REVISION": "2017"}, "SNAPSHOT_MCP_API_REVISION: Input should be 'specification' or '2016-12'"),
+        ({**API, "ZONE": "a b"}, "SNAPSHOT_MCP_ZONE: a name has letters"),
         ({"CONFIG": "/nowhere/config.toml"}, "There is no settings file '/nowhere/config.toml'"),
-        ({"DEFAULT_ZONE": "nowhere"}, "default_zone 'nowhere'"),
+        ({"DEFAULT_ZONE": "nowhere"}, "SNAPSHOT_MCP_DEFAULT_ZONE: default_zone 'nowhere'"),
     ],
 )
 def test_a_wrong_variable_is_an_error_that_names_it(tmp_path: Path, variables: dict[str, str], expected: str) -> None:
