@@ -46,6 +46,8 @@ SCRATCH_BYTES = 1 << 30
 """What the tour may take on the disk, and what must be free before it begins."""
 WORKER_END_SECONDS = 5.0
 FACE_START_SECONDS = 20.0
+ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""A closed terminal ends the tour as Ctrl-C does: half a gigabyte must not stay behind."""
 
 
 class TourFailed(Exception):
@@ -78,13 +80,14 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen()
     scratch = Path(tempfile.mkdtemp(prefix="snapshot-mcp-tour-"))
     tour = Tour(screen, scratch, answers_itself=args.yes, over_rest=args.over_rest)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = {one: signal.signal(one, _interrupt) for one in ENDS}
     try:
         anyio.run(tour.go)
     except* Exception as group:
         tour.failure = tour.describe(_innermost(group))
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for one, handler in previous.items():
+            signal.signal(one, handler)
         _clean_up(scratch)
     if tour.failure:
         screen.fail(tour.failure)

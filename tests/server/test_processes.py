@@ -206,6 +206,35 @@ def test_the_tour_without_a_terminal_names_yes() -> None:
     assert "--yes" in done.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
+def test_a_person_answers_the_tour_and_closes_the_terminal(tmp_path: Path) -> None:
+    """One question is answered on a terminal; at the next the terminal goes away, and nothing stays behind."""
+    person, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snapshot_mcp", "tour"],
+        env={**os.environ, "TMPDIR": str(tmp_path), "TERM": "dumb"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        process_group=0,
+    )
+    os.close(terminal)
+    shown = b""
+    for answer in (b"perhaps\n", b"ROLL BACK\n", b""):
+        seen = len(shown)
+        while b"your answer: " not in shown[seen:]:
+            read = os.read(person, 65536)
+            assert read, shown.decode()
+            shown += read
+        os.write(person, answer)
+    os.close(person)
+    process.send_signal(signal.SIGHUP)  # as the kernel does to a terminal's own session
+    assert process.wait(30) != 0
+    assert b"Type roll back or keep." in shown
+    assert b"Compare it with the original" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.anyio
 async def test_bad_json_on_stdin_does_not_end_the_server(lab: Lab) -> None:
     done = subprocess.run(
