@@ -38,8 +38,8 @@ Kind = Literal["volume", "instance", "image"]
 ANY: list[str] = []
 """A filter's default; never written to."""
 
-MAX_CHAIN_NODES = 300
-"""As many restore points as are drawn; ten full chains."""
+MAX_CHAIN_NODES = 100
+"""As many restore points as are drawn: some 33,000 characters, which the hosts' limits on a result still let through."""
 
 
 async def list_snapshots(
@@ -115,25 +115,28 @@ async def show_chain(
     """Draw a disk's or machine's restore points as the tree they are: what builds on what, where the head is, what is
     damaged. Deleting one takes everything below it."""
     place = face_of(ctx).zone(zone)
-    found, snapshots = await _snapshots_of(place, resource_id)
-    total = len(snapshots) if len(snapshots) < MAX_CHAIN_NODES else await _count(place, resource_id=found.resource_id)
+    found, snapshots, total = await _snapshots_of(place, resource_id)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
-    result = picture(place, found, snapshots, gone_count=gone)
-    cut = f"Only the newest {len(snapshots)} of {total} are drawn." if total > len(snapshots) else ""
-    return result.with_text(*picture_text(result, found, snapshots), cut, result.hint)
+    result = picture(place, found, snapshots, total_count=total, gone_count=gone)
+    return result.with_text(*picture_text(result, found, snapshots, total), result.hint)
 
 
-def picture(zone: Zone, resource: SnapshotResource, snapshots: list[Snapshot], *, gone_count: int) -> Chain:
-    """The chain as a tool and a resource answer it."""
+def picture(
+    zone: Zone, resource: SnapshotResource, snapshots: list[Snapshot], *, total_count: int, gone_count: int
+) -> Chain:
+    """The chain as a tool and a resource answer it; `snapshots` are the newest of `total_count`."""
+    is_cut = total_count > len(snapshots)
     head = next((clean_text(one.snapshot_id) for one in snapshots if one.is_head), None)
     if not snapshots:
         hint = "It has no restore point. create_snapshots takes the first one; it will be full."
     elif any(one.is_damaged for one in snapshots):
         hint = "What is damaged, and everything below it, cannot be restored. create_snapshots with full starts a sound chain."
-    elif head is None:
-        hint = "No head: the next snapshot will be full."
-    else:
+    elif head is not None:
         hint = "The next incremental becomes a child of the head."
+    else:
+        hint = "The head is not among them." if is_cut else "No head: the next snapshot will be full."
+    if is_cut:
+        hint = f"Only the newest {len(snapshots)} of {total_count} are drawn; list_snapshots pages through all. {hint}"
     return Chain(
         zone=zone.name,
         resource_id=clean_text(resource.resource_id),
@@ -146,30 +149,32 @@ def picture(zone: Zone, resource: SnapshotResource, snapshots: list[Snapshot], *
     )
 
 
-def picture_text(result: Chain, resource: SnapshotResource, snapshots: list[Snapshot]) -> list[str]:
+def picture_text(result: Chain, resource: SnapshotResource, snapshots: list[Snapshot], total_count: int) -> list[str]:
     """The tree and a line above it."""
     chains = len({one.root_id for one in snapshots})
+    which = f"the newest {len(snapshots)} of " if total_count > len(snapshots) else ""
     head = (
         f"{clean_text(resource.resource_type) or 'resource'} {quoted(resource.resource_name)} ({result.resource_id}) in zone "
-        f"{result.zone}: {_count_of(len(snapshots), 'restore point')} in {_count_of(chains, 'chain')}, "
+        f"{result.zone}: {which}{_count_of(total_count, 'restore point')} in {_count_of(chains, 'chain')}, "
         f"{format_bytes(result.total_bytes)} stored"
     )
     gone = f"; {result.gone_count} gone" if result.gone_count else ""
     return [f"{head}{gone}.", "", *chain.draw(snapshots), ""] if snapshots else [f"{head}{gone}."]
 
 
-async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot]]:
-    """The resource and its live snapshots; a resource that is gone still has its snapshots."""
+async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot], int]:
+    """The resource, the newest of its live snapshots, and how many there are; one that is gone still has its snapshots."""
     try:
         resource = await find_resource(zone, resource_id)
     except NotFound:
-        snapshots, _ = await all_snapshots(zone, SnapshotFilter(resource_id=resource_id, verbose=1), MAX_CHAIN_NODES)
+        query = SnapshotFilter(resource_id=resource_id, verbose=1)
+        snapshots, total = await all_snapshots(zone, query, MAX_CHAIN_NODES)
         if not snapshots:
             raise
-        return snapshots[0].resource, snapshots
+        return snapshots[0].resource, snapshots, total
     kind = "volume" if isinstance(resource, Volume) else "instance"
     found = SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
-    return found, (await all_snapshots(zone, SnapshotFilter(resource_id=resource.id, verbose=1), MAX_CHAIN_NODES))[0]
+    return found, *await all_snapshots(zone, SnapshotFilter(resource_id=resource.id, verbose=1), MAX_CHAIN_NODES)
 
 
 async def _count(zone: Zone, **query: Any) -> int:

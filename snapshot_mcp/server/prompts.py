@@ -52,7 +52,9 @@ class FilePrompt(Prompt):
     ) -> list[Message] | InputRequiredResult:
         given = arguments or {}
         known = {one.name for one in self.arguments or ()}
-        missing = [one.name for one in self.arguments or () if one.required and not given.get(one.name)]
+        missing = [
+            one.name for one in self.arguments or () if one.required and not str(given.get(one.name, "")).strip()
+        ]
         if missing or not given.keys() <= known:
             wrong = f"{missing[0]} is missing" if missing else f"{clean_text(min(given.keys() - known))} is no argument"
             names = ", ".join(one.name for one in self.arguments or ())

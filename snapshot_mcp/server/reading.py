@@ -33,12 +33,13 @@ async def read_chain(zone: str, root_id: str, ctx: Context) -> str:
     """One chain as a tree of restore points."""
     with _errors():
         place = face_of(ctx).zone(zone)
-        snapshots, _ = await all_snapshots(place, SnapshotFilter(root_id=root_id, verbose=1), MAX_CHAIN_NODES)
+        snapshots, total = await all_snapshots(place, SnapshotFilter(root_id=root_id, verbose=1), MAX_CHAIN_NODES)
         if not snapshots:
             raise NotFound(f"There is no chain {quoted(root_id)} in zone {place.name}.")
         gone = SnapshotFilter(root_id=root_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)), limit=1)
         gone_count = (await place.provider.list_snapshots(gone)).total_count
-    return picture(place, snapshots[0].resource, snapshots, gone_count=gone_count).model_dump_json(exclude_none=True)
+    found = picture(place, snapshots[0].resource, snapshots, total_count=total, gone_count=gone_count)
+    return found.model_dump_json(exclude_none=True)
 
 
 async def read_job(zone: str, job_id: str, ctx: Context) -> str:

@@ -216,7 +216,10 @@ class ChainNode(Result):
 
 
 class Chain(Result):
-    """The restore points of one resource as trees, parents before children; `depth` counts from the full one."""
+    """The restore points of one resource as trees, parents before children; `depth` counts from the full one.
+
+    `total_bytes` is what those in `nodes` store.
+    """
 
     zone: str
     resource_id: str

@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,9 @@ from mcp import Client
 from mcp.types import CallToolResult
 
 from snapshot_mcp import app
-from snapshot_mcp.contract.models import Instance, Volume
+from snapshot_mcp.contract.models import Instance, Job, Volume
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.jobs import Zone
 from snapshot_mcp.settings import Settings, load_settings
 
 MIB = 1 << 20
@@ -87,10 +88,18 @@ class Lab:
 
     async def delete(self, snapshot_id: str) -> None:
         """Delete a snapshot past the guard, to its end."""
+        await self._carry_out(lambda zone: zone.provider.delete_snapshot(snapshot_id))
+
+    async def roll_back(self, snapshot_id: str) -> None:
+        """Roll a disk back past the guard, to its end."""
+        await self._carry_out(lambda zone: zone.provider.apply_snapshots([snapshot_id]))
+
+    async def _carry_out(self, start: Callable[[Zone], Awaitable[Job]]) -> None:
         async with app.build_zones(self.settings) as zones:
             zone = zones.get()
-            job = await zone.provider.delete_snapshot(snapshot_id)
-            await zone.watcher.wait([job.job_id], 20)
+            job = await start(zone)
+            (ended,) = await zone.watcher.wait([job.job_id], 20)
+            assert ended.is_successful, ended
 
     @asynccontextmanager
     async def connect(self, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:

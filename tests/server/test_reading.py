@@ -94,6 +94,7 @@ async def test_prompts_take_their_arguments_and_tell_what_is_wrong(lab: Lab, mod
         assert "asked for by hand" in text.text
         for name, arguments, expected in (
             ("back_up_disk", {}, "disk is missing"),
+            ("back_up_disk", {"disk": " "}, "disk is missing"),
             ("back_up_disk", {"disk": "a", "colour": "b"}, "colour is no argument"),
             ("nothing", {}, "There is no prompt “nothing”"),
         ):

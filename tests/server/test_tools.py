@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.server import looking
 from tests.server.lab import MIB, Lab, back_up, content, data_of, finish, rename, text_of
 
 
@@ -232,6 +233,27 @@ async def test_the_chain_is_drawn_with_its_head(lab: Lab) -> None:
     lines = text_of(result).splitlines()
     assert any(line.startswith(f"◉ {first}  full") for line in lines)
     assert any(line.startswith(f"● {second}  +") and line.endswith("◀ head") for line in lines)
+
+
+@pytest.mark.anyio
+async def test_a_chain_that_is_drawn_in_part_says_so_and_claims_nothing_of_the_rest(
+    lab: Lab, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "MAX_CHAIN_NODES", 2)
+    await lab.add_disk("web")
+    async with lab.connect(mode) as client:
+        first = await back_up(client, "web", "first")
+        lab.age_snapshots(seconds=60)
+        for name in ("second", "third"):
+            await back_up(client, "web", name)
+        whole = await client.call_tool("show_chain", {"resource_id": "web"})
+        assert len(data_of(whole)["nodes"]) == 2
+        assert data_of(whole)["hint"].startswith("Only the newest 2 of 3 are drawn; list_snapshots")
+        assert "the newest 2 of 3 restore points in 1 chain" in text_of(whole)
+    await lab.roll_back(first)
+    async with lab.connect(mode) as client:
+        hint = data_of(await client.call_tool("show_chain", {"resource_id": "web"}))["hint"]
+    assert hint.endswith("The head is not among them.")
 
 
 @pytest.mark.anyio
