@@ -9,7 +9,7 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
-from snapshot_mcp.contract.errors import UnknownZone
+from snapshot_mcp.contract.errors import UnknownZone, ZoneError
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.jobs.watcher import JobWatcher
@@ -47,12 +47,16 @@ class Zones:
         return tuple(self._factories)
 
     def get(self, name: str = "") -> Zone:
-        """Return the zone, the default one without a name. Raises UnknownZone."""
+        """Return the zone, the default one without a name. Raises UnknownZone, and what its settings' errors are."""
         name = name or self.default
         if name not in self._zones:
             if name not in self._factories:
                 raise UnknownZone(f"There is no zone {quoted(name)}.", hint=f"Zones: {', '.join(self.names)}.")
-            provider = self._factories[name]()
+            try:
+                provider = self._factories[name]()
+            except ZoneError as error:
+                error.message = f"Zone {name}: {error.message}"
+                raise
             zone = Zone(name, provider, JobWatcher(provider), name in self._production)
             self._zones[name] = zone
             if self._tasks is not None:

@@ -84,15 +84,15 @@ async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResul
     found: dict[str, tuple[Job, ...]] = {}
     errors: dict[str, ZoneError] = {}
 
-    async def look(place: Zone) -> None:
+    async def look(name: str) -> None:
         try:
-            found[place.name] = await place.provider.list_unfinished_jobs()
+            found[name] = await face.zone(name).provider.list_unfinished_jobs()
         except ZoneError as error:
-            errors[place.name] = error
+            errors[name] = error
 
     async with anyio.create_task_group() as tasks:
         for name in names:
-            tasks.start_soon(look, face.zone(name))
+            tasks.start_soon(look, name)
     if not found:
         raise next(iter(errors.values())) if len(errors) == 1 else Unavailable(_unreachable_text(errors))
     rows = [JobRow.of(job, name) for name in names for job in found.get(name, ())]
@@ -115,18 +115,19 @@ async def find_job(face: Face, job_id: str, zone: str = "") -> tuple[Zone, Job]:
     found: list[tuple[Zone, Job]] = []
     errors: dict[str, ZoneError] = {}
 
-    async def look(place: Zone) -> None:
+    async def look(name: str) -> None:
         try:
+            place = face.zone(name)
             found.append((place, await place.provider.get_job(job_id)))
             tasks.cancel_scope.cancel()
         except NotFound:
             pass
         except ZoneError as error:
-            errors[place.name] = error
+            errors[name] = error
 
     async with anyio.create_task_group() as tasks:
         for name in names:
-            tasks.start_soon(look, face.zone(name))
+            tasks.start_soon(look, name)
     if found:
         return found[0]
     where = f"zone {names[0]}" if len(names) == 1 else f"the zones {', '.join(names)}"
@@ -213,5 +214,6 @@ def _progress_text(jobs: Sequence[Job]) -> str:
 
 def _unreachable_text(errors: dict[str, ZoneError]) -> str:
     return " ".join(
-        f"Zone {name} did not answer: {clean_text(error.message, MESSAGE_CHARACTERS)}" for name, error in errors.items()
+        f"Zone {name} did not answer: {clean_text(error.message.removeprefix(f'Zone {name}: '), MESSAGE_CHARACTERS)}"
+        for name, error in errors.items()
     )

@@ -158,3 +158,25 @@ async def test_an_id_that_is_not_in_this_zone_may_be_in_another(
     assert result.is_error
     assert "zone near" in text_of(result).lower()
     assert text_of(result).endswith("Other zones: far.")
+
+
+ONE_CANNOT_BE = ONE_IS_FAR.replace("http://127.0.0.1:9", "http://example.com")
+
+
+@pytest.mark.anyio
+async def test_a_zone_with_unusable_settings_takes_nothing_from_the_others(lab: Lab, mode: str) -> None:
+    """Plain http to another machine: the zone cannot even be made, as an embedded one on Windows."""
+    lab.folder.joinpath("config.toml").write_text(ONE_CANNOT_BE)
+    await lab.add_disk("a")
+    async with lab.connect(mode) as client:
+        made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))
+        waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [made["job_id"]]}))
+        assert waited["outcome"] == "successful"
+        listed = await client.call_tool("list_jobs", {})
+        (unreachable,) = data_of(listed)["unreachable"]
+        assert "unencrypted" in unreachable["reason"]
+        assert text_of(listed).count("Zone far") == 1
+        unknown = await client.call_tool("wait_for_job", {"job_ids": ["none"]})
+        assert "Zone far did not answer: 'http://example.com' would send" in text_of(unknown)
+        asked = await client.call_tool("list_resources", {"zone": "far"})
+        assert "failed: Zone far: 'http://example.com'" in text_of(asked)
