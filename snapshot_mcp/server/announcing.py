@@ -1,8 +1,8 @@
 """Subscriptions: who listens to a resource hears when it has changed, in both protocol eras.
 
-A `job://` changes with its job; a `snapshot://` or a `chain://` may have changed whenever a job of its zone has ended. One
-task follows a URI for as long as anybody listens to it. Modern hosts listen by an open stream, older ones subscribe; for
-those the SDK has no public door, so the two methods are entered into its low-level server.
+A `job://` changes with its job; a `snapshot://` or a `chain://` may have changed whenever a job of its zone has ended, or a
+snapshot was renamed here. One task follows a URI for as long as anybody listens to it. Modern hosts listen by an open
+stream, older ones subscribe; for those the SDK has no public door, so the two methods are entered into its low-level server.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -119,6 +119,13 @@ class Announcer:
             while True:
                 await has_ended.wait()
                 has_ended = anyio.Event()
+                await self._announce(uri)
+
+    async def announce_zone(self, zone_name: str) -> None:
+        """Announce the snapshots and chains of a zone that somebody listens to."""
+        for uri in tuple(self._listeners):
+            scheme, zone, _ = _parse(uri) or ("", "", "")
+            if zone == zone_name and scheme != "job":
                 await self._announce(uri)
 
     async def _announce(self, uri: str) -> None:

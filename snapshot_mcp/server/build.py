@@ -85,9 +85,9 @@ def build_server(
 
     `callers` may come in over HTTP at `url`, and nobody else; none means that every program of this machine may.
     """
-    face = Face(zones, build_guard)
     bus = InMemorySubscriptionBus()
     announcer = Announcer(zones, bus)
+    face = Face(zones, build_guard, announcer.announce_zone)
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Face]) -> AsyncIterator[Face]:

@@ -114,6 +114,7 @@ async def rename_snapshot(
     await place.provider.update_snapshot(
         snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
     )
+    await face.announce_zone(place.name)
     shown = clean_text(snapshot.snapshot_id)
     changes = [f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}"] if name else []
     if description is not None:

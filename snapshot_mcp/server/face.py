@@ -1,6 +1,6 @@
 """What a tool finds behind its call: the zones, and the guard once it is needed."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,8 +20,12 @@ class Face:
     that only looks pays for neither.
     """
 
-    def __init__(self, zones: Zones, build_guard: "Callable[[], Guard]") -> None:
+    def __init__(
+        self, zones: Zones, build_guard: "Callable[[], Guard]", announce_zone: Callable[[str], Awaitable[None]]
+    ) -> None:
         self.zones = zones
+        self.announce_zone = announce_zone
+        """Tells who listens to a zone's snapshots and chains of a change that has no job."""
         self._create_locks: dict[str, anyio.Lock] = {}
         self._build_guard = build_guard
         self._guard: Guard | None = None

@@ -58,3 +58,25 @@ async def test_an_older_subscriber_hears_until_it_unsubscribes(lab: Lab) -> None
         count = len(heard)
         await back_up(client, "web", "three")
         assert len(heard) == count
+        await client.session.subscribe_resource(uri)
+        has_heard = anyio.Event()
+        await client.call_tool("rename_snapshot", {"snapshot_id": first, "name": "first"})
+        with anyio.fail_after(5):
+            await has_heard.wait()
+        assert heard[count:] == [uri]
+
+
+@pytest.mark.anyio
+async def test_a_modern_listener_hears_of_a_new_name(lab: Lab) -> None:
+    """A rename has no job whose end would tell."""
+    await lab.add_disk("web")
+    async with lab.connect("auto") as client:
+        first = await back_up(client, "web", "one")
+        wanted = {f"snapshot://local/{first}", f"chain://local/{first}"}
+        with anyio.fail_after(20):
+            async with client.listen(resource_subscriptions=[*wanted, "job://local/none"]) as stream:
+                await client.call_tool("rename_snapshot", {"snapshot_id": first, "name": "first"})
+                heard: set[str] = set()
+                while heard != wanted:
+                    event: Any = await anext(stream)
+                    heard.add(event.uri)
