@@ -39,6 +39,7 @@ from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.pin import Pin
 from snapshot_mcp.guard.plan import Plan, is_no_worse
 from snapshot_mcp.guard.policy import Policy
+from snapshot_mcp.guard.questions import Questions
 from snapshot_mcp.guard.rules import Refusal
 from snapshot_mcp.guard.safety import OnProgress, SafetyState
 from snapshot_mcp.guard.states import PROVEN, State
@@ -81,6 +82,7 @@ class GuardedCalls:
         self,
         policy: Policy,
         approvals: Approvals,
+        questions: Questions,
         pin: Pin,
         clock: Clock,
         safety_wait_seconds: float,
@@ -88,6 +90,7 @@ class GuardedCalls:
     ) -> None:
         self._policy = policy
         self._approvals = approvals
+        self._questions = questions
         self._pin = pin
         self._clock = clock
         self._links = links
@@ -139,7 +142,7 @@ class GuardedCalls:
 
     async def _ask(self, act: Act, plan: Plan, client: Client) -> Approval | None:
         """Put the question; None when its answer was used up by another call."""
-        asked = await in_thread(self._approvals.ask, act.call, plan)
+        asked = await in_thread(self._questions.ask, act.call, plan)
         question = question_for(plan, asked.nonce)
         answer = await client.ask(question)
         if is_yes(question, answer):
@@ -148,7 +151,7 @@ class GuardedCalls:
             state, said = State.DENIED, "no"
         else:
             state, said = State.PENDING, "neither yes nor no" if answer.outcome == "answered" else answer.outcome
-        return await in_thread(self._approvals.answer, act.call, asked, state, said)
+        return await in_thread(self._questions.answer, act.call, asked, state, said)
 
     async def _carry_out(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome:
         """Act under a granted approval, if it covers the plan as it is now."""

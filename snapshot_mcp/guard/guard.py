@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
     from snapshot_mcp.guard.pin import Pin
+    from snapshot_mcp.guard.register import Register
 
 SAFETY_WAIT_SECONDS = 20.0
 """A call waits so long for its safety snapshot; hosts give up after 30 to 60 s."""
@@ -142,9 +143,16 @@ class Guard:
     @cached_property
     def _calls(self) -> "GuardedCalls":
         from snapshot_mcp.guard.calls import GuardedCalls
+        from snapshot_mcp.guard.questions import Questions
 
         return GuardedCalls(
-            self.policy, self._approvals, self._pin, self._clock, self._safety_wait_seconds, lambda: self.links
+            self.policy,
+            self._approvals,
+            Questions(self._register),
+            self._pin,
+            self._clock,
+            self._safety_wait_seconds,
+            lambda: self.links,
         )
 
     @cached_property
@@ -163,7 +171,13 @@ class Guard:
     def _approvals(self) -> "Approvals":
         from snapshot_mcp.guard.approvals import Approvals
 
-        return Approvals(self._database, self._audit, self._clock)
+        return Approvals(self._register)
+
+    @cached_property
+    def _register(self) -> "Register":
+        from snapshot_mcp.guard.register import Register
+
+        return Register(self._database, self._audit, self._clock)
 
     @cached_property
     def _pin(self) -> "Pin":

@@ -19,6 +19,7 @@ from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import SystemClock
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import GuardBroken
+from snapshot_mcp.guard.register import Register
 from tests.guard.test_plan import CHAIN, deletion
 
 PLAN = deletion(CHAIN, 2)
@@ -30,7 +31,7 @@ def call(number: int) -> Call:
 
 def approvals(home: Path) -> Approvals:
     database = Database(home)
-    return Approvals(database, Audit(database), SystemClock())
+    return Approvals(Register(database, Audit(database), SystemClock()))
 
 
 @pytest.fixture(scope="module")
