@@ -108,9 +108,7 @@ class Approvals:
             approval = rows.get(id_)
             if approval.state not in OPEN:
                 raise NotDecidable(f"Approval {id_} is {approval.state}; there is nothing to deny.")
-            denied = replace(approval, state=State.DENIED, door=door, decided_by=by, decided=rows.now, ended=rows.now)
-            rows.move(approval, denied, "denied")
-            return denied
+            return rows.deny(approval, door=door, by=by)
 
     # Carrying out
 

@@ -44,7 +44,7 @@ from snapshot_mcp.guard.rules import Refusal
 from snapshot_mcp.guard.safety import OnProgress, SafetyState
 from snapshot_mcp.guard.states import PROVEN, State
 from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.guard.wording import is_no, is_yes, plan_lines, question_for
+from snapshot_mcp.guard.wording import is_yes, plan_lines, question_for
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
@@ -120,14 +120,17 @@ class GuardedCalls:
                 return await self._refused(act, look.refusal, look.plan)
             found = await in_thread(self._approvals.look, act.call, look.plan)
             match found:
-                case Approval(state=State.GRANTED):
-                    return await self._carry_out(act, found, look)
-                case Approval(state=State.PENDING):
-                    return await self._wait_outside(act, look.plan, client, found)
                 case Approval(state=State.DENIED):
                     return self._declined(look.plan)
                 case Approval(state=State.SPENT) if self._is_being_spent(found) or await act.is_under_way(found):
                     return self._under_way(look.plan, found)
+                case _ if client.said_no:
+                    await in_thread(self._questions.refuse, act.call, look.plan)
+                    return self._declined(look.plan)
+                case Approval(state=State.GRANTED):
+                    return await self._carry_out(act, found, look)
+                case Approval(state=State.PENDING):
+                    return await self._wait_outside(act, look.plan, client, found)
             if act.call.is_strict or not client.can_ask:
                 opened = await in_thread(self._approvals.open, act.call, look.plan)
                 return await self._wait_outside(act, look.plan, client, opened)
@@ -147,7 +150,7 @@ class GuardedCalls:
         answer = await client.ask(question)
         if is_yes(question, answer):
             state, said = State.GRANTED, "yes"
-        elif is_no(question, answer):
+        elif answer.is_no:
             state, said = State.DENIED, "no"
         else:
             state, said = State.PENDING, "neither yes nor no" if answer.outcome == "answered" else answer.outcome

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from snapshot_mcp.guard.approval import Approval, Call, moment_from_text, moment_to_text
 from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.register import Register, new_id
+from snapshot_mcp.guard.register import Register, Rows, new_id
 from snapshot_mcp.guard.states import Door, State
 
 QUESTION_SECONDS = 15 * 60.0
@@ -48,19 +48,40 @@ class Questions:
             return Asked(nonce, plan)
 
     def answer(self, call: Call, asked: Asked, state: State, answer: str) -> Approval | None:
-        """Use up the question: its answer opens an approval in `state`. None when it was used up before."""
+        """Use up the question: its answer opens an approval in `state`. None when it was used up before.
+
+        A no counts even then: a person may have said yes in another conversation before, and takes it back here.
+        """
         with self._register.transaction() as rows:
             rows.sweep()
             used = rows.execute(
                 "DELETE FROM questions WHERE call_key = ? AND nonce = ?", (call.key, asked.nonce)
             ).rowcount
-            if not used or rows.open_of(call):
+            existing = rows.open_of(call)
+            if existing and state is State.DENIED:
+                return rows.deny(existing, door=Door.CLIENT, by=call.principal)
+            if existing or not used:
                 return None
-            approval = Approval(new_id(8, "ap-"), call, state, asked.plan, rows.now)
-            if state is not State.PENDING:
-                approval = replace(approval, door=Door.CLIENT, decided_by=call.principal, decided=rows.now)
-            if state is State.DENIED:
-                approval = replace(approval, ended=rows.now)
-            rows.insert(approval)
-            rows.record("answer", approval, door=Door.CLIENT, question=asked.nonce, answer=answer)
-            return approval
+            return _decide(rows, call, asked.plan, state, question=asked.nonce, answer=answer)
+
+    def refuse(self, call: Call, plan: Plan) -> Approval:
+        """A person said no to this call, to whichever plan: nothing of it stays open."""
+        with self._register.transaction() as rows:
+            rows.sweep()
+            asked = rows.execute("SELECT nonce FROM questions WHERE call_key = ?", (call.key,)).fetchone()
+            rows.execute("DELETE FROM questions WHERE call_key = ?", (call.key,))
+            existing = rows.open_of(call)
+            if existing:
+                return rows.deny(existing, door=Door.CLIENT, by=call.principal)
+            return _decide(rows, call, plan, State.DENIED, question=asked["nonce"] if asked else "", answer="no")
+
+
+def _decide(rows: Rows, call: Call, plan: Plan, state: State, **fields: str) -> Approval:
+    approval = Approval(new_id(8, "ap-"), call, state, plan, rows.now)
+    if state is not State.PENDING:
+        approval = replace(approval, door=Door.CLIENT, decided_by=call.principal, decided=rows.now)
+    if state is State.DENIED:
+        approval = replace(approval, ended=rows.now)
+    rows.insert(approval)
+    rows.record("answer", approval, door=Door.CLIENT, **fields)
+    return approval

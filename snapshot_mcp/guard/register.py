@@ -17,7 +17,7 @@ from snapshot_mcp.guard.approval import Approval, Call, read_row, write_row
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.states import TRANSITIONS, State
+from snapshot_mcp.guard.states import TRANSITIONS, Door, State
 
 MAX_PENDING = 50
 """Who is asked more than they can read says yes to anything."""
@@ -81,6 +81,11 @@ class Rows:
         self.write(new)
         fields = {"door": new.door, "by": new.decided_by, "reason": new.reason} | fields
         self.record(event, new, **{name: value for name, value in fields.items() if value})
+
+    def deny(self, approval: Approval, *, door: Door, by: str) -> Approval:
+        denied = replace(approval, state=State.DENIED, door=door, decided_by=by, decided=self.now, ended=self.now)
+        self.move(approval, denied, "denied")
+        return denied
 
     def expire(self, approval: Approval, reason: str, event: str = "expired") -> None:
         self.move(approval, replace(approval, state=State.EXPIRED, ended=self.now, reason=reason), event)

@@ -7,10 +7,9 @@ and the ids last, and holds nothing that moves by itself.
 from datetime import datetime
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.guard.client import Answer, Question
+from snapshot_mcp.guard.client import KEEP, Answer, Question
 from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot, Overwrite, Plan, RollbackLoss
 
-KEEP = "keep"
 DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""
 
@@ -56,11 +55,6 @@ def is_yes(question: Question, answer: Answer) -> bool:
     return answer.outcome == "answered" and (
         given.casefold() == expected.casefold() if question.kind == "word" else given == expected
     )
-
-
-def is_no(question: Question, answer: Answer) -> bool:
-    """Whether a person said no: the word for keeping, and nothing else."""
-    return answer.outcome == "answered" and answer.text.strip().casefold() == question.words[1]
 
 
 def title_of(plan: Plan) -> str:

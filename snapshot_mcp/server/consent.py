@@ -65,6 +65,10 @@ class HostClient:
         return clean_text(params.client_info.version) if params else ""
 
     @property
+    def said_no(self) -> bool:
+        return any(_answer(ElicitResult.model_validate(given)).is_no for given in self._answers.values())
+
+    @property
     def can_ask(self) -> bool:
         elicitation = self._elicitation
         return elicitation is not None and (elicitation.form is not None or elicitation.url is None)

@@ -79,6 +79,7 @@ class Person:
     principal: str = "local"
     name: str = "test host"
     version: str = "1"
+    said_no: bool = False
     can_open_url: bool = False
     questions: list[Question] = field(default_factory=list)
     before_reply: Callable[[], Any] | None = None

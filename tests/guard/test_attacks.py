@@ -719,6 +719,21 @@ async def test_a_declined_question_is_not_answered_with_yes_afterwards(victim: V
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_keep_in_one_conversation_takes_back_the_yes_of_another(victim: Victim, mode: str) -> None:
+    """Two conversations want the same; a person agrees in the one and then, asked in the other, keeps."""
+    victim.siege.mode = mode
+
+    async def agrees_elsewhere_then_keeps(context: Any, params: Any) -> ElicitResult:
+        await victim.siege.guard.approve(await victim.siege.pending("last"), None)
+        return ElicitResult(action="accept", content={"answer": "keep"})
+
+    assert status_of(await victim.siege.delete("last", reply=agrees_elsewhere_then_keeps))[0] == "declined"
+    assert status_of(await victim.siege.delete("last"))[0] == "declined"
+    assert {one.state for one in await victim.siege.guard.list_approvals()} == {"denied"}
+    assert await victim.acts() == 0
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_an_approval_used_by_two_calls_at_once(victim: Victim, mode: str) -> None:
     victim.siege.mode = mode
     _, data = status_of(await victim.siege.roll_back("full"))

@@ -97,16 +97,26 @@ class ApprovalStates(RuleBasedStateMachine):
     @precondition(lambda self: self.asked)
     @rule(data=st.data(), state=st.sampled_from([State.GRANTED, State.DENIED, State.PENDING]))
     def answer(self, data: st.DataObject, state: State) -> None:
-        """Any answer to any question that was ever asked, as often as one likes."""
+        """Any answer to any question that was ever asked, as often as one likes; only a no may count again."""
         call, asked = self.asked[data.draw(st.integers(0, len(self.asked) - 1))]
         approval = self.questions.answer(call, asked, state, "test")
         if approval is None:
             return
-        assert asked.nonce not in self.answered, "an answer counted twice"
+        assert approval.state is state
+        assert asked.nonce not in self.answered or state is State.DENIED, "an answer counted twice"
         self.answered.add(asked.nonce)
         self._known(approval)
+        self.yeses.pop(approval.id, None)
         if state is State.GRANTED:
             self.yeses[approval.id] = self.clock.uptime
+
+    @rule(call=st.sampled_from(CALLS))
+    def refuse(self, call: Call) -> None:
+        """A person says no to a call, whatever was said before."""
+        refused = self.questions.refuse(call, self.plan())
+        assert refused.state is State.DENIED
+        self._known(refused)
+        self.yeses.pop(refused.id, None)
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), yes=st.booleans())
