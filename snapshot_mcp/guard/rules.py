@@ -61,6 +61,10 @@ def _refuse_deletion(
     reason = _protected(policy.protect, going)
     if reason:
         return Refusal("protect", reason)
+    if not loss.resource_id and (policy.protect.ids or policy.protect.names):
+        return Refusal(
+            "protect", "the zone does not say which disk this is a snapshot of, so the disk may be protected."
+        )
     if loss.takes_last_good_copy and policy.last_good_copy == "refuse":
         return Refusal("last_good_copy", "it would take the last good restore point of this disk.")
     if policy.minimum_age_hours:

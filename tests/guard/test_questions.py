@@ -1,6 +1,7 @@
 """How often a person is asked: once for a deletion, once for a roll-back, never for anything else, in a zone where backups are
 taken all the time (issue 4, "Must show" 2); and facts from zones that say less than ours."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from snapshot_mcp.contract.models import (
     SnapshotFilter,
     SnapshotResource,
 )
+from snapshot_mcp.guard import Policy, Protect
 from tests.guard.conftest import Bench, Person, agrees, nobody
 from tests.guard.test_attacks import DISK_BYTES, Victim, scribble, status_of
 from tests.guard.test_attacks import victim as victim
@@ -126,6 +128,83 @@ async def test_a_deletion_where_the_zone_names_no_disk_counts_the_chain(bench: B
     assert outcome.status == "needs_approval"
     assert any("monday" in line for line in outcome.plan)
     assert any("last good" in line for line in outcome.plan)
+
+
+@pytest.mark.parametrize("rule", ["id", "name", "name of an unknown disk"])
+async def test_a_protected_disk_is_protected_where_the_zone_names_no_disk(bench: Bench, rule: str) -> None:
+    disk = await bench.add_disk("pg-data")
+    await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+    without_resources(bench)
+    if rule == "name of an unknown disk":
+        answer_by_disk_with(bench, lambda page: Page((), 0))
+    protect = Protect(ids=frozenset({disk.id})) if rule == "id" else Protect(names=frozenset({"pg-*"}))
+    outcome = await bench.guard(Policy(protect=protect)).delete_snapshot(bench.zone, last.snapshot_id, Person([agrees]))
+    assert (outcome.status, "rule protect" in outcome.message) == ("refused", True)
+    assert bench.destroyed == []
+
+
+def answer_by_disk_with(bench: Bench, answer: Callable[[Page[Any]], Page[Any]]) -> None:
+    """A provider that does something of its own with a question after one disk's snapshots."""
+    told = bench.provider.list_snapshots
+
+    async def list_snapshots(query: SnapshotFilter) -> Page[Any]:
+        page = await told(query)
+        return answer(page) if query.resource_id else page
+
+    bench.provider.list_snapshots = list_snapshots
+
+
+def ignore_the_disk(bench: Bench) -> None:
+    told = bench.provider.list_snapshots
+
+    async def list_snapshots(query: SnapshotFilter) -> Page[Any]:
+        page: Page[Any] = await told(query.model_copy(update={"resource_id": ""}))
+        return page
+
+    bench.provider.list_snapshots = list_snapshots
+
+
+async def test_another_disks_copies_are_no_copies_of_this_one(bench: Bench) -> None:
+    """A zone that does not look at `resource_id` answers every disk's snapshots."""
+    disk, other = await bench.add_disk("pg-data"), await bench.add_disk("web")
+    only = await bench.back_up(disk, "only")
+    await bench.back_up(other, "other")
+    ignore_the_disk(bench)
+    outcome = await bench.guard().delete_snapshot(bench.zone, only.snapshot_id, nobody())
+    assert "This takes the last good restore point of this disk." in outcome.plan
+    assert "Good restore points that remain: 0." in outcome.plan
+
+
+async def test_a_zone_that_claims_the_snapshot_for_every_disk_rolls_none_back(bench: Bench) -> None:
+    await bench.add_disk("web")
+    full = await bench.back_up(await bench.add_disk("pg-data"), "full")
+    without_resources(bench)
+    ignore_the_disk(bench)
+    with pytest.raises(NotUsable, match="Which disk"):
+        await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    assert bench.destroyed == []
+
+
+async def test_what_a_snapshot_is_built_on_must_be_told(bench: Bench) -> None:
+    """Else what goes with a deletion is a guess: here tuesday goes with monday, and no parent says so."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    monday = await bench.back_up(disk, "monday")
+    await bench.back_up(disk, "tuesday")
+    real = bench.provider._provider.list_snapshots
+
+    async def list_snapshots(query: SnapshotFilter) -> Page[Any]:
+        page = await real(query)
+        items = tuple(one if one.is_full else one.model_copy(update={"parent_id": ""}) for one in page.items)
+        return Page(items, page.total_count)
+
+    bench.provider.list_snapshots = list_snapshots
+    with pytest.raises(NotUsable, match="does not say what snapshot"):
+        await bench.guard().delete_snapshot(bench.zone, monday.snapshot_id, Person([agrees]))
+    assert bench.destroyed == []
+    whole = await bench.guard().delete_snapshot(bench.zone, full.snapshot_id, nobody())
+    assert whole.plan[0].startswith("Delete the whole chain, 3 restore points")
 
 
 async def test_a_list_that_moves_while_it_is_read_is_read_again(bench: Bench) -> None:
