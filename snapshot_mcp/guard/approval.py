@@ -41,9 +41,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can lay one out beforehand."""
+    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can lay one out beforehand.
+
+    `begun` is when the first call set about it, `claimed` when the last one did.
+    """
 
     name: str = ""
+    begun: Moment | None = None
     claimed: Moment | None = None
     job_id: str = ""
     snapshot_ids: tuple[str, ...] = ()
@@ -114,7 +118,9 @@ def write_row(connection: sqlite3.Connection, approval: Approval) -> None:
         "opened": moment_to_text(approval.opened),
         "decided": moment_to_text(approval.decided),
         "ended": moment_to_text(approval.ended),
-        "safety": json.dumps(safety | {"claimed": moment_to_text(approval.safety.claimed)}),
+        "safety": json.dumps(
+            safety | {name: moment_to_text(getattr(approval.safety, name)) for name in ("begun", "claimed")}
+        ),
         "job_id": approval.job_id,
     }
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
@@ -141,6 +147,7 @@ def read_row(row: sqlite3.Row) -> Approval:
         reason=row["reason"],
         safety=Safety(
             name=safety["name"],
+            begun=moment_from_text(safety["begun"]) if safety.get("begun") else None,
             claimed=moment_from_text(safety["claimed"]) if safety["claimed"] else None,
             job_id=safety["job_id"],
             snapshot_ids=tuple(safety["snapshot_ids"]),

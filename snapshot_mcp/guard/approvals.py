@@ -28,8 +28,8 @@ class SpendRefusal(StrEnum):
     """Why a consent could not be spent just now."""
 
     NOT_GRANTED = "it is not granted any more"
-    MOVED = "another consent was spent on the same target"
-    HELD = "another call is just changing the same target"
+    MOVED = "another approval for the same disk or snapshot was used meanwhile"
+    HELD = "another call is changing the same disk right now"
     TOO_MANY = "too many deletions in the last hour"
 
 
@@ -204,7 +204,12 @@ class Approvals:
                 return None
             if safety.claimed and safety.claimed.is_within(rows.now, HELD_SECONDS):
                 return None
-            claimed = replace(safety, name=safety.name or f"before roll-back {new_id(10)}", claimed=rows.now)
+            claimed = replace(
+                safety,
+                name=safety.name or f"before roll-back {new_id(10)}",
+                begun=safety.begun or rows.now,
+                claimed=rows.now,
+            )
             rows.write(replace(approval, safety=claimed))
             rows.record("safety snapshot wanted", approval, name=claimed.name)
             return claimed, safety.claimed is not None
