@@ -12,7 +12,7 @@ from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock
 from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, gather_deletion_facts, gather_rollback_facts
-from snapshot_mcp.guard.plan import Plan, plan_deletion, plan_rollback, target_key
+from snapshot_mcp.guard.plan import Plan, good_ids, plan_deletion, plan_rollback, target_key
 from snapshot_mcp.guard.policy import Policy
 from snapshot_mcp.guard.rules import Refusal, refuse
 from snapshot_mcp.guard.safety import OnProgress, SafetySnapshot, SafetyState
@@ -22,10 +22,11 @@ from snapshot_mcp.jobs import Zone
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The plan as it is now, and the rule that forbids it, if one does."""
+    """The plan as it is now, the rule that forbids it, if one does, and what its disks can be restored from."""
 
     plan: Plan
     refusal: Refusal | None
+    good: frozenset[str] = frozenset()
 
 
 class Planner:
@@ -50,7 +51,16 @@ class Planner:
         else:
             plan = decide(await in_thread(self._approvals.epochs, keys))
             recent = await in_thread(self._approvals.deletions_last_hour)
-        return Look(plan, refuse(self._policy, plan, facts, self._clock.read().time, recent))
+        lists = (
+            [facts.restore_points]
+            if isinstance(facts, DeletionFacts)
+            else [one.restore_points for one in facts.targets]
+        )
+        return Look(
+            plan,
+            refuse(self._policy, plan, facts, self._clock.read().time, recent),
+            frozenset().union(*map(good_ids, lists)),
+        )
 
     def call(self, operation: Any, arguments: dict[str, Any], zone: Zone, client: Client) -> Call:
         return Call(
@@ -111,7 +121,7 @@ class Deletion(Act):
         return await self.zone.provider.delete_snapshot(self._snapshot_id)
 
     def started_message(self, job: Job, safety: SafetyState | None) -> str:
-        return f"The deletion is submitted as job {job.job_id}, not done yet. Follow it with wait_for_job."
+        return f"The deletion is submitted as job {clean_text(job.job_id)}, not done yet. Follow it with wait_for_job."
 
 
 class Rollback(Act):
@@ -144,8 +154,10 @@ class Rollback(Act):
         return await self.zone.provider.apply_snapshots(self._snapshot_ids)
 
     def started_message(self, job: Job, safety: SafetyState | None) -> str:
-        message = f"The roll-back is submitted as job {job.job_id}, not done yet. Follow it with wait_for_job."
+        message = (
+            f"The roll-back is submitted as job {clean_text(job.job_id)}, not done yet. Follow it with wait_for_job."
+        )
         if safety:
-            ids = ", ".join(safety.snapshot_ids)
+            ids = ", ".join(map(clean_text, safety.snapshot_ids))
             message += f" The way back is to roll back to the safety snapshot {ids}."
         return message

@@ -10,7 +10,7 @@ from snapshot_mcp.contract.errors import ResourceBusy, Unavailable
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.approvals import Approvals
-from tests.guard.conftest import Bench, nobody
+from tests.guard.conftest import Bench, Person, agrees, nobody
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +90,34 @@ async def test_a_disk_rolled_back_after_the_look_by_another_program_is_not_overw
     outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody(), **call)  # type: ignore[arg-type]
     assert outcome.status == "plan_changed"
     assert bench.destroyed == []
+
+
+async def test_a_way_back_that_goes_after_it_was_verified_stops_the_roll_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program deletes the safety snapshot at the last moment; the next call takes a new one under the same yes."""
+    disk = await bench.add_disk()
+    full = await bench.back_up(disk, "full")
+    await bench.back_up(disk, "monday")
+    guard = bench.guard()
+
+    async def safety() -> Snapshot:
+        (found,) = [one for one in await bench.snapshots() if one.snapshot_name.startswith("before roll-back")]
+        return found
+
+    async def delete_the_way_back() -> None:
+        await bench.finish(await bench.provider._provider.delete_snapshot((await safety()).snapshot_id))
+
+    before_spending(monkeypatch, delete_the_way_back)
+    person = Person([agrees])
+    outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert (outcome.status, "the way back, is gone" in outcome.message) == ("refused", True)
+    assert "The approval is kept until" in outcome.message
+    assert bench.destroyed == []
+    again = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert (again.status, again.safety_snapshot_ids) == ("started", ((await safety()).snapshot_id,))
+    assert len(person.questions) == 1
+    assert guard.audit.verify().problem == ""
 
 
 async def test_a_call_repeated_while_the_zone_thinks_does_not_cost_the_approval(bench: Bench) -> None:
