@@ -229,7 +229,7 @@ def _typeable_name(loss: DeletionLoss | RollbackLoss) -> str:
     is_plain = name.isprintable() and name.isascii() and clean_text(name) == name and len(name) <= TYPEABLE_CHARACTERS
     letters = "".join(one for one in name.casefold() if one.isalnum())
     is_word = letters in {"", *ANSWERS}
-    return name if name and is_plain and not is_word else id_
+    return name if name and is_plain and not is_word else _id(id_)
 
 
 def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:
