@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.guard.policy import VARIABLES as GUARD_VARIABLES
@@ -113,6 +122,11 @@ class Settings(_Table):
     guard: Policy = Policy()
     zones: dict[ZoneName, ZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
+    _environ: Mapping[str, str] | None = PrivateAttr(None)
+
+    def reread(self) -> "Settings":
+        """The settings as the file is now, under the variables of the start. Raises SettingsError."""
+        return self if self._environ is None else load_settings(self._environ)
 
     @model_validator(mode="after")
     def _default_zone_exists(self) -> "Settings":
@@ -184,7 +198,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(error.message, hint=error.hint) from None
     is_read_only = settings.read_only or guard.read_only
     guard = guard.model_copy(update={"read_only": is_read_only})
-    return settings.model_copy(update={"guard": guard, "read_only": is_read_only})
+    settings = settings.model_copy(update={"guard": guard, "read_only": is_read_only})
+    settings._environ = dict(environ)
+    return settings
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:

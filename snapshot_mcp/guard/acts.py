@@ -1,7 +1,7 @@
 """The two acts that destroy: how each is planned, and how it is started once a person has agreed."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound
@@ -22,18 +22,23 @@ from snapshot_mcp.jobs import Zone
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The plan as it is now, the rule that forbids it, if one does, and what its disks can be restored from."""
+    """The plan and the rules as they are now, the rule that forbids it, if one does, and what its disks can be restored from."""
 
     plan: Plan
+    policy: Policy
     refusal: Refusal | None
     good: frozenset[str] = frozenset()
 
 
-class Planner:
-    """What an act needs to be planned: the policy, the epochs, the time."""
+Rules = Callable[[str], Awaitable[Policy]]
+"""The operator's rules for a zone, as they are by now."""
 
-    def __init__(self, policy: Policy, approvals: Approvals, clock: Clock, safety_wait_seconds: float) -> None:
-        self._policy = policy
+
+class Planner:
+    """What an act needs to be planned: the rules, the epochs, the time."""
+
+    def __init__(self, rules: Rules, approvals: Approvals, clock: Clock, safety_wait_seconds: float) -> None:
+        self._rules = rules
         self._approvals = approvals
         self._clock = clock
         self._safety_wait_seconds = safety_wait_seconds
@@ -46,6 +51,7 @@ class Planner:
         spent: Plan | None,
     ) -> Look:
         """`spent`: the plan that a consent was just spent for, whose epochs and number in the hour were checked with that."""
+        policy = await self._rules(facts.zone)
         if spent is not None:
             plan, recent = decide(dict(zip(spent.targets, spent.epochs, strict=True))), 0
         else:
@@ -58,7 +64,8 @@ class Planner:
         )
         return Look(
             plan,
-            refuse(self._policy, plan, facts, self._clock.read().time, recent),
+            policy,
+            refuse(policy, plan, facts, self._clock.read().time, recent),
             frozenset().union(*map(good_ids, lists)),
         )
 
@@ -70,7 +77,6 @@ class Planner:
             location=zone.provider.location,
             principal=client.principal,
             client=clean_text(f"{client.name} {client.version}".strip()),
-            is_strict=self._policy.consent == "human" or zone.is_production,
         )
 
     def safety_snapshot(self, zone: Zone, on_progress: OnProgress | None) -> SafetySnapshot:
@@ -86,6 +92,12 @@ class Act:
     zone: Zone
 
     async def look(self, spent: Plan | None = None) -> Look:
+        """What would happen now; from here on the call is as strict as the rules are."""
+        look = await self._look(spent)
+        self.call = replace(self.call, is_strict=look.policy.consent == "human" or self.zone.is_production)
+        return look
+
+    async def _look(self, spent: Plan | None) -> Look:
         raise NotImplementedError
 
     async def start(self) -> Job:
@@ -112,7 +124,7 @@ class Deletion(Act):
         self._snapshot_id = snapshot_id
         self.call = planner.call("delete", {"snapshot_id": snapshot_id}, zone, client)
 
-    async def look(self, spent: Plan | None = None) -> Look:
+    async def _look(self, spent: Plan | None) -> Look:
         facts = await gather_deletion_facts(self.zone.provider, self.zone.name, self._snapshot_id)
         key = target_key(facts.location, self._snapshot_id)
         return await self._planner.look_at(facts, lambda epochs: plan_deletion(facts, epochs), [key], spent)
@@ -143,7 +155,7 @@ class Rollback(Act):
         arguments = {"snapshot_ids": tuple(sorted(snapshot_ids)), "safety_snapshot": safety_snapshot}
         self.call = planner.call("rollback", arguments, zone, client)
 
-    async def look(self, spent: Plan | None = None) -> Look:
+    async def _look(self, spent: Plan | None) -> Look:
         facts = await gather_rollback_facts(self.zone.provider, self.zone.name, self._snapshot_ids)
         keys = [target_key(facts.location, target.resource.id) for target in facts.targets]
         return await self._planner.look_at(

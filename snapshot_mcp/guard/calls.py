@@ -29,7 +29,7 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard import replies
-from snapshot_mcp.guard.acts import Act, Deletion, Look, Planner, Rollback
+from snapshot_mcp.guard.acts import Act, Deletion, Look, Planner, Rollback, Rules
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals, SpendRefusal
 from snapshot_mcp.guard.client import Client
@@ -38,7 +38,6 @@ from snapshot_mcp.guard.errors import GuardBroken
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.pin import Pin
 from snapshot_mcp.guard.plan import Plan, is_no_worse
-from snapshot_mcp.guard.policy import Policy
 from snapshot_mcp.guard.questions import Questions
 from snapshot_mcp.guard.rules import Refusal
 from snapshot_mcp.guard.safety import OnProgress, SafetyState
@@ -80,7 +79,7 @@ class GuardedCalls:
 
     def __init__(
         self,
-        policy: Policy,
+        rules: Rules,
         approvals: Approvals,
         questions: Questions,
         pin: Pin,
@@ -88,13 +87,13 @@ class GuardedCalls:
         safety_wait_seconds: float,
         links: "Callable[[], ApprovalLinks | None]",
     ) -> None:
-        self._policy = policy
+        self._rules = rules
         self._approvals = approvals
         self._questions = questions
         self._pin = pin
         self._clock = clock
         self._links = links
-        self._planner = Planner(policy, approvals, clock, safety_wait_seconds)
+        self._planner = Planner(rules, approvals, clock, safety_wait_seconds)
 
     async def delete(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
         return await self._run(Deletion(self._planner, zone, snapshot_id, client), client)
@@ -112,7 +111,7 @@ class GuardedCalls:
         )
 
     async def _run(self, act: Act, client: Client) -> GuardedOutcome:
-        if self._policy.read_only:
+        if (await self._rules(act.zone.name)).read_only:
             return await self._refused(act, Refusal("read_only", "this server only reads."))
         while True:
             look = await act.look()
@@ -170,12 +169,13 @@ class GuardedCalls:
             stale = await self._stale(act, approval, look)
             if stale:
                 return stale
-        return await self._spend(act, approval, look.plan, safety)
+        return await self._spend(act, approval, look, safety)
 
-    async def _spend(self, act: Act, approval: Approval, plan: Plan, safety: SafetyState | None) -> GuardedOutcome:
+    async def _spend(self, act: Act, approval: Approval, look: Look, safety: SafetyState | None) -> GuardedOutcome:
+        plan = look.plan
         with anyio.CancelScope(shield=True):
             refusal = await in_thread(
-                lambda: self._approvals.spend(approval.id, plan, deletions_per_hour=self._policy.deletions_per_hour)
+                lambda: self._approvals.spend(approval.id, plan, deletions_per_hour=look.policy.deletions_per_hour)
             )
             if refusal:
                 return await self._not_spent(act, approval, plan, refusal)
@@ -223,7 +223,7 @@ class GuardedCalls:
         except BaseException as error:
             await self._give_back(approval, error)
             raise
-        if look.refusal or not is_no_worse(look.plan, approval.plan):
+        if not _covers(act, approval, look):
             granted = await in_thread(self._approvals.give_back, approval.id, "the plan changed meanwhile")
             stale = await self._stale(act, granted, look)
             assert stale is not None
@@ -280,11 +280,11 @@ class GuardedCalls:
         """The outcome of a call whose approval does not cover what would happen now; None if it does."""
         if look.refusal:
             return await self._refused(act, look.refusal, look.plan)
+        if _covers(act, approval, look):
+            return None
         if act.call.is_strict and approval.door not in PROVEN:
             return await self._plan_changed(act, approval, look.plan, "a proven approval is needed by now")
-        if not is_no_worse(look.plan, approval.plan):
-            return await self._plan_changed(act, approval, look.plan, "more would be lost now than was agreed to")
-        return None
+        return await self._plan_changed(act, approval, look.plan, "more would be lost now than was agreed to")
 
     # Outcomes
 
@@ -331,6 +331,12 @@ class GuardedCalls:
     async def _link(self, approval: Approval) -> str:
         links = self._links()
         return await links.link(approval.id) if links else ""
+
+
+def _covers(act: Act, approval: Approval, look: Look) -> bool:
+    """Whether the consent holds for what would happen now, under the rules as they are now."""
+    is_enough = approval.door in PROVEN or not act.call.is_strict
+    return look.refusal is None and is_enough and is_no_worse(look.plan, approval.plan)
 
 
 def _reason(error: BaseException) -> str:

@@ -92,12 +92,17 @@ class Siege:
     def __getitem__(self, name: str) -> str:
         return self.ground.ids[name]
 
-    @property
-    def settings(self) -> Settings:
+    def write(self) -> Path:
+        """The operator's file."""
         config = self.folder / "config.toml"
         zone = f'provider = "local"\nfolder = "{self.ground.folder / "zone"}"\n'
         flag = "production = true\n" if self.production else ""
         config.write_text(f"[guard]\n{self.rules}\n[zones.local]\n{zone}{flag}[zones.twin]\n{zone}", encoding="utf-8")
+        return config
+
+    @property
+    def settings(self) -> Settings:
+        config = self.write()
         return load_settings({"SNAPSHOT_MCP_HOME": str(self.folder / "home"), "SNAPSHOT_MCP_CONFIG": str(config)})
 
     @property
@@ -474,6 +479,41 @@ async def test_a_yes_against_a_rule(siege: Siege, unharmed: None, rules: str) ->
     siege.rules = rules.replace("{full}", siege["full"])
     result = await siege.delete("full", reply=says({"answer": "pg-data"}))
     assert result.is_error or status_of(result)[0] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("rules", "status"),
+    [
+        ("read_only = true", "refused"),
+        ('protect = { names = ["pg-*"] }', "refused"),
+        ("minimum_age_hours = 24", "refused"),
+        ('consent = "human"', "needs_approval"),
+        ("PRODUCTION", "needs_approval"),
+        ("this is no table [", "error"),
+    ],
+)
+async def test_a_server_that_runs_since_before_the_operator_tightened_a_rule(
+    siege: Siege, unharmed: None, rules: str, status: str
+) -> None:
+    """Also between the question and the answer; and a file that cannot be read allows nothing."""
+    tightened: list[str] = []
+
+    async def agrees_too_late(context: Any, params: Any) -> ElicitResult:
+        tightened.append(params.message)
+        siege.production = rules == "PRODUCTION"
+        siege.rules = "" if siege.production else rules
+        siege.write()
+        return ElicitResult(action="accept", content={"answer": "delete"})
+
+    async with siege.connect(agrees_too_late) as client:
+        for _ in range(2):
+            result = await client.call_tool("delete_snapshot", {"snapshot_id": siege["tuesday"]})
+            said = "error" if result.is_error else status_of(result)[0]
+            assert said in {status, "plan_changed"}
+        assert said == status
+        renamed = await client.call_tool("rename_snapshot", {"snapshot_id": siege["tuesday"], "name": "tuesday"})
+        assert bool(renamed.is_error) == (status in {"error", "refused"} and "age" not in rules)
+    assert len(tightened) == 1
 
 
 async def test_the_variables_of_a_host_cannot_loosen_a_rule(siege: Siege, unharmed: None) -> None:
