@@ -38,6 +38,9 @@ TEST_PREFIX = f"{PREFIX}TEST_"
 LOCAL = "local"
 """The zone there is when nothing is set."""
 
+LOCAL_PRINCIPAL = "local"
+"""Whoever calls without a token: approvals belong to a principal, and no token may be this one."""
+
 ENVIRONMENT = {
     "HOME": "the data folder: zones, approvals, keys",
     "CONFIG": "path of the settings file",
@@ -127,6 +130,15 @@ class Settings(_Table):
     def reread(self) -> "Settings":
         """The settings as the file is now, under the variables of the start. Raises SettingsError."""
         return self if self._environ is None else load_settings(self._environ)
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens_are_different_people(cls, tokens: dict[str, TokenSettings]) -> dict[str, TokenSettings]:
+        if LOCAL_PRINCIPAL in tokens:
+            raise ValueError(f"{LOCAL_PRINCIPAL!r} is who calls on stdio; give this token another name")
+        if len({one.token.get_secret_value() for one in tokens.values()}) < len(tokens):
+            raise ValueError("two names have the same token, so who asks could approve")
+        return tokens
 
     @model_validator(mode="after")
     def _default_zone_exists(self) -> "Settings":
