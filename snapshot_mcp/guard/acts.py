@@ -79,8 +79,11 @@ class Planner:
             client=clean_text(f"{client.name} {client.version}".strip()),
         )
 
-    def safety_snapshot(self, zone: Zone, on_progress: OnProgress | None) -> SafetySnapshot:
-        return SafetySnapshot(self._approvals, zone, self._clock, self._safety_wait_seconds, on_progress)
+    def safety_snapshot(self, zone: Zone, client: Client, on_progress: OnProgress | None) -> SafetySnapshot:
+        def wait_seconds() -> float:
+            return min(self._safety_wait_seconds, client.seconds_left)
+
+        return SafetySnapshot(self._approvals, zone, self._clock, wait_seconds, on_progress)
 
 
 class Act:
@@ -151,7 +154,7 @@ class Rollback(Act):
         self._planner = planner
         self._snapshot_ids = tuple(snapshot_ids)
         self._has_safety = safety_snapshot
-        self.safety = planner.safety_snapshot(zone, on_progress) if safety_snapshot else None
+        self.safety = planner.safety_snapshot(zone, client, on_progress) if safety_snapshot else None
         arguments = {"snapshot_ids": tuple(sorted(snapshot_ids)), "safety_snapshot": safety_snapshot}
         self.call = planner.call("rollback", arguments, zone, client)
 

@@ -305,14 +305,15 @@ class GuardedCalls:
         if link and client.can_open_url and await in_thread(self._pin.is_set):
             answer = await client.open_url(approval.id, f"{approval.title}? Please decide on the approval page.", link)
             if answer.outcome == "accepted":
-                approval = await self._decided(approval)
+                approval = await self._decided(approval, min(PAGE_WAIT_SECONDS, client.seconds_left))
         if approval.state is State.PENDING:
             return await self._needs_approval(act, plan, approval)
         return await self._run(act, client)
 
-    async def _decided(self, approval: Approval) -> Approval:
+    async def _decided(self, approval: Approval, seconds: float) -> Approval:
         """The approval as it stands once the person decided, or when the wait is over."""
-        with anyio.move_on_after(PAGE_WAIT_SECONDS):
+        approval = await in_thread(self._approvals.get, approval.id)
+        with anyio.move_on_after(seconds):
             while approval.state is State.PENDING:
                 await anyio.sleep(PAGE_POLL_SECONDS)
                 approval = await in_thread(self._approvals.get, approval.id)

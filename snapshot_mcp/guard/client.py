@@ -55,7 +55,7 @@ class Client(Protocol):
 
     `name` and `version` are the client's own words, cleaned, for the audit. `ask` and `open_url` may leave by an exception of
     the server's own (a round that ends with a question); nothing is held open while they wait. `said_no`: in an earlier round
-    of this very call a person has answered `KEEP`.
+    of this very call a person has answered `KEEP`. `seconds_left`: how long the call may still take before its host gives it up.
     """
 
     @property
@@ -66,6 +66,8 @@ class Client(Protocol):
     def version(self) -> str: ...
     @property
     def said_no(self) -> bool: ...
+    @property
+    def seconds_left(self) -> float: ...
     @property
     def can_ask(self) -> bool: ...
     @property

@@ -47,7 +47,7 @@ class SafetySnapshot:
         approvals: Approvals,
         zone: Zone,
         clock: Clock,
-        wait_seconds: float,
+        wait_seconds: Callable[[], float],
         on_progress: OnProgress | None,
     ) -> None:
         self._approvals = approvals
@@ -68,9 +68,9 @@ class SafetySnapshot:
         made: set[str] = set()
         if approval.safety.job_id:
             try:
-                job = (await self._zone.watcher.wait([approval.safety.job_id], self._wait_seconds, self._on_progress))[
-                    0
-                ]
+                job = (
+                    await self._zone.watcher.wait([approval.safety.job_id], self._wait_seconds(), self._on_progress)
+                )[0]
             except NotFound:
                 return await self._failed(approval, "its job is not known to the zone any more.")
             if not job.is_finished:

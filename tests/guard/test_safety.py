@@ -78,6 +78,18 @@ async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_proc
     assert len(person.questions) == 1
 
 
+async def test_a_host_that_is_about_to_give_up_is_not_kept_waiting_for_it(bench: Bench) -> None:
+    """A slow person leaves little of a call's minute: the answer is where the roll-back stands, not the host's timeout."""
+    _, full = await prepared(bench)
+    bench.provider.is_slow = True
+    person = Person([agrees], seconds_left=0)
+    with anyio.fail_after(10):
+        outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert outcome.status == "safety_running"
+    bench.provider.is_slow = False
+    assert bench.destroyed == []
+
+
 async def test_a_safety_snapshot_may_take_longer_than_a_grant_but_not_grow_old(bench: Bench) -> None:
     _, full = await prepared(bench)
     first = await interrupted(bench, full, Person([agrees]))
