@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.client import Question
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.states import OPEN, Door, State
+from snapshot_mcp.guard.states import IN_WORDS, OPEN, Door, State
 from snapshot_mcp.guard.wording import plan_lines, question_for, title_of
 
 PENDING_SECONDS = 24 * 3600.0
@@ -86,6 +87,20 @@ class Approval:
     def question(self) -> Question:
         """What a person answers before it is granted outside of the conversation."""
         return question_for(self.plan, self.id)
+
+    @property
+    def standing(self) -> str:
+        """Its state, as a person reads it."""
+        return IN_WORDS[self.state]
+
+    @property
+    def aftermath(self) -> str:
+        """What comes next for one that waits no longer, in words for a person."""
+        if self.state is State.GRANTED:
+            return "The assistant can repeat its call."
+        if self.job_id:
+            return f"It was started as job {clean_text(self.job_id)}; the assistant can tell how it ended."
+        return "The assistant has to ask again."
 
     @property
     def expires_at(self) -> datetime | None:

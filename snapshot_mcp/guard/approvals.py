@@ -92,7 +92,7 @@ class Approvals:
             rows.sweep()
             approval = rows.get(id_)
             if approval.state is not State.PENDING:
-                raise NotDecidable(f"Approval {id_} is {approval.state}, so it cannot be approved.")
+                raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
             if approval.plan.digest != digest:
                 raise NotDecidable(
                     f"The plan of {id_} has changed since it was shown.", hint="Look at it again and decide then."
@@ -107,7 +107,10 @@ class Approvals:
             rows.sweep()
             approval = rows.get(id_)
             if approval.state not in OPEN:
-                raise NotDecidable(f"Approval {id_} is {approval.state}; there is nothing to deny.")
+                raise NotDecidable(
+                    f"Approval {id_} is {approval.standing} already; there is nothing to deny.",
+                    hint=approval.aftermath,
+                )
             return rows.deny(approval, door=door, by=by)
 
     # Carrying out

@@ -283,7 +283,9 @@ class GuardedCalls:
         if _covers(act, approval, look):
             return None
         if act.call.is_strict and approval.door not in PROVEN:
-            return await self._plan_changed(act, approval, look.plan, "a proven approval is needed by now")
+            return await self._plan_changed(
+                act, approval, look.plan, "the operator asks for a stronger approval by now"
+            )
         return await self._plan_changed(act, approval, look.plan, "more would be lost now than was agreed to")
 
     # Outcomes

@@ -60,7 +60,9 @@ async def test_a_person_with_the_pin_approves_and_the_call_goes_through(bench: B
         assert (await guard.get_approval(approval_id)).door == "page"
         outcome = await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
         assert outcome.status == "started"
-        assert ">carried out<" in (await browser.get(link)).text
+        used = (await browser.get(link)).text
+        assert ">used<" in used
+        assert f"This approval is used. It was started as job {outcome.job_id}." in used
 
 
 async def test_a_person_denies_without_a_pin(bench: Bench) -> None:
