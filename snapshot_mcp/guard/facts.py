@@ -25,7 +25,6 @@ from snapshot_mcp.contract.text import quoted
 PASSES = 4
 """How often a list that moves while it is read is begun anew; a zone where one backup a second ends needs no more."""
 
-RUNNING = frozenset({"running", "active"})
 STOPPED = frozenset({"stopped", "suspended", "terminated", "ceased"})
 
 
@@ -242,13 +241,18 @@ async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bo
 async def _running_host(provider: Provider, resource: Volume | Instance) -> str:
     """The machine that a roll-back restarts; one whose state is unknown counts as running."""
     if isinstance(resource, Instance):
-        return (resource.name or resource.id) if resource.status in RUNNING else ""
+        return "" if _is_stopped(resource) else resource.name or resource.id
     attached = resource.instance
     if attached is None or not attached.instance_id:
         return ""
     page = await provider.list_instances(ResourceFilter(ids=(attached.instance_id,), limit=MAX_LIMIT))
-    status = next((one.status for one in page.items if one.id == attached.instance_id), "")
-    return "" if status in STOPPED else attached.instance_name or attached.instance_id
+    host = next((one for one in page.items if one.id == attached.instance_id), None)
+    return "" if host and _is_stopped(host) else attached.instance_name or attached.instance_id
+
+
+def _is_stopped(instance: Instance) -> bool:
+    """Whether it stands still for certain: one that is just being started does not."""
+    return instance.status in STOPPED and not instance.transition_status
 
 
 def _recovery_seconds(provider: Provider, snapshot: Snapshot) -> int:

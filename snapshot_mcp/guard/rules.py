@@ -70,8 +70,8 @@ def _refuse_deletion(
     if policy.minimum_age_hours:
         newest_allowed = now - timedelta(hours=policy.minimum_age_hours)
         for one in going:
-            made_at = one.create_time or one.snapshot_time
-            if made_at is None or made_at > newest_allowed:
+            times = [time for time in (one.create_time, one.snapshot_time) if time]
+            if not times or max(times) > newest_allowed:
                 return Refusal(
                     "minimum_age_hours",
                     f"snapshot {quoted(one.snapshot_id)} is younger than {policy.minimum_age_hours:g} h.",

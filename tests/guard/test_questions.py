@@ -265,18 +265,31 @@ async def test_a_list_that_moves_while_it_is_read_is_read_again(bench: Bench) ->
 
 
 @pytest.mark.parametrize(
-    ("status", "restarts"), [("running", True), ("stopped", False), ("migrating", True), ("", True)]
+    ("status", "transition", "restarts"),
+    [
+        ("running", "", True),
+        ("stopped", "", False),
+        ("stopped", "starting", True),
+        ("migrating", "", True),
+        ("", "", True),
+    ],
 )
-async def test_a_volume_on_a_host_that_may_run_says_that_it_restarts(bench: Bench, status: str, restarts: bool) -> None:
+@pytest.mark.parametrize("kind", ["volume", "instance"])
+async def test_a_host_that_may_run_is_said_to_restart(
+    bench: Bench, kind: str, status: str, transition: str, restarts: bool
+) -> None:
     """contract.md: a roll-back restarts the host; one whose state is unknown counts as running."""
     disk = await bench.add_disk("pg-data")
     full = await bench.back_up(disk, "full")
     attached = AttachedInstance(instance_id="ins-1", instance_name="db-1")
     volume = disk.model_copy(update={"instance": attached})
-    hosts = (Instance(instance_id="ins-1", instance_name="db-1", status=status),) if status else ()
+    volumes = (volume,) if kind == "volume" else ()
+    host_id = "ins-1" if kind == "volume" else disk.id
+    host = Instance(instance_id=host_id, instance_name="db-1", status=status, transition_status=transition)
+    hosts = () if kind == "volume" and not status else (host,)
 
     async def list_volumes(query: ResourceFilter) -> Page[Any]:
-        return Page((volume,), 1)
+        return Page(volumes, len(volumes))
 
     async def list_instances(query: ResourceFilter) -> Page[Any]:
         return Page(hosts, len(hosts))
