@@ -123,7 +123,7 @@ def _agrees(approval: "Approval") -> bool:
     answer = input(f"Type {wanted} to agree, anything else to leave it: ").strip()
     if answer == wanted:
         return True
-    print("Left as it is: nothing was approved and nothing was denied.")
+    print(f"Left as it is: not approved, not denied. To say no: snapshot-mcp deny {approval.id}")
     return False
 
 
