@@ -100,6 +100,8 @@ class Approval:
             return "The assistant can repeat its call."
         if self.job_id:
             return f"It was started as job {clean_text(self.job_id)}; the assistant can tell how it ended."
+        if self.state is State.SPENT:
+            return "The zone was asked to carry it out, and its answer is not known."
         return "The assistant has to ask again."
 
     @property

@@ -153,13 +153,13 @@ class Approvals:
             spent = (one for one in rows.find("state = 'spent' AND job_id != ''") if _still_counts(one, rows.now))
             return frozenset(one.job_id for one in spent if wanted & set(one.plan.disks))
 
-    def settle(self, id_: str, job_id: str) -> None:
-        """The zone has accepted the change as `job_id`."""
+    def settle(self, id_: str, job_id: str, remark: str = "") -> None:
+        """The zone has accepted the change as `job_id`; the record gets the remark."""
         with self._register.transaction() as rows:
             approval = replace(rows.get(id_), job_id=job_id)
             rows.write(approval)
             _release(rows, id_)
-            rows.record("started", approval, job_id=job_id)
+            rows.record("started", approval, job_id=job_id, **({"reason": remark} if remark else {}))
 
     def give_back(self, id_: str, reason: str) -> Approval:
         """The zone refused for certain: nothing happened, and the consent is as before."""

@@ -183,9 +183,10 @@ class GuardedCalls:
             if changed:
                 return changed
             job = await self._start(act, approval)
-            message = act.started_message(job, safety)
+            stray = replies.stray(plan, job)
+            message = act.started_message(job, safety) + stray
             try:
-                await in_thread(self._approvals.settle, approval.id, job.job_id)
+                await in_thread(self._approvals.settle, approval.id, job.job_id, stray.strip())
             except GuardBroken as error:
                 message += f" That it was started could not be recorded: {error}"
         return GuardedOutcome(

@@ -137,6 +137,13 @@ class Plan(_Frozen):
         return self.targets
 
     @property
+    def ids(self) -> frozenset[str]:
+        """Every snapshot and disk that the act is about."""
+        if isinstance(self.loss, DeletionLoss):
+            return frozenset({self.loss.resource_id, *(one.snapshot_id for one in self.loss.snapshots)})
+        return frozenset(id_ for one in self.loss.overwrites for id_ in (one.resource_id, one.snapshot_id))
+
+    @property
     def epochs(self) -> tuple[int, ...]:
         """The epochs of `targets` that this plan was made at."""
         if isinstance(self.loss, DeletionLoss):

@@ -5,7 +5,8 @@ next. Pure. A refusal says who can do something about it and never how to get ro
 from datetime import UTC, datetime
 from typing import Literal
 
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.outcome import GuardedOutcome
@@ -48,6 +49,14 @@ def under_way(plan: Plan, approval: Approval) -> GuardedOutcome:
         approval_id=approval.id,
         safety_snapshot_ids=approval.safety.snapshot_ids,
     )
+
+
+def stray(plan: Plan, job: Job) -> str:
+    """What to add where the zone's own answer speaks of something else than what a person agreed to; else ""."""
+    if not job.resource_ids or plan.ids & set(job.resource_ids):
+        return ""
+    about = clean_text(", ".join(job.resource_ids), MESSAGE_CHARACTERS)
+    return f" But the zone says that this job is about {about}, which was not asked for: tell the person at once."
 
 
 def without_safety(plan: Plan, approval: Approval, safety: SafetyState, now: Moment) -> GuardedOutcome:

@@ -233,6 +233,25 @@ async def test_ids_from_a_hostile_zone_are_one_line_of_text(bench: Bench) -> Non
     assert len(outcome.message) < 250
 
 
+async def test_a_job_about_something_else_is_said_and_recorded(bench: Bench) -> None:
+    """A zone that answers the deletion with a job for another snapshot: what is done is done, but nobody calls it right."""
+    disk = await bench.add_disk("pg-data")
+    await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+    real = bench.provider._provider.delete_snapshot
+
+    async def delete_snapshot(snapshot_id: str) -> Job:
+        job: Job = await real(snapshot_id)
+        return job.model_copy(update={"resource_ids": ("ss-another",)})
+
+    bench.provider.delete_snapshot = delete_snapshot
+    guard = bench.guard()
+    outcome = await guard.delete_snapshot(bench.zone, last.snapshot_id, Person([agrees]))
+    assert (outcome.status, "this job is about ss-another" in outcome.message) == ("started", True)
+    (started,) = [record for record in guard.audit.records() if record["event"] == "started"]
+    assert "ss-another" in started["reason"]
+
+
 async def test_without_a_pin_a_model_is_not_taught_to_set_one(bench: Bench) -> None:
     """design.md: a refusal does not teach the model a way round."""
     disk = await bench.add_disk("pg-data")
