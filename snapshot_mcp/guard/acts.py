@@ -174,5 +174,6 @@ class Rollback(Act):
         )
         if safety:
             ids = ", ".join(map(clean_text, safety.snapshot_ids))
-            message += f" The way back is to roll back to the safety snapshot {ids}."
+            what = "snapshot" if len(safety.snapshot_ids) == 1 else "snapshots"
+            message += f" The way back is to roll back to the safety {what} {ids}."
         return message
