@@ -11,14 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snapshot_mcp.contract.errors import BadRequest, UnknownZone, Unsupported
-from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, Settings
+from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
+from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, Settings, SettingsError
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
     from snapshot_mcp.guard import Guard as Guard
+    from snapshot_mcp.guard import Policy
     from snapshot_mcp.guard.approval import Approval as Approval
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
@@ -39,10 +40,21 @@ def build_zones(settings: Settings) -> Zones:
 
 
 def build_guard(settings: Settings) -> Guard:
-    """Return the guard of this home; it creates nothing before it is needed."""
+    """Return the guard of this home; it creates nothing before it is needed. What the operator tightens later holds at once."""
     from snapshot_mcp.guard import Guard
 
-    return Guard(settings.home, settings.guard)
+    def rules(zone: str) -> Policy:
+        try:
+            now = settings.reread()
+        except SettingsError as error:
+            raise InternalError(
+                f"The operator's settings cannot be used any more ({error.message}), so their rules are unknown.",
+                hint="Nothing was done. The operator of this server has to correct them.",
+            ) from None
+        is_human = zone in now.production_zones
+        return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
+
+    return Guard(settings.home, settings.guard, rules=rules)
 
 
 def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:

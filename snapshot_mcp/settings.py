@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.guard.policy import VARIABLES as GUARD_VARIABLES
@@ -37,6 +46,9 @@ TEST_PREFIX = f"{PREFIX}TEST_"
 
 LOCAL = "local"
 """The zone there is when nothing is set."""
+
+LOCAL_PRINCIPAL = "local"
+"""Whoever calls without a token: approvals belong to a principal, and no token may be this one."""
 
 ENVIRONMENT = {
     "HOME": "the data folder: zones, approvals, keys",
@@ -122,6 +134,20 @@ class Settings(_Table):
     guard: Policy = Policy()
     zones: dict[ZoneName, ZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
+    _environ: Mapping[str, str] | None = PrivateAttr(None)
+
+    def reread(self) -> "Settings":
+        """The settings as the file is now, under the variables of the start. Raises SettingsError."""
+        return self if self._environ is None else load_settings(self._environ)
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens_are_different_people(cls, tokens: dict[str, TokenSettings]) -> dict[str, TokenSettings]:
+        if LOCAL_PRINCIPAL in tokens:
+            raise ValueError(f"{LOCAL_PRINCIPAL!r} is who calls on stdio; give this token another name")
+        if len({one.token.get_secret_value() for one in tokens.values()}) < len(tokens):
+            raise ValueError("two names have the same token, so who asks could approve")
+        return tokens
 
     @model_validator(mode="after")
     def _default_zone_exists(self) -> "Settings":
@@ -197,7 +223,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(error.message, hint=error.hint) from None
     is_read_only = settings.read_only or guard.read_only
     guard = guard.model_copy(update={"read_only": is_read_only})
-    return settings.model_copy(update={"guard": guard, "read_only": is_read_only})
+    settings = settings.model_copy(update={"guard": guard, "read_only": is_read_only})
+    settings._environ = dict(environ)
+    return settings
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:

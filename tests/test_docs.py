@@ -1,5 +1,6 @@
 """README says what the code does: every tool, argument, status, setting, command, error code and feature of a file."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -78,9 +79,11 @@ def test_every_error_code_is_said(code: str) -> None:
 
 @pytest.mark.parametrize("block", re.findall(r"```toml\n(.*?)```", README, re.DOTALL))
 def test_the_settings_that_readme_shows_can_be_loaded(block: str, tmp_path: Path) -> None:
-    """As they stand, but for the secrets, which everybody fills in."""
+    """As they stand, but for the secrets, which everybody fills in, each with another one."""
     path = tmp_path / "config.toml"
-    path.write_text(block.replace('token = "…"', 'token = "0123456789abcdef01234567"'), encoding="utf-8")
+    numbers = itertools.count(1)
+    filled = re.sub('token = "…"', lambda _: f'token = "{next(numbers):024}"', block)
+    path.write_text(filled, encoding="utf-8")
     load_settings({f"{PREFIX}CONFIG": str(path)})
 
 

@@ -94,6 +94,14 @@ def test_the_environment_tightens_the_guard(tmp_path: Path) -> None:
         ("[zones.'a/b']\nprovider = 'local'", "zones.a/b: a name has letters, digits"),
         ("[zones.local]\nprovider = 'local'\nrecovery_hours = -1", "zones.local.recovery_hours: Input should be"),
         (
+            "[tokens.local]\ntoken = 'a-token-with-24-characters'\nroles = ['operator']",
+            "tokens: 'local' is who calls on stdio; give this token another name",
+        ),
+        (
+            "".join(f"[tokens.{one}]\ntoken = 'hush-hush-hush-hush-hush'\nroles = ['viewer']\n" for one in "ab"),
+            "tokens: two names have the same token",
+        ),
+        (
             "[tokens.a]\ntoken = 'hush'\nroles = ['viewer']",
             "tokens.a.token: should have at least 24 characters, not 4",
         ),

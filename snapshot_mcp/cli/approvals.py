@@ -70,8 +70,12 @@ def _list(guard: "Guard", args: argparse.Namespace) -> int:
 def _approve(guard: "Guard", args: argparse.Namespace) -> int:
     approval = anyio.run(guard.get_approval, args.approval_id)
     if approval.state != "pending":
-        raise BadRequest(f"Approval {approval.id} is {approval.state}; it waits for nothing.", hint=_next_for(approval))
+        raise BadRequest(
+            f"Approval {approval.id} is {approval.standing} already; it waits for nothing.", hint=approval.aftermath
+        )
     has_pin = anyio.run(guard.has_pin)
+    if approval.call.is_strict and not has_pin:
+        raise BadRequest("This approval needs a PIN, and none is set.", hint="Set one with `snapshot-mcp pin`.")
     if args.pin_stdin:
         if not has_pin:
             raise BadRequest("There is no PIN to read.", hint="Set one with `snapshot-mcp pin`.")
@@ -97,7 +101,7 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
 
 def _deny(guard: "Guard", args: argparse.Namespace) -> int:
     denied = anyio.run(guard.deny, args.approval_id)
-    print(f"Denied: {denied.title}. Nothing was done.")
+    print(f"Denied: {denied.title}. Nothing was done, and the assistant cannot ask for it again for ten minutes.")
     return 0
 
 
@@ -119,7 +123,7 @@ def _agrees(approval: "Approval") -> bool:
     answer = input(f"Type {wanted} to agree, anything else to leave it: ").strip()
     if answer == wanted:
         return True
-    print("Left as it is: nothing was approved and nothing was denied.")
+    print(f"Left as it is: not approved, not denied. To say no: snapshot-mcp deny {approval.id}")
     return False
 
 
@@ -139,17 +143,17 @@ def _draw(console: Any, approval: "Approval") -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    client = f", {approval.call.client}" if approval.call.client else ""
+    client = f" through {approval.call.client}" if approval.call.client else ""
     body = Text("\n".join(approval.lines))
     body.append(f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {_ago(approval.opened.time)}.", "dim")
     if approval.reason:
-        body.append(f"\n{approval.state.capitalize()}: {approval.reason}.", "dim")
+        body.append(f"\n{approval.standing.capitalize()}: {approval.reason}.", "dim")
     colour = {"pending": "yellow", "granted": "green"}.get(approval.state, "dim")
     until = f" until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else ""
     console.print(
         Panel(
             body,
-            title=Text.assemble((approval.id, "bold"), "  ", (f"{approval.state}{until}", colour)),
+            title=Text.assemble((approval.id, "bold"), "  ", (f"{approval.standing}{until}", colour)),
             title_align="left",
             border_style=colour,
             padding=(0, 1),
@@ -172,10 +176,6 @@ def _to_json(approval: "Approval") -> dict[str, Any]:
         "decided_by": approval.decided_by,
         "job_id": approval.job_id,
     }
-
-
-def _next_for(approval: "Approval") -> str:
-    return "The assistant can repeat its call." if approval.state == "granted" else "The assistant has to ask again."
 
 
 def _ago(moment: datetime) -> str:

@@ -286,8 +286,9 @@ class Tour:
         if self.answers_itself:
             if not words:
                 return ElicitResult(action="decline")
-            self.screen.say(f"{words[0]}   (answered by --yes)", "yellow")
-            return ElicitResult(action="accept", content={field: words[0]})
+            agrees = words[-1]  # the first choice keeps everything
+            self.screen.say(f"{agrees}   (answered by --yes)", "yellow")
+            return ElicitResult(action="accept", content={field: agrees})
         while True:
             self.screen.prompt("your answer: ")
             await anyio.wait_readable(sys.stdin)  # not in a thread: Ctrl-C must end it

@@ -1,7 +1,7 @@
 """The two acts that destroy: how each is planned, and how it is started once a person has agreed."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound
@@ -12,7 +12,7 @@ from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock
 from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, gather_deletion_facts, gather_rollback_facts
-from snapshot_mcp.guard.plan import Plan, plan_deletion, plan_rollback, target_key
+from snapshot_mcp.guard.plan import Plan, good_ids, plan_deletion, plan_rollback, target_key
 from snapshot_mcp.guard.policy import Policy
 from snapshot_mcp.guard.rules import Refusal, refuse
 from snapshot_mcp.guard.safety import OnProgress, SafetySnapshot, SafetyState
@@ -22,17 +22,23 @@ from snapshot_mcp.jobs import Zone
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The plan as it is now, and the rule that forbids it, if one does."""
+    """The plan and the rules as they are now, the rule that forbids it, if one does, and what its disks can be restored from."""
 
     plan: Plan
+    policy: Policy
     refusal: Refusal | None
+    good: frozenset[str] = frozenset()
+
+
+Rules = Callable[[str], Awaitable[Policy]]
+"""The operator's rules for a zone, as they are by now."""
 
 
 class Planner:
-    """What an act needs to be planned: the policy, the epochs, the time."""
+    """What an act needs to be planned: the rules, the epochs, the time."""
 
-    def __init__(self, policy: Policy, approvals: Approvals, clock: Clock, safety_wait_seconds: float) -> None:
-        self._policy = policy
+    def __init__(self, rules: Rules, approvals: Approvals, clock: Clock, safety_wait_seconds: float) -> None:
+        self._rules = rules
         self._approvals = approvals
         self._clock = clock
         self._safety_wait_seconds = safety_wait_seconds
@@ -45,12 +51,23 @@ class Planner:
         spent: Plan | None,
     ) -> Look:
         """`spent`: the plan that a consent was just spent for, whose epochs and number in the hour were checked with that."""
+        policy = await self._rules(facts.zone)
         if spent is not None:
             plan, recent = decide(dict(zip(spent.targets, spent.epochs, strict=True))), 0
         else:
             plan = decide(await in_thread(self._approvals.epochs, keys))
             recent = await in_thread(self._approvals.deletions_last_hour)
-        return Look(plan, refuse(self._policy, plan, facts, self._clock.read().time, recent))
+        lists = (
+            [facts.restore_points]
+            if isinstance(facts, DeletionFacts)
+            else [one.restore_points for one in facts.targets]
+        )
+        return Look(
+            plan,
+            policy,
+            refuse(policy, plan, facts, self._clock.read().time, recent),
+            frozenset().union(*map(good_ids, lists)),
+        )
 
     def call(self, operation: Any, arguments: dict[str, Any], zone: Zone, client: Client) -> Call:
         return Call(
@@ -60,11 +77,13 @@ class Planner:
             location=zone.provider.location,
             principal=client.principal,
             client=clean_text(f"{client.name} {client.version}".strip()),
-            is_strict=self._policy.consent == "human" or zone.is_production,
         )
 
-    def safety_snapshot(self, zone: Zone, on_progress: OnProgress | None) -> SafetySnapshot:
-        return SafetySnapshot(self._approvals, zone, self._clock, self._safety_wait_seconds, on_progress)
+    def safety_snapshot(self, zone: Zone, client: Client, on_progress: OnProgress | None) -> SafetySnapshot:
+        def wait_seconds() -> float:
+            return min(self._safety_wait_seconds, client.seconds_left)
+
+        return SafetySnapshot(self._approvals, zone, self._clock, wait_seconds, on_progress)
 
 
 class Act:
@@ -76,6 +95,12 @@ class Act:
     zone: Zone
 
     async def look(self, spent: Plan | None = None) -> Look:
+        """What would happen now; from here on the call is as strict as the rules are."""
+        look = await self._look(spent)
+        self.call = replace(self.call, is_strict=look.policy.consent == "human" or self.zone.is_production)
+        return look
+
+    async def _look(self, spent: Plan | None) -> Look:
         raise NotImplementedError
 
     async def start(self) -> Job:
@@ -102,7 +127,7 @@ class Deletion(Act):
         self._snapshot_id = snapshot_id
         self.call = planner.call("delete", {"snapshot_id": snapshot_id}, zone, client)
 
-    async def look(self, spent: Plan | None = None) -> Look:
+    async def _look(self, spent: Plan | None) -> Look:
         facts = await gather_deletion_facts(self.zone.provider, self.zone.name, self._snapshot_id)
         key = target_key(facts.location, self._snapshot_id)
         return await self._planner.look_at(facts, lambda epochs: plan_deletion(facts, epochs), [key], spent)
@@ -111,7 +136,7 @@ class Deletion(Act):
         return await self.zone.provider.delete_snapshot(self._snapshot_id)
 
     def started_message(self, job: Job, safety: SafetyState | None) -> str:
-        return f"The deletion is submitted as job {job.job_id}, not done yet. Follow it with wait_for_job."
+        return f"The deletion is submitted as job {clean_text(job.job_id)}, not done yet. Follow it with wait_for_job."
 
 
 class Rollback(Act):
@@ -129,11 +154,11 @@ class Rollback(Act):
         self._planner = planner
         self._snapshot_ids = tuple(snapshot_ids)
         self._has_safety = safety_snapshot
-        self.safety = planner.safety_snapshot(zone, on_progress) if safety_snapshot else None
+        self.safety = planner.safety_snapshot(zone, client, on_progress) if safety_snapshot else None
         arguments = {"snapshot_ids": tuple(sorted(snapshot_ids)), "safety_snapshot": safety_snapshot}
         self.call = planner.call("rollback", arguments, zone, client)
 
-    async def look(self, spent: Plan | None = None) -> Look:
+    async def _look(self, spent: Plan | None) -> Look:
         facts = await gather_rollback_facts(self.zone.provider, self.zone.name, self._snapshot_ids)
         keys = [target_key(facts.location, target.resource.id) for target in facts.targets]
         return await self._planner.look_at(
@@ -144,8 +169,11 @@ class Rollback(Act):
         return await self.zone.provider.apply_snapshots(self._snapshot_ids)
 
     def started_message(self, job: Job, safety: SafetyState | None) -> str:
-        message = f"The roll-back is submitted as job {job.job_id}, not done yet. Follow it with wait_for_job."
+        message = (
+            f"The roll-back is submitted as job {clean_text(job.job_id)}, not done yet. Follow it with wait_for_job."
+        )
         if safety:
-            ids = ", ".join(safety.snapshot_ids)
-            message += f" The way back is to roll back to the safety snapshot {ids}."
+            ids = ", ".join(map(clean_text, safety.snapshot_ids))
+            what = "snapshot" if len(safety.snapshot_ids) == 1 else "snapshots"
+            message += f" The way back is to roll back to the safety {what} {ids}."
         return message

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.client import Question
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.states import OPEN, Door, State
+from snapshot_mcp.guard.states import IN_WORDS, OPEN, Door, State
 from snapshot_mcp.guard.wording import plan_lines, question_for, title_of
 
 PENDING_SECONDS = 24 * 3600.0
@@ -41,9 +42,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can lay one out beforehand."""
+    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can lay one out beforehand.
+
+    `begun` is when the first call set about it, `claimed` when the last one did.
+    """
 
     name: str = ""
+    begun: Moment | None = None
     claimed: Moment | None = None
     job_id: str = ""
     snapshot_ids: tuple[str, ...] = ()
@@ -84,6 +89,22 @@ class Approval:
         return question_for(self.plan, self.id)
 
     @property
+    def standing(self) -> str:
+        """Its state, as a person reads it."""
+        return IN_WORDS[self.state]
+
+    @property
+    def aftermath(self) -> str:
+        """What comes next for one that waits no longer, in words for a person."""
+        if self.state is State.GRANTED:
+            return "The assistant can repeat its call."
+        if self.job_id:
+            return f"It was started as job {clean_text(self.job_id)}; the assistant can tell how it ended."
+        if self.state is State.SPENT:
+            return "The zone was asked to carry it out, and its answer is not known."
+        return "The assistant has to ask again."
+
+    @property
     def expires_at(self) -> datetime | None:
         """When it runs out if nothing happens to it; None for one that is closed."""
         since, seconds = self._lifetime
@@ -114,7 +135,9 @@ def write_row(connection: sqlite3.Connection, approval: Approval) -> None:
         "opened": moment_to_text(approval.opened),
         "decided": moment_to_text(approval.decided),
         "ended": moment_to_text(approval.ended),
-        "safety": json.dumps(safety | {"claimed": moment_to_text(approval.safety.claimed)}),
+        "safety": json.dumps(
+            safety | {name: moment_to_text(getattr(approval.safety, name)) for name in ("begun", "claimed")}
+        ),
         "job_id": approval.job_id,
     }
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
@@ -141,6 +164,7 @@ def read_row(row: sqlite3.Row) -> Approval:
         reason=row["reason"],
         safety=Safety(
             name=safety["name"],
+            begun=moment_from_text(safety["begun"]) if safety.get("begun") else None,
             claimed=moment_from_text(safety["claimed"]) if safety["claimed"] else None,
             job_id=safety["job_id"],
             snapshot_ids=tuple(safety["snapshot_ids"]),

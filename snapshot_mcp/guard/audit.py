@@ -2,8 +2,9 @@
 
 A record is written in the same transaction as the change that it is of, so nothing happens unrecorded, whatever is killed.
 Each carries a MAC over itself and the MAC before it (key: HOME/audit.key, 0600), so a changed, removed or reordered record
-shows; HOME/audit.head names the last one, so a cut tail shows too. The head is written after the commit and may lag behind
-by what a killed process could not name any more; the records beyond it still carry their MACs.
+shows; HOME/audit.head names the last one, so a cut tail shows too. The head is there before the first record, and a missing
+one is not made again: it may be the evidence of a cut. It is written after the commit and may lag behind by what a killed
+process could not name any more; the records beyond it still carry their MACs.
 
     record   one line of JSON: sequence, at, event, and what the event has
     mac      HMAC-SHA256(key, mac of the record before + "\\n" + record), hex; before the first: ""
@@ -52,23 +53,24 @@ class Audit:
         sequence = last[0] + 1 if last else 1
         body = {"sequence": sequence, "at": now.time.isoformat(timespec="milliseconds"), "event": event} | fields
         record = json.dumps(body, ensure_ascii=True, separators=(",", ":"), default=str)
-        mac = _mac(self._key(create=last is None), last[1] if last else "", record)
+        key = self._key(create=last is None)
+        if last is None and not self._head_path.exists():
+            self._write_head(0, "")
+        mac = _mac(key, last[1] if last else "", record)
         connection.execute("INSERT INTO audit (sequence, record, mac) VALUES (?, ?, ?)", (sequence, record, mac))
 
     def seal(self) -> None:
-        """Let the head name the last record; one that names what is not there stays, as the evidence of a cut."""
+        """Let the head name the last record. One that names what is not there stays, and a missing one stays missing, as the
+        evidence of a cut."""
         with self._database.transaction() as connection:
             last = _last(connection)
             named = self._named_by_head()
-            if last is None or (named and not _holds(connection, *named)):
-                return
-            sequence, mac = last
-            head = {"sequence": sequence, "mac": mac, "seal": self._seal(sequence, mac)}
-            _replace(self._head_path, json.dumps(head).encode())
+            if last is not None and named is not None and _holds(connection, *named):
+                self._write_head(*last)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every record, oldest first, as it stands (verified or not)."""
-        for _, record, _ in self._rows():
+        for _, record, _ in self._read()[0]:
             try:
                 body = json.loads(record)
             except ValueError:
@@ -77,8 +79,8 @@ class Audit:
 
     def verify(self) -> Verdict:
         """Read the whole record and say where it was tampered with, if it was."""
-        rows = self._rows()
-        if not rows and not self._head_path.exists():
+        rows, head = self._read()
+        if not rows and head is None:
             return Verdict(0)
         try:
             key = self._key(create=False)
@@ -92,15 +94,15 @@ class Audit:
             if not hmac.compare_digest(_mac(key, before, record), mac):
                 return Verdict(len(rows), f"record {sequence} was changed, moved or put in", sequence)
             before = macs[sequence] = mac
-        return self._verify_head(len(rows), macs)
+        return self._verify_head(head, len(rows), macs)
 
-    def _verify_head(self, count: int, macs: dict[int, str]) -> Verdict:
-        try:
-            head = json.loads(self._head_path.read_text(encoding="utf-8"))
-            sequence, mac, seal = int(head["sequence"]), str(head["mac"]), str(head["seal"])
-        except FileNotFoundError:
+    def _verify_head(self, text: str | None, count: int, macs: dict[int, str]) -> Verdict:
+        if text is None:
             return Verdict(count, "the head record (audit.head) is missing, so a cut tail would not show", count)
-        except (ValueError, KeyError, TypeError, OSError):
+        try:
+            head = json.loads(text)
+            sequence, mac, seal = int(head["sequence"]), str(head["mac"]), str(head["seal"])
+        except (ValueError, KeyError, TypeError):
             return Verdict(count, "the head record (audit.head) cannot be read", count)
         if not hmac.compare_digest(self._seal(sequence, mac), seal):
             return Verdict(count, "the head record (audit.head) was changed", count)
@@ -112,21 +114,33 @@ class Audit:
         return Verdict(count, note=f"{late} newer than the head: a process was stopped in between" if late else "")
 
     def _named_by_head(self) -> tuple[int, str] | None:
+        """None for a head that is missing or unreadable."""
         try:
-            head = json.loads(self._head_path.read_text(encoding="utf-8"))
+            head = json.loads(self._head() or "")
             return int(head["sequence"]), str(head["mac"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _read(self) -> tuple[list[tuple[int, str, str]], str | None]:
+        """All records and the head, as they are at one moment: writers hold the same lock."""
+        if not self._database.exists:
+            return [], self._head()
+        with self._database.transaction() as connection:
+            rows = connection.execute("SELECT sequence, record, mac FROM audit ORDER BY sequence")
+            return [tuple(row) for row in rows], self._head()
+
+    def _head(self) -> str | None:
+        """None where there is none; "" if it cannot be read."""
+        try:
+            return self._head_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError):
-            return 0, "unreadable"
+        except (OSError, ValueError):
+            return ""
 
-    def _rows(self) -> list[tuple[int, str, str]]:
-        if not self._database.exists:
-            return []
-        with self._database.transaction() as connection:
-            return [
-                tuple(row) for row in connection.execute("SELECT sequence, record, mac FROM audit ORDER BY sequence")
-            ]
+    def _write_head(self, sequence: int, mac: str) -> None:
+        head = {"sequence": sequence, "mac": mac, "seal": self._seal(sequence, mac)}
+        _replace(self._head_path, json.dumps(head).encode())
 
     def _seal(self, sequence: int, mac: str) -> str:
         return hmac.new(self._key(create=False), f"head {sequence} {mac}".encode(), hashlib.sha256).hexdigest()
@@ -154,6 +168,8 @@ def _last(connection: sqlite3.Connection) -> tuple[int, str] | None:
 
 
 def _holds(connection: sqlite3.Connection, sequence: int, mac: str) -> bool:
+    if sequence == 0:
+        return mac == ""
     row = connection.execute("SELECT mac FROM audit WHERE sequence = ?", (sequence,)).fetchone()
     return row is not None and row[0] == mac
 

@@ -6,8 +6,7 @@ a second run would not find.
 """
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -16,7 +15,6 @@ from snapshot_mcp.contract.errors import (
     Forbidden,
     NotFound,
     NotUsable,
-    OutcomeUnknown,
     QuotaExceeded,
     ResourceBusy,
     StorageFull,
@@ -28,8 +26,10 @@ from snapshot_mcp.contract.errors import (
     WrongResourceType,
     ZoneError,
 )
+from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard.acts import Act, Deletion, Look, Planner, Rollback
+from snapshot_mcp.guard import replies
+from snapshot_mcp.guard.acts import Act, Deletion, Look, Planner, Rollback, Rules
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals, SpendRefusal
 from snapshot_mcp.guard.client import Client
@@ -38,12 +38,12 @@ from snapshot_mcp.guard.errors import GuardBroken
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.pin import Pin
 from snapshot_mcp.guard.plan import Plan, is_no_worse
-from snapshot_mcp.guard.policy import Policy
+from snapshot_mcp.guard.questions import Questions
 from snapshot_mcp.guard.rules import Refusal
 from snapshot_mcp.guard.safety import OnProgress, SafetyState
 from snapshot_mcp.guard.states import PROVEN, State
 from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.guard.wording import is_no, is_yes, plan_lines, question_for
+from snapshot_mcp.guard.wording import is_yes, plan_lines, question_for
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
@@ -79,19 +79,21 @@ class GuardedCalls:
 
     def __init__(
         self,
-        policy: Policy,
+        rules: Rules,
         approvals: Approvals,
+        questions: Questions,
         pin: Pin,
         clock: Clock,
         safety_wait_seconds: float,
         links: "Callable[[], ApprovalLinks | None]",
     ) -> None:
-        self._policy = policy
+        self._rules = rules
         self._approvals = approvals
+        self._questions = questions
         self._pin = pin
         self._clock = clock
         self._links = links
-        self._planner = Planner(policy, approvals, clock, safety_wait_seconds)
+        self._planner = Planner(rules, approvals, clock, safety_wait_seconds)
 
     async def delete(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
         return await self._run(Deletion(self._planner, zone, snapshot_id, client), client)
@@ -109,7 +111,7 @@ class GuardedCalls:
         )
 
     async def _run(self, act: Act, client: Client) -> GuardedOutcome:
-        if self._policy.read_only:
+        if (await self._rules(act.zone.name)).read_only:
             return await self._refused(act, Refusal("read_only", "this server only reads."))
         while True:
             look = await act.look()
@@ -117,14 +119,17 @@ class GuardedCalls:
                 return await self._refused(act, look.refusal, look.plan)
             found = await in_thread(self._approvals.look, act.call, look.plan)
             match found:
+                case Approval(state=State.DENIED):
+                    return replies.declined(look.plan)
+                case Approval(state=State.SPENT) if self._is_being_spent(found) or await act.is_under_way(found):
+                    return replies.under_way(look.plan, found)
+                case _ if client.said_no:
+                    await in_thread(self._questions.refuse, act.call, look.plan)
+                    return replies.declined(look.plan)
                 case Approval(state=State.GRANTED):
                     return await self._carry_out(act, found, look)
                 case Approval(state=State.PENDING):
                     return await self._wait_outside(act, look.plan, client, found)
-                case Approval(state=State.DENIED):
-                    return self._declined(look.plan)
-                case Approval(state=State.SPENT) if self._is_being_spent(found) or await act.is_under_way(found):
-                    return self._under_way(look.plan, found)
             if act.call.is_strict or not client.can_ask:
                 opened = await in_thread(self._approvals.open, act.call, look.plan)
                 return await self._wait_outside(act, look.plan, client, opened)
@@ -135,20 +140,20 @@ class GuardedCalls:
                 case Approval(state=State.PENDING):
                     return await self._needs_approval(act, look.plan, decided)
                 case Approval():
-                    return self._declined(look.plan)
+                    return replies.declined(look.plan)
 
     async def _ask(self, act: Act, plan: Plan, client: Client) -> Approval | None:
         """Put the question; None when its answer was used up by another call."""
-        asked = await in_thread(self._approvals.ask, act.call, plan)
+        asked = await in_thread(self._questions.ask, act.call, plan)
         question = question_for(plan, asked.nonce)
         answer = await client.ask(question)
         if is_yes(question, answer):
             state, said = State.GRANTED, "yes"
-        elif is_no(question, answer):
+        elif answer.is_no:
             state, said = State.DENIED, "no"
         else:
             state, said = State.PENDING, "neither yes nor no" if answer.outcome == "answered" else answer.outcome
-        return await in_thread(self._approvals.answer, act.call, asked, state, said)
+        return await in_thread(self._questions.answer, act.call, asked, state, said)
 
     async def _carry_out(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome:
         """Act under a granted approval, if it covers the plan as it is now."""
@@ -159,54 +164,29 @@ class GuardedCalls:
         if act.safety is not None:
             safety = await act.safety.ensure(approval)
             if not safety.is_there:
-                return self._without_safety(look.plan, approval, safety)
+                return replies.without_safety(look.plan, approval, safety, self._clock.read())
             look = await act.look()
             stale = await self._stale(act, approval, look)
             if stale:
                 return stale
-        return await self._spend(act, approval, look.plan, safety)
+        return await self._spend(act, approval, look, safety)
 
-    async def _spend(self, act: Act, approval: Approval, plan: Plan, safety: SafetyState | None) -> GuardedOutcome:
+    async def _spend(self, act: Act, approval: Approval, look: Look, safety: SafetyState | None) -> GuardedOutcome:
+        plan = look.plan
         with anyio.CancelScope(shield=True):
             refusal = await in_thread(
-                lambda: self._approvals.spend(approval.id, plan, deletions_per_hour=self._policy.deletions_per_hour)
+                lambda: self._approvals.spend(approval.id, plan, deletions_per_hour=look.policy.deletions_per_hour)
             )
             if refusal:
                 return await self._not_spent(act, approval, plan, refusal)
+            changed = await self._changed_meanwhile(act, approval, plan, safety)
+            if changed:
+                return changed
+            job = await self._start(act, approval)
+            stray = replies.stray(plan, job)
+            message = act.started_message(job, safety) + stray
             try:
-                with anyio.fail_after(LOOK_SECONDS):
-                    look = await self._look_again(act, plan)
-            except TimeoutError:
-                await in_thread(self._approvals.give_back, approval.id, "the zone was too slow")
-                raise Unavailable(
-                    "The zone took too long to say what would be lost now.", hint="Nothing was done."
-                ) from None
-            except BaseException as error:
-                reason = _reason(error) if isinstance(error, ZoneError) else type(error).__name__
-                granted = await in_thread(self._approvals.give_back, approval.id, reason)
-                if isinstance(error, ZoneError):
-                    error.hint = f"{error.hint} {_kept(granted, self._clock)}".strip()
-                raise
-            if look.refusal or not is_no_worse(look.plan, approval.plan):
-                granted = await in_thread(self._approvals.give_back, approval.id, "the plan changed meanwhile")
-                stale = await self._stale(act, granted, look)
-                assert stale is not None
-                return stale
-            try:
-                job = await act.start()
-            except DEFINITE_REFUSALS as error:
-                granted = await in_thread(self._approvals.give_back, approval.id, _reason(error))
-                error.hint = f"{error.hint} {_kept(granted, self._clock)}".strip()
-                raise
-            except OutcomeUnknown as error:
-                await in_thread(self._approvals.leave_unknown, approval.id, _reason(error))
-                raise
-            except BaseException as error:
-                await in_thread(self._approvals.leave_unknown, approval.id, type(error).__name__)
-                raise
-            message = act.started_message(job, safety)
-            try:
-                await in_thread(self._approvals.settle, approval.id, job.job_id)
+                await in_thread(self._approvals.settle, approval.id, job.job_id, stray.strip())
             except GuardBroken as error:
                 message += f" That it was started could not be recorded: {error}"
         return GuardedOutcome(
@@ -218,6 +198,50 @@ class GuardedCalls:
             safety_job_id=safety.job_id if safety else "",
             safety_snapshot_ids=safety.snapshot_ids if safety else (),
         )
+
+    async def _start(self, act: Act, approval: Approval) -> Job:
+        """Ask the zone. The consent comes back only if the zone refuses for certain."""
+        try:
+            return await act.start()
+        except DEFINITE_REFUSALS as error:
+            await self._give_back(approval, error)
+            raise
+        except BaseException as error:
+            await in_thread(self._approvals.leave_unknown, approval.id, _reason(error))
+            raise
+
+    async def _changed_meanwhile(
+        self, act: Act, approval: Approval, plan: Plan, safety: SafetyState | None
+    ) -> GuardedOutcome | None:
+        """The last look, when the consent is spent and nothing begun: the outcome if it does not hold, and it is given back."""
+        try:
+            with anyio.fail_after(LOOK_SECONDS):
+                look = await self._look_again(act, plan)
+        except TimeoutError:
+            slow = Unavailable("The zone took too long to say what would be lost now.", hint="Nothing was done.")
+            await self._give_back(approval, slow)
+            raise slow from None
+        except BaseException as error:
+            await self._give_back(approval, error)
+            raise
+        if not _covers(act, approval, look):
+            granted = await in_thread(self._approvals.give_back, approval.id, "the plan changed meanwhile")
+            stale = await self._stale(act, granted, look)
+            assert stale is not None
+            return stale
+        if safety and not look.good.issuperset(safety.snapshot_ids):
+            problem = "the safety snapshot, the way back, is gone or not sound any more."
+            await in_thread(self._approvals.give_back, approval.id, problem)
+            granted = await in_thread(self._approvals.drop_safety, approval.id, problem)
+            lost = SafetyState(job_id=safety.job_id, problem=problem)
+            return replies.without_safety(plan, granted, lost, self._clock.read())
+        return None
+
+    async def _give_back(self, approval: Approval, error: BaseException) -> None:
+        """Nothing was begun; an error that a caller reads says what became of the consent."""
+        granted = await in_thread(self._approvals.give_back, approval.id, _reason(error))
+        if isinstance(error, ZoneError):
+            error.hint = f"{error.hint} {replies.kept(granted, self._clock.read())}".strip()
 
     async def _look_again(self, act: Act, plan: Plan) -> Look:
         """The plan once no other call can change these disks. What others have begun on them must be over first: a job
@@ -246,22 +270,24 @@ class GuardedCalls:
             return await self._refused(act, Refusal("deletions_per_hour", f"{refusal.value}."), plan)
         current = await in_thread(self._approvals.get, approval.id)
         if refusal is SpendRefusal.NOT_GRANTED and current.state is State.SPENT:
-            return self._under_way(plan, current)
+            return replies.under_way(plan, current)
         if refusal is SpendRefusal.HELD:
-            message = f"Nothing was done: {refusal.value}. The approval is kept; repeat the call in a moment."
-        else:
-            message = f"Nothing was done: the approval is {current.state} now."
-        return GuardedOutcome("refused", message, plan_lines(plan), approval_id=approval.id)
+            return replies.not_spent(
+                plan, approval, f"{refusal.value}. The approval is kept; repeat the call in a moment."
+            )
+        return replies.not_spent(plan, approval, f"the approval is {current.state} now.")
 
     async def _stale(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome | None:
         """The outcome of a call whose approval does not cover what would happen now; None if it does."""
         if look.refusal:
             return await self._refused(act, look.refusal, look.plan)
+        if _covers(act, approval, look):
+            return None
         if act.call.is_strict and approval.door not in PROVEN:
-            return await self._plan_changed(act, approval, look.plan, "a proven approval is needed by now")
-        if not is_no_worse(look.plan, approval.plan):
-            return await self._plan_changed(act, approval, look.plan, "more would be lost now than was agreed to")
-        return None
+            return await self._plan_changed(
+                act, approval, look.plan, "the operator asks for a stronger approval by now"
+            )
+        return await self._plan_changed(act, approval, look.plan, "more would be lost now than was agreed to")
 
     # Outcomes
 
@@ -273,8 +299,7 @@ class GuardedCalls:
                 "plan_changed", f"{message} Repeat the call to put the new plan to the person.", plan_lines(plan)
             )
         opened = await in_thread(self._approvals.open, act.call, plan)
-        link = await self._link(opened)
-        return _pending_outcome("plan_changed", f"{message} {_how_to_approve(opened, link)}", plan, opened, link)
+        return replies.pending("plan_changed", message, plan, opened, await self._link(opened))
 
     async def _wait_outside(self, act: Act, plan: Plan, client: Client, approval: Approval) -> GuardedOutcome:
         """Offer the page to a client that can open it, and see for a while whether the person decides there."""
@@ -283,98 +308,42 @@ class GuardedCalls:
         if link and client.can_open_url and await in_thread(self._pin.is_set):
             answer = await client.open_url(approval.id, f"{approval.title}? Please decide on the approval page.", link)
             if answer.outcome == "accepted":
-                approval = await self._decided(approval)
-        match approval.state:
-            case State.GRANTED:
-                return await self._carry_out(act, approval, await act.look())
-            case State.DENIED:
-                return self._declined(plan)
-            case _:
-                return await self._needs_approval(act, plan, approval)
+                approval = await self._decided(approval, min(PAGE_WAIT_SECONDS, client.seconds_left))
+        if approval.state is State.PENDING:
+            return await self._needs_approval(act, plan, approval)
+        return await self._run(act, client)
 
-    async def _decided(self, approval: Approval) -> Approval:
+    async def _decided(self, approval: Approval, seconds: float) -> Approval:
         """The approval as it stands once the person decided, or when the wait is over."""
-        with anyio.move_on_after(PAGE_WAIT_SECONDS):
+        approval = await in_thread(self._approvals.get, approval.id)
+        with anyio.move_on_after(seconds):
             while approval.state is State.PENDING:
                 await anyio.sleep(PAGE_POLL_SECONDS)
                 approval = await in_thread(self._approvals.get, approval.id)
         return approval
 
     async def _needs_approval(self, act: Act, plan: Plan, approval: Approval) -> GuardedOutcome:
-        link = await self._link(approval)
-        message = f"Nothing was done yet: a person has to agree. {_how_to_approve(approval, link)}"
+        message = "Nothing was done yet: a person has to agree."
         if act.call.is_strict and not await in_thread(self._pin.is_set):
-            message += " This takes a PIN, which the operator of this server has not set yet (`snapshot-mcp pin`)."
-        return _pending_outcome("needs_approval", message, plan, approval, link)
+            message += " This takes a PIN, and the operator of this server has not set one yet: tell them so."
+        return replies.pending("needs_approval", message, plan, approval, await self._link(approval))
 
     async def _refused(self, act: Act, refusal: Refusal, plan: Plan | None = None) -> GuardedOutcome:
         await in_thread(self._approvals.record_refusal, act.call, refusal.rule)
-        return GuardedOutcome("refused", refusal.message, plan_lines(plan) if plan else ())
-
-    def _declined(self, plan: Plan) -> GuardedOutcome:
-        message = "A person said no to this. Nothing was done, and they will not be asked again for ten minutes."
-        return GuardedOutcome("declined", message, plan_lines(plan))
-
-    def _under_way(self, plan: Plan, approval: Approval) -> GuardedOutcome:
-        job = f" as job {approval.job_id}; follow it with wait_for_job" if approval.job_id else ""
-        return GuardedOutcome(
-            "refused",
-            f"This was started before under the same approval{job}. It was not started a second time.",
-            plan_lines(plan),
-            job_id=approval.job_id,
-            approval_id=approval.id,
-            safety_snapshot_ids=approval.safety.snapshot_ids,
-        )
-
-    def _without_safety(self, plan: Plan, approval: Approval, safety: SafetyState) -> GuardedOutcome:
-        if safety.is_running:
-            return GuardedOutcome(
-                "safety_running",
-                "The safety snapshot is still being taken; nothing is overwritten yet. Wait for its job with wait_for_job,"
-                " then repeat this same call: it goes on under the same approval.",
-                plan_lines(plan),
-                approval_id=approval.id,
-                safety_job_id=safety.job_id,
-            )
-        return GuardedOutcome(
-            "refused",
-            f"Nothing was overwritten: {safety.problem} {_kept(safety.approval or approval, self._clock)}".strip(),
-            plan_lines(plan),
-            approval_id=approval.id,
-            safety_job_id=safety.job_id,
-        )
+        return replies.refused(refusal, plan)
 
     async def _link(self, approval: Approval) -> str:
         links = self._links()
         return await links.link(approval.id) if links else ""
 
 
-def _pending_outcome(status: Any, message: str, plan: Plan, approval: Approval, link: str) -> GuardedOutcome:
-    return GuardedOutcome(
-        status,
-        message,
-        plan_lines(plan),
-        approval_id=approval.id,
-        approval_link=link,
-        approval_expires_at=approval.expires_at,
-    )
+def _covers(act: Act, approval: Approval, look: Look) -> bool:
+    """Whether the consent holds for what would happen now, under the rules as they are now."""
+    is_enough = approval.door in PROVEN or not act.call.is_strict
+    return look.refusal is None and is_enough and is_no_worse(look.plan, approval.plan)
 
 
-def _how_to_approve(approval: Approval, link: str) -> str:
-    page = f" or open {link}" if link else ""
-    return (
-        f"Tell them what the plan says, and that they can run `snapshot-mcp approve {approval.id}` in a terminal of their"
-        f" own{page}; this is theirs to do, not yours. Then repeat this same call."
-    )
-
-
-def _kept(approval: Approval, clock: Clock) -> str:
-    """What became of the consent after a refusal."""
-    expires_at = approval.expires_at
-    if expires_at is None or expires_at <= datetime.now(UTC) or not approval.is_alive(clock.read()):
-        return "The approval's time is over; a repeated call asks anew."
-    return f"The approval is kept until {expires_at:%H:%M} UTC; repeat the same call until then."
-
-
-def _reason(error: ZoneError) -> str:
-    return clean_text(f"{error.code}: {error.message}", MESSAGE_CHARACTERS)
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ZoneError):
+        return clean_text(f"{error.code}: {error.message}", MESSAGE_CHARACTERS)
+    return type(error).__name__

@@ -7,6 +7,9 @@ human: it is what the client says, and the policy decides for what that is enoug
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+KEEP = "keep"
+"""The word that answers every question with no."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -34,6 +37,11 @@ class Answer:
     outcome: Literal["answered", "declined", "cancelled", "unusable", "unanswered"]
     text: str = ""
 
+    @property
+    def is_no(self) -> bool:
+        """Whether a person said no: the word for keeping, and nothing else."""
+        return self.outcome == "answered" and self.text.strip().casefold() == KEEP
+
 
 @dataclass(frozen=True, slots=True)
 class UrlAnswer:
@@ -46,7 +54,8 @@ class Client(Protocol):
     """The caller of one guarded call. `principal` is "local" on stdio, the token's client id over HTTP.
 
     `name` and `version` are the client's own words, cleaned, for the audit. `ask` and `open_url` may leave by an exception of
-    the server's own (a round that ends with a question); nothing is held open while they wait.
+    the server's own (a round that ends with a question); nothing is held open while they wait. `said_no`: in an earlier round
+    of this very call a person has answered `KEEP`. `seconds_left`: how long the call may still take before its host gives it up.
     """
 
     @property
@@ -55,6 +64,10 @@ class Client(Protocol):
     def name(self) -> str: ...
     @property
     def version(self) -> str: ...
+    @property
+    def said_no(self) -> bool: ...
+    @property
+    def seconds_left(self) -> float: ...
     @property
     def can_ask(self) -> bool: ...
     @property

@@ -4,8 +4,8 @@ One connection a transaction, every transaction IMMEDIATE and synchronous to the
 answered to a person or to a caller is on the disk before. The file is made when the first record needs it, readable by its
 owner alone. Blocking; callers go through a worker thread.
 
-    approvals   one row a consent that was asked for (`approvals.py`)
-    questions   the question that is open for a call, so that an answer counts once (`approvals.py`)
+    approvals   one row a consent that was asked for (`register.py`, `approvals.py`)
+    questions   the question that is open for a call, so that an answer counts once (`questions.py`)
     targets     epoch and holder of what a consent was spent on (`approvals.py`)
     pin         the operator's PIN and the attempts at it (`pin.py`)
     audit       the record, chained (`audit.py`)

@@ -4,7 +4,7 @@ Lists are read whole (`verbose=1`, for exact sizes and known damage) and read ag
 snapshot that slipped through would be a loss that nobody was told of.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, Unavailable
@@ -14,6 +14,7 @@ from snapshot_mcp.contract.models import (
     ResourceFilter,
     Snapshot,
     SnapshotFilter,
+    SnapshotResource,
     Volume,
     first_repeated,
 )
@@ -24,7 +25,6 @@ from snapshot_mcp.contract.text import quoted
 PASSES = 4
 """How often a list that moves while it is read is begun anew; a zone where one backup a second ends needs no more."""
 
-RUNNING = frozenset({"running", "active"})
 STOPPED = frozenset({"stopped", "suspended", "terminated", "ceased"})
 
 
@@ -60,24 +60,49 @@ class RollbackFacts:
 async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str) -> DeletionFacts:
     """Read what a deletion of `snapshot_id` touches. Raises: NotFound, NotUsable for one that is already gone."""
     snapshot = (await _get_snapshots(provider, zone, [snapshot_id]))[0]
-    resource_id = snapshot.resource.resource_id
+    disk = await _disk_of(provider, zone, snapshot)
+    resource_id = disk.resource_id
     root_id = snapshot.snapshot_id if snapshot.is_full else snapshot.root_id
     if not root_id and not resource_id:
         raise NotUsable(
             f"Zone {zone} does not say which chain snapshot {snapshot_id} belongs to, so what goes with it is unknown.",
             hint="Nothing was deleted.",
         )
-    found = {snapshot.snapshot_id: snapshot}
-    for query in (SnapshotFilter(root_id=root_id), SnapshotFilter(resource_id=resource_id)):
-        if query.root_id or query.resource_id:
-            found |= {one.snapshot_id: one for one in await _list_all(provider, query)}
+    chain = await _list_all(provider, SnapshotFilter(root_id=root_id)) if root_id else ()
+    chain = tuple(one for one in chain if root_id in {one.snapshot_id, one.root_id} or not one.root_id)
+    others = await _points_of(provider, resource_id) if resource_id else ()
+    found = {one.snapshot_id: one for one in (snapshot, *chain, *others)}
+    _refuse_unplaced(zone, snapshot, root_id, found.values())
     return DeletionFacts(
         zone=zone,
         location=provider.location,
-        snapshot=snapshot,
-        restore_points=tuple(found.values()),
+        snapshot=_named(snapshot, disk),
+        restore_points=tuple(_named(one, disk) for one in found.values()),
         recovery_seconds=_recovery_seconds(provider, snapshot),
     )
+
+
+def _named(one: Snapshot, disk: SnapshotResource) -> Snapshot:
+    """The snapshot with its disk, where the zone left that out; a name that it tells stays, for rules know the disk by it."""
+    told = one.resource
+    return one if told.resource_id and told.resource_name else one.model_copy(update={"resource": disk})
+
+
+def has_told_parent(one: Snapshot) -> bool:
+    """Whether the zone says what the snapshot builds on; of a full one there is nothing to say."""
+    return one.is_full or one.parent_id not in {"", one.snapshot_id}
+
+
+def _refuse_unplaced(zone: str, snapshot: Snapshot, root_id: str, points: Iterable[Snapshot]) -> None:
+    """Raises: NotUsable where something may be built on the snapshot without the zone's saying so."""
+    for one in points:
+        goes_anyway = one.snapshot_id == snapshot.snapshot_id or (snapshot.is_full and one.root_id == root_id)
+        if not has_told_parent(one) and not goes_anyway and one.root_id in {"", root_id}:
+            raise NotUsable(
+                f"Zone {zone} does not say what snapshot {quoted(one.snapshot_id)} is built on, so whether it would go with"
+                f" {snapshot.snapshot_id} is unknown.",
+                hint="Nothing was deleted.",
+            )
 
 
 async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Sequence[str]) -> RollbackFacts:
@@ -94,7 +119,7 @@ async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Seq
     repeated = first_repeated(target.resource.id for target in targets)
     if repeated:
         raise BadRequest(
-            f"Two of the snapshots are of the same resource {repeated}.",
+            f"Two of the snapshots are of the same resource {quoted(repeated)}.",
             hint="Give at most one snapshot of a resource.",
         )
     return RollbackFacts(zone=zone, location=provider.location, targets=tuple(targets))
@@ -107,8 +132,26 @@ async def _gather_target(provider: Provider, zone: str, snapshot: Snapshot) -> R
         resource=resource,
         resource_type=resource_type,
         host=await _running_host(provider, resource),
-        restore_points=await _list_all(provider, SnapshotFilter(resource_id=resource.id)),
+        restore_points=await _points_of(provider, resource.id),
     )
+
+
+async def _points_of(provider: Provider, resource_id: str) -> tuple[Snapshot, ...]:
+    """A disk's snapshots; of a zone that answers more than it was asked for, not another disk's."""
+    points = await _list_all(provider, SnapshotFilter(resource_id=resource_id))
+    return tuple(one for one in points if one.resource.resource_id in {"", resource_id})
+
+
+async def _disk_of(provider: Provider, zone: str, snapshot: Snapshot) -> SnapshotResource:
+    """What the snapshot is of, looked up where the zone leaves it out: rules protect disks by id and name. Empty if unknown."""
+    told = snapshot.resource
+    if told.resource_id and told.resource_name:
+        return told
+    try:
+        resource, kind = await _find_resource(provider, zone, snapshot)
+    except NotUsable:
+        return told
+    return SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
 
 
 async def _get_snapshots(provider: Provider, zone: str, ids: Sequence[str]) -> list[Snapshot]:
@@ -159,8 +202,16 @@ async def _list_all(provider: Provider, query: SnapshotFilter) -> tuple[Snapshot
 
 
 async def _find_resource(provider: Provider, zone: str, snapshot: Snapshot) -> tuple[Volume | Instance, ResourceType]:
-    """The disk that a snapshot is of; where the provider left it out, by listing every resource's snapshots."""
+    """The disk that a snapshot is of; where the provider left it out, by listing every resource's snapshots.
+
+    A zone that does not look at the filter would claim it for the first: it does so for what is no resource at all, too.
+    """
     resource_id = snapshot.resource.resource_id
+    if not resource_id and await _is_of(provider, snapshot, snapshot.snapshot_id):
+        raise NotUsable(
+            f"Which disk snapshot {snapshot.snapshot_id} is of is unknown: zone {zone} says the same of every id.",
+            hint="Nothing was changed. export_to_volume restores it into a new volume.",
+        )
     query = ResourceFilter(ids=(resource_id,) if resource_id else (), limit=MAX_LIMIT)
     for listing, resource_type in (
         (provider.list_volumes, ResourceType.VOLUME),
@@ -190,13 +241,18 @@ async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bo
 async def _running_host(provider: Provider, resource: Volume | Instance) -> str:
     """The machine that a roll-back restarts; one whose state is unknown counts as running."""
     if isinstance(resource, Instance):
-        return (resource.name or resource.id) if resource.status in RUNNING else ""
+        return "" if _is_stopped(resource) else resource.name or resource.id
     attached = resource.instance
     if attached is None or not attached.instance_id:
         return ""
     page = await provider.list_instances(ResourceFilter(ids=(attached.instance_id,), limit=MAX_LIMIT))
-    status = next((one.status for one in page.items if one.id == attached.instance_id), "")
-    return "" if status in STOPPED else attached.instance_name or attached.instance_id
+    host = next((one for one in page.items if one.id == attached.instance_id), None)
+    return "" if host and _is_stopped(host) else attached.instance_name or attached.instance_id
+
+
+def _is_stopped(instance: Instance) -> bool:
+    """Whether it stands still for certain: one that is just being started does not."""
+    return instance.status in STOPPED and not instance.transition_status
 
 
 def _recovery_seconds(provider: Provider, snapshot: Snapshot) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
     from snapshot_mcp.guard.pin import Pin
+    from snapshot_mcp.guard.register import Register
 
 SAFETY_WAIT_SECONDS = 20.0
 """A call waits so long for its safety snapshot; hosts give up after 30 to 60 s."""
@@ -38,17 +39,23 @@ class ApprovalLinks(Protocol):
 
 
 class Guard:
-    """One home's guard; any number of processes may have one. Nothing is created before the first guarded call."""
+    """One home's guard; any number of processes may have one. Nothing is created before the first guarded call.
+
+    `rules` says what the operator's rules for a zone are by now; they are read again whenever it matters, and the stricter
+    of them and `policy` holds: an operator who tightens a rule should not have to find every server that runs.
+    """
 
     def __init__(
         self,
         folder: Path,
         policy: Policy,
         *,
+        rules: Callable[[str], Policy] | None = None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
         self.policy = policy
+        self._present_rules = rules
         self.links: ApprovalLinks | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
@@ -72,11 +79,11 @@ class Guard:
         """Overwrite the snapshots' disks with them. `on_progress` hears of the safety snapshot's job."""
         return await self._calls.roll_back(zone, snapshot_ids, client, safety_snapshot, on_progress)
 
-    def refuse_rename(self, snapshot: Snapshot) -> str:
+    async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
         """Return why the snapshot must keep its name, "" if it need not: protection may hang on it."""
         from snapshot_mcp.guard.rules import refuse_rename
 
-        refusal = refuse_rename(self.policy, snapshot)
+        refusal = refuse_rename(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
 
     # The human's side
@@ -133,6 +140,11 @@ class Guard:
         """Raises: BadRequest, WrongPin, PinLocked."""
         await in_thread(lambda: self._pin.set(new, old, by=by))
 
+    async def _rules(self, zone: str) -> Policy:
+        if self._present_rules is None:
+            return self.policy
+        return self.policy.merged(await in_thread(self._present_rules, zone))
+
     # What is imported and opened when it is first needed
 
     @property
@@ -142,9 +154,16 @@ class Guard:
     @cached_property
     def _calls(self) -> "GuardedCalls":
         from snapshot_mcp.guard.calls import GuardedCalls
+        from snapshot_mcp.guard.questions import Questions
 
         return GuardedCalls(
-            self.policy, self._approvals, self._pin, self._clock, self._safety_wait_seconds, lambda: self.links
+            self._rules,
+            self._approvals,
+            Questions(self._register),
+            self._pin,
+            self._clock,
+            self._safety_wait_seconds,
+            lambda: self.links,
         )
 
     @cached_property
@@ -163,7 +182,13 @@ class Guard:
     def _approvals(self) -> "Approvals":
         from snapshot_mcp.guard.approvals import Approvals
 
-        return Approvals(self._database, self._audit, self._clock)
+        return Approvals(self._register)
+
+    @cached_property
+    def _register(self) -> "Register":
+        from snapshot_mcp.guard.register import Register
+
+        return Register(self._database, self._audit, self._clock)
 
     @cached_property
     def _pin(self) -> "Pin":

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from snapshot_mcp.contract.models import Snapshot
-from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget
+from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget, has_told_parent
 
 CHAIN_LIMIT = 30
 """Available snapshots in a chain before a create starts a new one (contract.md, "Limit")."""
@@ -137,6 +137,13 @@ class Plan(_Frozen):
         return self.targets
 
     @property
+    def ids(self) -> frozenset[str]:
+        """Every snapshot and disk that the act is about."""
+        if isinstance(self.loss, DeletionLoss):
+            return frozenset({self.loss.resource_id, *(one.snapshot_id for one in self.loss.snapshots)})
+        return frozenset(id_ for one in self.loss.overwrites for id_ in (one.resource_id, one.snapshot_id))
+
+    @property
     def epochs(self) -> tuple[int, ...]:
         """The epochs of `targets` that this plan was made at."""
         if isinstance(self.loss, DeletionLoss):
@@ -219,7 +226,7 @@ def good_ids(points: Iterable[Snapshot]) -> frozenset[str]:
         path: list[str] = []
         current: Snapshot | None = one
         while current is not None and current.snapshot_id not in good:
-            sound = current.is_available and not current.is_damaged
+            sound = current.is_available and not current.is_damaged and has_told_parent(current)
             parent = current.parent
             if not sound or current.snapshot_id in path or (parent is not None and parent not in by_id):
                 good[current.snapshot_id] = False

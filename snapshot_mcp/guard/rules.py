@@ -61,13 +61,17 @@ def _refuse_deletion(
     reason = _protected(policy.protect, going)
     if reason:
         return Refusal("protect", reason)
+    if not loss.resource_id and (policy.protect.ids or policy.protect.names):
+        return Refusal(
+            "protect", "the zone does not say which disk this is a snapshot of, so the disk may be protected."
+        )
     if loss.takes_last_good_copy and policy.last_good_copy == "refuse":
         return Refusal("last_good_copy", "it would take the last good restore point of this disk.")
     if policy.minimum_age_hours:
         newest_allowed = now - timedelta(hours=policy.minimum_age_hours)
         for one in going:
-            made_at = one.create_time or one.snapshot_time
-            if made_at is None or made_at > newest_allowed:
+            times = [time for time in (one.create_time, one.snapshot_time) if time]
+            if not times or max(times) > newest_allowed:
                 return Refusal(
                     "minimum_age_hours",
                     f"snapshot {quoted(one.snapshot_id)} is younger than {policy.minimum_age_hours:g} h.",

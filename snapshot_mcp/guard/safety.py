@@ -7,7 +7,6 @@ and nobody can have laid out another. It counts as the way back only when it is 
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 import anyio
 
@@ -48,7 +47,7 @@ class SafetySnapshot:
         approvals: Approvals,
         zone: Zone,
         clock: Clock,
-        wait_seconds: float,
+        wait_seconds: Callable[[], float],
         on_progress: OnProgress | None,
     ) -> None:
         self._approvals = approvals
@@ -65,13 +64,13 @@ class SafetySnapshot:
             if started is None:
                 return SafetyState(is_running=True)
             approval = started
-        finished_at: datetime | None = None
+        seconds = 0.0
         made: set[str] = set()
         if approval.safety.job_id:
             try:
-                job = (await self._zone.watcher.wait([approval.safety.job_id], self._wait_seconds, self._on_progress))[
-                    0
-                ]
+                job = (
+                    await self._zone.watcher.wait([approval.safety.job_id], self._wait_seconds(), self._on_progress)
+                )[0]
             except NotFound:
                 return await self._failed(approval, "its job is not known to the zone any more.")
             if not job.is_finished:
@@ -79,9 +78,10 @@ class SafetySnapshot:
             if not job.is_successful:
                 why = clean_text(job.reason, MESSAGE_CHARACTERS) or "the zone gives no reason"
                 return await self._failed(approval, f"it failed ({why}).")
-            finished_at = job.finished_time
+            if job.create_time and job.finished_time:
+                seconds = (job.finished_time - job.create_time).total_seconds()
             made = set(job.resource_ids) - set(_resource_ids(approval))
-        return await self._verified(approval, finished_at, made)
+        return await self._verified(approval, seconds, made)
 
     async def _start(self, approval: Approval) -> Approval | None:
         """Start it, or adopt what a dead process started; None while another call is at it."""
@@ -118,8 +118,10 @@ class SafetySnapshot:
                 return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
         return await in_thread(self._approvals.start_safety, approval.id, "", tuple(sorted(ids)))
 
-    async def _verified(self, approval: Approval, finished_at: datetime | None, made: set[str]) -> SafetyState:
-        """Whether what was taken is a way back for every disk, and recent enough to be one.
+    async def _verified(self, approval: Approval, seconds: float, made: set[str]) -> SafetyState:
+        """Whether what was taken, in so many seconds, is a way back for every disk, and recent enough to be one.
+
+        The zone's clock may be wrong, so its times are taken for durations only; since when counts by ours.
 
         By then its name is no secret, and names can be changed: so it must also be one that the job made (as far as the
         zone says), the one that was seen before, and none that was there when the person was asked.
@@ -135,8 +137,8 @@ class SafetySnapshot:
         older = {id_ for head in approval.plan.heads for id_ in head.known}
         if found_ids & older or not found_ids <= (set(approval.safety.snapshot_ids) or made or found_ids):
             return await self._failed(approval, "another snapshot bears its name.")
-        finished_at = finished_at or max((one.create_time for one in sound if one.create_time), default=None)
-        if finished_at and self._clock.read().wall - finished_at.timestamp() >= FRESH_SECONDS:
+        begun = approval.safety.begun or approval.safety.claimed
+        if begun is None or not begun.is_within(self._clock.read(), max(0.0, seconds) + FRESH_SECONDS):
             return await self._failed(approval, "it is too old by now to be a way back to the present content.")
         ids = tuple(sorted(found_ids))
         if approval.safety.snapshot_ids != ids:

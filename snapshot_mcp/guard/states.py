@@ -18,6 +18,15 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
+IN_WORDS = {
+    State.PENDING: "waits for you",
+    State.GRANTED: "approved",
+    State.DENIED: "denied",
+    State.SPENT: "used",
+    State.EXPIRED: "expired",
+}
+"""As people read them."""
+
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.GRANTED, State.DENIED, State.EXPIRED}),
     State.GRANTED: frozenset({State.SPENT, State.DENIED, State.EXPIRED}),

@@ -7,10 +7,9 @@ and the ids last, and holds nothing that moves by itself.
 from datetime import datetime
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.guard.client import Answer, Question
+from snapshot_mcp.guard.client import KEEP, Answer, Question
 from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot, Overwrite, Plan, RollbackLoss
 
-KEEP = "keep"
 DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""
 
@@ -21,6 +20,8 @@ ANSWERS = frozenset(
 )
 """What a person may type without meaning a disk of that name: who types “no” must not agree by it."""
 
+SHOWN_DISKS = 6
+"""More disks than this are counted in a question."""
 SHOWN_IN_QUESTION = 3
 """First and last ones of a long list; the rest is counted. Keeps a question within 12 lines."""
 
@@ -58,11 +59,6 @@ def is_yes(question: Question, answer: Answer) -> bool:
     )
 
 
-def is_no(question: Question, answer: Answer) -> bool:
-    """Whether a person said no: the word for keeping, and nothing else."""
-    return answer.outcome == "answered" and answer.text.strip().casefold() == question.words[1]
-
-
 def title_of(plan: Plan) -> str:
     """The act in one line, for a list."""
     loss = plan.loss
@@ -85,8 +81,7 @@ def format_duration(seconds: int) -> str:
 
 
 def _deletion_lines(loss: DeletionLoss) -> list[str]:
-    what = "the whole chain, " if loss.is_whole_chain and len(loss.snapshots) > 1 else ""
-    lines = [f"Delete {what}{_count(loss)} of {_resource(loss)} in zone {loss.zone}:"]
+    lines = [f"Delete {_count(loss)} of {_resource(loss)} in zone {loss.zone}:"]
     for one in loss.snapshots:
         mark = "" if one.snapshot_id == loss.snapshot_id else " (built on it)"
         lines.append(f"{_lost(one)}, {_id(one.snapshot_id)}{mark}")
@@ -103,7 +98,7 @@ def _deletion_rest(plan: Plan) -> list[str]:
         remains += f", the newest {quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)}"
         remains += f" ({_id(rest.newest_good_id)})"
     undo = plan.loss.undo_seconds if isinstance(plan.loss, DeletionLoss) else 0
-    when = ", once it cannot be undone any more" if undo else ""
+    when = ", once the deletion can no longer be undone" if undo else ""
     return [f"{remains}.", f"Space freed: {format_bytes(rest.frees_bytes)}{when}."]
 
 
@@ -121,9 +116,10 @@ def _deletion_question(loss: DeletionLoss) -> list[str]:
 
 def _count(loss: DeletionLoss) -> str:
     if len(loss.snapshots) == 1:
-        return "1 restore point" if not loss.is_whole_chain else "1 restore point (a full one, all of its chain)"
+        return "1 restore point" if not loss.is_whole_chain else "1 restore point (a full one, the whole of its chain)"
     size = format_bytes(sum(one.size_bytes for one in loss.snapshots))
-    return f"{len(loss.snapshots)} restore points ({size})"
+    what = "the whole chain, " if loss.is_whole_chain else ""
+    return f"{what}{len(loss.snapshots)} restore points ({size})"
 
 
 def _undo(loss: DeletionLoss) -> str:
@@ -150,7 +146,7 @@ def _rollback_lines(loss: RollbackLoss) -> list[str]:
         lines.append(
             f"Overwrite {_disk(one)} in zone {loss.zone} with snapshot {quoted(one.snapshot_name)} ({_id(one.snapshot_id)})."
         )
-        lines.append(f"Everything written to it since {format_moment(one.since)} goes.")
+        lines.append(f"Everything written to it since {format_moment(one.since)} is lost.")
         lines += _side_effects(one)
     lines.append(_way_back(loss))
     return lines
@@ -161,11 +157,11 @@ def _rollback_rest(plan: Plan) -> list[str]:
     lines = []
     if rest.good_remaining:
         lines.append(
-            f"Good restore points there are: {rest.good_remaining}, the newest {quoted(rest.newest_good_name)}"
-            f" of {format_moment(rest.newest_good_time)} ({_id(rest.newest_good_id)}); a roll-back deletes none."
+            f"Good restore points: {rest.good_remaining}, the newest {quoted(rest.newest_good_name)}"
+            f" of {format_moment(rest.newest_good_time)} ({_id(rest.newest_good_id)}). A roll-back deletes none of them."
         )
     else:
-        lines.append("There is no other good restore point.")
+        lines.append("There is no good restore point.")
     if isinstance(loss, RollbackLoss) and loss.has_safety_snapshot:
         kind = "a full one, which takes longer" if rest.safety_is_full else "an incremental one"
         lines.append(f"The safety snapshot will be {kind}.")
@@ -174,24 +170,29 @@ def _rollback_rest(plan: Plan) -> list[str]:
 
 def _rollback_question(loss: RollbackLoss) -> list[str]:
     lines: list[str] = []
-    several = len(loss.overwrites) > 2
-    if several:
-        names = _enumerate([_disk(one, NAME_IN_QUESTION // 2) for one in loss.overwrites[:2]])
-        lines.append(f"Overwrite {len(loss.overwrites)} disks: {names} and {len(loss.overwrites) - 2} more?")
-        oldest = min((one.since for one in loss.overwrites if one.since), default=None)
-        lines.append(f"What was written to them is lost, back to {format_moment(oldest)}.")
-        hosts = [one.restarts for one in loss.overwrites if one.restarts]
+    if len(loss.overwrites) > 2:
+        lines.append(f"Overwrite {len(loss.overwrites)} disks?")
+        named = loss.overwrites if len(loss.overwrites) <= SHOWN_DISKS else loss.overwrites[: SHOWN_DISKS - 1]
+        lines += [
+            f"- {_disk(one, NAME_IN_QUESTION // 2)}: everything written since {format_moment(one.since)} is lost"
+            for one in named
+        ]
+        hidden = loss.overwrites[len(named) :]
+        if hidden:
+            oldest = min((one.since for one in hidden if one.since), default=None)
+            lines.append(f"- … {len(hidden)} more …: what was written is lost, back to {format_moment(oldest)}")
+        hosts = list(dict.fromkeys(one.restarts for one in loss.overwrites if one.restarts))
         if hosts:
             shown = ", ".join(quoted(host, 30) for host in hosts[:3]) + (" …" if len(hosts) > 3 else "")
-            lines.append(f"{len(hosts)} running machines restart: {shown}.")
+            lines.append(f"{_number(len(hosts), 'running machine')} will restart: {shown}.")
         resized = sum(one.size_before != one.size_after for one in loss.overwrites)
         if resized:
-            lines.append(f"{resized} disks change their size.")
+            lines.append(f"{_number(resized, 'disk')} will change in size.")
     else:
         for one in loss.overwrites:
             lines.append(f"Overwrite {_disk(one, NAME_IN_QUESTION)}?")
             lines.append(
-                f"What was written since {format_moment(one.since)} is lost; it gets the content of"
+                f"Everything written to it since {format_moment(one.since)} is lost: it goes back to"
                 f" {quoted(one.snapshot_name, NAME_IN_QUESTION)}."
             )
             lines += _side_effects(one)
@@ -235,7 +236,7 @@ def _typeable_name(loss: DeletionLoss | RollbackLoss) -> str:
     is_plain = name.isprintable() and name.isascii() and clean_text(name) == name and len(name) <= TYPEABLE_CHARACTERS
     letters = "".join(one for one in name.casefold() if one.isalnum())
     is_word = letters in {"", *ANSWERS}
-    return name if name and is_plain and not is_word else id_
+    return name if name and is_plain and not is_word else _id(id_)
 
 
 def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:
@@ -249,6 +250,10 @@ def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:
             + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
         )
     return f"Zone {loss.zone}, {ids}, question {reference}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _enumerate(parts: list[str]) -> str:

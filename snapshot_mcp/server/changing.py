@@ -109,7 +109,7 @@ async def rename_snapshot(
     face = face_of(ctx)
     place = face.zone(zone)
     snapshot = await find_snapshot(place, snapshot_id)
-    if reason := (await face.guard()).refuse_rename(snapshot):
+    if reason := await (await face.guard()).refuse_rename(place, snapshot):
         raise Forbidden(reason)
     await place.provider.update_snapshot(
         snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)

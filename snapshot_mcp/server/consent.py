@@ -28,7 +28,7 @@ from snapshot_mcp.guard.client import Answer, Question, UrlAnswer
 ROUNDS_SINCE = "2026-07-28"
 """The protocol version from which questions are asked in rounds."""
 ASK_SECONDS = 55.0
-"""How long an older host's person has to answer; hosts give a call up after 60 seconds."""
+"""How long a call may take with all that it waits for, an older host's person above all; hosts give it up after 60 seconds."""
 KEY = "consent"
 FIELD = "answer"
 
@@ -48,6 +48,7 @@ class HostClient:
         self._ctx = ctx
         self._is_modern = (ctx.protocol_version or "") >= ROUNDS_SINCE
         self._answers = _answers_of(ctx)
+        self._deadline = anyio.current_time() + ASK_SECONDS
 
     @property
     def principal(self) -> str:
@@ -65,6 +66,14 @@ class HostClient:
         return clean_text(params.client_info.version) if params else ""
 
     @property
+    def said_no(self) -> bool:
+        return any(_answer(ElicitResult.model_validate(given)).is_no for given in self._answers.values())
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._deadline - anyio.current_time())
+
+    @property
     def can_ask(self) -> bool:
         elicitation = self._elicitation
         return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
@@ -79,7 +88,7 @@ class HostClient:
         params = ElicitRequestFormParams(message=question.message, requested_schema=_schema(question))
         if self._is_modern:
             return _answer(self._answered(params))
-        with anyio.move_on_after(ASK_SECONDS):
+        with anyio.move_on_after(self.seconds_left):
             try:
                 result = await self._ctx.session.elicit_form(
                     params.message, params.requested_schema, related_request_id=self._ctx.request_id
@@ -94,7 +103,7 @@ class HostClient:
         if self._is_modern:
             result = self._answered(ElicitRequestURLParams(message=message, url=url))
             return _url_answer(result)
-        with anyio.move_on_after(ASK_SECONDS):
+        with anyio.move_on_after(self.seconds_left):
             try:
                 result = await self._ctx.session.elicit_url(
                     message, url, approval_id, related_request_id=self._ctx.request_id
@@ -139,9 +148,9 @@ def _digest(params: ElicitRequestFormParams | ElicitRequestURLParams) -> str:
 
 
 def _schema(question: Question) -> dict[str, Any]:
-    """One field without a default: hosts fill defaults in by themselves."""
+    """One field without a default: hosts fill defaults in by themselves. Lists are shown with their first choice chosen."""
     destroy, keep = question.words
-    field: dict[str, Any] = {"type": "string", "title": f"{destroy} or {keep}?", "enum": [destroy, keep]}
+    field: dict[str, Any] = {"type": "string", "title": f"{destroy} or {keep}?", "enum": [keep, destroy]}
     if question.kind == "typed_name":
         title = f"Type the name to {destroy}, or “{keep}”"
         field = {"type": "string", "title": title, "description": f"The name is “{question.expected_name}”"}

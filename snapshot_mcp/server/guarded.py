@@ -22,7 +22,7 @@ NEXT_STEPS = {
     "declined": "A person said no. Do not ask again or look for another way.",
     "refused": "Nothing was done. Tell the person the reason.",
     "plan_changed": "Nothing was done. Show the new plan; repeating the call asks again.",
-    "safety_running": "Nothing is overwritten yet. Call wait_for_job with safety_job_id, then repeat exactly this call.",
+    "safety_running": "Nothing is overwritten yet. Wait (wait_for_job with safety_job_id), then repeat exactly this call.",
 }
 
 
@@ -75,8 +75,7 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
         return result.with_text(outcome.message)
     lines = [outcome.message, *outcome.plan]
     if outcome.approval_id and result.approval_expires_at:
-        until = f"until {result.approval_expires_at}"
-        lines.append(f"Approval {outcome.approval_id}, {until}. {outcome.approval_link}".strip())
+        lines.append(f"Approval {outcome.approval_id} can be given until {result.approval_expires_at}.")
     if outcome.safety_job_id:
-        lines.append(f"Job of the safety snapshot: {outcome.safety_job_id}")
+        lines.append(f"Job of the safety snapshot: {result.safety_job_id}")
     return result.with_text(*lines, result.hint)

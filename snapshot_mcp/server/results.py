@@ -251,12 +251,12 @@ class Guarded(Result):
             zone=zone,
             status=outcome.status,
             plan=list(outcome.plan),
-            job_id=outcome.job_id or None,
+            job_id=clean_text(outcome.job_id) or None,
             approval_id=outcome.approval_id or None,
             approval_link=outcome.approval_link or None,
             approval_expires_at=format_time(outcome.approval_expires_at) or None,
-            safety_job_id=outcome.safety_job_id or None,
-            safety_snapshot_ids=list(outcome.safety_snapshot_ids) or None,
+            safety_job_id=clean_text(outcome.safety_job_id) or None,
+            safety_snapshot_ids=[clean_text(one) for one in outcome.safety_snapshot_ids] or None,
             hint=hint,
         )
 

@@ -132,7 +132,7 @@ async def _read_body(request: Request) -> Any:
             raise BadRequest("The body is too long.")
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRequest("The body is no JSON.") from None
 
 

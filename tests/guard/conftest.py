@@ -79,6 +79,8 @@ class Person:
     principal: str = "local"
     name: str = "test host"
     version: str = "1"
+    said_no: bool = False
+    seconds_left: float = 55.0
     can_open_url: bool = False
     questions: list[Question] = field(default_factory=list)
     before_reply: Callable[[], Any] | None = None

@@ -92,12 +92,17 @@ class Siege:
     def __getitem__(self, name: str) -> str:
         return self.ground.ids[name]
 
-    @property
-    def settings(self) -> Settings:
+    def write(self) -> Path:
+        """The operator's file."""
         config = self.folder / "config.toml"
         zone = f'provider = "local"\nfolder = "{self.ground.folder / "zone"}"\n'
         flag = "production = true\n" if self.production else ""
         config.write_text(f"[guard]\n{self.rules}\n[zones.local]\n{zone}{flag}[zones.twin]\n{zone}", encoding="utf-8")
+        return config
+
+    @property
+    def settings(self) -> Settings:
+        config = self.write()
         return load_settings({"SNAPSHOT_MCP_HOME": str(self.folder / "home"), "SNAPSHOT_MCP_CONFIG": str(config)})
 
     @property
@@ -476,6 +481,41 @@ async def test_a_yes_against_a_rule(siege: Siege, unharmed: None, rules: str) ->
     assert result.is_error or status_of(result)[0] == "refused"
 
 
+@pytest.mark.parametrize(
+    ("rules", "status"),
+    [
+        ("read_only = true", "refused"),
+        ('protect = { names = ["pg-*"] }', "refused"),
+        ("minimum_age_hours = 24", "refused"),
+        ('consent = "human"', "needs_approval"),
+        ("PRODUCTION", "needs_approval"),
+        ("this is no table [", "error"),
+    ],
+)
+async def test_a_server_that_runs_since_before_the_operator_tightened_a_rule(
+    siege: Siege, unharmed: None, rules: str, status: str
+) -> None:
+    """Also between the question and the answer; and a file that cannot be read allows nothing."""
+    tightened: list[str] = []
+
+    async def agrees_too_late(context: Any, params: Any) -> ElicitResult:
+        tightened.append(params.message)
+        siege.production = rules == "PRODUCTION"
+        siege.rules = "" if siege.production else rules
+        siege.write()
+        return ElicitResult(action="accept", content={"answer": "delete"})
+
+    async with siege.connect(agrees_too_late) as client:
+        for _ in range(2):
+            result = await client.call_tool("delete_snapshot", {"snapshot_id": siege["tuesday"]})
+            said = "error" if result.is_error else status_of(result)[0]
+            assert said in {status, "plan_changed"}
+        assert said == status
+        renamed = await client.call_tool("rename_snapshot", {"snapshot_id": siege["tuesday"], "name": "tuesday"})
+        assert bool(renamed.is_error) == (status in {"error", "refused"} and "age" not in rules)
+    assert len(tightened) == 1
+
+
 async def test_the_variables_of_a_host_cannot_loosen_a_rule(siege: Siege, unharmed: None) -> None:
     siege.rules = 'consent = "human"\ndeletions_per_hour = 0'
     loose = {"SNAPSHOT_MCP_CONSENT": "ask", "SNAPSHOT_MCP_DELETIONS_PER_HOUR": "1000"}
@@ -715,6 +755,21 @@ async def test_a_declined_question_is_not_answered_with_yes_afterwards(victim: V
             client, "delete_snapshot", arguments, input_responses=yes(), request_state=asked.request_state
         )
         assert status_of(second)[0] == "needs_approval"
+    assert await victim.acts() == 0
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_keep_in_one_conversation_takes_back_the_yes_of_another(victim: Victim, mode: str) -> None:
+    """Two conversations want the same; a person agrees in the one and then, asked in the other, keeps."""
+    victim.siege.mode = mode
+
+    async def agrees_elsewhere_then_keeps(context: Any, params: Any) -> ElicitResult:
+        await victim.siege.guard.approve(await victim.siege.pending("last"), None)
+        return ElicitResult(action="accept", content={"answer": "keep"})
+
+    assert status_of(await victim.siege.delete("last", reply=agrees_elsewhere_then_keeps))[0] == "declined"
+    assert status_of(await victim.siege.delete("last"))[0] == "declined"
+    assert {one.state for one in await victim.siege.guard.list_approvals()} == {"denied"}
     assert await victim.acts() == 0
 
 

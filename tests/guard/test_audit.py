@@ -19,6 +19,7 @@ from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import SystemClock
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import GuardBroken
+from snapshot_mcp.guard.register import Register
 from tests.guard.test_plan import CHAIN, deletion
 
 PLAN = deletion(CHAIN, 2)
@@ -30,7 +31,7 @@ def call(number: int) -> Call:
 
 def approvals(home: Path) -> Approvals:
     database = Database(home)
-    return Approvals(database, Audit(database), SystemClock())
+    return Approvals(Register(database, Audit(database), SystemClock()))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,48 @@ def test_going_on_after_a_cut_does_not_heal_it(home: Path, cut: str) -> None:
     for number in range(20, 32):
         store.open(call(number), PLAN)
     assert Audit(Database(home)).verify().problem
+
+
+def test_going_on_without_the_head_does_not_make_a_new_one(home: Path) -> None:
+    """Else who cuts the tail and removes the head only has to wait for the next record."""
+    tamper(home, "DELETE FROM audit WHERE sequence > 8")
+    (home / "audit.head").unlink()
+    approvals(home).open(call(20), PLAN)
+    assert "head record (audit.head) is missing" in Audit(Database(home)).verify().problem
+
+
+def test_a_writer_killed_after_its_very_first_record_leaves_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(audit: Audit) -> None:
+        raise KeyboardInterrupt
+
+    home = tmp_path / "home"
+    with monkeypatch.context() as patch:
+        patch.setattr(Audit, "seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            approvals(home).look(call(1), PLAN)
+    verdict = Audit(Database(home)).verify()
+    assert (verdict.records, verdict.problem) == (1, "")
+    approvals(home).look(call(2), PLAN)
+    assert Audit(Database(home)).verify().note == ""
+
+
+def test_records_written_while_it_is_verified_are_no_tampering(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers go on while a person verifies."""
+    real, left = Audit._key, [call(20), call(21)]
+
+    def key(audit: Audit, *, create: bool) -> bytes:
+        late = left[:]
+        left.clear()
+        for one in late:
+            approvals(home).open(one, PLAN)
+        return real(audit, create=create)
+
+    monkeypatch.setattr(Audit, "_key", key)
+    verdict = Audit(Database(home)).verify()
+    assert (verdict.records, verdict.problem) == (10, "")
+    assert left == []
 
 
 def test_a_database_that_was_removed_and_begun_anew_shows(home: Path) -> None:

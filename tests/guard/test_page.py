@@ -60,7 +60,9 @@ async def test_a_person_with_the_pin_approves_and_the_call_goes_through(bench: B
         assert (await guard.get_approval(approval_id)).door == "page"
         outcome = await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
         assert outcome.status == "started"
-        assert ">carried out<" in (await browser.get(link)).text
+        used = (await browser.get(link)).text
+        assert ">used<" in used
+        assert f"This approval is used. It was started as job {outcome.job_id}." in used
 
 
 async def test_a_person_denies_without_a_pin(bench: Bench) -> None:
@@ -295,6 +297,28 @@ async def test_an_opened_page_is_no_approval(bench: Bench, monkeypatch: pytest.M
             outcome = await guard.delete_snapshot(bench.zone, only.snapshot_id, person)
             assert outcome.status == "needs_approval"
     assert bench.destroyed == []
+
+
+async def test_a_host_that_is_about_to_give_up_is_answered_before_the_person_decides(bench: Bench) -> None:
+    """What a call waits for comes out of one time: the page opened late is not waited for, what was decided there counts."""
+    guard = bench.guard(Policy(consent="human"))
+    await guard.set_pin(PIN)
+    disk = await bench.add_disk("pg-data")
+    await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+
+    async def looks_at_it(approval_id: str, link: str) -> None:
+        return None
+
+    async def decided_in_time(approval_id: str, link: str) -> None:
+        await guard.approve(approval_id, PIN)
+
+    async with served(guard):
+        with anyio.fail_after(10):
+            late = Person(can_open_url=True, opens=looks_at_it, seconds_left=0)
+            assert (await guard.delete_snapshot(bench.zone, last.snapshot_id, late)).status == "needs_approval"
+            just = Person(can_open_url=True, opens=decided_in_time, seconds_left=0)
+            assert (await guard.delete_snapshot(bench.zone, last.snapshot_id, just)).status == "started"
 
 
 async def test_without_a_pin_no_page_is_opened(bench: Bench) -> None:

@@ -291,7 +291,7 @@ def test_the_question_about_a_chain_of_thirty_says_the_consequence_first_and_the
     question = question_for(deletion(chain), "n")
     lines = question.message.split("\n")
     assert len(lines) <= 12
-    assert lines[0] == "Delete 30 restore points (30.0 MiB) of “pg-data” (vol-1)?"
+    assert lines[0] == "Delete the whole chain, 30 restore points (30.0 MiB) of “pg-data” (vol-1)?"
     assert lines[1] == "NO GOOD RESTORE POINT OF THIS DISK WOULD REMAIN."
     assert "ss-0000" in lines[-1]
     assert not any("ss-" in line for line in lines[:-1])
@@ -323,7 +323,7 @@ def test_a_roll_backs_plan_says_what_goes_and_what_comes_with_it() -> None:
     plan = rollback(CHAIN, 2, size_after=1 << 29, host="db-1")
     text = "\n".join(plan_lines(plan))
     for part in ("“pg-data” (vol-1)", "since 2026-11-01 03:00:00 UTC", "“db-1” restarts", "1.0 GiB to 512 MiB",
-                 "safety snapshot", "an incremental one", "remain" if False else "Good restore points"):  # fmt: skip
+                 "safety snapshot", "an incremental one", "Good restore points: 4, the newest"):  # fmt: skip
         assert part in text
     assert isinstance(plan.loss, RollbackLoss)
 
@@ -347,8 +347,9 @@ def test_a_roll_back_of_many_disks_is_one_short_question() -> None:
         question = question_for(rollback(CHAIN, 2).model_copy(update={"loss": loss}), "n")
         lines = question.message.split("\n")
         assert len(lines) <= 12
-        assert lines[0] == "Overwrite 8 disks: “data 0” (vol-0) and “data 1” (vol-1) and 6 more?"
-        assert "back to 2026-11-01 03:00:00 UTC" in lines[1]
-        assert any(line.startswith("8 running machines restart") for line in lines)
-        assert any("8 disks change their size" in line for line in lines)
+        assert lines[0] == "Overwrite 8 disks?"
+        assert lines[1] == "- “data 0” (vol-0): everything written since 2026-11-01 03:00:00 UTC is lost"
+        assert lines[6] == "- … 3 more …: what was written is lost, back to 2026-11-01 03:00:00 UTC"
+        assert "1 running machine will restart: “db-1”." in lines
+        assert "8 disks will change in size." in lines
         assert question.kind == ("word" if has_safety_snapshot else "typed_name")

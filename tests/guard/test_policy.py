@@ -184,5 +184,7 @@ def test_a_value_that_a_rule_cannot_have_names_the_variable() -> None:
 def test_a_time_of_unknown_age_counts_as_young() -> None:
     timeless = tuple(one.model_copy(update={"create_time": None, "snapshot_time": None}) for one in CHAIN)
     assert rule(Policy(minimum_age_hours=1), points=timeless) == "minimum_age_hours"
+    two_stories = tuple(one.model_copy(update={"snapshot_time": NOW}) for one in CHAIN)
+    assert rule(Policy(minimum_age_hours=1), points=two_stories) == "minimum_age_hours"
     assert RESOURCE.resource_id == "vol-1"
     assert NOW.tzinfo is UTC

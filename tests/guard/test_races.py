@@ -1,6 +1,7 @@
 """Calls that race: what is agreed to must be true when it happens, not only when it was looked at (design.md, "The guard" 4)."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -8,9 +9,10 @@ import pytest
 
 from snapshot_mcp.contract.errors import ResourceBusy, Unavailable
 from snapshot_mcp.contract.models import Snapshot
+from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.approvals import Approvals
-from tests.guard.conftest import Bench, nobody
+from tests.guard.conftest import Bench, Person, agrees, nobody, resize
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +92,80 @@ async def test_a_disk_rolled_back_after_the_look_by_another_program_is_not_overw
     outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody(), **call)  # type: ignore[arg-type]
     assert outcome.status == "plan_changed"
     assert bench.destroyed == []
+
+
+WORSE = {"the host starts": True, "the disk is resized": True, "a backup is taken": False, "the host stops": False}
+
+
+@pytest.mark.parametrize("event", WORSE)
+async def test_the_last_look_of_a_roll_back_lets_through_what_is_no_worse_and_nothing_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    """design.md, point 4, at the last possible moment: the consent is about to be spent."""
+    disk = await bench.add_disk("db-1", ResourceType.INSTANCE)
+    full = await bench.back_up(disk, "full")
+    if event == "the host stops":
+        bench.provider.running.add(disk.id)
+
+    async def happen() -> None:
+        if event == "the host starts":
+            bench.provider.running.add(disk.id)
+        elif event == "the host stops":
+            bench.provider.running.clear()
+        elif event == "the disk is resized":
+            resize(Path(disk.path or ""), 2)
+        else:
+            await bench.back_up(disk, "scheduled")
+
+    before_spending(monkeypatch, happen)
+    person = Person([agrees])
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert outcome.status == ("plan_changed" if WORSE[event] else "started")
+    assert len(bench.destroyed) == (0 if WORSE[event] else 1)
+    assert len(person.questions) == 1
+
+
+async def test_the_last_look_of_a_deletion_lets_fewer_snapshots_through(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = await bench.add_disk()
+    await bench.back_up(disk, "full")
+    monday, tuesday = await bench.back_up(disk, "monday"), await bench.back_up(disk, "tuesday")
+
+    async def another_deletes_tuesday() -> None:
+        await bench.finish(await bench.provider._provider.delete_snapshot(tuesday.snapshot_id))
+
+    before_spending(monkeypatch, another_deletes_tuesday)
+    outcome = await bench.guard().delete_snapshot(bench.zone, monday.snapshot_id, Person([agrees]))
+    assert outcome.status == "started"
+
+
+async def test_a_way_back_that_goes_after_it_was_verified_stops_the_roll_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program deletes the safety snapshot at the last moment; the next call takes a new one under the same yes."""
+    disk = await bench.add_disk()
+    full = await bench.back_up(disk, "full")
+    await bench.back_up(disk, "monday")
+    guard = bench.guard()
+
+    async def safety() -> Snapshot:
+        (found,) = [one for one in await bench.snapshots() if one.snapshot_name.startswith("before roll-back")]
+        return found
+
+    async def delete_the_way_back() -> None:
+        await bench.finish(await bench.provider._provider.delete_snapshot((await safety()).snapshot_id))
+
+    before_spending(monkeypatch, delete_the_way_back)
+    person = Person([agrees])
+    outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert (outcome.status, "the way back, is gone" in outcome.message) == ("refused", True)
+    assert "The approval is kept until" in outcome.message
+    assert bench.destroyed == []
+    again = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert (again.status, again.safety_snapshot_ids) == ("started", ((await safety()).snapshot_id,))
+    assert len(person.questions) == 1
+    assert guard.audit.verify().problem == ""
 
 
 async def test_a_call_repeated_while_the_zone_thinks_does_not_cost_the_approval(bench: Bench) -> None:

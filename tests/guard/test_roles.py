@@ -111,6 +111,9 @@ async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(
         for body in ({}, [], {"decision": "approve"}, {"decision": "approve", "digest": "0" * 64}, {"decision": "yes"}):
             wrong = await browser.post(f"{base}/approvals/{pending}", json=body, headers=bearer("anna"))
             assert wrong.status_code == 400
+        for content in (b"[" * 4000, b"\xff", b"x" * 5000, b""):
+            nonsense = await browser.post(f"{base}/approvals/{pending}", content=content, headers=bearer("anna"))
+            assert (nonsense.status_code, nonsense.json()["code"]) == (400, "bad_request")
         right = {"decision": "approve", "digest": listed["digest"]}
         approved = await browser.post(f"{base}/approvals/{pending}", json=right, headers=bearer("anna"))
         assert approved.json()["state"] == "granted"

@@ -1,6 +1,7 @@
 """The safety snapshot before a roll-back (design.md, "Carry out"; issue 2, 5; issue 4, "Safety snapshot")."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,18 @@ async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_proc
     assert len(person.questions) == 1
 
 
+async def test_a_host_that_is_about_to_give_up_is_not_kept_waiting_for_it(bench: Bench) -> None:
+    """A slow person leaves little of a call's minute: the answer is where the roll-back stands, not the host's timeout."""
+    _, full = await prepared(bench)
+    bench.provider.is_slow = True
+    person = Person([agrees], seconds_left=0)
+    with anyio.fail_after(10):
+        outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert outcome.status == "safety_running"
+    bench.provider.is_slow = False
+    assert bench.destroyed == []
+
+
 async def test_a_safety_snapshot_may_take_longer_than_a_grant_but_not_grow_old(bench: Bench) -> None:
     _, full = await prepared(bench)
     first = await interrupted(bench, full, Person([agrees]))
@@ -88,6 +101,31 @@ async def test_a_safety_snapshot_may_take_longer_than_a_grant_but_not_grow_old(b
     assert bench.destroyed == []
     later = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
     assert later.status == "needs_approval"
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_the_zones_clock_makes_a_safety_snapshot_neither_old_nor_fresh(bench: Bench, hours: int) -> None:
+    """How old it is counts by the guard's own clock; a zone's clock may be wrong."""
+    _, full = await prepared(bench)
+    real = bench.provider._provider.get_job
+
+    async def get_job(job_id: str) -> Job:
+        job = await real(job_id)
+        times = {name: getattr(job, name) for name in ("create_time", "begin_time", "finished_time")}
+        turned = {name: time + timedelta(hours=hours) for name, time in times.items() if time}
+        return job.model_copy(update=turned | ({"status": "working"} if bench.provider.is_slow else {}))
+
+    async def watch_jobs() -> AsyncIterator[Job]:
+        await anyio.sleep_forever()
+        yield await real("")
+
+    bench.provider.get_job, bench.provider.watch_jobs = get_job, watch_jobs
+    first = await interrupted(bench, full, Person([agrees]))
+    await bench.finish(first.safety_job_id)
+    if hours > 0:
+        bench.clock.turn(16 * 60)
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert outcome.status == ("refused" if hours > 0 else "started"), outcome.message
 
 
 @pytest.mark.parametrize("error", [StorageFull("no room"), ResourceBusy("a job runs")])

@@ -13,12 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from snapshot_mcp.contract.errors import TooManyRequests, ZoneError
 from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call
-from snapshot_mcp.guard.approvals import DENIED_SECONDS, MAX_PENDING, Approvals, Asked, SpendRefusal
+from snapshot_mcp.guard.approvals import DENIED_SECONDS, Approvals, SpendRefusal
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.guard.plan import Plan
+from snapshot_mcp.guard.questions import Asked, Questions
+from snapshot_mcp.guard.register import MAX_PENDING, Register
 from snapshot_mcp.guard.states import OPEN, TRANSITIONS, Door, State
 from tests.guard.test_plan import CHAIN, deletion
 
@@ -51,22 +53,23 @@ class ApprovalStates(RuleBasedStateMachine):
         self.answered: set[str] = set()
         self.before: dict[str, State] = {}
         self.ids: list[str] = []
-        self.store = self._start()
+        self._start()
 
     def _known(self, approval: Approval) -> None:
         if approval.id not in self.ids:
             self.ids.append(approval.id)
 
-    def _start(self) -> Approvals:
+    def _start(self) -> None:
         database = Database(self.home)
-        return Approvals(database, Audit(database), self.clock)
+        register = Register(database, Audit(database), self.clock)
+        self.store, self.questions = Approvals(register), Questions(register)
 
     def teardown(self) -> None:
         shutil.rmtree(self.home)
 
     @rule()
     def restart(self) -> None:
-        self.store = self._start()
+        self._start()
 
     def plan(self) -> Plan:
         (epoch,) = self.store.epochs(["/zone ss-0002"]).values() if Database(self.home).exists else (0,)
@@ -89,21 +92,31 @@ class ApprovalStates(RuleBasedStateMachine):
 
     @rule(call=st.sampled_from(CALLS))
     def ask(self, call: Call) -> None:
-        self.asked.append((call, self.store.ask(call, self.plan())))
+        self.asked.append((call, self.questions.ask(call, self.plan())))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data(), state=st.sampled_from([State.GRANTED, State.DENIED, State.PENDING]))
     def answer(self, data: st.DataObject, state: State) -> None:
-        """Any answer to any question that was ever asked, as often as one likes."""
+        """Any answer to any question that was ever asked, as often as one likes; only a no may count again."""
         call, asked = self.asked[data.draw(st.integers(0, len(self.asked) - 1))]
-        approval = self.store.answer(call, asked, state, "test")
+        approval = self.questions.answer(call, asked, state, "test")
         if approval is None:
             return
-        assert asked.nonce not in self.answered, "an answer counted twice"
+        assert approval.state is state
+        assert asked.nonce not in self.answered or state is State.DENIED, "an answer counted twice"
         self.answered.add(asked.nonce)
         self._known(approval)
+        self.yeses.pop(approval.id, None)
         if state is State.GRANTED:
             self.yeses[approval.id] = self.clock.uptime
+
+    @rule(call=st.sampled_from(CALLS))
+    def refuse(self, call: Call) -> None:
+        """A person says no to a call, whatever was said before."""
+        refused = self.questions.refuse(call, self.plan())
+        assert refused.state is State.DENIED
+        self._known(refused)
+        self.yeses.pop(refused.id, None)
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), yes=st.booleans())
@@ -190,7 +203,7 @@ def granted(store: Approvals, call: Call, epoch: int = 0) -> Approval:
 
 def fresh(tmp_path: Path) -> Approvals:
     database = Database(tmp_path / "home")
-    return Approvals(database, Audit(database), HandClock())
+    return Approvals(Register(database, Audit(database), HandClock()))
 
 
 def test_two_consents_to_the_same_act_are_not_spent_one_after_the_other(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
+from snapshot_mcp.guard import Policy
 from tests.guard.conftest import Bench, nobody
 
 pytestmark = pytest.mark.anyio
@@ -57,12 +58,12 @@ async def in_terminal(home: Path, words: list[str], *answers: tuple[str, str]) -
     return await anyio.to_thread.run_sync(lambda: type_into(home, words, list(answers)))
 
 
-async def waiting(bench: Bench) -> tuple[str, str]:
+async def waiting(bench: Bench, policy: Policy | None = None) -> tuple[str, str]:
     """A pending deletion that takes the word only: its approval's id and its snapshot's."""
     disk = await bench.add_disk("pg-data")
     await bench.back_up(disk, "full")
     last = await bench.back_up(disk, "monday")
-    outcome = await bench.guard().delete_snapshot(bench.zone, last.snapshot_id, nobody())
+    outcome = await bench.guard(policy).delete_snapshot(bench.zone, last.snapshot_id, nobody())
     return outcome.approval_id, last.snapshot_id
 
 
@@ -95,6 +96,22 @@ async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: B
     assert (piped.returncode, "no PIN" in piped.stderr) == (1, True)
     assert (await bench.guard().get_approval(approval_id)).state == "pending"
     assert not await bench.guard().has_pin()
+
+
+async def test_that_a_pin_is_missing_is_said_before_anything_is_typed(bench: Bench) -> None:
+    approval_id, _ = await waiting(bench, Policy(consent="human"))
+    status, shown = await in_terminal(bench.home, ["approve", approval_id])
+    assert (status, "needs a PIN, and none is set" in shown, "snapshot-mcp pin" in shown) == (1, True, True)
+
+
+async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:
+    approval_id, snapshot_id = await waiting(bench)
+    await bench.guard().approve(approval_id, None)
+    outcome = await bench.guard().delete_snapshot(bench.zone, snapshot_id, nobody())
+    for command in ("approve", "deny"):
+        said = await anyio.to_thread.run_sync(lambda command=command: run(bench.home, command, approval_id))
+        assert (said.returncode, f"Approval {approval_id} is used already" in said.stderr) == (1, True)
+        assert f"started as job {outcome.job_id}" in said.stderr
 
 
 async def test_with_a_pin_the_terminal_proves_a_person(bench: Bench) -> None:

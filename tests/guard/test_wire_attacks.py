@@ -135,6 +135,37 @@ async def knock(url: str) -> None:
             assert response.status_code in {403, 421}
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_host_that_can_open_the_page_leads_a_person_there_and_proves_nothing_itself(
+    victim: Victim, mode: str
+) -> None:
+    """Issue 4, "Doors": offered as URL-mode elicitation where the client can. Its accept is no yes, its decline no no."""
+    siege = victim.siege
+    siege.mode, siege.rules = mode, 'consent = "human"'
+    await siege.guard.set_pin("483920")
+    opened: list[str] = []
+    replies = iter([("decline", ""), ("cancel", ""), ("accept", "approve")])
+
+    async def host(context: Any, params: Any) -> ElicitResult:
+        opened.append(params.url)
+        action, decision = next(replies)
+        if decision:
+            async with httpx.AsyncClient(timeout=20) as browser:
+                page = await browser.get(params.url)
+                fields = dict(re.findall(r'name="(token|digest)" value="([^"]*)"', page.text))
+                form = fields | {"decision": decision, "pin": "483920"}
+                await browser.post(params.url, data=form, headers={"Origin": params.url.rsplit("/", 2)[0]})
+        return ElicitResult(action=action)
+
+    async with siege.connect(host) as client:
+        call = {"snapshot_id": victim.last}
+        said = [status_of(await client.call_tool("delete_snapshot", call))[0] for _ in range(3)]
+    assert said == ["needs_approval", "needs_approval", "started"]
+    assert len(set(opened)) == 1
+    await victim.settle()
+    assert await victim.acts() == 1
+
+
 async def test_a_server_that_ends_while_it_asks_destroys_nothing(ground: Ground, tmp_path: Path) -> None:
     siege = Siege(ground, tmp_path, "legacy")
     before = await ground.state()

@@ -29,7 +29,9 @@ class Person:
     async def __call__(self, context: Any, params: Any) -> ElicitResult:
         self.questions.append(params.message)
         assert list(params.requested_schema["properties"]) == ["answer"]
-        assert "default" not in params.requested_schema["properties"]["answer"]
+        field = params.requested_schema["properties"]["answer"]
+        assert "default" not in field
+        assert field.get("enum", ["keep"])[0] == "keep", "a list is shown with its first choice chosen"
         reply = self.replies.pop(0)
         return reply if isinstance(reply, ElicitResult) else ElicitResult(action="accept", content={"answer": reply})
 

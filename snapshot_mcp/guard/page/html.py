@@ -61,14 +61,6 @@ STYLE_HASH = "sha256-" + base64.b64encode(hashlib.sha256(STYLE.encode()).digest(
 MAX_LANE = 3
 """Further branches share the last lane; a phone is narrow."""
 
-STATES = {
-    State.PENDING: "waits for you",
-    State.GRANTED: "approved",
-    State.DENIED: "denied",
-    State.SPENT: "carried out",
-    State.EXPIRED: "expired",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -82,7 +74,7 @@ class View:
 
 def render_approval(view: View) -> str:
     approval = view.approval
-    state = f'<span class="state {approval.state.value}">{STATES[approval.state]}</span>'
+    state = f'<span class="state {approval.state.value}">{approval.standing}</span>'
     problem = f'<p class="warn" role="alert">{escape(view.problem)}</p>' if view.problem else ""
     body = f"{state}<h1>{escape(approval.title)}?</h1>{problem}{_plan(approval)}{_asked(approval)}"
     if approval.state is State.PENDING:
@@ -91,7 +83,8 @@ def render_approval(view: View) -> str:
         body += _withdrawal(view)
     else:
         reason = f": {escape(clean_text(approval.reason))}" if approval.reason else ""
-        body += f"<p>This is {STATES[approval.state]}{reason}. There is nothing to decide here.</p>"
+        job = f" It was started as job {escape(clean_text(approval.job_id))}." if approval.job_id else ""
+        body += f"<p>This approval is {approval.standing}{reason}.{job} There is nothing left to decide.</p>"
     return _document(f"{approval.title}?", body)
 
 
@@ -163,7 +156,15 @@ def _depth_first(loss: DeletionLoss) -> Iterator[LostSnapshot]:
 
 
 def _line(line: str) -> str:
-    is_grave = line.startswith(("This takes the last good", "WITHOUT A SAFETY", "It cannot be undone"))
+    is_grave = line.startswith(
+        (
+            "This takes the last good",
+            "WITHOUT A SAFETY",
+            "It cannot be undone",
+            "The running machine",
+            "Its size changes",
+        )
+    )
     return f'<li class="warn">{escape(line)}</li>' if is_grave else f"<li>{escape(line)}</li>"
 
 
@@ -196,9 +197,9 @@ def _decision(view: View) -> str:
         '<label for="pin">Your PIN, to approve</label>'
         '<input id="pin" name="pin" type="password" autocomplete="off" maxlength="128">'
     )
-    verb = "Delete" if view.approval.call.operation == "delete" else "Roll back"
+    act = "deletion" if view.approval.call.operation == "delete" else "roll-back"
     buttons = (
-        f'<button class="destroy" name="decision" value="approve">{verb}: approve</button>'
+        f'<button class="destroy" name="decision" value="approve">Approve the {act}</button>'
         '<button class="keep" name="decision" value="deny">Deny, keep everything</button>'
     )
     return _form(view, buttons, fields)
