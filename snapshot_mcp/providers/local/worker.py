@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.errors import Unavailable
-from snapshot_mcp.providers.local.catalogue import FOLDERS, Catalogue, now
+from snapshot_mcp.providers.local.catalogue import FOLDERS, IS_UNFINISHED, Catalogue, now
 from snapshot_mcp.providers.local.work import apply, carry_out, delete
 
 LOCK_NAME: Final = "worker.lock"
@@ -138,7 +138,7 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None) -> bool:
         _Worker(catalogue, idle_seconds).serve()
     os.close(fd)  # not after an error: jobs may run still, and the lock goes with the process
     with Catalogue(folder, create=False) as catalogue:
-        return catalogue.row("SELECT 1 FROM jobs WHERE status IN ('pending', 'working')") is not None
+        return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED}") is not None
 
 
 class _Worker:
@@ -151,7 +151,9 @@ class _Worker:
     def serve(self) -> None:
         log.info("worker starts")
         self._remove_partials()
-        orphans = self.catalogue.rows("SELECT job_id FROM jobs WHERE status = 'working' ORDER BY created_at")
+        orphans = self.catalogue.rows(
+            f"SELECT job_id FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' ORDER BY created_at"
+        )
         for orphan in orphans:
             log.info("takes over job %s", orphan["job_id"])
             with self.catalogue.transaction():
@@ -186,11 +188,11 @@ class _Worker:
             time.sleep(POLL_SECONDS)
 
     def _take(self) -> str | None:
-        if self.catalogue.row("SELECT 1 FROM jobs WHERE status = 'pending'") is None:
+        if self.catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'") is None:
             return None
         with self.catalogue.transaction():
             job = self.catalogue.row(
-                "SELECT job_id FROM jobs WHERE status = 'pending' ORDER BY created_at, change LIMIT 1"
+                f"SELECT job_id FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' ORDER BY created_at, change LIMIT 1"
             )
             if job is None:
                 return None

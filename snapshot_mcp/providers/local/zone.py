@@ -33,7 +33,7 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local import admission, listing
 from snapshot_mcp.providers.local.admission import Rules
 from snapshot_mcp.providers.local.answers import to_job, to_resource
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.work import delete
 from snapshot_mcp.providers.local.work.outcome import from_os_error, is_full
@@ -178,9 +178,7 @@ class LocalZone:
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         def read(catalogue: Catalogue) -> tuple[Job, ...]:
-            rows = catalogue.rows(
-                "SELECT * FROM jobs WHERE status IN ('pending', 'working') ORDER BY created_at, change"
-            )
+            rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change")
             return tuple(to_job(row, self.zone) for row in rows)
 
         nothing: tuple[Job, ...] = ()

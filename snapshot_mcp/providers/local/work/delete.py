@@ -8,7 +8,7 @@ from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, moment, now
 from snapshot_mcp.providers.local.platform import fsync_folder
-from snapshot_mcp.providers.local.snapshot_file.format import SUFFIX, file_name
+from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress
 
@@ -71,7 +71,7 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
     """Unlink what was deleted and whose grace is over (`at_once`: all of it); children before parents.
 
     First the catalogue says `ceased`, then the files go, so that a crash leaves files without use and never a snapshot
-    without its file; files of ceased snapshots are swept here too. Returns the ids that ceased now.
+    without its file; what a crash left is swept by the next one. Returns the ids that ceased now.
     """
     with catalogue.transaction() as db:
         due = catalogue.rows(
@@ -103,15 +103,16 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
 
 
 def _sweep(catalogue: Catalogue) -> None:
-    """Unlink the files of ceased snapshots, deepest first; a file without a row is never touched."""
+    """Unlink the files of what was purged, deepest first; a file without a row is never touched."""
     folder = catalogue.folder / "snapshots"
-    there = {path.name.removesuffix(SUFFIX) for path in folder.glob(f"*{SUFFIX}")}
-    gone = [
-        row["snapshot_id"]
-        for row in catalogue.rows("SELECT snapshot_id FROM snapshots WHERE status = 'ceased' ORDER BY depth DESC")
-        if row["snapshot_id"] in there
-    ]
-    for snapshot_id in gone:
-        (folder / file_name(snapshot_id)).unlink(missing_ok=True)
+    gone = catalogue.rows(
+        """SELECT snapshot_id, deletion_id FROM deletions JOIN snapshots USING (deletion_id)
+        WHERE state = 'purged' ORDER BY depth DESC"""
+    )
+    for row in gone:
+        (folder / file_name(row["snapshot_id"])).unlink(missing_ok=True)
     if gone:
         fsync_folder(folder)
+        with catalogue.transaction() as db:
+            acts = {(row["deletion_id"],) for row in gone}
+            db.executemany("UPDATE deletions SET state = 'freed' WHERE deletion_id = ?", acts)
