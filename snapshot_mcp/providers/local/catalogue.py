@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
+from snapshot_mcp.providers.local.platform import keep_in_place
 from snapshot_mcp.providers.local.schema import migrate
 
 FILE_NAME: Final = "catalogue.sqlite"
@@ -38,6 +39,7 @@ class Catalogue:
         if create:
             for path in (folder, *(folder / name for name in FOLDERS)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            keep_in_place(folder)  # SQLite's files; those in the folders above keep the filesystem's checksums
         with _opening(folder):
             _make_private(folder / FILE_NAME)
             self.db = sqlite3.connect(

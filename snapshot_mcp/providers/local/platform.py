@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ HAS_CLONE = IS_LINUX
 HAS_LEASE = IS_LINUX
 
 _FICLONE: Final = 0x40049409
+_GET_FLAGS, _SET_FLAGS, _NO_COPY_ON_WRITE = 0x80086601, 0x40086602, 0x00800000
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _NOT_SUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.ETXTBSY}
 
@@ -38,6 +40,24 @@ def fsync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def keep_in_place(folder: Path) -> None:
+    """Have files that are made in the folder from now on overwritten in place, where the filesystem (btrfs) would not.
+
+    A process that writes to such a file through memory is ended by SIGBUS when there is no room for another copy.
+    """
+    if not IS_LINUX:
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        (flags,) = struct.unpack("l", fcntl.ioctl(fd, _GET_FLAGS, bytes(struct.calcsize("l"))))
+        if not flags & _NO_COPY_ON_WRITE:
+            fcntl.ioctl(fd, _SET_FLAGS, struct.pack("l", flags | _NO_COPY_ON_WRITE))
+    except OSError:
+        """Most filesystems have no such thing and need none."""
     finally:
         os.close(fd)
 

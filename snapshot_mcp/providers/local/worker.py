@@ -22,7 +22,7 @@ from typing import Final
 
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.providers.local.catalogue import FOLDERS, IS_UNFINISHED, Catalogue, now
-from snapshot_mcp.providers.local.work import apply, carry_out, delete
+from snapshot_mcp.providers.local.work import RETRY_SECONDS, apply, carry_out, delete
 
 LOCK_NAME: Final = "worker.lock"
 LOG_NAME: Final = "worker.log"
@@ -33,9 +33,6 @@ IDLE_SECONDS: Final = 10.0
 
 POLL_SECONDS: Final = 0.02
 """Between two looks at the catalogue's version, which costs microseconds."""
-
-RETRY_SECONDS: Final = 1.0
-"""Until the next try to write to a catalogue that could not be written."""
 
 PARALLEL_JOBS: Final = 4
 """Jobs of different resources run side by side, so that a short one does not wait for a long one."""
@@ -67,33 +64,38 @@ def ensure_worker(folder: Path) -> None:
 
     The lock is taken here and inherited by the worker, so that there is no moment in which a second one could start.
     """
-    fd = _take_lock(folder)
-    if fd is None:
-        return
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
     try:
-        os.ftruncate(fd, 0)
-        log_fd = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(log_fd, "ab") as log_file:
-            subprocess.run(
-                [sys.executable, "-P", "-c", _LAUNCH, str(folder), str(fd)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log_file,
-                cwd="/",
-                env=environment,
-                pass_fds=(fd,),
-                start_new_session=True,
-                check=True,
-                timeout=30,
-            )
+        fd = _take_lock(folder)
+        if fd is None:
+            return
+        try:
+            _launch(folder, fd)
+        finally:
+            os.close(fd)
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(
             f"The embedded zone's worker could not be started: {error}.",
             hint=f"See {folder / LOG_NAME}. The job is kept and starts with the next worker.",
         ) from None
-    finally:
-        os.close(fd)
+
+
+def _launch(folder: Path, lock_fd: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
+    os.ftruncate(lock_fd, 0)
+    log_fd = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(log_fd, "ab") as log_file:
+        subprocess.run(
+            [sys.executable, "-P", "-c", _LAUNCH, str(folder), str(lock_fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log_file,
+            cwd="/",
+            env=environment,
+            pass_fds=(lock_fd,),
+            start_new_session=True,
+            check=True,
+            timeout=30,
+        )
 
 
 def main(folder_name: str, lock_fd: str) -> None:

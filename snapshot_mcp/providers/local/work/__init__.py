@@ -9,8 +9,9 @@ create fails truthfully, since its instant is gone, unless its files were comple
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from snapshot_mcp.contract.errors import InternalError, StorageFull, ZoneError
 from snapshot_mcp.contract.states import JobAction
@@ -21,6 +22,9 @@ from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, is_fu
 from snapshot_mcp.providers.local.work.progress import Progress
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 1.0
+"""Until the next try to write to a catalogue that could not be written."""
 
 Action = Callable[[Catalogue, Row, dict[str, Any], Progress], None]
 
@@ -63,9 +67,20 @@ def carry_out(catalogue: Catalogue, job_id: str) -> None:
             reason = InternalError(
                 "The worker met an error that it does not know.", hint="See worker.log in the zone's folder."
             )
-    with catalogue.transaction():
-        if isinstance(reason, DamagedFile):
-            catalogue.mark_damaged(reason.snapshot_id, is_damaged=True)
-        if action in CLEAN_UP:
-            CLEAN_UP[action](catalogue, request, reason)
-        fail(catalogue, job, reason)
+    while not _is_failed(catalogue, job, action, request, reason):
+        time.sleep(RETRY_SECONDS)
+
+
+def _is_failed(catalogue: Catalogue, job: Row, action: JobAction, request: dict[str, Any], reason: ZoneError) -> bool:
+    """End the job with its reason; False where the catalogue has no room for that yet: nobody else would end it."""
+    try:
+        with catalogue.transaction():
+            if isinstance(reason, DamagedFile):
+                catalogue.mark_damaged(reason.snapshot_id, is_damaged=True)
+            if action in CLEAN_UP:
+                CLEAN_UP[action](catalogue, request, reason)
+            fail(catalogue, job, reason)
+    except sqlite3.OperationalError as error:
+        log.warning("cannot end job %s yet: %s", job["job_id"], error)
+        return False
+    return True
