@@ -197,7 +197,7 @@ def apply(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
             if resource["removed_at"] is not None:
                 raise NotUsable(
                     f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
-                    hint="Export the snapshot to a new volume instead, or register the disk again.",
+                    hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
                 )
             RollbackTarget(resource["path"], label_of(resource)).close()
         return _insert_job(
