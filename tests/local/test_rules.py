@@ -24,8 +24,10 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone, admission, restore
+from snapshot_mcp.providers.local import catalogue as catalogue_module
+from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.catalogue import Catalogue
-from snapshot_mcp.providers.local.work import create
+from snapshot_mcp.providers.local.work import create, delete
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import MIB, back_up, get, ids, make_image, succeed, worker_pid
 
@@ -253,6 +255,31 @@ async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, 
     assert [path.name for path in (zone_folder / "snapshots").iterdir()] == [f"{kept}.snap"]
     assert (await get(zone, gone)).status == "ceased"
     await zone.aclose()
+
+
+async def test_a_clock_that_jumps_ahead_frees_nothing_before_its_time(
+    local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """contract.md, "Deletion": two hours; a clock without a battery is decades ahead once it is set."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
+    kept, gone = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
+    await succeed(local_zone, await local_zone.delete_snapshot(gone))
+    clock, uptime = time.time, local_platform.running_since()[1]
+    monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
+    with Catalogue(local_zone.folder) as catalogue:
+        assert delete.purge(catalogue) == []
+    await succeed(local_zone, await local_zone.recover_snapshots([gone]))
+    assert await ids(local_zone) == {kept, gone}
+    monkeypatch.setattr(time, "time", clock)
+
+    await succeed(local_zone, await local_zone.delete_snapshot(gone))
+    monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
+    for since in (("after a restart", 5.0), (local_platform.running_since()[0], uptime + 3 * 3600)):
+        monkeypatch.setattr(catalogue_module, "running_since", lambda since=since: since)
+        with pytest.raises(NotUsable, match="is over"):
+            await local_zone.recover_snapshots([gone])
+    with Catalogue(local_zone.folder) as catalogue:
+        assert delete.purge(catalogue) == [gone]
 
 
 def end_worker(folder: Path) -> None:

@@ -19,7 +19,7 @@ from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, Resour
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, SnapshotUpdate, first_repeated, format_time
 from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.text import clean_text, quoted
-from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, moment, now
+from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget, image_path
 
 MAX_RESOURCES: Final = 100
@@ -257,12 +257,13 @@ def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
         coming: list[Row] = []
         for act in acts:
             deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", act)
-            if deletion is None or deletion["purge_at"] <= now():
+            act_rows = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY depth, snapshot_id", act)
+            if deletion is None or is_grace_over(deletion):
                 raise NotUsable(
-                    f"The time to recover snapshot {snapshots[0]['snapshot_id']} is over.",
+                    f"The time to recover snapshot {act_rows[0]['snapshot_id']} is over.",
                     hint="It cannot be brought back.",
                 )
-            coming += catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY depth, snapshot_id", act)
+            coming += act_rows
         ids = {row["snapshot_id"] for row in coming}
         for row in coming:
             if row["parent_id"] is None or row["parent_id"] in ids:

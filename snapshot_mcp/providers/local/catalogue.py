@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
-from snapshot_mcp.providers.local.platform import keep_in_place
+from snapshot_mcp.providers.local.platform import keep_in_place, running_since
 from snapshot_mcp.providers.local.schema import migrate
 
 FILE_NAME: Final = "catalogue.sqlite"
@@ -179,6 +179,17 @@ def _opening(folder: Path) -> Iterator[None]:
 
 def now() -> int:
     return int(time.time())
+
+
+def is_grace_over(deletion: Row) -> bool:
+    """Whether a deletion can no longer be recovered: by the clock, and in the same run of the system by its uptime too.
+
+    A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago.
+    """
+    boot, uptime = running_since()
+    grace = deletion["purge_at"] - deletion["deleted_at"]
+    is_over_here = deletion["boot"] != boot or not boot or uptime - deletion["uptime"] >= grace
+    return bool(deletion["purge_at"] <= now() and is_over_here)
 
 
 def moment(seconds: int | None) -> datetime | None:

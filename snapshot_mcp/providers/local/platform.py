@@ -30,6 +30,13 @@ if IS_LINUX:
     _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
+def running_since() -> tuple[str, float]:
+    """Which run of the system this is ("" where it has no name for that), and how many seconds old it is, sleep included."""
+    if not IS_LINUX:
+        return "", 0.0
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def fdatasync(fd: int) -> None:
     """Bring a file's bytes to the disk."""
     getattr(os, "fdatasync", os.fsync)(fd)

@@ -143,13 +143,19 @@ _COUNT: Final = """
 """
 
 
+def _time_deletions(db: sqlite3.Connection) -> None:
+    """When a deletion was made by the system's uptime too, so that a clock that jumps ahead ends no grace."""
+    db.execute("ALTER TABLE deletions ADD COLUMN boot TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE deletions ADD COLUMN uptime REAL NOT NULL DEFAULT 0")
+
+
 def _execute(db: sqlite3.Connection, script: str) -> None:
     """Each statement by itself: `executescript` would end the transaction."""
     for statement in script.split(";\n"):
         db.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables, _count_snapshots)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables, _count_snapshots, _time_deletions)
 """Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
 
 

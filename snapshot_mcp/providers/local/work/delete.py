@@ -6,8 +6,8 @@ from typing import Any
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
-from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, moment, now
-from snapshot_mcp.providers.local.platform import fsync_folder
+from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
+from snapshot_mcp.providers.local.platform import fsync_folder, running_since
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress
@@ -24,9 +24,9 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
         deleted_at = now()
         purge_at = deleted_at + int(request["recovery_seconds"])
         db.execute(
-            "INSERT INTO deletions (deletion_id, resource_id, deleted_at, purge_at, head_before, state)"
-            " VALUES (?, ?, ?, ?, ?, 'deleted')",
-            (job["job_id"], resource["resource_id"], deleted_at, purge_at, resource["head_id"]),
+            "INSERT INTO deletions (deletion_id, resource_id, deleted_at, purge_at, head_before, state, boot, uptime)"
+            " VALUES (?, ?, ?, ?, ?, 'deleted', ?, ?)",
+            (job["job_id"], resource["resource_id"], deleted_at, purge_at, resource["head_id"], *running_since()),
         )
         for one in going:
             db.execute(
@@ -75,12 +75,13 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
     """
     with catalogue.transaction() as db:
         due = catalogue.rows(
-            "SELECT deletion_id FROM deletions WHERE state = 'deleted' AND purge_at <= ?",
-            (1 << 62) if at_once else now(),
+            "SELECT * FROM deletions WHERE state = 'deleted' AND purge_at <= ?", (1 << 62) if at_once else now()
         )
         ceased: list[str] = []
         busy = {row["id"] for row in catalogue.rows("SELECT id FROM claims WHERE kind = 'resource'")}
         for row in due:
+            if not (at_once or is_grace_over(row)):
+                continue
             going = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ?", row["deletion_id"])
             ids = {one["snapshot_id"] for one in going}
             below = [
