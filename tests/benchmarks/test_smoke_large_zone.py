@@ -1,4 +1,4 @@
-"""The large zone's benchmark runs and says what it should; that costs do not grow is `tests/local/test_large_zone.py`."""
+"""The large zone's benchmark runs and says what it should; that costs do not grow is `tests/local/test_catalogue.py`."""
 
 import json
 import subprocess

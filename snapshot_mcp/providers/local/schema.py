@@ -159,10 +159,15 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables, 
 """Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
 
 
+def is_newer(db: sqlite3.Connection) -> bool:
+    """Whether the catalogue is in a format of a newer program; it may become so while it is open here."""
+    return _version(db) > len(MIGRATIONS)
+
+
 def migrate(db: sqlite3.Connection, transaction: Callable[[], AbstractContextManager[object]]) -> None:
     """Bring the catalogue up to date, each step in a transaction of its own. Raises Unsupported for a newer program's."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
+    version = _version(db)
+    if is_newer(db):
         raise Unsupported(
             f"The zone's catalogue was written by a newer version of snapshot-mcp (format {version}).",
             hint="Update this installation; nothing was touched.",
@@ -171,3 +176,8 @@ def migrate(db: sqlite3.Connection, transaction: Callable[[], AbstractContextMan
         with transaction():
             step(db)
             db.execute(f"PRAGMA user_version = {number}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)

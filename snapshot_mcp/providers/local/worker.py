@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.providers.local import schema
 from snapshot_mcp.providers.local.catalogue import FOLDERS, IS_UNFINISHED, Catalogue, now
 from snapshot_mcp.providers.local.work import RETRY_SECONDS, apply, carry_out, delete
 
@@ -190,6 +191,9 @@ class _Worker:
             time.sleep(POLL_SECONDS)
 
     def _take(self) -> str | None:
+        """The next job, now working; None where there is none, or a newer program has changed the catalogue's format."""
+        if schema.is_newer(self.catalogue.db):
+            return None
         if self.catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'") is None:
             return None
         with self.catalogue.transaction():

@@ -1,4 +1,5 @@
-"""What a zone costs does not grow with what it holds (design.md, "What it must reach"), and its counts are true.
+"""The catalogue: what it costs does not grow with what it holds (design.md, "What it must reach"), its counts are true, and
+it knows its format.
 
 Costs are counted in steps of SQLite's machine, which are the same on every run and every computer.
 """
@@ -11,7 +12,7 @@ import pytest
 from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotStatus, SnapshotType
-from snapshot_mcp.providers.local import LocalZone, schema, worker, zone
+from snapshot_mcp.providers.local import LocalZone, admission, schema, worker, zone
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from tests.disks import back_up, change, ids, make_image, succeed
 from tests.large_zone import fill_zone, resource_id, snapshot_id
@@ -145,4 +146,18 @@ async def test_a_zone_of_a_newer_version_is_refused_untouched(zone_folder: Path)
     local = LocalZone(zone_folder)
     with pytest.raises(Unsupported, match="newer version"):
         await local.list_snapshots(SnapshotFilter())
+    await local.aclose()
+
+
+async def test_a_worker_leaves_the_jobs_of_a_newer_program_alone(zone_folder: Path, tmp_path: Path) -> None:
+    """A server that was updated brings the catalogue up to date while the old program's worker still runs."""
+    local = LocalZone(zone_folder)
+    volume = await local.add_resource(make_image(tmp_path / "disk.img"))
+    with Catalogue(zone_folder) as catalogue:
+        old = worker._Worker(catalogue, 0)
+        admission.create(catalogue, [volume.id], "", False, admission.Rules())
+        catalogue.db.execute("PRAGMA user_version = 999")
+        assert old._take() is None
+        catalogue.db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")
+        assert old._take() is not None
     await local.aclose()
