@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from snapshot_mcp.contract.errors import InternalError, StorageFull, ZoneError
+from snapshot_mcp.contract.errors import InternalError, ZoneError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile
 from snapshot_mcp.providers.local.work import apply, create, delete, export
-from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, is_full
+from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, from_sqlite_error
 from snapshot_mcp.providers.local.work.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -60,13 +60,12 @@ def carry_out(catalogue: Catalogue, job_id: str) -> None:
     except OSError as error:
         reason = from_os_error(error)
     except Exception as error:
-        if isinstance(error, sqlite3.Error) and is_full(error):
-            reason = StorageFull("There is no room left in the zone's folder.", hint="Free some space and try again.")
-        else:
+        known = from_sqlite_error(error) if isinstance(error, sqlite3.Error) else None
+        if known is None:
             log.exception("job %s (%s) met a bug", job_id, action)
-            reason = InternalError(
-                "The worker met an error that it does not know.", hint="See worker.log in the zone's folder."
-            )
+        reason = known or InternalError(
+            "The worker met an error that it does not know.", hint="See worker.log in the zone's folder."
+        )
     while not _is_failed(catalogue, job, action, request, reason):
         time.sleep(RETRY_SECONDS)
 
