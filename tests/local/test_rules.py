@@ -239,6 +239,20 @@ async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path
         await local_zone.recover_snapshots([snapshot_id])
 
 
+async def test_what_is_about_to_be_deleted_is_not_exported(local_zone: LocalZone, tmp_path: Path) -> None:
+    """Found by five processes at once: deleted and purged before it was read, it was called damaged."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
+    kept, going, below = [await back_up(local_zone, volume.id) for _ in range(3)]
+    end_worker(local_zone.folder)
+    with Catalogue(local_zone.folder) as catalogue:
+        deletion = admission.delete(catalogue, going, admission.Rules())
+    for one in (going, below):
+        with pytest.raises(ResourceBusy, match=deletion):
+            await local_zone.create_volume(one, "copy")
+    await succeed(local_zone, await local_zone.create_volume(kept, "copy"))
+    await succeed(local_zone, await local_zone.get_job(deletion))
+
+
 async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, tmp_path: Path) -> None:
     """Also when it was started for a job on the same disk, which holds what is due until it is over."""
     zone = LocalZone(zone_folder, recovery_seconds=0)

@@ -32,6 +32,7 @@ from snapshot_mcp.providers.local.lookup import (
     not_usable,
     owner_of,
     refuse_busy,
+    refuse_going,
     refuse_incomplete,
 )
 
@@ -242,8 +243,8 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str)
                 f" only from a snapshot of a{'n' if is_image else ''} {wanted}.",
                 hint=f"Export it to {'a volume' if is_image else 'an image'} instead.",
             )
-        if resource["applying_id"] is not None:
-            refuse_incomplete(resource)
+        refuse_incomplete(resource)
+        refuse_going(catalogue, snapshot)
         new = new_id("img" if is_image else "vol")
         return _insert_job(
             db, action, {"snapshot_id": snapshot_id, "name": name, "new_id": new}, [new], snapshot_claims=[snapshot_id]

@@ -1,11 +1,12 @@
 """What a request names: the rows behind its ids, or the refusal in words (contract.md, "Busy", "Usable", "Names")."""
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
-from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 
@@ -96,6 +97,17 @@ def refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:
         holder = catalogue.row("SELECT job_id FROM claims WHERE kind = 'resource' AND id = ?", resource["resource_id"])
         if holder:
             raise busy(catalogue, label_of(resource), holder["job_id"])
+
+
+def refuse_going(catalogue: Catalogue, snapshot: Row) -> None:
+    """Raise ResourceBusy for a snapshot that a job is about to delete: its file may be gone before it is read."""
+    deletion = catalogue.row(
+        "SELECT jobs.* FROM claims JOIN jobs USING (job_id) WHERE kind = 'resource' AND id = ? AND action = ?",
+        snapshot["resource_id"],
+        JobAction.DELETE,
+    )
+    if deletion and snapshot["snapshot_id"] in json.loads(deletion["resource_ids"]):
+        raise busy(catalogue, f"Snapshot {snapshot['snapshot_id']}", deletion["job_id"])
 
 
 def busy(catalogue: Catalogue, what: str, job_id: str) -> ResourceBusy:
