@@ -75,7 +75,9 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
     """
     with catalogue.transaction() as db:
         due = catalogue.rows(
-            "SELECT * FROM deletions WHERE state = 'deleted' AND purge_at <= ?", (1 << 62) if at_once else now()
+            # what was deleted first lies below what was deleted later, whatever the clock said
+            "SELECT * FROM deletions WHERE state = 'deleted' AND purge_at <= ? ORDER BY rowid",
+            (1 << 62) if at_once else now(),
         )
         ceased: list[str] = []
         busy = {row["id"] for row in catalogue.rows("SELECT id FROM claims WHERE kind = 'resource'")}
