@@ -7,10 +7,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import signal
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -35,6 +37,13 @@ def running_since() -> tuple[str, float]:
     if not IS_LINUX:
         return "", 0.0
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def lift_file_limit() -> None:
+    """Let this process open as many files as the system allows it; the usual soft limit is a tenth of that or less."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names no number that it would take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def fdatasync(fd: int) -> None:

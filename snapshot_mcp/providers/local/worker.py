@@ -23,6 +23,7 @@ from typing import Final
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.providers.local import schema
 from snapshot_mcp.providers.local.catalogue import FOLDERS, IS_UNFINISHED, Catalogue, now
+from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.work import RETRY_SECONDS, apply, carry_out, delete
 
 LOCK_NAME: Final = "worker.lock"
@@ -109,6 +110,7 @@ def main(folder_name: str, lock_fd: str) -> None:
     if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
         os.truncate(log_path, 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    lift_file_limit()  # a roll-back of 100 disks opens their chains at once, up to 30 files each
     try:
         run(folder, IDLE_SECONDS, int(lock_fd))
     except BaseException:

@@ -34,6 +34,11 @@ def from_os_error(error: OSError) -> ZoneError:
         return StorageFull(
             "There is no room left on the disk.", hint="Free some space and try again; nothing was lost."
         )
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return InternalError(
+            f"More files are open than the system allows: {clean_text(error, 400)}.",
+            hint="Raise the limit (`ulimit -n`), or name fewer disks at once.",
+        )
     return InternalError(
         f"The disk failed: {clean_text(error, 400)}.", hint="Check the disk and the file's permissions."
     )
