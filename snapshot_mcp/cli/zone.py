@@ -10,7 +10,7 @@ import anyio
 
 from snapshot_mcp.cli import zone_serve
 from snapshot_mcp.contract.errors import NotFound
-from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
+from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
 
@@ -61,8 +61,10 @@ async def _run(args: argparse.Namespace) -> int:
             case "check":
                 return await _check(zone)
             case "purge":
-                gone = await zone.purge()
-                print("\n".join(gone) or "Nothing was waiting to be purged.")
+                print("\n".join(await zone.purge()) or "Nothing was purged.")
+                left = (await zone.list_snapshots(SnapshotFilter(status=("deleted",), limit=1))).total_count
+                if left:
+                    print(f"{left} more cannot go yet: a job is busy with their disk. Purge again when it is over.")
     finally:
         await zone.aclose()
     return 0

@@ -16,11 +16,12 @@ def test_the_zone_benchmark_measures_every_step(tmp_path: Path) -> None:
         "--rounds",
         "1",
         "--json",
-        "--no-borg",
+        "--no-peers",
         "--folder",
         str(tmp_path),
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     found = json.loads(done.stdout)
-    assert set(found["seconds"]) == {"limit", "full", "incremental", "roll-back", "export"}
+    assert set(found["figures"]) == {"limit", "full", "incremental", "roll-back", "export", "scattered"}
+    assert found["skipped"] == ["borg", "restic"]
     assert found["ratios"]["full / limit"] > 0

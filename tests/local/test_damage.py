@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_mcp.contract.errors import Damaged
+from snapshot_mcp.contract.errors import Damaged, InternalError
+from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, hash_of
@@ -175,3 +176,31 @@ async def test_a_file_without_a_row_is_said_and_left_alone(local_zone: LocalZone
     assert [(finding.subject, finding.is_damage) for finding in report.findings] == [("ss-unknown1.snap", False)]
     await local_zone.purge()
     assert stray.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [bytes(8192), b"SQLite format 3\0" + bytes(range(1, 251)) * 40], ids=["zeros", "junk"]
+)
+async def test_a_damaged_catalogue_is_said_in_words(content: bytes, zone_folder: Path, tmp_path: Path) -> None:
+    """The provider raises errors of the contract and nothing else; sqlite3's own came out."""
+    Catalogue(zone_folder).close()
+    (zone_folder / "catalogue.sqlite").write_bytes(content)
+    zone = LocalZone(zone_folder)
+    looks = (zone.list_snapshots(SnapshotFilter()), zone.list_unfinished_jobs(), zone.check())
+    for look in (*looks, zone.add_resource(make_image(tmp_path / "disk.img"))):
+        with pytest.raises(Damaged, match="catalogue is damaged") as caught:
+            await look
+        assert "Keep the folder" in caught.value.hint
+    await zone.aclose()
+
+
+async def test_an_unusable_catalogue_is_said_in_words(zone_folder: Path) -> None:
+    """Neither a full disk, as a failing one was called, nor a bug."""
+    Catalogue(zone_folder).close()
+    (zone_folder / "catalogue.sqlite").unlink()
+    (zone_folder / "catalogue.sqlite").mkdir()
+    zone = LocalZone(zone_folder)
+    with pytest.raises(InternalError, match="catalogue cannot be used: unable to open") as caught:
+        await zone.list_snapshots(SnapshotFilter())
+    assert "permissions" in caught.value.hint
+    await zone.aclose()

@@ -1,16 +1,20 @@
 """No room left: a clear error, and nothing lost (issue "A real disk", bad input)."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from snapshot_mcp.contract.errors import InternalError, StorageFull
+from snapshot_mcp.contract.errors import InternalError, StorageFull, Unavailable
 from snapshot_mcp.contract.models import ResourceFilter
-from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local import LocalZone, work
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from tests.disks import MIB, back_up, finish, ids, make_image, succeed
 
@@ -138,3 +142,82 @@ async def test_a_folder_that_cannot_be_made_is_refused_in_words(tmp_path: Path) 
         await zone.add_resource(make_image(tmp_path / "disk.img"))
     assert "permissions" in caught.value.hint
     await zone.aclose()
+
+
+async def test_a_worker_that_cannot_be_started_for_want_of_room_is_said_and_the_job_kept(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    """Found by filling the disk at random: an OSError came out of the zone, although the job was entered."""
+    zone = LocalZone(small_disk / "zone")
+    volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
+    (zone.folder / "worker.lock").mkdir()
+    with pytest.raises(Unavailable, match="could not be started") as caught:
+        await zone.create_snapshots([volume.id], "kept")
+    assert "The job is kept" in caught.value.hint
+    (zone.folder / "worker.lock").rmdir()
+    (job,) = await zone.list_unfinished_jobs()
+    await succeed(zone, job)
+    await zone.aclose()
+
+
+def test_a_full_btrfs_ends_no_process(tmp_path: Path) -> None:
+    """SQLite's shared memory was copied on write, and SIGBUS ended whoever wrote to it without room for the copy."""
+    if shutil.which("mkfs.btrfs") is None:
+        pytest.skip("needs mkfs.btrfs")
+    backing, mount_point = tmp_path / "backing", tmp_path / "mounted"
+    with backing.open("wb") as file:
+        file.truncate(128 * MIB)
+    mount_point.mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", str(backing)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["mount", "-o", "loop", str(backing), str(mount_point)], check=True)
+    script = textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+        from snapshot_mcp.providers.local.catalogue import Catalogue
+        folder = Path(sys.argv[1])
+        with Catalogue(folder / "zone") as catalogue:
+            filler = os.open(folder / "filler", os.O_WRONLY | os.O_CREAT)
+            for size in (1 << 20, 4096):
+                try:
+                    while True:
+                        os.write(filler, os.urandom(size))
+                except OSError:
+                    os.sync()
+            for _ in range(20):
+                try:
+                    with catalogue.transaction() as db:
+                        db.execute("INSERT INTO images VALUES (hex(randomblob(8)), '', '', '', 0)")
+                except catalogue.db.OperationalError:
+                    pass
+                os.sync()
+            print("lives")
+            os._exit(0)
+    """)
+    try:
+        done = subprocess.run([sys.executable, "-c", script, str(mount_point)], capture_output=True, text=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+    assert (done.returncode, done.stdout) == (0, "lives\n"), done.stderr
+
+
+async def test_a_job_that_cannot_be_ended_for_want_of_room_ends_when_there_is_some(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread died instead: the job stayed `working` and its disk busy until the worker had been idle."""
+    failures = 3
+    fail = work.fail
+
+    def full(*arguments: Any) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise sqlite3.OperationalError("database or disk is full")
+        fail(*arguments)
+
+    monkeypatch.setattr(work, "fail", full)
+    monkeypatch.setattr(work, "RETRY_SECONDS", 0.01)
+    volume = await here.add_resource(make_image(tmp_path / "disk.img"))
+    snapshot_id = await back_up(here, volume.id)
+    (here.folder / "snapshots" / f"{snapshot_id}.snap").unlink()
+    job = await finish(here, await here.create_volume(snapshot_id, "copy"), timeout_seconds=5)
+    assert (job.error and job.error.code, failures) == ("damaged", -1)

@@ -1,6 +1,9 @@
 """Real bytes out and back: what a snapshot holds is what the disk was (issue "A real disk", must show 3 and 4)."""
 
 import hashlib
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local import platform as local_platform
+from snapshot_mcp.providers.local.catalogue import Catalogue
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed
 
 pytestmark = pytest.mark.anyio
@@ -220,3 +224,33 @@ async def test_empty_room_costs_a_roll_back_and_an_export_little(local_zone: Loc
             assert file.read(11) == b"beginning\0\0"
             file.seek(50 << 30)
             assert file.read(5) == bytes(5)
+
+
+@pytest.mark.parametrize(("hard_limit", "expected"), [(None, "successful"), (68, "internal_error")])
+async def test_many_long_chains_go_back_at_once(
+    hard_limit: int | None, expected: str, zone_folder: Path, tmp_path: Path
+) -> None:
+    """A roll-back may name 100 disks, each with a chain of 30 files; too few files allowed is no damage of a snapshot."""
+    script = textwrap.dedent("""
+        import resource, sys, anyio
+        from pathlib import Path
+        from snapshot_mcp.providers.local import LocalZone
+        from tests.disks import finish, make_image, succeed
+
+        async def main(folder, images, hard_limit):
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (68, int(hard_limit or most)))
+            zone = LocalZone(Path(folder))
+            disks = [(await zone.add_resource(make_image(Path(images, str(one)), 65536))).id for one in range(6)]
+            for _ in range(10):
+                job = await succeed(zone, await zone.create_snapshots(disks, ""))
+            job = await finish(zone, await zone.apply_snapshots(job.resource_ids))
+            print(job.error.code if job.error else job.status)
+
+        anyio.run(main, *sys.argv[1:])
+    """)
+    command = [sys.executable, "-c", script, str(zone_folder), str(tmp_path), str(hard_limit or "")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == expected, done.stderr
+    with Catalogue(zone_folder) as catalogue:
+        assert catalogue.rows("SELECT * FROM snapshots WHERE is_damaged") == []

@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from snapshot_mcp.cli import main
 from snapshot_mcp.contract.errors import (
     BadRequest,
     NotFound,
@@ -24,8 +25,10 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone, admission, restore
+from snapshot_mcp.providers.local import catalogue as catalogue_module
+from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.catalogue import Catalogue
-from snapshot_mcp.providers.local.work import create
+from snapshot_mcp.providers.local.work import create, delete
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import MIB, back_up, get, ids, make_image, succeed, worker_pid
 
@@ -116,8 +119,9 @@ async def test_a_forgotten_disk_keeps_its_file_and_its_snapshots(local_zone: Loc
     await local_zone.remove_resource(volume.id)
     assert (await local_zone.list_volumes(ResourceFilter())).total_count == 0
     assert image.exists()
-    with pytest.raises(NotUsable, match="not registered any more"):
+    with pytest.raises(NotUsable, match="not registered any more") as caught:
         await local_zone.apply_snapshots([snapshot_id])
+    assert "Registered again, the disk is a new one" in caught.value.hint, "a hint that leads on: it does not come back"
     job = await succeed(local_zone, await local_zone.create_volume(snapshot_id, "copy"))
     assert Path(job.details["path"]).read_bytes() == image.read_bytes()
     again = await local_zone.add_resource(image)
@@ -134,7 +138,7 @@ async def test_a_disk_whose_file_is_gone_says_so(local_zone: LocalZone, tmp_path
     with pytest.raises(NotUsable, match="cannot be opened: No such file"):
         await local_zone.create_snapshots([volume.id], "")
     image.symlink_to("/dev/zero")
-    with pytest.raises(NotUsable, match="cannot be opened"):
+    with pytest.raises(NotUsable, match=r"cannot be opened: Too many.*Check the file"):
         await local_zone.create_snapshots([volume.id], "")
 
 
@@ -236,6 +240,61 @@ async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path
         await local_zone.recover_snapshots([snapshot_id])
 
 
+async def test_a_purge_takes_children_first_whatever_their_grace(zone_folder: Path, tmp_path: Path) -> None:
+    """engine_notes.md, invariant 1. A parent that was due before its child waited for another purge."""
+    patient, hasty = LocalZone(zone_folder), LocalZone(zone_folder, recovery_seconds=1)
+    volume = await patient.add_resource(make_image(tmp_path / "disk.img"))
+    parent, child = await back_up(patient, volume.id), await back_up(patient, volume.id)
+    await succeed(patient, await patient.delete_snapshot(child))
+    await succeed(hasty, await hasty.delete_snapshot(parent))
+    assert await patient.purge() == (child, parent)
+    assert not list((zone_folder / "snapshots").iterdir())
+    await hasty.aclose()
+    await patient.aclose()
+
+
+def test_the_purge_command_says_what_it_could_not_take(
+    zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that nothing was waiting while a job held the disk of what was."""
+    monkeypatch.setenv("SNAPSHOT_MCP_HOME", str(zone_folder.parents[1]))
+    monkeypatch.setenv("SNAPSHOT_MCP_CONFIG", "")
+    gone = anyio.run(_delete_one_and_make_its_disk_busy, zone_folder, tmp_path)
+    assert main(["zone", "purge"]) == 0
+    assert "Nothing was purged.\n1 more cannot go yet" in capsys.readouterr().out
+    end_worker(zone_folder)
+    with Catalogue(zone_folder) as catalogue:
+        catalogue.db.execute("DELETE FROM claims")
+    assert main(["zone", "purge"]) == 0
+    assert capsys.readouterr().out == f"{gone}\n"
+
+
+async def _delete_one_and_make_its_disk_busy(zone_folder: Path, tmp_path: Path) -> str:
+    zone = LocalZone(zone_folder)
+    volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
+    gone = await back_up(zone, volume.id)
+    await succeed(zone, await zone.delete_snapshot(gone))
+    await zone.aclose()
+    end_worker(zone_folder)
+    with Catalogue(zone_folder) as catalogue:
+        admission.create(catalogue, [volume.id], "", False, admission.Rules())
+    return gone
+
+
+async def test_what_is_about_to_be_deleted_is_not_exported(local_zone: LocalZone, tmp_path: Path) -> None:
+    """Found by five processes at once: deleted and purged before it was read, it was called damaged."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
+    kept, going, below = [await back_up(local_zone, volume.id) for _ in range(3)]
+    end_worker(local_zone.folder)
+    with Catalogue(local_zone.folder) as catalogue:
+        deletion = admission.delete(catalogue, going, admission.Rules())
+    for one in (going, below):
+        with pytest.raises(ResourceBusy, match=deletion):
+            await local_zone.create_volume(one, "copy")
+    await succeed(local_zone, await local_zone.create_volume(kept, "copy"))
+    await succeed(local_zone, await local_zone.get_job(deletion))
+
+
 async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, tmp_path: Path) -> None:
     """Also when it was started for a job on the same disk, which holds what is due until it is over."""
     zone = LocalZone(zone_folder, recovery_seconds=0)
@@ -252,6 +311,31 @@ async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, 
     assert [path.name for path in (zone_folder / "snapshots").iterdir()] == [f"{kept}.snap"]
     assert (await get(zone, gone)).status == "ceased"
     await zone.aclose()
+
+
+async def test_a_clock_that_jumps_ahead_frees_nothing_before_its_time(
+    local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """contract.md, "Deletion": two hours; a clock without a battery is decades ahead once it is set."""
+    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
+    kept, gone = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
+    await succeed(local_zone, await local_zone.delete_snapshot(gone))
+    clock, uptime = time.time, local_platform.running_since()[1]
+    monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
+    with Catalogue(local_zone.folder) as catalogue:
+        assert delete.purge(catalogue) == []
+    await succeed(local_zone, await local_zone.recover_snapshots([gone]))
+    assert await ids(local_zone) == {kept, gone}
+    monkeypatch.setattr(time, "time", clock)
+
+    await succeed(local_zone, await local_zone.delete_snapshot(gone))
+    monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
+    for since in (("after a restart", 5.0), (local_platform.running_since()[0], uptime + 3 * 3600)):
+        monkeypatch.setattr(catalogue_module, "running_since", lambda since=since: since)
+        with pytest.raises(NotUsable, match="is over"):
+            await local_zone.recover_snapshots([gone])
+    with Catalogue(local_zone.folder) as catalogue:
+        assert delete.purge(catalogue) == [gone]
 
 
 def end_worker(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """The embedded zone: real snapshots of disk images on this machine.
 
-`zone` is the Provider, `admission` checks what is asked and enters jobs, `worker` carries them out (`work`), `catalogue`
-and `listing` hold and list what there is, `snapshot_file` is the on-disk format, `capture` and `restore` move the bytes,
-`disk` and `platform` are the ground. Invariants that every change here keeps (engine_notes.md):
+`zone` is the Provider, `admission` checks what is asked (`lookup` finds it, or refuses) and enters jobs, `worker` carries them
+out (`work`), `catalogue` (tables: `schema`) and `listing` hold and list what there is, `snapshot_file` is the on-disk format,
+`capture` and `restore` move the bytes, `disk` and `platform` are the ground. Invariants that every change here keeps
+(engine_notes.md):
 
 1. A file is never unlinked while a file that builds on it exists; children go before parents (`work.delete`).
 2. A create and a roll-back hold their resource alone, an export holds its snapshot; a deletion that meets one is

@@ -15,15 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy, WrongResourceType
-from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, SnapshotUpdate, first_repeated, format_time
+from snapshot_mcp.contract.errors import BadRequest, NotUsable, WrongResourceType
+from snapshot_mcp.contract.models import SnapshotUpdate, first_repeated, format_time
 from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus, TransitionStatus
-from snapshot_mcp.contract.text import clean_text, quoted
-from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, moment, now
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget, image_path
-
-MAX_RESOURCES: Final = 100
-"""As many ids as one request may name."""
+from snapshot_mcp.providers.local.lookup import (
+    busy,
+    check_ids,
+    checked_name,
+    find_resource,
+    find_snapshot,
+    find_usable,
+    label_of,
+    not_usable,
+    owner_of,
+    refuse_busy,
+    refuse_going,
+    refuse_incomplete,
+)
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -46,15 +57,10 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
-def label_of(resource: Row) -> str:
-    """How a message names a resource."""
-    return f"{resource['resource_type']} {quoted(resource['name'])} ({resource['resource_id']})"
-
-
 def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType) -> Row:
     """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6)."""
     real = image_path(path)
-    name = _checked_name(name or real.name)
+    name = checked_name(name or real.name)
     inode = _inode(real)
     with catalogue.transaction() as db:
         for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
@@ -80,10 +86,10 @@ def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str
 def unregister(catalogue: Catalogue, resource_id: str) -> Row:
     """Forget a disk; its file and its snapshots stay. One that is half rolled back is forgotten only when its file is gone."""
     with catalogue.transaction() as db:
-        resource = _resource(catalogue, resource_id)
-        _refuse_busy(catalogue, [resource])
+        resource = find_resource(catalogue, resource_id)
+        refuse_busy(catalogue, [resource])
         if Path(resource["path"]).exists():
-            _refuse_incomplete(resource)
+            refuse_incomplete(resource)
         db.execute(
             "UPDATE resources SET removed_at = ?, applying_id = NULL WHERE resource_id = ?", (now(), resource_id)
         )
@@ -100,13 +106,13 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> str:
     """Enter a create and return the job's id. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
-    _check_ids("resources", resource_ids)
-    name = _checked_name(name)
+    check_ids("resources", resource_ids)
+    name = checked_name(name)
     with catalogue.transaction() as db:
-        resources = [_resource(catalogue, one) for one in resource_ids]
-        _refuse_busy(catalogue, resources)
+        resources = [find_resource(catalogue, one) for one in resource_ids]
+        refuse_busy(catalogue, resources)
         for resource in resources:
-            _refuse_incomplete(resource)
+            refuse_incomplete(resource)
             CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy).close()
         created = now()
         snapshot_ids = []
@@ -162,14 +168,14 @@ def parent_for(catalogue: Catalogue, resource: Row, chain_limit: int) -> Row | N
 def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules) -> str:
     """Enter the deletion of a snapshot and everything below it; its answer says when the space comes free."""
     with catalogue.transaction() as db:
-        snapshot = _snapshot(catalogue, snapshot_id)
-        _refuse_busy(catalogue, [_owner(catalogue, snapshot)])
+        snapshot = find_snapshot(catalogue, snapshot_id)
+        refuse_busy(catalogue, [owner_of(catalogue, snapshot)])
         if snapshot["status"] not in LIVE:
-            raise _not_usable(snapshot, "deleted")
+            raise not_usable(snapshot, "deleted")
         going = [row["snapshot_id"] for row in catalogue.subtree(snapshot_id, *LIVE)]
         for one in going:
             if holder := catalogue.row("SELECT job_id FROM claims WHERE kind = 'snapshot' AND id = ?", one):
-                raise _busy(catalogue, f"Snapshot {one}", holder["job_id"])
+                raise busy(catalogue, f"Snapshot {one}", holder["job_id"])
         free_at = now() + rules.recovery_seconds
         return _insert_job(
             db,
@@ -183,21 +189,21 @@ def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules) -> str:
 
 def apply(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
     """Enter a roll-back. Raises ResourceBusy also when a disk is in use, naming by whom."""
-    _check_ids("snapshots", snapshot_ids)
+    check_ids("snapshots", snapshot_ids)
     with catalogue.transaction() as db:
-        resources = [_owner(catalogue, _usable(catalogue, one)) for one in snapshot_ids]
+        resources = [owner_of(catalogue, find_usable(catalogue, one)) for one in snapshot_ids]
         resource_ids = [resource["resource_id"] for resource in resources]
         if repeated := first_repeated(resource_ids):
             raise BadRequest(
                 f"Two of the snapshots are of {repeated}; a resource can go back to one point only.",
                 hint="Name one snapshot a resource.",
             )
-        _refuse_busy(catalogue, resources)
+        refuse_busy(catalogue, resources)
         for resource in resources:
             if resource["removed_at"] is not None:
                 raise NotUsable(
                     f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
-                    hint="Export the snapshot to a new volume instead, or register the disk again.",
+                    hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
                 )
             RollbackTarget(resource["path"], label_of(resource)).close()
         return _insert_job(
@@ -225,10 +231,10 @@ def enter_resumption(catalogue: Catalogue, resource: Row) -> str:
 
 def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str) -> str:
     """Enter an export to a volume or an image (`action`). Raises WrongResourceType for the other kind's snapshot."""
-    name = _checked_name(name)
+    name = checked_name(name)
     with catalogue.transaction() as db:
-        snapshot = _usable(catalogue, snapshot_id)
-        resource = _owner(catalogue, snapshot)
+        snapshot = find_usable(catalogue, snapshot_id)
+        resource = owner_of(catalogue, snapshot)
         is_image = action == JobAction.CAPTURE_INSTANCE
         wanted = ResourceType.INSTANCE if is_image else ResourceType.VOLUME
         if resource["resource_type"] != wanted:
@@ -237,8 +243,8 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str)
                 f" only from a snapshot of a{'n' if is_image else ''} {wanted}.",
                 hint=f"Export it to {'a volume' if is_image else 'an image'} instead.",
             )
-        if resource["applying_id"] is not None:
-            _refuse_incomplete(resource)
+        refuse_incomplete(resource)
+        refuse_going(catalogue, snapshot)
         new = new_id("img" if is_image else "vol")
         return _insert_job(
             db, action, {"snapshot_id": snapshot_id, "name": name, "new_id": new}, [new], snapshot_claims=[snapshot_id]
@@ -247,22 +253,23 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str)
 
 def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
     """Enter a recovery: each snapshot's whole act of deletion comes back (contract.md, "Deletion")."""
-    _check_ids("resources", snapshot_ids)
+    check_ids("resources", snapshot_ids)
     with catalogue.transaction() as db:
-        snapshots = [_snapshot(catalogue, one) for one in snapshot_ids]
+        snapshots = [find_snapshot(catalogue, one) for one in snapshot_ids]
         for snapshot in snapshots:
             if snapshot["status"] != SnapshotStatus.DELETED:
-                raise _not_usable(snapshot, "recovered")
+                raise not_usable(snapshot, "recovered")
         acts = list(dict.fromkeys(snapshot["deletion_id"] for snapshot in snapshots))
         coming: list[Row] = []
         for act in acts:
             deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", act)
-            if deletion is None or deletion["purge_at"] <= now():
+            act_rows = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY depth, snapshot_id", act)
+            if deletion is None or is_grace_over(deletion):
                 raise NotUsable(
-                    f"The time to recover snapshot {snapshots[0]['snapshot_id']} is over.",
+                    f"The time to recover snapshot {act_rows[0]['snapshot_id']} is over.",
                     hint="It cannot be brought back.",
                 )
-            coming += catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY depth, snapshot_id", act)
+            coming += act_rows
         ids = {row["snapshot_id"] for row in coming}
         for row in coming:
             if row["parent_id"] is None or row["parent_id"] in ids:
@@ -273,8 +280,8 @@ def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
                     f"Snapshot {row['snapshot_id']} builds on {row['parent_id']}, which was deleted since by another act.",
                     hint=f"Recover {row['parent_id']} first.",
                 )
-        resources = [_owner(catalogue, snapshot) for snapshot in snapshots]
-        _refuse_busy(catalogue, resources)
+        resources = [owner_of(catalogue, snapshot) for snapshot in snapshots]
+        refuse_busy(catalogue, resources)
         claims = list(dict.fromkeys(resource["resource_id"] for resource in resources))
         return _insert_job(db, JobAction.LEASE, {"deletion_ids": acts}, sorted(ids), resource_claims=claims)
 
@@ -282,11 +289,11 @@ def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
 def update(catalogue: Catalogue, snapshot_id: str, changes: SnapshotUpdate) -> None:
     """Rename, describe or tag a snapshot; no job. Raises NotFound, BadRequest, NotUsable."""
     with catalogue.transaction() as db:
-        snapshot = _snapshot(catalogue, snapshot_id)
+        snapshot = find_snapshot(catalogue, snapshot_id)
         if snapshot["status"] == SnapshotStatus.CEASED:
-            raise _not_usable(snapshot, "changed")
+            raise not_usable(snapshot, "changed")
         columns = {
-            "name": None if changes.snapshot_name is None else _checked_name(changes.snapshot_name),
+            "name": None if changes.snapshot_name is None else checked_name(changes.snapshot_name),
             "description": changes.description,
             "tags": None if changes.tags is None else json.dumps(changes.tags),
         }
@@ -314,91 +321,3 @@ def _insert_job(
     claims = [("resource", one) for one in resource_claims] + [("snapshot", one) for one in snapshot_claims]
     db.executemany("INSERT INTO claims (job_id, kind, id) VALUES (?, ?, ?)", [(job_id, *claim) for claim in claims])
     return job_id
-
-
-def _check_ids(field: str, ids: Sequence[str]) -> None:
-    if not ids:
-        raise BadRequest(f"{field!r} is empty.", hint="Name at least one id.")
-    if len(ids) > MAX_RESOURCES:
-        raise BadRequest(f"{field!r} names {len(ids)} ids.", hint=f"Name at most {MAX_RESOURCES} at once.")
-    if repeated := first_repeated(ids):
-        raise BadRequest(f"{clean_text(repeated)!r} stands twice in {field!r}.", hint="Name each id once.")
-
-
-def _checked_name(name: str) -> str:
-    if len(name) > MAX_NAME_CHARACTERS:
-        raise BadRequest(
-            f"The name {clean_text(name)!r} has {len(name)} characters.", hint=f"Use at most {MAX_NAME_CHARACTERS}."
-        )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise BadRequest(f"The name {clean_text(name)!r} is no valid Unicode text.", hint="Use another name.") from None
-    return name
-
-
-def _resource(catalogue: Catalogue, resource_id: str) -> Row:
-    resource = catalogue.resource(resource_id)
-    if resource is None or resource["removed_at"] is not None:
-        raise NotFound(
-            f"There is no volume or instance {clean_text(resource_id)!r}.",
-            hint="List the resources to see which ids there are.",
-        )
-    return resource
-
-
-def _snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
-    snapshot = catalogue.snapshot(snapshot_id)
-    if snapshot is None:
-        raise NotFound(
-            f"There is no snapshot {clean_text(snapshot_id)!r}.", hint="List the snapshots to see which ids there are."
-        )
-    return snapshot
-
-
-def _owner(catalogue: Catalogue, snapshot: Row) -> Row:
-    resource = catalogue.resource(snapshot["resource_id"])
-    assert resource is not None, "a foreign key"
-    return resource
-
-
-def _usable(catalogue: Catalogue, snapshot_id: str) -> Row:
-    snapshot = _snapshot(catalogue, snapshot_id)
-    if snapshot["status"] != SnapshotStatus.AVAILABLE:
-        raise _not_usable(snapshot, "used")
-    return snapshot
-
-
-def _not_usable(snapshot: Row, verb: str) -> NotUsable:
-    hint = {
-        SnapshotStatus.DELETED: "Recover it first." if verb != "deleted" else "It is gone already.",
-        SnapshotStatus.CEASED: "It is gone for good; list the snapshots to see which there are.",
-        SnapshotStatus.PENDING: "Wait until the job that makes it is over.",
-        SnapshotStatus.AVAILABLE: "It is there; nothing needs to be done.",
-    }.get(snapshot["status"], "")
-    return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
-
-
-def _refuse_incomplete(resource: Row) -> None:
-    if resource["applying_id"] is not None:
-        raise NotUsable(
-            f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
-            + (f" ({clean_text(resource['problem'], 400)})" if resource["problem"] else "")
-            + ", so the disk is neither the old one nor the new one.",
-            hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot.",
-        )
-
-
-def _refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:
-    for resource in resources:
-        holder = catalogue.row("SELECT job_id FROM claims WHERE kind = 'resource' AND id = ?", resource["resource_id"])
-        if holder:
-            raise _busy(catalogue, label_of(resource), holder["job_id"])
-
-
-def _busy(catalogue: Catalogue, what: str, job_id: str) -> ResourceBusy:
-    job = catalogue.job(job_id)
-    action = job["action"] if job else "a job"
-    return ResourceBusy(
-        f"{what} is busy with job {job_id} ({action}).", hint=f"Wait for job {job_id}, then try again.", job_id=job_id
-    )

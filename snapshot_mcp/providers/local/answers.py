@@ -51,7 +51,7 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
         row["root_id"]: row
         for row in catalogue.rows(
             f"""SELECT root_id, count(*) AS number, sum(size_bytes) AS size, max(snapshot_at) AS latest FROM snapshots
-            WHERE root_id IN ({placeholders(roots)}) AND status = 'available' GROUP BY root_id""",
+            WHERE root_id IN ({placeholders(roots)}) AND +status = 'available' GROUP BY root_id""",
             *roots,
         )
     }

@@ -9,13 +9,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
+from snapshot_mcp.providers.local.platform import keep_in_place, running_since
+from snapshot_mcp.providers.local.schema import migrate
 
 FILE_NAME: Final = "catalogue.sqlite"
 FOLDERS: Final = ("snapshots", "volumes", "images")
@@ -23,104 +25,6 @@ BUSY_SECONDS: Final = 30.0
 """As long a writer waits for another one; transactions here take milliseconds."""
 
 Row = sqlite3.Row
-
-
-def _create_tables(db: sqlite3.Connection) -> None:
-    script = """
-        CREATE TABLE resources (
-            resource_id   TEXT PRIMARY KEY,
-            resource_type TEXT NOT NULL,
-            name          TEXT NOT NULL,
-            description   TEXT NOT NULL DEFAULT '',
-            path          TEXT NOT NULL,
-            created_at    INTEGER NOT NULL,
-            status_at     INTEGER NOT NULL,
-            removed_at    INTEGER,
-            head_id       TEXT,
-            applying_id   TEXT,              -- a roll-back to this snapshot has begun to write and is not over
-            problem       TEXT NOT NULL DEFAULT ''
-        );
-        CREATE INDEX resources_by_time ON resources (resource_type, created_at, resource_id);
-
-        CREATE TABLE snapshots (
-            snapshot_id   TEXT PRIMARY KEY,
-            name          TEXT NOT NULL,
-            description   TEXT NOT NULL DEFAULT '',
-            tags          TEXT NOT NULL DEFAULT '[]',
-            resource_id   TEXT NOT NULL REFERENCES resources,
-            is_full       INTEGER NOT NULL,
-            status        TEXT NOT NULL,
-            transition    TEXT NOT NULL,
-            created_at    INTEGER NOT NULL,
-            status_at     INTEGER NOT NULL,
-            snapshot_at   INTEGER NOT NULL,
-            is_taken      INTEGER NOT NULL DEFAULT 0,
-            root_id       TEXT NOT NULL,
-            parent_id     TEXT,
-            depth         INTEGER NOT NULL,
-            size_bytes    INTEGER NOT NULL DEFAULT 0,
-            virtual_bytes INTEGER NOT NULL DEFAULT 0,
-            consistency   TEXT NOT NULL DEFAULT '',
-            is_damaged    INTEGER NOT NULL DEFAULT 0,
-            deletion_id   TEXT
-        );
-        CREATE INDEX snapshots_by_time ON snapshots (snapshot_at DESC, snapshot_id);
-        CREATE INDEX snapshots_by_resource ON snapshots (resource_id, snapshot_at DESC, snapshot_id);
-        CREATE INDEX snapshots_by_root ON snapshots (root_id, snapshot_at DESC, snapshot_id);
-        CREATE INDEX snapshots_by_parent ON snapshots (parent_id);
-        CREATE INDEX snapshots_by_deletion ON snapshots (deletion_id) WHERE deletion_id IS NOT NULL;
-
-        CREATE TABLE deletions (
-            deletion_id   TEXT PRIMARY KEY,  -- the job's id
-            resource_id   TEXT NOT NULL,
-            deleted_at    INTEGER NOT NULL,
-            purge_at      INTEGER NOT NULL,
-            head_before   TEXT,
-            state         TEXT NOT NULL      -- deleted, recovered or purged
-        );
-        CREATE INDEX deletions_by_time ON deletions (state, purge_at);
-
-        CREATE TABLE images (
-            image_id      TEXT PRIMARY KEY,
-            name          TEXT NOT NULL,
-            path          TEXT NOT NULL,
-            snapshot_id   TEXT NOT NULL,
-            created_at    INTEGER NOT NULL
-        );
-
-        CREATE TABLE jobs (
-            job_id        TEXT PRIMARY KEY,
-            action        TEXT NOT NULL,
-            status        TEXT NOT NULL,
-            request       TEXT NOT NULL,     -- JSON: what the worker needs to carry it out
-            resource_ids  TEXT NOT NULL,     -- JSON list
-            created_at    INTEGER NOT NULL,
-            begun_at      INTEGER,
-            finished_at   INTEGER,
-            error_code    TEXT NOT NULL DEFAULT '',
-            info          TEXT NOT NULL DEFAULT '',
-            extra         TEXT NOT NULL DEFAULT '{}',
-            progress      TEXT NOT NULL DEFAULT '',
-            run_count     INTEGER NOT NULL DEFAULT 0,
-            change        INTEGER NOT NULL   -- grows with every change of any job: what a watcher has seen
-        );
-        CREATE INDEX jobs_by_change ON jobs (change);
-        CREATE INDEX jobs_unfinished ON jobs (created_at) WHERE status IN ('pending', 'working');
-
-        CREATE TABLE claims (                -- what an unfinished job holds; gone with it
-            job_id        TEXT NOT NULL REFERENCES jobs,
-            kind          TEXT NOT NULL,     -- 'resource': changed by the job alone; 'snapshot': read, shared
-            id            TEXT NOT NULL
-        );
-        CREATE INDEX claims_by_id ON claims (id);
-        CREATE INDEX claims_by_job ON claims (job_id);
-        """
-    for statement in script.split(";\n"):
-        db.execute(statement)
-
-
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables,)
-"""Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
 
 
 class Catalogue:
@@ -135,6 +39,7 @@ class Catalogue:
         if create:
             for path in (folder, *(folder / name for name in FOLDERS)):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            keep_in_place(folder)  # SQLite's files; those in the folders above keep the filesystem's checksums
         with _opening(folder):
             _make_private(folder / FILE_NAME)
             self.db = sqlite3.connect(
@@ -145,7 +50,7 @@ class Catalogue:
                 self.db.execute("PRAGMA journal_mode = WAL")
                 self.db.execute("PRAGMA synchronous = FULL")
                 self.db.execute("PRAGMA foreign_keys = ON")
-                self._migrate()
+                migrate(self.db, self.transaction)
             except BaseException:
                 self.db.close()
                 raise
@@ -175,6 +80,15 @@ class Catalogue:
             if self.db.in_transaction:  # SQLite itself rolls back when there is no room
                 self.db.execute("ROLLBACK")
             raise
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Several reads of one state."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.execute("COMMIT")
 
     def version(self) -> int:
         """A number that differs whenever another connection has committed; costs microseconds."""
@@ -238,13 +152,6 @@ class Catalogue:
             (int(is_damaged), snapshot_id, int(is_damaged)),
         )
 
-    def _migrate(self) -> None:
-        (version,) = self.db.execute("PRAGMA user_version").fetchone()
-        for number, migrate in enumerate(MIGRATIONS[version:], version + 1):
-            with self.transaction():
-                migrate(self.db)
-                self.db.execute(f"PRAGMA user_version = {number}")
-
 
 def _make_private(path: Path) -> None:
     """Make the file for its owner alone; SQLite gives its other files the same mode.
@@ -274,6 +181,17 @@ def now() -> int:
     return int(time.time())
 
 
+def is_grace_over(deletion: Row) -> bool:
+    """Whether a deletion can no longer be recovered: by the clock, and in the same run of the system by its uptime too.
+
+    A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago.
+    """
+    boot, uptime = running_since()
+    grace = deletion["purge_at"] - deletion["deleted_at"]
+    is_over_here = deletion["boot"] != boot or not boot or uptime - deletion["uptime"] >= grace
+    return bool(deletion["purge_at"] <= now() and is_over_here)
+
+
 def moment(seconds: int | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
@@ -282,6 +200,8 @@ def placeholders(values: Sequence[object]) -> str:
     return ",".join("?" * len(values))
 
 
-UNFINISHED: Final = (JobStatus.PENDING, JobStatus.WORKING)
+IS_UNFINISHED: Final = f"status IN ('{JobStatus.PENDING}', '{JobStatus.WORKING}')"
+"""Word for word the condition of the index `jobs_unfinished`; a query without it reads every job there ever was."""
+
 LIVE: Final = (SnapshotStatus.AVAILABLE, SnapshotStatus.SUSPENDED)
 """Snapshots that a deletion takes."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local.admission import label_of
 from snapshot_mcp.providers.local.capture import in_order
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.lookup import label_of
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUFFIX, DamagedFile, Place, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 

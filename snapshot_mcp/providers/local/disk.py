@@ -4,6 +4,7 @@ The ladder of `engine_notes.md`, "A disk in use": an instant clone where the fil
 lease that nobody writes, else (only where the operator allows it, or the system has no leases) a comparison of times.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -55,9 +56,10 @@ class OpenDisk:
                 hint="Stop what uses it and try again.",
             ) from None
         except OSError as error:
+            gone = "Bring the file back to that path. Registered elsewhere it is a new disk; these snapshots can be exported."
             raise NotUsable(
                 f"The file of {label}, {clean_text(path, 400)!r}, cannot be opened: {error.strerror}.",
-                hint="Bring the file back to that path, or register the disk where it is now with `snapshot-mcp zone add`.",
+                hint=gone if error.errno == errno.ENOENT else "Check the file and its permissions.",
             ) from None
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             self.close()

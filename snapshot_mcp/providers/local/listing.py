@@ -1,7 +1,8 @@
 """The zone's lists: filters, order and pages over the catalogue (contract.md, "The six operations", "Order")."""
 
 import shutil
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 from snapshot_mcp.contract.models import (
     Image,
@@ -14,7 +15,7 @@ from snapshot_mcp.contract.models import (
     Volume,
     megabytes,
 )
-from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType
+from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType, SnapshotStatus, SnapshotType
 from snapshot_mcp.providers.local.answers import to_image, to_resource, to_snapshots
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, placeholders
 
@@ -42,36 +43,90 @@ class _Where:
                 *[f"%{escaped}%"] * len(columns),
             )
 
+    def __str__(self) -> str:
+        return " AND ".join(self.conditions)
+
     def page(self, catalogue: Catalogue, table: str, order: str, offset: int, limit: int) -> tuple[list[Row], int]:
-        where = " AND ".join(self.conditions)
         rows = catalogue.rows(
-            f"SELECT * FROM {table} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", *self.values, limit, offset
+            f"SELECT * FROM {table} WHERE {self} ORDER BY {order} LIMIT ? OFFSET ?", *self.values, limit, offset
         )
-        total = catalogue.row(f"SELECT count(*) AS number FROM {table} WHERE {where}", *self.values)
+        total = catalogue.row(f"SELECT count(*) AS number FROM {table} WHERE {self}", *self.values)
         return rows, int(total["number"]) if total else 0
+
+
+NEWEST_FIRST: Final = "snapshot_at DESC, snapshot_id"
 
 
 def snapshots(catalogue: Catalogue, query: SnapshotFilter) -> Page[Snapshot]:
     """Newest `snapshot_time` first, then id; without `status` and ids, deleted and ceased ones are left out."""
+    with catalogue.reading():
+        if query.snapshots or query.root_id:
+            rows, total = _among_few(catalogue, query)
+        else:
+            rows, total = _among_all(catalogue, query)
+        return Page(to_snapshots(catalogue, rows, is_verbose=bool(query.verbose)), total)
+
+
+def _among_few(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
+    """Named ids, or one chain: found by those alone; a `+` keeps SQLite from an index over the whole zone."""
     where = _Where()
     where.add_any("snapshot_id", query.snapshots)
-    where.add_any("status", query.status)
-    if not query.status and not query.snapshots:
-        where.add(f"status NOT IN ({placeholders(list(GONE_SNAPSHOT_STATUSES))})", *GONE_SNAPSHOT_STATUSES)
+    if query.root_id:
+        where.add(f"{'+' if query.snapshots else ''}root_id = ?", query.root_id)
+    if query.resource_id:
+        where.add("+resource_id = ?", query.resource_id)
+    if query.status or not query.snapshots:
+        where.add_any("+status", _statuses(query))
+    if query.snapshot_type is not None:
+        where.add("+is_full = ?", int(query.snapshot_type))
+    _add_text(where, query)
+    return where.page(catalogue, "snapshots", NEWEST_FIRST, query.offset, query.limit)
+
+
+def _among_all(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
+    """A page of a resource or of the whole zone: each status and type comes from an index in the page's order, merged."""
+    statuses = tuple(status for status in SnapshotStatus if status in _statuses(query))
+    types = tuple(SnapshotType) if query.snapshot_type is None else (query.snapshot_type,)
+    if not statuses:
+        return [], 0
+    where = _Where()
     if query.resource_id:
         where.add("resource_id = ?", query.resource_id)
-    if query.root_id:
-        where.add("root_id = ?", query.root_id)
-    if query.snapshot_type is not None:
-        where.add("is_full = ?", int(query.snapshot_type))
+    _add_text(where, query)
+    parts = [(status, one, *where.values) for status in statuses for one in types]
+    part = f"SELECT snapshot_id, snapshot_at FROM snapshots WHERE status = ? AND is_full = ? AND {where}"
+    rows = catalogue.rows(
+        f"""WITH page AS ({" UNION ALL ".join([part] * len(parts))} ORDER BY {NEWEST_FIRST} LIMIT ? OFFSET ?)
+        SELECT snapshots.* FROM page CROSS JOIN snapshots USING (snapshot_id)
+        ORDER BY page.snapshot_at DESC, page.snapshot_id""",
+        *chain.from_iterable(parts),
+        query.limit,
+        query.offset,
+    )
+    if len(rows) < query.limit and (rows or not query.offset):
+        return rows, query.offset + len(rows)
+    kinds = f"status IN ({placeholders(statuses)}) AND is_full IN ({placeholders(types)})"
+    if query.search_word or query.tags:
+        count = f"SELECT count(*) AS number FROM snapshots WHERE {kinds} AND {where}"
+        total = catalogue.row(count, *statuses, *types, *where.values)
+    else:
+        count = f"SELECT coalesce(sum(number), 0) AS number FROM snapshot_counts WHERE resource_id = ? AND {kinds}"
+        total = catalogue.row(count, query.resource_id, *statuses, *types)
+    return rows, int(total["number"]) if total else 0
+
+
+def _statuses(query: SnapshotFilter) -> tuple[str, ...]:
+    return query.status or tuple(status for status in SnapshotStatus if status not in GONE_SNAPSHOT_STATUSES)
+
+
+def _add_text(where: _Where, query: SnapshotFilter) -> None:
     where.add_word(("snapshot_id", "name"), query.search_word)
     if query.tags:
+        where.add("tags != '[]'")
         where.add(
             f"EXISTS (SELECT 1 FROM json_each(tags) WHERE value IN ({placeholders(query.tags)}))",
             *query.tags,
         )
-    rows, total = where.page(catalogue, "snapshots", "snapshot_at DESC, snapshot_id", query.offset, query.limit)
-    return Page(to_snapshots(catalogue, rows, is_verbose=bool(query.verbose)), total)
 
 
 def _resources(catalogue: Catalogue, query: ResourceFilter, resource_type: ResourceType) -> tuple[list[Row], int]:
@@ -108,7 +163,7 @@ def images(catalogue: Catalogue, query: ResourceFilter) -> Page[Image]:
 def quotas(catalogue: Catalogue, chain_limit: int) -> tuple[Quota, ...]:
     """Room in each resource's head chain before the next snapshot is a full one, and room on the zone's disk in MB."""
     rows = catalogue.rows(
-        """SELECT r.resource_id, (SELECT count(*) FROM snapshots s WHERE s.root_id = h.root_id AND s.status = 'available')
+        """SELECT r.resource_id, (SELECT count(*) FROM snapshots s WHERE s.root_id = h.root_id AND +s.status = 'available')
         AS number FROM resources r LEFT JOIN snapshots h ON h.snapshot_id = r.head_id WHERE r.removed_at IS NULL"""
     )
     usage = shutil.disk_usage(catalogue.folder)

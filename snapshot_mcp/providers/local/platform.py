@@ -7,9 +7,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import signal
+import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -20,12 +23,27 @@ HAS_CLONE = IS_LINUX
 HAS_LEASE = IS_LINUX
 
 _FICLONE: Final = 0x40049409
+_GET_FLAGS, _SET_FLAGS, _NO_COPY_ON_WRITE = 0x80086601, 0x40086602, 0x00800000
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _NOT_SUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.ETXTBSY}
 
 if IS_LINUX:
     _libc = ctypes.CDLL(None, use_errno=True)
     _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def running_since() -> tuple[str, float]:
+    """Which run of the system this is ("" where it has no name for that), and how many seconds old it is, sleep included."""
+    if not IS_LINUX:
+        return "", 0.0
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def lift_file_limit() -> None:
+    """Let this process open as many files as the system allows it; the usual soft limit is a tenth of that or less."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names no number that it would take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def fdatasync(fd: int) -> None:
@@ -38,6 +56,24 @@ def fsync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def keep_in_place(folder: Path) -> None:
+    """Have files that are made in the folder from now on overwritten in place, where the filesystem (btrfs) would not.
+
+    A process that writes to such a file through memory is ended by SIGBUS when there is no room for another copy.
+    """
+    if not IS_LINUX:
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        (flags,) = struct.unpack("l", fcntl.ioctl(fd, _GET_FLAGS, bytes(struct.calcsize("l"))))
+        if not flags & _NO_COPY_ON_WRITE:
+            fcntl.ioctl(fd, _SET_FLAGS, struct.pack("l", flags | _NO_COPY_ON_WRITE))
+    except OSError:
+        """Most filesystems have no such thing and need none."""
     finally:
         os.close(fd)
 

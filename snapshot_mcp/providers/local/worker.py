@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.errors import Unavailable
-from snapshot_mcp.providers.local.catalogue import FOLDERS, Catalogue, now
-from snapshot_mcp.providers.local.work import apply, carry_out, delete
+from snapshot_mcp.providers.local import schema
+from snapshot_mcp.providers.local.catalogue import FOLDERS, IS_UNFINISHED, Catalogue, now
+from snapshot_mcp.providers.local.platform import lift_file_limit
+from snapshot_mcp.providers.local.work import RETRY_SECONDS, apply, carry_out, delete
 
 LOCK_NAME: Final = "worker.lock"
 LOG_NAME: Final = "worker.log"
@@ -33,9 +35,6 @@ IDLE_SECONDS: Final = 10.0
 
 POLL_SECONDS: Final = 0.02
 """Between two looks at the catalogue's version, which costs microseconds."""
-
-RETRY_SECONDS: Final = 1.0
-"""Until the next try to write to a catalogue that could not be written."""
 
 PARALLEL_JOBS: Final = 4
 """Jobs of different resources run side by side, so that a short one does not wait for a long one."""
@@ -67,33 +66,38 @@ def ensure_worker(folder: Path) -> None:
 
     The lock is taken here and inherited by the worker, so that there is no moment in which a second one could start.
     """
-    fd = _take_lock(folder)
-    if fd is None:
-        return
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
     try:
-        os.ftruncate(fd, 0)
-        log_fd = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(log_fd, "ab") as log_file:
-            subprocess.run(
-                [sys.executable, "-P", "-c", _LAUNCH, str(folder), str(fd)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log_file,
-                cwd="/",
-                env=environment,
-                pass_fds=(fd,),
-                start_new_session=True,
-                check=True,
-                timeout=30,
-            )
+        fd = _take_lock(folder)
+        if fd is None:
+            return
+        try:
+            _launch(folder, fd)
+        finally:
+            os.close(fd)
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(
             f"The embedded zone's worker could not be started: {error}.",
             hint=f"See {folder / LOG_NAME}. The job is kept and starts with the next worker.",
         ) from None
-    finally:
-        os.close(fd)
+
+
+def _launch(folder: Path, lock_fd: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
+    os.ftruncate(lock_fd, 0)
+    log_fd = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(log_fd, "ab") as log_file:
+        subprocess.run(
+            [sys.executable, "-P", "-c", _LAUNCH, str(folder), str(lock_fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log_file,
+            cwd="/",
+            env=environment,
+            pass_fds=(lock_fd,),
+            start_new_session=True,
+            check=True,
+            timeout=30,
+        )
 
 
 def main(folder_name: str, lock_fd: str) -> None:
@@ -106,6 +110,7 @@ def main(folder_name: str, lock_fd: str) -> None:
     if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
         os.truncate(log_path, 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    lift_file_limit()  # a roll-back of 100 disks opens their chains at once, up to 30 files each
     try:
         run(folder, IDLE_SECONDS, int(lock_fd))
     except BaseException:
@@ -138,7 +143,7 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None) -> bool:
         _Worker(catalogue, idle_seconds).serve()
     os.close(fd)  # not after an error: jobs may run still, and the lock goes with the process
     with Catalogue(folder, create=False) as catalogue:
-        return catalogue.row("SELECT 1 FROM jobs WHERE status IN ('pending', 'working')") is not None
+        return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED}") is not None
 
 
 class _Worker:
@@ -151,7 +156,9 @@ class _Worker:
     def serve(self) -> None:
         log.info("worker starts")
         self._remove_partials()
-        orphans = self.catalogue.rows("SELECT job_id FROM jobs WHERE status = 'working' ORDER BY created_at")
+        orphans = self.catalogue.rows(
+            f"SELECT job_id FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' ORDER BY created_at"
+        )
         for orphan in orphans:
             log.info("takes over job %s", orphan["job_id"])
             with self.catalogue.transaction():
@@ -186,11 +193,14 @@ class _Worker:
             time.sleep(POLL_SECONDS)
 
     def _take(self) -> str | None:
-        if self.catalogue.row("SELECT 1 FROM jobs WHERE status = 'pending'") is None:
+        """The next job, now working; None where there is none, or a newer program has changed the catalogue's format."""
+        if schema.is_newer(self.catalogue.db):
+            return None
+        if self.catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'") is None:
             return None
         with self.catalogue.transaction():
             job = self.catalogue.row(
-                "SELECT job_id FROM jobs WHERE status = 'pending' ORDER BY created_at, change LIMIT 1"
+                f"SELECT job_id FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' ORDER BY created_at, change LIMIT 1"
             )
             if job is None:
                 return None

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.contract.errors import BadRequest, NotFound, StorageFull
+from snapshot_mcp.contract.errors import BadRequest, NotFound
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -33,10 +33,10 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local import admission, listing
 from snapshot_mcp.providers.local.admission import Rules
 from snapshot_mcp.providers.local.answers import to_job, to_resource
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.work import delete
-from snapshot_mcp.providers.local.work.outcome import from_os_error, is_full
+from snapshot_mcp.providers.local.work.outcome import from_os_error, from_sqlite_error
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 WATCH_SECONDS: Final = 0.03
@@ -141,7 +141,7 @@ class LocalZone:
         def run() -> CheckReport:
             if not Catalogue.exists(self.folder):
                 return CheckReport(0, 0, ())
-            with Catalogue(self.folder) as catalogue:
+            with _in_our_words(), Catalogue(self.folder) as catalogue:
                 return check(catalogue, advance)
 
         return await anyio.to_thread.run_sync(run)
@@ -178,9 +178,7 @@ class LocalZone:
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         def read(catalogue: Catalogue) -> tuple[Job, ...]:
-            rows = catalogue.rows(
-                "SELECT * FROM jobs WHERE status IN ('pending', 'working') ORDER BY created_at, change"
-            )
+            rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change")
             return tuple(to_job(row, self.zone) for row in rows)
 
         nothing: tuple[Job, ...] = ()
@@ -250,17 +248,16 @@ class LocalZone:
 
 @contextmanager
 def _in_our_words() -> Iterator[None]:
-    """Text that is none (JSON can spell half a surrogate pair), a full disk and a folder that cannot be written are no bugs."""
+    """Text that is none (JSON can spell half a surrogate pair), a full disk and a damaged catalogue are no bugs of ours."""
     try:
         yield
     except UnicodeEncodeError as error:
         raise BadRequest(f"{clean_text(error.object)!r} is no valid Unicode text.", hint="Use another one.") from None
     except sqlite3.Error as error:
-        if not is_full(error):
+        known = from_sqlite_error(error)
+        if known is None:
             raise
-        raise StorageFull(
-            "There is no room left in the zone's folder, so nothing was done.", hint="Free some space and try again."
-        ) from error
+        raise known from error
     except OSError as error:
         raise from_os_error(error) from error
 

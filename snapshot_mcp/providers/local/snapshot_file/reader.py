@@ -1,5 +1,6 @@
 """`SnapshotFile` and `Chain`: every byte verified against its hash before it is handed out."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ Part = TypeVar("Part", Header, Trailer)
 
 
 class SnapshotFile:
-    """One file, open for reading; safe for many threads. Raises DamagedFile for whatever does not verify."""
+    """One file, open for reading; safe for many threads. Raises DamagedFile for whatever does not verify, OSError for
+    a process that has too many files open."""
 
     def __init__(self, folder: Path, snapshot_id: str) -> None:
         self.snapshot_id = snapshot_id
@@ -39,6 +41,8 @@ class SnapshotFile:
         except FileNotFoundError:
             raise DamagedFile(snapshot_id, "its file is missing") from None
         except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # says nothing of the file
+                raise
             raise DamagedFile(snapshot_id, f"its file cannot be opened ({error.strerror})") from error
         try:
             self.header = self._read_header()

@@ -9,18 +9,22 @@ create fails truthfully, since its instant is gone, unless its files were comple
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from snapshot_mcp.contract.errors import InternalError, StorageFull, ZoneError
+from snapshot_mcp.contract.errors import InternalError, ZoneError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile
 from snapshot_mcp.providers.local.work import apply, create, delete, export
-from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, is_full
+from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, from_sqlite_error
 from snapshot_mcp.providers.local.work.progress import Progress
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 1.0
+"""Until the next try to write to a catalogue that could not be written."""
 
 Action = Callable[[Catalogue, Row, dict[str, Any], Progress], None]
 
@@ -56,16 +60,26 @@ def carry_out(catalogue: Catalogue, job_id: str) -> None:
     except OSError as error:
         reason = from_os_error(error)
     except Exception as error:
-        if isinstance(error, sqlite3.Error) and is_full(error):
-            reason = StorageFull("There is no room left in the zone's folder.", hint="Free some space and try again.")
-        else:
+        known = from_sqlite_error(error) if isinstance(error, sqlite3.Error) else None
+        if known is None:
             log.exception("job %s (%s) met a bug", job_id, action)
-            reason = InternalError(
-                "The worker met an error that it does not know.", hint="See worker.log in the zone's folder."
-            )
-    with catalogue.transaction():
-        if isinstance(reason, DamagedFile):
-            catalogue.mark_damaged(reason.snapshot_id, is_damaged=True)
-        if action in CLEAN_UP:
-            CLEAN_UP[action](catalogue, request, reason)
-        fail(catalogue, job, reason)
+        reason = known or InternalError(
+            "The worker met an error that it does not know.", hint="See worker.log in the zone's folder."
+        )
+    while not _is_failed(catalogue, job, action, request, reason):
+        time.sleep(RETRY_SECONDS)
+
+
+def _is_failed(catalogue: Catalogue, job: Row, action: JobAction, request: dict[str, Any], reason: ZoneError) -> bool:
+    """End the job with its reason; False where the catalogue has no room for that yet: nobody else would end it."""
+    try:
+        with catalogue.transaction():
+            if isinstance(reason, DamagedFile):
+                catalogue.mark_damaged(reason.snapshot_id, is_damaged=True)
+            if action in CLEAN_UP:
+                CLEAN_UP[action](catalogue, request, reason)
+            fail(catalogue, job, reason)
+    except sqlite3.OperationalError as error:
+        log.warning("cannot end job %s yet: %s", job["job_id"], error)
+        return False
+    return True

@@ -6,9 +6,10 @@ from typing import Any
 
 from snapshot_mcp.contract.errors import ResourceBusy, ZoneError
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.admission import enter_resumption, label_of
+from snapshot_mcp.providers.local.admission import enter_resumption
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
 from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.lookup import label_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress

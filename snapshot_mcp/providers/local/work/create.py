@@ -9,10 +9,10 @@ from typing import Any
 from snapshot_mcp.contract.errors import NotUsable, ZoneError
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus, TransitionStatus
-from snapshot_mcp.providers.local.admission import label_of
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource
+from snapshot_mcp.providers.local.lookup import label_of
 from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, Header, chunk_size_for, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile

@@ -6,9 +6,9 @@ from typing import Any
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
-from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, moment, now
-from snapshot_mcp.providers.local.platform import fsync_folder
-from snapshot_mcp.providers.local.snapshot_file.format import SUFFIX, file_name
+from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
+from snapshot_mcp.providers.local.platform import fsync_folder, running_since
+from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress
 
@@ -24,9 +24,9 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
         deleted_at = now()
         purge_at = deleted_at + int(request["recovery_seconds"])
         db.execute(
-            "INSERT INTO deletions (deletion_id, resource_id, deleted_at, purge_at, head_before, state)"
-            " VALUES (?, ?, ?, ?, ?, 'deleted')",
-            (job["job_id"], resource["resource_id"], deleted_at, purge_at, resource["head_id"]),
+            "INSERT INTO deletions (deletion_id, resource_id, deleted_at, purge_at, head_before, state, boot, uptime)"
+            " VALUES (?, ?, ?, ?, ?, 'deleted', ?, ?)",
+            (job["job_id"], resource["resource_id"], deleted_at, purge_at, resource["head_id"], *running_since()),
         )
         for one in going:
             db.execute(
@@ -71,16 +71,19 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
     """Unlink what was deleted and whose grace is over (`at_once`: all of it); children before parents.
 
     First the catalogue says `ceased`, then the files go, so that a crash leaves files without use and never a snapshot
-    without its file; files of ceased snapshots are swept here too. Returns the ids that ceased now.
+    without its file; what a crash left is swept by the next one. Returns the ids that ceased now.
     """
     with catalogue.transaction() as db:
         due = catalogue.rows(
-            "SELECT deletion_id FROM deletions WHERE state = 'deleted' AND purge_at <= ?",
+            # what was deleted first lies below what was deleted later, whatever the clock said
+            "SELECT * FROM deletions WHERE state = 'deleted' AND purge_at <= ? ORDER BY rowid",
             (1 << 62) if at_once else now(),
         )
         ceased: list[str] = []
         busy = {row["id"] for row in catalogue.rows("SELECT id FROM claims WHERE kind = 'resource'")}
         for row in due:
+            if not (at_once or is_grace_over(row)):
+                continue
             going = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ?", row["deletion_id"])
             ids = {one["snapshot_id"] for one in going}
             below = [
@@ -103,15 +106,16 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
 
 
 def _sweep(catalogue: Catalogue) -> None:
-    """Unlink the files of ceased snapshots, deepest first; a file without a row is never touched."""
+    """Unlink the files of what was purged, deepest first; a file without a row is never touched."""
     folder = catalogue.folder / "snapshots"
-    there = {path.name.removesuffix(SUFFIX) for path in folder.glob(f"*{SUFFIX}")}
-    gone = [
-        row["snapshot_id"]
-        for row in catalogue.rows("SELECT snapshot_id FROM snapshots WHERE status = 'ceased' ORDER BY depth DESC")
-        if row["snapshot_id"] in there
-    ]
-    for snapshot_id in gone:
-        (folder / file_name(snapshot_id)).unlink(missing_ok=True)
+    gone = catalogue.rows(
+        """SELECT snapshot_id, deletion_id FROM deletions JOIN snapshots USING (deletion_id)
+        WHERE state = 'purged' ORDER BY depth DESC"""
+    )
+    for row in gone:
+        (folder / file_name(row["snapshot_id"])).unlink(missing_ok=True)
     if gone:
         fsync_folder(folder)
+        with catalogue.transaction() as db:
+            acts = {(row["deletion_id"],) for row in gone}
+            db.executemany("UPDATE deletions SET state = 'freed' WHERE deletion_id = ?", acts)

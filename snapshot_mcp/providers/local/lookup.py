@@ -1,0 +1,118 @@
+"""What a request names: the rows behind its ids, or the refusal in words (contract.md, "Busy", "Usable", "Names")."""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
+from snapshot_mcp.contract.states import JobAction, SnapshotStatus
+from snapshot_mcp.contract.text import clean_text, quoted
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+
+MAX_RESOURCES: Final = 100
+"""As many ids as one request may name."""
+
+
+def label_of(resource: Row) -> str:
+    """How a message names a resource."""
+    return f"{resource['resource_type']} {quoted(resource['name'])} ({resource['resource_id']})"
+
+
+def check_ids(field: str, ids: Sequence[str]) -> None:
+    if not ids:
+        raise BadRequest(f"{field!r} is empty.", hint="Name at least one id.")
+    if len(ids) > MAX_RESOURCES:
+        raise BadRequest(f"{field!r} names {len(ids)} ids.", hint=f"Name at most {MAX_RESOURCES} at once.")
+    if repeated := first_repeated(ids):
+        raise BadRequest(f"{clean_text(repeated)!r} stands twice in {field!r}.", hint="Name each id once.")
+
+
+def checked_name(name: str) -> str:
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise BadRequest(
+            f"The name {clean_text(name)!r} has {len(name)} characters.", hint=f"Use at most {MAX_NAME_CHARACTERS}."
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"The name {clean_text(name)!r} is no valid Unicode text.", hint="Use another name.") from None
+    return name
+
+
+def find_resource(catalogue: Catalogue, resource_id: str) -> Row:
+    resource = catalogue.resource(resource_id)
+    if resource is None or resource["removed_at"] is not None:
+        raise NotFound(
+            f"There is no volume or instance {clean_text(resource_id)!r}.",
+            hint="List the resources to see which ids there are.",
+        )
+    return resource
+
+
+def find_snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
+    snapshot = catalogue.snapshot(snapshot_id)
+    if snapshot is None:
+        raise NotFound(
+            f"There is no snapshot {clean_text(snapshot_id)!r}.", hint="List the snapshots to see which ids there are."
+        )
+    return snapshot
+
+
+def owner_of(catalogue: Catalogue, snapshot: Row) -> Row:
+    resource = catalogue.resource(snapshot["resource_id"])
+    assert resource is not None, "a foreign key"
+    return resource
+
+
+def find_usable(catalogue: Catalogue, snapshot_id: str) -> Row:
+    snapshot = find_snapshot(catalogue, snapshot_id)
+    if snapshot["status"] != SnapshotStatus.AVAILABLE:
+        raise not_usable(snapshot, "used")
+    return snapshot
+
+
+def not_usable(snapshot: Row, verb: str) -> NotUsable:
+    hint = {
+        SnapshotStatus.DELETED: "Recover it first." if verb != "deleted" else "It is gone already.",
+        SnapshotStatus.CEASED: "It is gone for good; list the snapshots to see which there are.",
+        SnapshotStatus.PENDING: "Wait until the job that makes it is over.",
+        SnapshotStatus.AVAILABLE: "It is there; nothing needs to be done.",
+    }.get(snapshot["status"], "")
+    return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
+
+
+def refuse_incomplete(resource: Row) -> None:
+    if resource["applying_id"] is not None:
+        raise NotUsable(
+            f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
+            + (f" ({clean_text(resource['problem'], 400)})" if resource["problem"] else "")
+            + ", so the disk is neither the old one nor the new one.",
+            hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot.",
+        )
+
+
+def refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:
+    for resource in resources:
+        holder = catalogue.row("SELECT job_id FROM claims WHERE kind = 'resource' AND id = ?", resource["resource_id"])
+        if holder:
+            raise busy(catalogue, label_of(resource), holder["job_id"])
+
+
+def refuse_going(catalogue: Catalogue, snapshot: Row) -> None:
+    """Raise ResourceBusy for a snapshot that a job is about to delete: its file may be gone before it is read."""
+    deletion = catalogue.row(
+        "SELECT jobs.* FROM claims JOIN jobs USING (job_id) WHERE kind = 'resource' AND id = ? AND action = ?",
+        snapshot["resource_id"],
+        JobAction.DELETE,
+    )
+    if deletion and snapshot["snapshot_id"] in json.loads(deletion["resource_ids"]):
+        raise busy(catalogue, f"Snapshot {snapshot['snapshot_id']}", deletion["job_id"])
+
+
+def busy(catalogue: Catalogue, what: str, job_id: str) -> ResourceBusy:
+    job = catalogue.job(job_id)
+    action = job["action"] if job else "a job"
+    return ResourceBusy(
+        f"{what} is busy with job {job_id} ({action}).", hint=f"Wait for job {job_id}, then try again.", job_id=job_id
+    )

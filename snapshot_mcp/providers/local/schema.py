@@ -1,0 +1,183 @@
+"""The catalogue's tables, and the numbered steps that bring an older one up to date.
+
+What a zone of a million snapshots is asked often is answered from an index or from `snapshot_counts`, never by reading
+them all (design.md, "What it must reach"); `listing` says which query uses which.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+from snapshot_mcp.contract.errors import Unsupported
+
+
+def _create_tables(db: sqlite3.Connection) -> None:
+    script = """
+        CREATE TABLE resources (
+            resource_id   TEXT PRIMARY KEY,
+            resource_type TEXT NOT NULL,
+            name          TEXT NOT NULL,
+            description   TEXT NOT NULL DEFAULT '',
+            path          TEXT NOT NULL,
+            created_at    INTEGER NOT NULL,
+            status_at     INTEGER NOT NULL,
+            removed_at    INTEGER,
+            head_id       TEXT,
+            applying_id   TEXT,              -- a roll-back to this snapshot has begun to write and is not over
+            problem       TEXT NOT NULL DEFAULT ''
+        );
+        CREATE INDEX resources_by_time ON resources (resource_type, created_at, resource_id);
+
+        CREATE TABLE snapshots (
+            snapshot_id   TEXT PRIMARY KEY,
+            name          TEXT NOT NULL,
+            description   TEXT NOT NULL DEFAULT '',
+            tags          TEXT NOT NULL DEFAULT '[]',
+            resource_id   TEXT NOT NULL REFERENCES resources,
+            is_full       INTEGER NOT NULL,
+            status        TEXT NOT NULL,
+            transition    TEXT NOT NULL,
+            created_at    INTEGER NOT NULL,
+            status_at     INTEGER NOT NULL,
+            snapshot_at   INTEGER NOT NULL,
+            is_taken      INTEGER NOT NULL DEFAULT 0,
+            root_id       TEXT NOT NULL,
+            parent_id     TEXT,
+            depth         INTEGER NOT NULL,
+            size_bytes    INTEGER NOT NULL DEFAULT 0,
+            virtual_bytes INTEGER NOT NULL DEFAULT 0,
+            consistency   TEXT NOT NULL DEFAULT '',
+            is_damaged    INTEGER NOT NULL DEFAULT 0,
+            deletion_id   TEXT
+        );
+        CREATE INDEX snapshots_by_time ON snapshots (snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_by_resource ON snapshots (resource_id, snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_by_root ON snapshots (root_id, snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_by_parent ON snapshots (parent_id);
+        CREATE INDEX snapshots_by_deletion ON snapshots (deletion_id) WHERE deletion_id IS NOT NULL;
+
+        CREATE TABLE deletions (
+            deletion_id   TEXT PRIMARY KEY,  -- the job's id
+            resource_id   TEXT NOT NULL,
+            deleted_at    INTEGER NOT NULL,
+            purge_at      INTEGER NOT NULL,
+            head_before   TEXT,
+            state         TEXT NOT NULL      -- deleted, then recovered; or purged, then freed (its files too)
+        );
+        CREATE INDEX deletions_by_time ON deletions (state, purge_at);
+
+        CREATE TABLE images (
+            image_id      TEXT PRIMARY KEY,
+            name          TEXT NOT NULL,
+            path          TEXT NOT NULL,
+            snapshot_id   TEXT NOT NULL,
+            created_at    INTEGER NOT NULL
+        );
+
+        CREATE TABLE jobs (
+            job_id        TEXT PRIMARY KEY,
+            action        TEXT NOT NULL,
+            status        TEXT NOT NULL,
+            request       TEXT NOT NULL,     -- JSON: what the worker needs to carry it out
+            resource_ids  TEXT NOT NULL,     -- JSON list
+            created_at    INTEGER NOT NULL,
+            begun_at      INTEGER,
+            finished_at   INTEGER,
+            error_code    TEXT NOT NULL DEFAULT '',
+            info          TEXT NOT NULL DEFAULT '',
+            extra         TEXT NOT NULL DEFAULT '{}',
+            progress      TEXT NOT NULL DEFAULT '',
+            run_count     INTEGER NOT NULL DEFAULT 0,
+            change        INTEGER NOT NULL   -- grows with every change of any job: what a watcher has seen
+        );
+        CREATE INDEX jobs_by_change ON jobs (change);
+        CREATE INDEX jobs_unfinished ON jobs (created_at) WHERE status IN ('pending', 'working');
+
+        CREATE TABLE claims (                -- what an unfinished job holds; gone with it
+            job_id        TEXT NOT NULL REFERENCES jobs,
+            kind          TEXT NOT NULL,     -- 'resource': changed by the job alone; 'snapshot': read, shared
+            id            TEXT NOT NULL
+        );
+        CREATE INDEX claims_by_id ON claims (id);
+        CREATE INDEX claims_by_job ON claims (job_id);
+        """
+    _execute(db, script)
+
+
+def _count_snapshots(db: sqlite3.Connection) -> None:
+    """Counts and indexes, so that a page and its total cost the same however many snapshots there are."""
+    script = """
+        CREATE TABLE snapshot_counts (       -- kept by the triggers below
+            resource_id   TEXT NOT NULL,     -- '' counts those of all
+            status        TEXT NOT NULL,
+            is_full       INTEGER NOT NULL,
+            number        INTEGER NOT NULL,
+            PRIMARY KEY (resource_id, status, is_full)
+        ) WITHOUT ROWID;
+        INSERT INTO snapshot_counts
+            SELECT resource_id, status, is_full, count(*) FROM snapshots GROUP BY resource_id, status, is_full;
+        INSERT INTO snapshot_counts
+            SELECT '', status, is_full, sum(number) FROM snapshot_counts GROUP BY status, is_full;
+
+        DROP INDEX snapshots_by_time;
+        DROP INDEX snapshots_by_resource;
+        CREATE INDEX snapshots_by_status ON snapshots (status, is_full, snapshot_at DESC, snapshot_id, name);
+        CREATE INDEX snapshots_of_resource ON snapshots (resource_id, status, is_full, snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_tagged ON snapshots (status, is_full, snapshot_at DESC, snapshot_id, tags) WHERE tags != '[]';
+        """
+    _execute(db, script)
+    came, went = _COUNT.format(row="new", step=1), _COUNT.format(row="old", step=-1)
+    db.execute(f"CREATE TRIGGER snapshot_came AFTER INSERT ON snapshots BEGIN {came} END")
+    db.execute(f"CREATE TRIGGER snapshot_went AFTER DELETE ON snapshots BEGIN {went} END")
+    db.execute(
+        "CREATE TRIGGER snapshot_changed AFTER UPDATE OF resource_id, status, is_full ON snapshots"
+        f" BEGIN {went} {came} END"
+    )
+
+
+_COUNT: Final = """
+    INSERT INTO snapshot_counts VALUES
+        ({row}.resource_id, {row}.status, {row}.is_full, {step}), ('', {row}.status, {row}.is_full, {step})
+    ON CONFLICT DO UPDATE SET number = number + excluded.number;
+"""
+
+
+def _time_deletions(db: sqlite3.Connection) -> None:
+    """When a deletion was made by the system's uptime too, so that a clock that jumps ahead ends no grace."""
+    db.execute("ALTER TABLE deletions ADD COLUMN boot TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE deletions ADD COLUMN uptime REAL NOT NULL DEFAULT 0")
+
+
+def _execute(db: sqlite3.Connection, script: str) -> None:
+    """Each statement by itself: `executescript` would end the transaction."""
+    for statement in script.split(";\n"):
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables, _count_snapshots, _time_deletions)
+"""Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
+
+
+def is_newer(db: sqlite3.Connection) -> bool:
+    """Whether the catalogue is in a format of a newer program; it may become so while it is open here."""
+    return _version(db) > len(MIGRATIONS)
+
+
+def migrate(db: sqlite3.Connection, transaction: Callable[[], AbstractContextManager[object]]) -> None:
+    """Bring the catalogue up to date, each step in a transaction of its own. Raises Unsupported for a newer program's."""
+    version = _version(db)
+    if is_newer(db):
+        raise Unsupported(
+            f"The zone's catalogue was written by a newer version of snapshot-mcp (format {version}).",
+            hint="Update this installation; nothing was touched.",
+        )
+    for number, step in enumerate(MIGRATIONS[version:], version + 1):
+        with transaction():
+            step(db)
+            db.execute(f"PRAGMA user_version = {number}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
