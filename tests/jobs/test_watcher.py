@@ -133,6 +133,23 @@ async def test_an_unknown_job_is_not_found_whatever_else_is_waited_for() -> None
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("features", [(Feature.WATCH,), ()])
+async def test_a_job_that_the_zone_forgets_is_told_at_once_and_is_not_done(features: tuple[Feature, ...]) -> None:
+    """A provider that was restarted may not know its jobs any more: there is no end to wait for."""
+    model = JobsOnly(*features)
+    model.set("a", "working")
+    model.set("b", "working")
+
+    async def forget(jobs: tuple[Job, ...]) -> None:
+        model.jobs.pop("a", None)
+
+    with anyio.fail_after(10):
+        async with zones_of(model) as zones:
+            with pytest.raises(NotFound, match="does not know job a any more; it was “working”"):
+                await zones.get().watcher.wait(["a", "b"], 60, forget)
+
+
+@pytest.mark.anyio
 async def test_an_unreachable_zone_is_told_and_a_later_wait_works() -> None:
     model = JobsOnly(Feature.WATCH)
     model.set("a", "successful")
