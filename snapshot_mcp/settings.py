@@ -42,6 +42,14 @@ ENVIRONMENT = {
 }
 """The variables of this module (without their prefix) and what they are; the guard has its own."""
 
+_API_VARIABLES = {
+    "url": "API_URL",
+    "client_id": "API_CLIENT_ID",
+    "client_secret": "API_CLIENT_SECRET",
+    "api_revision": "API_REVISION",
+}
+"""A key of the zone that the environment describes → its variable."""
+
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -177,7 +185,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(table)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {_describe(error)}", hint="README lists every setting.") from None
+        api_zone = environ[f"{PREFIX}ZONE"] if api else ""
+        raise SettingsError(_describe(error, path, api_zone), hint="README lists every setting.") from None
     try:
         guard = tighten_policy(settings.guard, environ)
     except BadRequest as error:
@@ -242,15 +251,18 @@ def _is_true(environ: Mapping[str, str], name: str) -> bool:
     return value in _TRUE
 
 
-def _describe(error: ValidationError) -> str:
-    """Name each key and what is wrong with it, without its value: it may be a secret."""
+def _describe(error: ValidationError, path: Path, api_zone: str) -> str:
+    """Name each key, or the variable that it came from, and what is wrong with it, without its value: it may be a secret."""
     lines = []
     for one in error.errors(include_input=False, include_url=False):
-        path = [str(part) for part in one["loc"]]
-        if path[:1] == ["zones"]:
-            del path[2:3]  # the provider, which the reader did not write there
-        key = ".".join(part for part in path if part != "[key]")
-        lines.append(f"{key}: {_in_words(one)}" if key else _in_words(one))
+        place = [str(part) for part in one["loc"]]
+        if place[:1] == ["zones"]:
+            del place[2:3]  # the provider, which the reader did not write there
+        key = ".".join(part for part in place if part != "[key]")
+        if api_zone and place[:2] == ["zones", api_zone]:
+            lines.append(f"{PREFIX}{_API_VARIABLES.get(place[-1], 'ZONE')}: {_in_words(one)}")
+        else:
+            lines.append(f"{path}: {key}: {_in_words(one)}" if key else f"{path}: {_in_words(one)}")
     return "; ".join(lines)
 
 
@@ -262,6 +274,8 @@ def _in_words(error: "ErrorDetails") -> str:
             return f"provider should be {error['ctx']['expected_tags'].replace(', ', ' or ')}"
         case "too_short" if error["loc"][-1] == "token":
             return f"should have at least {error['ctx']['min_length']} characters, not {error['ctx']['actual_length']}"
+        case "string_pattern_mismatch" if error["loc"][-1] == "url":
+            return "should be the address alone, without user, query and blanks, like https://api.example.com"
         case "string_pattern_mismatch" if error["loc"][-1] == "[key]":
             return "a name has letters, digits, '.', '_' and '-', begins with one of the first two, and has at most 63"
         case _:
