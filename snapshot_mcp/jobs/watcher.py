@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import anyio
 
-from snapshot_mcp.contract.errors import InternalError, NotFound, Unavailable, Unsupported, ZoneError
+from snapshot_mcp.contract.errors import Forbidden, InternalError, NotFound, Unavailable, Unsupported, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text, quoted
@@ -268,8 +268,8 @@ class JobWatcher:
                 for job in await self._provider.list_unfinished_jobs():
                     missing.discard(job.job_id)
                     self._tell(job)
-            except Unsupported:
-                pass
+            except (Forbidden, Unsupported):
+                pass  # then one by one
             except ZoneError as error:
                 troubles.append(error)
                 for job_id in missing:

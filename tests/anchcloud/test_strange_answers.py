@@ -157,6 +157,24 @@ async def test_a_zone_without_a_list_of_jobs_can_be_worked_with() -> None:
             assert [job.status for job in jobs] == ["successful", "failed"]
 
 
+async def test_a_key_that_may_not_list_jobs_may_follow_its_own() -> None:
+    """Permissions are the provider's: what one call is refused, another may do."""
+    async with strange_zone() as (zone, client):
+        zone.answers = {
+            "GET unfinished_jobs": error(403, "PermissionDenied", "not yours"),
+            "GET job/": lambda seen: answer({"job_id": seen.target[-1], "status": "successful"}),
+        }
+        with anyio.fail_after(10):
+            async with Zones({"remote": lambda: client}) as zones:
+                jobs = await zones.get().watcher.wait(["a", "b"], 8)
+        assert all(job.is_successful for job in jobs)
+        zone.answers["GET job/"] = error(403, "PermissionDenied", "not yours either")
+        with anyio.fail_after(10):
+            async with Zones({"remote": lambda: client}) as zones:
+                with pytest.raises(Forbidden, match="not permitted"):
+                    await zones.get().watcher.wait(["a", "b"], 8)
+
+
 async def test_another_job_than_the_one_asked_for_is_not_taken_for_it() -> None:
     """Nothing is called done that is not."""
     async with strange_zone() as (zone, client):

@@ -124,7 +124,7 @@ class Watch:
         """What changed while nobody listened; on the first connect only what other calls had seen unfinished."""
         try:
             unfinished = await self._list_unfinished()
-        except Unsupported:
+        except (Forbidden, Unsupported):
             unfinished = ()
         self._heard_at = time.monotonic()
         listed = {job.job_id for job in unfinished}
