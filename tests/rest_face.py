@@ -78,9 +78,19 @@ async def ask(
     if "Transfer-Encoding" in given:
         del given["Content-Length"]
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
+    answer = await send_raw(url, "\r\n".join(lines).encode("utf-8") + body)
+    assert answer is not None
+    return answer
+
+
+async def send_raw(url: str, sent: bytes, *, hang_up: bool = False) -> RawAnswer | None:
+    """These very bytes on a socket of their own, and what came back; None for who hangs up instead of reading it."""
+    host, port = url.removeprefix("http://").rsplit(":", 1)
     with anyio.fail_after(20):
         async with await anyio.connect_tcp(host, int(port)) as stream:
-            await stream.send("\r\n".join(lines).encode("utf-8") + body)
+            await stream.send(sent)
+            if hang_up:
+                return None
             answer = b"".join([chunk async for chunk in stream])
     head, _, content = answer.partition(b"\r\n\r\n")
     status, *fields = head.decode("latin-1").split("\r\n")

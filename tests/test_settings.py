@@ -173,3 +173,33 @@ def test_a_production_zone_is_one_under_every_name(tmp_path: Path) -> None:
     folder = f'provider = "local"\nfolder = "{tmp_path / "zone"}"\n'
     twins = f"[zones.local]\n{folder}production = true\n[zones.twin]\n{folder}[zones.other]\nprovider = 'local'\n"
     assert load_settings(environ(tmp_path, twins)).production_zones == {"local", "twin"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("API_URL", "http://user:hunter2@127.0.0.1"),
+        ("API_URL", "ftp://api.example.com"),
+        ("API_URL", "https://api.example.com "),
+        ("API_REVISION", "2017"),
+        ("ZONE", "a/b"),
+        ("ZONE", ".."),
+    ],
+)
+def test_what_is_wrong_with_a_variable_is_said_of_the_variable(variable: str, value: str, tmp_path: Path) -> None:
+    """Who has set four variables has no file, and no key of one."""
+    config = tmp_path / "config.toml"
+    config.touch()
+    given = {
+        "API_URL": "https://api.example.com",
+        "API_CLIENT_ID": "k",
+        "API_CLIENT_SECRET": "s",
+        "ZONE": "ac1",
+        variable: value,
+    }
+    environ = {f"SNAPSHOT_MCP_{name}": text for name, text in given.items()}
+    with pytest.raises(SettingsError) as wrong:
+        load_settings({**environ, "SNAPSHOT_MCP_CONFIG": str(config)})
+    assert wrong.value.message.startswith(f"SNAPSHOT_MCP_{variable}: ")
+    assert "config.toml" not in wrong.value.message
+    assert "hunter2" not in wrong.value.message

@@ -29,11 +29,13 @@ class ZoneError(Exception):
     """Base of everything that a zone can answer beside success.
 
     `message` says what failed and names the value; `hint` is the next step that a person or a model can take.
-    `code` and `http_status` are the contract's ("Codes of errors").
+    `code` and `http_status` are the contract's ("Codes of errors"). `retry_after_seconds` is the zone's wish, None where it
+    said nothing.
     """
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
+    retry_after_seconds: float | None = None
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -96,7 +98,7 @@ class QuotaExceeded(ZoneError):
 
 
 class TooManyRequests(ZoneError):
-    """Throttled; `retry_after_seconds` is the provider's wish, None where it said nothing."""
+    """Throttled."""
 
     code = "too_many_requests"
     http_status = 429

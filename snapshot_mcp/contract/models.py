@@ -7,12 +7,27 @@ Times are aware UTC datetimes in Python and `YYYY-MM-DDTHH:MM:SSZ` on the wire, 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobStatus, ResourceType, SnapshotStatus, SnapshotType
+from snapshot_mcp.contract.values import (
+    MAX_COUNT,
+    Bytes,
+    WireCode,
+    WireCount,
+    WireFlag,
+    WireJobStatus,
+    WireSnapshotStatus,
+    WireSnapshotType,
+    WireText,
+    WireTime,
+    WireTransitionStatus,
+    parse_job_error,
+    unset_as,
+)
+from snapshot_mcp.contract.values import format_time as format_time
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -23,45 +38,8 @@ MAX_NAME_CHARACTERS = 255
 MAX_LIMIT = 100
 """The largest page (contract.md, "What surrounds them")."""
 
-
-MAX_OFFSET = 1 << 62
-"""Beyond every list; keeps numbers within what databases and JSON readers take."""
-
-
-def format_time(moment: datetime | None) -> str:
-    """Return `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
-
-
-def parse_time(value: object) -> object:
-    """Read a time as providers write it; what is no time at all is left to pydantic to refuse."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return value
-    if isinstance(value, datetime) and value.tzinfo is None:
-        return value.replace(tzinfo=UTC)
-    return value
-
-
-def _none_to(default: object) -> BeforeValidator:
-    return BeforeValidator(lambda value: default if value is None else value)
-
-
-def _parse_snapshot_type(value: object) -> object:
-    """Both spellings, and digits as text; an unknown one is kept as it came."""
-    if isinstance(value, str):
-        name = value.upper().removeprefix("IS_")
-        if name in SnapshotType.__members__:
-            return SnapshotType[name]
-        if value in {"0", "1"}:
-            return SnapshotType(int(value))
-    if isinstance(value, int) and value in {0, 1}:
-        return SnapshotType(value)
-    return value
+MAX_OFFSET = 1 << 53
+"""Beyond it a number is no longer the same in every JSON reader, and no zone has so many snapshots."""
 
 
 def megabytes(size_bytes: int) -> int:
@@ -72,14 +50,6 @@ def megabytes(size_bytes: int) -> int:
 def gigabytes(size_bytes: int) -> int:
     """Bytes as the contract's GB: rounded up, zero stays 0."""
     return -(-size_bytes // GIB)
-
-
-WireTime = Annotated[
-    datetime | None, BeforeValidator(parse_time), PlainSerializer(format_time, return_type=str, when_used="json")
-]
-WireText = Annotated[str, _none_to("")]
-WireFlag = Annotated[int, _none_to(0)]
-WireCount = Annotated[int, _none_to(0)]
 
 
 class Answer(BaseModel):
@@ -115,9 +85,9 @@ class Snapshot(Answer):
     snapshot_id: str
     snapshot_name: WireText = ""
     description: WireText = ""
-    snapshot_type: Annotated[SnapshotType | int | str, BeforeValidator(_parse_snapshot_type)] = SnapshotType.INCREMENTAL
-    status: WireText = ""
-    transition_status: WireText = ""
+    snapshot_type: WireSnapshotType = SnapshotType.INCREMENTAL
+    status: WireSnapshotStatus = ""
+    transition_status: WireTransitionStatus = ""
     create_time: WireTime = None
     status_time: WireTime = None
     snapshot_time: WireTime = None
@@ -130,10 +100,10 @@ class Snapshot(Answer):
     total_size: WireCount = 0
     total_count: WireCount = 0
     lastest_snapshot_time: WireTime = None
-    resource: Annotated[SnapshotResource, _none_to({})] = SnapshotResource()
-    tags: Annotated[tuple[str, ...], _none_to(())] = ()
-    size_bytes: int | None = None
-    virtual_size_bytes: int | None = None
+    resource: Annotated[SnapshotResource, unset_as({})] = SnapshotResource()
+    tags: Annotated[tuple[str, ...], unset_as(())] = ()
+    size_bytes: Bytes | None = None
+    virtual_size_bytes: Bytes | None = None
     consistency: str | None = None
     is_damaged: int | None = None
 
@@ -160,7 +130,7 @@ class Snapshot(Answer):
 class JobError(Answer):
     """Why a job failed."""
 
-    code: WireText = ""
+    code: WireCode = ""
     message: WireText = ""
 
 
@@ -176,7 +146,7 @@ class Progress:
     @property
     def fraction(self) -> float:
         """Between 0 and 1."""
-        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
+        return min(self.done, self.total) / self.total if self.total > 0 else 0.0
 
 
 class Job(Answer):
@@ -185,19 +155,19 @@ class Job(Answer):
     `extra` is the provider's; ours holds `progress`, and per operation what the contract asks for (see `providers.local`).
     """
 
-    job_id: str
+    job_id: Annotated[str, Field(min_length=1)]
     id_prefix: WireText = ""
     action: WireText = ""
     request_id: WireText = ""
-    status: WireText = JobStatus.PENDING
+    status: WireJobStatus = JobStatus.PENDING
     create_time: WireTime = None
     begin_time: WireTime = None
     finished_time: WireTime = None
     info: WireText = ""
     extra: Any = None
     zone: WireText = ""
-    resource_ids: Annotated[tuple[str, ...], _none_to(())] = ()
-    error: JobError | None = None
+    resource_ids: Annotated[tuple[str, ...], unset_as(())] = ()
+    error: Annotated[JobError | None, BeforeValidator(parse_job_error)] = None
 
     @property
     def is_finished(self) -> bool:
@@ -214,7 +184,7 @@ class Job(Answer):
         if isinstance(extra, str):
             try:
                 extra = json.loads(extra)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
         return extra if isinstance(extra, dict) else {}
 
@@ -222,7 +192,7 @@ class Job(Answer):
     def progress(self) -> Progress | None:
         """How far it is, where the zone says so."""
         match self.details.get("progress"):
-            case {"done": int(done), "total": int(total), **rest}:
+            case {"done": int(done), "total": int(total), **rest} if 0 <= done <= MAX_COUNT and 0 <= total <= MAX_COUNT:
                 return Progress(done, total, str(rest.get("phase", "")), str(rest.get("unit", "bytes")))
             case _:
                 return None
@@ -245,12 +215,12 @@ class Resource(Answer):
     """Common to volume, instance and image. `size` is GB, an image's MB; `size_bytes` and `path` are our zone's own."""
 
     description: WireText = ""
-    size: Annotated[int | float, _none_to(0)] = 0
+    size: Annotated[int | float, unset_as(0), Field(ge=0, le=MAX_COUNT)] = 0
     status: WireText = ""
     transition_status: WireText = ""
     create_time: WireTime = None
     status_time: WireTime = None
-    size_bytes: int | None = None
+    size_bytes: Bytes | None = None
     path: str | None = None
     problem: str | None = None
 
@@ -312,8 +282,8 @@ class Quota(Answer):
     """One row of `quota_left`."""
 
     type: WireText = ""
-    quantity: Annotated[int | float, _none_to(0)] = 0
-    left: Annotated[int | float, _none_to(0)] = 0
+    quantity: Annotated[int | float, unset_as(0)] = 0
+    left: Annotated[int | float, unset_as(0)] = 0
     name: WireText = ""
 
 

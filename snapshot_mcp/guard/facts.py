@@ -188,10 +188,11 @@ async def _list_all(provider: Provider, query: SnapshotFilter) -> tuple[Snapshot
             page = await provider.list_snapshots(
                 query.model_copy(update={"verbose": 1, "offset": read, "limit": MAX_LIMIT})
             )
+            before = len(found)
             found |= {one.snapshot_id: one for one in page.items}
             totals.add(page.total_count)
             read += len(page.items)
-            if not page.items or read >= page.total_count:
+            if len(found) == before or read >= page.total_count:
                 break
         if totals == {len(found)}:
             return tuple(one for one in found.values() if one.status not in GONE_SNAPSHOT_STATUSES)

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 
 import anyio
 
-from snapshot_mcp.contract.errors import InternalError, NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.errors import Forbidden, InternalError, NotFound, Unavailable, Unsupported, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
+from snapshot_mcp.contract.text import clean_text, quoted
 
 CATCH_UP_SECONDS = (0.05, 0.15, 0.4, 1.0)
 """The pauses between the first readings after a stream began."""
@@ -174,6 +175,20 @@ class JobWatcher:
                 wait.error = error
                 wait.news.set()
 
+    def _forget(self, job_id: str, error: NotFound) -> None:
+        """Tell everybody: there is no end to wait for, and nobody may take it for a good one."""
+        for wait in self._waits.get(job_id, ()):
+            known = wait.jobs.get(job_id)
+            if known is None:
+                wait.error = error
+            elif not known.is_finished:
+                wait.error = NotFound(
+                    f"Zone {self._provider.zone} does not know job {clean_text(job_id)} any more; it was {quoted(known.status)}. "
+                    "Whether it ended well is unknown.",
+                    hint="Look at what it would make or change.",
+                )
+            wait.news.set()
+
     async def _serve(self) -> None:
         async with anyio.create_task_group() as tasks:
             if Feature.WATCH in self._provider.features:
@@ -253,6 +268,8 @@ class JobWatcher:
                 for job in await self._provider.list_unfinished_jobs():
                     missing.discard(job.job_id)
                     self._tell(job)
+            except (Forbidden, Unsupported):
+                pass  # then one by one
             except ZoneError as error:
                 troubles.append(error)
                 for job_id in missing:
@@ -273,7 +290,7 @@ class JobWatcher:
                 try:
                     self._tell(await self._provider.get_job(job_id))
                 except NotFound as error:
-                    self._fail(job_id, error)
+                    self._forget(job_id, error)
                 except ZoneError as error:
                     troubles.append(error)
                     self._fail(job_id, error)

@@ -66,13 +66,16 @@ async def find_snapshot(zone: Zone, snapshot_id: str) -> Snapshot:
 
 
 async def all_snapshots(zone: Zone, query: SnapshotFilter, limit: int) -> tuple[list[Snapshot], int]:
-    """Return up to `limit` snapshots that match, and how many there are."""
-    found: list[Snapshot] = []
+    """Return up to `limit` snapshots that match, each once, and how many there are."""
+    found: dict[str, Snapshot] = {}
+    offset = 0
     while True:
-        page = await zone.provider.list_snapshots(query.model_copy(update={"offset": len(found), "limit": MAX_LIMIT}))
-        found += page.items
-        if not page.items or len(found) >= min(page.total_count, limit):
-            return found[:limit], page.total_count
+        page = await zone.provider.list_snapshots(query.model_copy(update={"offset": offset, "limit": MAX_LIMIT}))
+        before = len(found)
+        found |= {one.snapshot_id: one for one in page.items}
+        offset += len(page.items)
+        if len(found) == before or offset >= min(page.total_count, limit):
+            return list(found.values())[:limit], page.total_count
 
 
 async def _search(zone: Zone, text: str) -> AsyncIterator[Volume | Instance]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from snapshot_mcp.contract.errors import InternalError, ResourceBusy, TooManyRequests, ZoneError
+from snapshot_mcp.contract.errors import InternalError, ResourceBusy, ZoneError
 from snapshot_mcp.contract.models import Answer, Image, Instance, Job, Quota, Snapshot, Volume
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def error_answer(error: ZoneError, status: int = 0, headers: Mapping[str, str] |
     extra: dict[str, str] = {}
     if isinstance(error, ResourceBusy) and error.job_id:
         envelope["job_id"] = error.job_id
-    if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
+    if error.retry_after_seconds is not None:
         extra["retry-after"] = str(math.ceil(error.retry_after_seconds))
     return json_answer(envelope, status or error.http_status, {**extra, **(headers or {})})
 

@@ -33,6 +33,9 @@ HEARTBEAT_SECONDS = 15.0
 """Below what proxies and clients take for silence (30 to 60 s)."""
 
 
+MAX_FORM_FIELDS = 20
+"""Nobody has shown a key pair yet: a body of separators must not keep the event loop busy."""
+
 METHODS_BY_PATH: dict[str, list[str]] = {}
 for _operation in OPERATIONS:
     METHODS_BY_PATH.setdefault(_operation.path, []).append(_operation.method)
@@ -96,7 +99,11 @@ class Face:
 
     async def token(self, request: Request) -> Response:
         """POST /v2/oauth2/token: HTTP Basic with the key pair, form `grant_type=client_credentials`."""
-        form = parse_qs((await read_body(request)).decode("utf-8", "replace"))
+        body = await read_body(request)
+        try:
+            form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_FORM_FIELDS)
+        except ValueError:
+            form = {}
         if form.get("grant_type") != ["client_credentials"]:
             raise BadRequest(
                 "The form's grant_type is not client_credentials.", hint="Send grant_type=client_credentials."

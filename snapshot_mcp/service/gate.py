@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, Unauthorized, ZoneError
@@ -43,26 +43,35 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started = is_read = False
+
+        async def watched_receive() -> Message:
+            nonlocal is_read
+            message = await receive()
+            is_read = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
 
         async def watched_send(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if not started and not is_read:
+                await drain(watched_receive)
+            started = True
             await send(message)
 
         try:
             scope["grant"] = self._admit(scope)
         except ZoneError as error:
             headers = {"www-authenticate": 'Bearer realm="snapshot"'} if isinstance(error, Unauthorized) else {}
-            await drain(receive)
-            await error_answer(error, headers=headers)(scope, receive, send)
+            await error_answer(error, headers=headers)(scope, watched_receive, watched_send)
             return
         try:
-            await self._app(scope, receive, watched_send)
+            await self._app(scope, watched_receive, watched_send)
+        except ClientDisconnect:
+            return  # nobody is there to read an answer
         except Exception as error:
             answer = unexpected_answer(error)
             if not started:
-                await answer(scope, receive, send)
+                await answer(scope, watched_receive, watched_send)
 
     def _admit(self, scope: Scope) -> Grant | None:
         headers = Headers(scope=scope)
@@ -97,7 +106,7 @@ class Gate:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body. Raises `BodyTooLarge` past the limit, when the sender has had the chance to finish."""
+    """Return the body. Raises `BodyTooLarge` past the limit."""
     declared = request.headers.get("content-length", "0")
     body = bytearray()
     if declared.isdigit() and int(declared) <= MAX_BODY_BYTES:
@@ -107,7 +116,6 @@ async def read_body(request: Request) -> bytes:
                 break
         else:
             return bytes(body)
-    await drain(request.receive)
     raise BodyTooLarge(f"The body has more than {MAX_BODY_BYTES} bytes.")
 
 
@@ -116,6 +124,7 @@ class BodyTooLarge(BadRequest):
 
 
 async def drain(receive: Receive) -> None:
+    """Read on to the end of the body, within bounds: who is still sending is reset, and never reads the answer."""
     taken = 0
     with anyio.move_on_after(DRAIN_SECONDS):
         while taken < DRAIN_BYTES:

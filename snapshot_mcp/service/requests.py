@@ -12,15 +12,20 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.contract.models import MAX_LIMIT, MAX_NAME_CHARACTERS, Request, SnapshotFilter, SnapshotUpdate
+from snapshot_mcp.contract.models import (
+    MAX_LIMIT,
+    MAX_NAME_CHARACTERS,
+    MAX_OFFSET,
+    Request,
+    SnapshotFilter,
+    SnapshotUpdate,
+    first_repeated,
+)
 from snapshot_mcp.contract.states import SnapshotType
 from snapshot_mcp.contract.text import clean_text
 
 MAX_IDS = 100
 """Of one request: as many as the largest page."""
-
-MAX_OFFSET = 2**53
-"""Beyond it a number is no longer the same in every JSON reader, and no zone has so many snapshots."""
 
 MAX_QUERY_BYTES = 16_384
 
@@ -37,8 +42,11 @@ FULL = {0: 0, 1: 1, "0": 0, "1": 1, "IS_AUTH": 0, "IS_FULL": 1}
 
 
 def _split(values: list[str]) -> tuple[str, ...]:
-    """Repeated keys, comma-separated values, and both at once."""
-    return tuple(part for value in values for part in value.split(",") if part)
+    """Repeated keys, comma-separated values, and both at once; commas alone are no filter that lets everything through."""
+    parts = tuple(part for value in values for part in value.split(",") if part)
+    if not parts:
+        raise ValueError("must hold more than commas")
+    return parts
 
 
 def _snapshot_type(value: str) -> SnapshotType:
@@ -67,7 +75,11 @@ Values = Annotated[
     Field(max_length=MAX_IDS),
     BeforeValidator(_split),
     WithJsonSchema(
-        {"type": "array", "items": {"type": "string", "maxLength": MAX_NAME_CHARACTERS}, "maxItems": MAX_IDS}
+        {
+            "type": "array",
+            "items": {"type": "string", "maxLength": MAX_NAME_CHARACTERS, "pattern": "[^,]"},
+            "maxItems": MAX_IDS,
+        }
     ),
 ]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), BeforeValidator(_digits)]
@@ -202,12 +214,19 @@ def _one_or_many(model: type[BaseModel], key: str, values: list[str]) -> object:
 def read_json(model: type[Model], raw: bytes) -> Model:
     """Return the body as `model`, whatever the Content-Type said."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.", hint="Send one JSON object.") from None
     if not isinstance(value, dict):
         raise BadRequest("The body is not a JSON object.", hint="Send one JSON object.")
     return validated(model, value)
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a field that comes twice, readers in between might have seen the other one."""
+    if (repeated := first_repeated(key for key, _ in pairs)) is not None:
+        raise BadRequest(f"The field {clean_text(repeated)!r} is given twice.", hint="Give it once.")
+    return dict(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -8,11 +8,14 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import anyio
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.service.answers import error_answer
 
 GRACE_SECONDS = 3
 """For requests under way when the server is told to stop; streams are ended at once."""
@@ -21,6 +24,19 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep an idle connection (httpx 5 s, as uvicorn): else a POST meets one that is just being closed."""
 
 BACKLOG = 2048
+
+
+class _Protocol(H11Protocol):
+    """What is no HTTP is refused before any route, and gets the envelope all the same."""
+
+    def send_400_response(self, msg: str) -> None:
+        answer = error_answer(BadRequest("The request is not well-formed HTTP.", hint="Send HTTP/1.1."))
+        head = h11.Response(
+            status_code=400, headers=[*answer.raw_headers, (b"connection", b"close")], reason=b"Bad Request"
+        )
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -109,6 +125,7 @@ def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handl
         _check_tls(certificate, key)
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -149,6 +149,15 @@ def test_events_are_read_however_they_are_cut() -> None:
         assert events == expected, size
 
 
+def test_an_event_is_told_when_it_ends_and_not_with_the_next_chunk() -> None:
+    """Lines may end with CR alone, and the stream may begin with a byte order mark (the standard's "parsing")."""
+    reader = EventReader()
+    assert list(reader.feed(b"\xef\xbb\xbfdata: x\r\r")) == [Event("message", "x")]
+    assert list(reader.feed(b"\ndata: y\r\n")) == []
+    assert list(reader.feed(b"\r")) == [Event("message", "y")]
+    assert list(reader.feed(b"\n\xef\xbb\xbfdata: z\n\n")) == []
+
+
 def test_an_endless_event_is_refused() -> None:
     reader = EventReader()
     assert list(reader.feed(b"data: " + b"x" * (MAX_EVENT_BYTES - 6))) == []

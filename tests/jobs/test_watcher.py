@@ -133,6 +133,23 @@ async def test_an_unknown_job_is_not_found_whatever_else_is_waited_for() -> None
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("features", [(Feature.WATCH,), ()])
+async def test_a_job_that_the_zone_forgets_is_told_at_once_and_is_not_done(features: tuple[Feature, ...]) -> None:
+    """A provider that was restarted may not know its jobs any more: there is no end to wait for."""
+    model = JobsOnly(*features)
+    model.set("a", "working")
+    model.set("b", "working")
+
+    async def forget(jobs: tuple[Job, ...]) -> None:
+        model.jobs.pop("a", None)
+
+    with anyio.fail_after(10):
+        async with zones_of(model) as zones:
+            with pytest.raises(NotFound, match="does not know job a any more; it was “working”"):
+                await zones.get().watcher.wait(["a", "b"], 60, forget)
+
+
+@pytest.mark.anyio
 async def test_an_unreachable_zone_is_told_and_a_later_wait_works() -> None:
     model = JobsOnly(Feature.WATCH)
     model.set("a", "successful")
@@ -286,3 +303,29 @@ async def test_zones_are_built_when_asked_for_and_an_unknown_one_names_the_known
         assert built == ["b"]
         with pytest.raises(UnknownZone, match=r"“c”\. Zones: a, b\."):
             zones.get("c")
+
+
+@pytest.mark.anyio
+async def test_waits_that_are_given_up_leave_nothing_open() -> None:
+    """A leak test: open and close fifty times, and fifty at once."""
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+    with anyio.fail_after(20):
+        for _ in range(50):
+            async with zones_of(model) as zones, anyio.create_task_group() as tasks:
+                tasks.start_soon(zones.get().watcher.wait, ["a"], 60)
+                await model.was_read.wait()
+                tasks.cancel_scope.cancel()
+            assert model.open_streams == []
+            assert model.is_closed
+        async with zones_of(model) as zones:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(50):
+                    tasks.start_soon(zones.get().watcher.wait, ["a"], 60)
+                await model.has_subscriber.wait()
+                tasks.cancel_scope.cancel()
+            model.set("a", "successful")
+            (job,) = await zones.get().watcher.wait(["a"], 5)
+            assert job.is_successful
+            assert len(model.open_streams) <= 1
+        assert model.open_streams == []

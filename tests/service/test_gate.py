@@ -7,7 +7,7 @@ import pytest
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service.gate import PUBLIC_PATHS
 from snapshot_mcp.service.operations import OPERATIONS
-from tests.rest_face import Served, ask, fetch_token, served
+from tests.rest_face import Served, ask, fetch_token, send_raw, served
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +69,8 @@ BAD_REQUESTS = [
     ("GET", f"{ZONE}/volume_snapshots?statsu=available", 400, "bad_request"),
     ("GET", f"{ZONE}/volume_snapshots?search_word={'x' * 20_000}", 400, "bad_request"),
     ("GET", f"{ZONE}/volume_snapshots?snapshots={'x,' * 200}", 400, "bad_request"),
+    ("GET", f"{ZONE}/volume_snapshots?snapshots=,", 400, "bad_request"),
+    ("GET", f"{ZONE}/volumes?volumes=&volumes=%2C%2C", 400, "bad_request"),
 ]
 
 
@@ -99,6 +101,7 @@ BAD_BODIES = [
     b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": 2}',
     b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": true}',
     b'{"resources": ["vol-1"], "snapshot_name": "x", "is_full": 0, "more": 1}',
+    b'{"resources": ["vol-1"], "resources": ["vol-2"], "snapshot_name": "x", "is_full": 0}',
     b'{"resources": ["vol-1"], "snapshot_name": "\\ud800", "is_full": 0}',
     b'{"resources": ["\\ud800"], "snapshot_name": "x", "is_full": 0}',
     b'{"resources": ["vol-1"], "snapshot_name": "' + b"x" * 256 + b'", "is_full": 0}',
@@ -125,6 +128,56 @@ async def test_10_mib_are_too_large(target: str, is_declared: bool, face: Served
         body = b"a00000\r\n" + body + b"\r\n0\r\n\r\n"
     answer = await ask(face.url, "POST", target, body, token=token, headers=headers)
     assert (answer.status, answer.json["code"]) == (413, "bad_request")
+
+
+UNREAD = [
+    ("POST", "/nothing", 404),
+    ("PUT", f"{ZONE}/volume_snapshots", 405),
+    ("DELETE", f"{ZONE}/volume_snapshots/ss-aaaaaaaa", 404),
+    ("POST", "/v2/zone/other/volume_snapshots", 404),
+    ("POST", f"{ZONE}/volume_snapshots?a=1", 400),
+    ("GET", f"{ZONE}/volumes", 200),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "status"), UNREAD)
+async def test_the_sender_of_10_mib_that_nobody_reads_gets_its_answer(
+    method: str, target: str, status: int, face: Served, token: str
+) -> None:
+    """Must show 4: "10 MiB bodies: 4xx with the envelope", also where no body is expected: no reset in mid-body."""
+    answer = await ask(face.url, method, target, b"x" * (10 << 20), token=token)
+    assert answer.status == status
+
+
+NO_HTTP = [
+    b"\x16\x03\x01\x02\r\n\r\n",
+    b"GET /healthz x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "GET /healthz?é HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode(),
+    b"GET /healthz HTTP/1.1\r\n\r\n",
+    b"POST /v2/oauth2/token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
+    b"POST /v2/oauth2/token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"POST /v2/oauth2/token HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("sent", NO_HTTP, ids=range(len(NO_HTTP)))
+async def test_what_is_no_http_gets_the_envelope(sent: bytes, face: Served) -> None:
+    """One error envelope on the wire, before any route too."""
+    answer = await send_raw(face.url, sent)
+    assert answer is not None
+    assert (answer.status, answer.json["code"]) == (400, "bad_request")
+
+
+async def test_who_hangs_up_in_mid_body_is_no_fault_of_ours(
+    shared_zone: LocalZone, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log is for our own faults; anybody could fill it, for a token needs no token."""
+    async with served(shared_zone) as face:
+        half = b"POST /v2/oauth2/token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\ngrant"
+        assert await send_raw(face.url, half, hang_up=True) is None
+        assert (await ask(face.url, "GET", "/healthz")).status == 200
+    assert "failed" not in caplog.text
 
 
 async def test_large_bodies_without_a_token_are_unauthorized(face: Served) -> None:
@@ -168,6 +221,7 @@ BAD_CREDENTIALS = [
     ("Basic bm9ib2R5Og==", b"grant_type=client_credentials", 401),
     ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"grant_type=password", 400),
     ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"", 400),
+    ("Basic a2V5LXRlc3Q6d3Jvbmc=", b"grant_type=client_credentials" + b"&a=" * 1000, 400),
 ]
 
 

@@ -30,9 +30,17 @@ class Call:
 
 def path_id(value: str, what: str) -> str:
     """Return an id as one path segment. Raises BadRequest for one that would name something else than itself."""
-    if not value.strip(".") or len(value) > 255:
+    try:
+        segment = quote(value, safe="")
+    except UnicodeEncodeError:
+        segment = ""
+    if not segment.strip(".") or len(value) > 255:
         raise BadRequest(f"{clean_text(value)!r} is no {what} id.", hint="Give an id as a list answered it.")
-    return quote(value, safe="")
+    return segment
+
+
+def _query(pairs: Query) -> str:
+    return urlencode(pairs, errors="replace")
 
 
 def _body(values: Mapping[str, Any]) -> bytes:
@@ -70,7 +78,7 @@ class Calls:
         if query.root_id:
             pairs.append(("root_id", query.root_id))
         pairs += [("offset", str(query.offset)), ("limit", str(query.limit))]
-        return Call("GET", f"/volume_snapshots?{urlencode(pairs)}", "Listing snapshots")
+        return Call("GET", f"/volume_snapshots?{_query(pairs)}", "Listing snapshots")
 
     def list_resources(self, kind: str, query: ResourceFilter) -> Call:
         """`kind` is the path and the name of the ids' parameter: volumes, instances or images."""
@@ -78,7 +86,7 @@ class Calls:
         if query.search_word:
             pairs.append(("search_word", query.search_word))
         pairs += [("offset", str(query.offset)), ("limit", str(query.limit))]
-        return Call("GET", f"/{kind}?{urlencode(pairs)}", f"Listing {kind}")
+        return Call("GET", f"/{kind}?{_query(pairs)}", f"Listing {kind}")
 
     def create_snapshots(self, resource_ids: Sequence[str], name: str, *, is_full: bool) -> Call:
         form: object = ("IS_FULL" if is_full else "IS_AUTH") if self._is_later else int(is_full)

@@ -18,21 +18,26 @@ class EventReader:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._is_first_line = True
+        self._is_after_cr = False
         self._name = ""
         self._data: list[str] = []
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Yield the events that end in this chunk; a comment counts as a heartbeat."""
-        text = self._rest + chunk
-        held = b"\r" if text.endswith(b"\r") else b""  # perhaps the first half of CR LF
-        lines = text.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._rest = lines.pop() + held
+        """Yield the events that end in this chunk, which is not empty; a comment counts as a heartbeat."""
+        if self._is_after_cr:  # that line has ended: no event is held back to see whether an LF follows
+            chunk = chunk.removeprefix(b"\n")
+        self._is_after_cr = chunk.endswith(b"\r")
+        lines = (self._rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._rest = lines.pop()
         self._size += len(chunk)
         if self._size > MAX_EVENT_BYTES:
             raise ValueError("an event has no end")
         for line in lines:
-            yield from self._line(line.decode("utf-8", "replace"))
+            text = line.decode("utf-8", "replace")
+            yield from self._line(text.removeprefix("\ufeff") if self._is_first_line else text)
+            self._is_first_line = False
 
     def _line(self, line: str) -> Iterator[Event]:
         if not line:

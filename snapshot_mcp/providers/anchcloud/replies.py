@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from snapshot_mcp.contract.errors import (
     ERRORS_BY_CODE,
     BadRequest,
+    Damaged,
     Forbidden,
     InternalError,
     NotFound,
@@ -30,10 +31,12 @@ from snapshot_mcp.contract.errors import (
     Unavailable,
     UnknownZone,
     Unsupported,
+    WrongResourceType,
     ZoneError,
 )
 from snapshot_mcp.contract.models import Answer
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
+from snapshot_mcp.contract.values import MAX_COUNT
 
 Model = TypeVar("Model", bound=Answer)
 
@@ -51,6 +54,10 @@ class Reply:
 
 class NotSent(Exception):
     """The request cannot have reached the zone: there was no connection to send it on."""
+
+
+class NoRoute(Unavailable):
+    """Something without the API's envelope says that there is nothing of that path: no outage that passes by itself."""
 
 
 class Lost(Exception):
@@ -95,7 +102,30 @@ _BY_WORDS: tuple[tuple[tuple[str, ...], type[ZoneError]], ...] = (
     (("invalid",), BadRequest),
     (("param",), BadRequest),
 )
-"""Words of a foreign code → what it means, where the status (200, 400) does not tell."""
+"""Words of a foreign code → what it means, where the status does not. With numbers for codes, the message begins so."""
+
+_IN_WORDS: dict[type[ZoneError], tuple[str, str]] = {
+    BadRequest: ("the request was refused", ""),
+    Unauthorized: ("the credentials were not accepted", "Check client_id and client_secret in the settings."),
+    Forbidden: ("not permitted", "The key pair of the settings may not do this; trying again does not help."),
+    NotFound: ("not found", ""),
+    UnknownZone: ("no such zone", "Check zone in the settings."),
+    ResourceBusy: ("something is in the way", "See list_jobs, and try again when it is over."),
+    NotUsable: ("its state forbids this", ""),
+    QuotaExceeded: ("a quota is reached", ""),
+    TooManyRequests: ("throttled", "Ask again later, and less often."),
+    StorageFull: ("no room", ""),
+    Unsupported: ("the zone cannot do this", ""),
+    InternalError: ("the zone failed", ""),
+    Unavailable: ("the zone is out of order", "Try again later."),
+    WrongResourceType: ("it is of the wrong kind", ""),
+    Damaged: ("stored bytes are damaged", ""),
+    OutcomeUnknown: (
+        "it is not known whether it was carried out",
+        "Look at what it would change before it is repeated.",
+    ),
+}
+"""What an error means, for a reader to whom a foreign code and a foreign text may say nothing; and the next step."""
 
 _DEFINITE_SERVER_CODES = frozenset({"unsupported", "storage_full", "damaged"})
 """Codes of the contract that go with a 5xx and still mean that nothing was started."""
@@ -115,32 +145,45 @@ def envelope_of(reply: Reply) -> dict[str, Any] | None:
 
 def error_of(reply: Reply, what: str) -> ZoneError:
     """Return what an error reply means; `what` says what was asked for."""
+    error = _told_error(reply, what)
+    error.retry_after_seconds = retry_after(reply.headers)
+    if error.retry_after_seconds and not (envelope_of(reply) or {}).get("hint"):
+        error.hint = f"{error.hint} It asks to wait {math.ceil(error.retry_after_seconds)} s.".strip()
+    return error
+
+
+def _told_error(reply: Reply, what: str) -> ZoneError:
     envelope = envelope_of(reply)
     if envelope is None:
         return _bare_error(reply, what)
     code, message = str(envelope["code"]), clean_text(envelope["message"], MESSAGE_CHARACTERS)
-    kind = ERRORS_BY_CODE.get(code) or _foreign_kind(reply.status, code)
-    text = message if message and code in ERRORS_BY_CODE else f"{what}: {message or clean_text(code)}"
-    if reply.status >= 500 and kind is InternalError:
-        text = f"{what}: the zone failed with {reply.status}, saying {quoted(message or code, MESSAGE_CHARACTERS)}."
+    kind = ERRORS_BY_CODE.get(code) or _foreign_kind(reply.status, code, message)
     hint = clean_text(envelope.get("hint") or "", MESSAGE_CHARACTERS)
-    if kind is ResourceBusy:
-        return ResourceBusy(text, hint=hint, job_id=clean_text(envelope.get("job_id") or ""))
-    if kind is TooManyRequests:
-        return TooManyRequests(text, hint=hint, retry_after_seconds=retry_after(reply.headers))
-    return kind(text, hint=hint)
+    if not hint:  # else it is from a face like ours, whose messages stand by themselves
+        words, hint = _IN_WORDS[kind]
+        status = "" if reply.status == 200 else f" ({reply.status})"
+        message = f"{what}: {words}{status}; the zone says {quoted(message or code, MESSAGE_CHARACTERS)}."
+    error = kind(message, hint=hint)
+    if isinstance(error, ResourceBusy):
+        error.job_id = clean_text(envelope.get("job_id") or "")
+    return error
 
 
-def _foreign_kind(status: int, code: str) -> type[ZoneError]:
+def _foreign_kind(status: int, code: str, message: str) -> type[ZoneError]:
     if status in {502, 503, 504}:
         return Unavailable
-    if status > 400:
-        return _BY_STATUS.get(status, BadRequest if status < 500 else InternalError)
-    plain = "".join(character for character in code.lower() if character.isalnum())
-    for words, kind in _BY_WORDS:
-        if all(word in plain for word in words):
-            return kind
-    return BadRequest if status == 400 else InternalError
+    kind = _kind_of_words(message.partition(",")[0] if code.isdigit() else code)
+    if status in {200, 400} or (status == 403 and kind in {QuotaExceeded, TooManyRequests}):
+        return kind or (BadRequest if status == 400 else InternalError)
+    return _BY_STATUS.get(status, BadRequest if status < 500 else InternalError)
+
+
+def _kind_of_words(name: str) -> type[ZoneError] | None:
+    """What a name like `PermissionDenied` means; a sentence is no name."""
+    plain = "".join(character for character in name.lower() if character.isalnum())
+    if " " in name.strip():
+        return None
+    return next((kind for words, kind in _BY_WORDS if all(word in plain for word in words)), None)
 
 
 def _bare_error(reply: Reply, what: str) -> ZoneError:
@@ -157,9 +200,9 @@ def _bare_error(reply: Reply, what: str) -> ZoneError:
         case 407:
             return Unavailable(f"{what}: the proxy wants credentials (407).", hint="Put them into the proxy setting.")
         case 429:
-            return TooManyRequests(f"{what}: throttled (429).", retry_after_seconds=retry_after(reply.headers))
+            return TooManyRequests(f"{what}: throttled (429).", hint=_IN_WORDS[TooManyRequests][1])
         case 404 | 405 | 410:
-            return Unavailable(
+            return NoRoute(
                 f"{what}: {status} from something that is not the API{excerpt}.",
                 hint="Check url and zone in the settings.",
             )
@@ -192,18 +235,18 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             moment = email.utils.parsedate_to_datetime(value)
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             return None
         seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
 
 
 def is_definite(reply: Reply) -> bool:
-    """Whether an error reply proves that a change was not started."""
+    """Whether an error reply proves that a change was not started: a redirection may be what follows on one that was."""
     if reply.status >= 500:
         envelope = envelope_of(reply)
         return envelope is not None and envelope["code"] in _DEFINITE_SERVER_CODES
-    return reply.status not in _AMBIGUOUS_STATUSES
+    return not 300 <= reply.status < 400 and reply.status not in _AMBIGUOUS_STATUSES
 
 
 def is_error(reply: Reply) -> bool:
@@ -258,11 +301,16 @@ def member(value: object, key: str, what: str) -> Any:
 def whole_number(value: object, key: str, what: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdecimal():
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, str))
+        or not str(value).isdecimal()
+        or int(value) > MAX_COUNT
+    ):
         raise Unavailable(f"{what}: {key!r} is no number but {quoted(value)}.")
     return int(value)
 
 
 def is_transient(error: ZoneError) -> bool:
     """Whether a read is worth another try: throttled, out of order, cut off."""
-    return isinstance(error, (TooManyRequests, Unavailable, InternalError)) and not isinstance(error, OutcomeUnknown)
+    return isinstance(error, (TooManyRequests, Unavailable, InternalError)) and not isinstance(error, NoRoute)

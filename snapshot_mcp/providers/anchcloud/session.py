@@ -4,13 +4,15 @@ Many callers that find the token old wait for one renewal. A change is sent once
 not started (a 401) lets it be sent again.
 """
 
-import base64
+import json
 import logging
+import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -25,7 +27,7 @@ from snapshot_mcp.providers.anchcloud.replies import (
     error_of,
     is_transient,
     member,
-    whole_number,
+    retry_after,
 )
 from snapshot_mcp.providers.anchcloud.settings import Endpoint, Patience
 
@@ -37,7 +39,19 @@ logger = logging.getLogger(__name__)
 RENEW_BEFORE_SECONDS = 60.0
 """A token is renewed this long before its end, or at nine tenths of a shorter life, so that it does not end on the way."""
 
+DEFAULT_LIFE_SECONDS = 3600.0
+"""Of a token whose `expires_in` is left out, which RFC 6749 allows, or says nothing; a 401 tells when that was too long."""
+
+LONGEST_QUIET_SECONDS = 60.0
+"""However long a zone asks to be left alone, it is asked again after this."""
+
 HIDDEN = "•••"
+
+SECRET_CHARACTERS = 8
+"""What is shorter stands in any text by chance; no provider gives out a secret like that."""
+
+KNOWN_TOKENS = 4
+"""Old ones too: the answer that refuses a token may repeat it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,9 @@ class Session:
         self._transport: Transport | None = None
         self._token: _Token | None = None
         self._renewing = anyio.Lock()
+        self._tokens: deque[str] = deque(maxlen=KNOWN_TOKENS)
+        self._quiet_until: dict[str, float] = {}
+        """Until when the zone asked not to be asked: by method, tokens and streams apart, for each has limits of its own."""
         self.headers: dict[str, str] = {}
         """The zone's own headers of the last answer (`x-snapshot-…`)."""
 
@@ -86,7 +103,7 @@ class Session:
     async def _read_once(self, call: Call, deadline: float) -> Any:
         seconds = max(0.1, min(self._patience.read_seconds, deadline - time.monotonic()))
         try:
-            return self._checked(await self._with_token(call, seconds, token_tries=1), call)
+            return decoded(await self._with_token(call, seconds, token_tries=1), call.what)
         except Lost as lost:
             raise self._unreachable(call.what, str(lost)) from None
 
@@ -94,17 +111,12 @@ class Session:
         """Send a change once and return its reply. Raises Lost; Unavailable where it cannot have arrived."""
         return await self._with_token(call, self._patience.change_seconds, token_tries=self._patience.read_tries)
 
-    def _checked(self, reply: Reply, call: Call) -> Any:
-        try:
-            return decoded(reply, call.what)
-        except ZoneError as error:
-            raise self.without_secrets(error) from None
-
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncGenerator[Response, None]:
         """Yield an open response of any status but 401. Raises Unavailable, also from inside the block."""
         transport = await self._connected()
         for is_first in (True, False):
+            self._keep_quiet("stream", call.what)
             token = await self._fresh_token(call.what)
             outgoing = self._outgoing(call, token, accept="text/event-stream")
             try:
@@ -112,6 +124,7 @@ class Session:
                     if response.status_code == 401 and is_first:
                         self._drop(token)
                         continue
+                    self._note_wish("stream", response.status_code, response.headers)
                     self._keep_headers(response.headers)
                     yield response
                     return
@@ -123,31 +136,51 @@ class Session:
             await self._transport.aclose()
             self._transport = None
 
-    def without_secrets(self, error: ZoneError) -> ZoneError:
-        """Return the error without the secret and the token: a zone may repeat what it was sent."""
-        secrets = [self._endpoint.client_secret.get_secret_value(), self._token.text if self._token else ""]
-        for secret in filter(None, secrets):
-            error.message = error.message.replace(secret, HIDDEN)
-            error.hint = error.hint.replace(secret, HIDDEN)
-        error.args = (error.message,)
-        return error
+    def without_secrets(self, reply: Reply) -> Reply:
+        """Return the reply without our secrets and tokens: a zone, or a page in between, may repeat what it was sent."""
+        return _without([*self._key_pair, *self._tokens], reply)
+
+    @property
+    def _key_pair(self) -> list[str]:
+        return [self._endpoint.client_secret.get_secret_value(), self._endpoint.key_pair]
 
     async def _with_token(self, call: Call, seconds: float, *, token_tries: int) -> Reply:
         """Send it; with a new token once if ours was refused. A read is tried again as a whole, so its token is not."""
-        transport = await self._connected()
+        await self._connected()
         reply = None
         for _ in range(2):
             token = await self._fresh_token(call.what, token_tries)
-            try:
-                reply = await transport.send(self._outgoing(call, token), seconds)
-            except NotSent as error:
-                raise self._unreachable(call.what, str(error)) from None
+            sent = await self._send(self._outgoing(call, token), seconds, call.what, call.method)
+            reply = self.without_secrets(sent)
             self._keep_headers(reply.headers)
             if reply.status != 401:
                 break
             self._drop(token)
         assert reply is not None
         return reply
+
+    async def _send(self, outgoing: "Outgoing", seconds: float, what: str, lane: str) -> Reply:
+        """Send it, unless the zone has asked for quiet. Raises TooManyRequests, Unavailable where it was not sent; Lost."""
+        self._keep_quiet(lane, what)
+        assert self._transport is not None
+        try:
+            reply = await self._transport.send(outgoing, seconds)
+        except NotSent as error:
+            raise self._unreachable(what, str(error)) from None
+        self._note_wish(lane, reply.status, reply.headers)
+        return reply
+
+    def _keep_quiet(self, lane: str, what: str) -> None:
+        if (left := self._quiet_until.get(lane, 0.0) - time.monotonic()) > 0:
+            raise TooManyRequests(
+                f"{what}: throttled; {self._endpoint.url} has asked for a pause.",
+                hint=f"It lasts {math.ceil(left)} s more.",
+                retry_after_seconds=left,
+            )
+
+    def _note_wish(self, lane: str, status: int, headers: Any) -> None:
+        if status in {429, 503} and (wish := retry_after(headers)):
+            self._quiet_until[lane] = time.monotonic() + min(wish, LONGEST_QUIET_SECONDS)
 
     def _outgoing(self, call: Call, token: _Token, accept: str = "application/json") -> "Outgoing":
         from snapshot_mcp.providers.anchcloud.transport import Outgoing
@@ -199,26 +232,30 @@ class Session:
                 pause = self._pause(error, tried)
                 if tried == tries or not is_transient(error) or time.monotonic() + pause >= deadline:
                     error.message = f"{what}: no token. {error.message}"
-                    raise self.without_secrets(error) from None
+                    raise
             await anyio.sleep(pause)
 
     async def _fetch_token_once(self) -> _Token:
         from snapshot_mcp.providers.anchcloud.transport import Outgoing
 
         what = "Fetching a token"
-        pair = f"{self._endpoint.client_id}:{self._endpoint.client_secret.get_secret_value()}"
         headers = {
-            "authorization": "Basic " + base64.b64encode(pair.encode()).decode(),
+            "authorization": f"Basic {self._endpoint.key_pair}",
             "content-type": "application/x-www-form-urlencoded",
         }
         url = f"{self._endpoint.url}/v2/oauth2/token"
         outgoing = Outgoing("POST", url, headers, b"grant_type=client_credentials")
-        assert self._transport is not None
         asked_at = time.monotonic()
         try:
-            reply = await self._transport.send(outgoing, self._patience.token_seconds)
-        except (NotSent, Lost) as error:
-            raise self._unreachable(what, str(error)) from None
+            sent = await self._send(outgoing, self._patience.token_seconds, what, "token")
+        except Lost as lost:
+            raise self._unreachable(what, str(lost)) from None
+        reply = _without(self._key_pair, sent) if b"access_token" in sent.body else self.without_secrets(sent)
+        token = self._token_of(reply, what, asked_at)
+        self._tokens.append(token.text)
+        return token
+
+    def _token_of(self, reply: Reply, what: str, asked_at: float) -> _Token:
         if reply.status in {400, 401}:
             refusal = error_of(reply, what)
             if isinstance(refusal, (Unauthorized, BadRequest)):
@@ -232,7 +269,7 @@ class Session:
             raise Unavailable(f"{what}: the access_token is no token.")
         if str(answer.get("token_type", "Bearer")).lower() != "bearer":
             raise Forbidden(f"{what}: the token is no Bearer token.")
-        life = whole_number(answer.get("expires_in", 3600), "expires_in", what)
+        life = _life_seconds(answer.get("expires_in"))
         return _Token(text, asked_at + max(life - RENEW_BEFORE_SECONDS, life * 0.9))
 
     def _unreachable(self, what: str, reason: str) -> Unavailable:
@@ -247,6 +284,28 @@ class Session:
             self._patience.longest_pause_seconds, self._patience.first_pause_seconds * 2 ** (tried - 1)
         )
         jitter = random.uniform(0.5, 1.0) * longest
-        if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
+        if error.retry_after_seconds is not None:
             return error.retry_after_seconds + jitter * 0.1
         return jitter
+
+
+def _without(secrets: Iterable[str], reply: Reply) -> Reply:
+    body = reply.body
+    for secret in secrets:
+        for spelling in _spellings(secret) if len(secret) >= SECRET_CHARACTERS else ():
+            body = body.replace(spelling.encode(), HIDDEN.encode())
+    return replace(reply, body=body)
+
+
+def _spellings(secret: str) -> list[str]:
+    """As it is, and as JSON may escape it; some escape the slash too."""
+    escaped = json.dumps(secret)[1:-1]
+    return [secret, escaped, secret.replace("/", "\\/"), escaped.replace("/", "\\/")]
+
+
+def _life_seconds(value: Any) -> float:
+    try:
+        life = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return DEFAULT_LIFE_SECONDS
+    return life if math.isfinite(life) and life > 0 else DEFAULT_LIFE_SECONDS

@@ -3,6 +3,7 @@
 A URL is checked here, before a credential can travel: https everywhere, plain http to this machine only.
 """
 
+import base64
 import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -84,6 +85,11 @@ class Endpoint:
     def location(self) -> str:
         """The zone's URL; it never holds a credential."""
         return f"{self.url}/v2/zone/{quote(self.zone_id, safe='')}"
+
+    @property
+    def key_pair(self) -> str:
+        """As HTTP Basic carries it; a secret."""
+        return base64.b64encode(f"{self.client_id}:{self.client_secret.get_secret_value()}".encode()).decode()
 
     @property
     def is_encrypted(self) -> bool:

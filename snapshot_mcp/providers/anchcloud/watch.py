@@ -113,7 +113,7 @@ class Watch:
         if response.status_code == 200 and kind.startswith("text/event-stream"):
             return
         reply = Reply(response.status_code, response.headers, await _beginning(response))
-        error = self._session.without_secrets(error_of(reply, self._call.what))
+        error = error_of(self._session.without_secrets(reply), self._call.what)
         if isinstance(error, HOPELESS):
             raise error
         if response.status_code in {200, 204, 400, 404, 405, 406, 501} or isinstance(error, (NotFound, Unsupported)):
@@ -122,7 +122,10 @@ class Watch:
 
     async def _missed(self) -> list[Job]:
         """What changed while nobody listened; on the first connect only what other calls had seen unfinished."""
-        unfinished = await self._list_unfinished()
+        try:
+            unfinished = await self._list_unfinished()
+        except (Forbidden, Unsupported):
+            unfinished = ()
         self._heard_at = time.monotonic()
         listed = {job.job_id for job in unfinished}
         missed: list[Job] = []

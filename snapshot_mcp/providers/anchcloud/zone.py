@@ -34,13 +34,15 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.providers.anchcloud import lookup
+from snapshot_mcp.providers.anchcloud.asked import NotAsked, resources_page, snapshots_page
 from snapshot_mcp.providers.anchcloud.calls import Call, Calls
 from snapshot_mcp.providers.anchcloud.lookup import Change, Picture
 from snapshot_mcp.providers.anchcloud.memory import JobMemory
 from snapshot_mcp.providers.anchcloud.replies import (
     Lost,
+    NoRoute,
     Reply,
     decoded,
     error_of,
@@ -125,7 +127,7 @@ class AnchCloudZone:
         call = self._calls.list_snapshots(query)
         answer = await self._session.read(call)
         items = parsed_list(Snapshot, member(answer, "snapshots", call.what), call.what)
-        return Page(items, whole_number(member(answer, "total_count", call.what), "total_count", call.what))
+        return snapshots_page(query, items, _total_count(answer, call), call.what)
 
     async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
         return await self._list_resources("volumes", Volume, query)
@@ -140,7 +142,7 @@ class AnchCloudZone:
         call = self._calls.list_resources(kind, query)
         answer = await self._session.read(call)
         items = parsed_list(model, member(answer, kind, call.what), call.what)
-        return Page(items, whole_number(member(answer, "total_count", call.what), "total_count", call.what))
+        return resources_page(query, items, _total_count(answer, call), call.what)
 
     async def list_quota_left(self) -> tuple[Quota, ...]:
         call = self._calls.list_quota_left()
@@ -152,11 +154,21 @@ class AnchCloudZone:
                 raise NotFound(f"No job {clean_text(job_id)!r} any more.", hint="Look at what it made or changed.")
             return found
         call = self._calls.get_job(job_id)
-        return self._memory.see(parsed(Job, await self._session.read(call), call.what))
+        job = parsed(Job, await self._session.read(call), call.what)
+        if job.job_id != job_id:
+            raise Unavailable(f"{call.what}: the zone answered job {quoted(job.job_id)}.")
+        return self._memory.see(job)
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
+        """Raises Unsupported where the provider has no such list."""
         call = self._calls.list_unfinished_jobs()
-        jobs = parsed_list(Job, await self._session.read(call), call.what)
+        try:
+            answer = await self._session.read(call)
+        except (NotFound, NoRoute, Unsupported) as error:
+            raise Unsupported(
+                f"{error.message} The zone does not list its jobs.", hint="Ask for a job by its id."
+            ) from None
+        jobs = parsed_list(Job, answer, call.what)
         for job in jobs:
             self._memory.see(job)
         return jobs
@@ -202,10 +214,10 @@ class AnchCloudZone:
         """The answer is empty; a lost one is settled by reading the snapshot."""
         call = self._calls.update_snapshot(snapshot_id, update)
         try:
-            reply = await self._session.change(call)
+            reply = await self._sent(call)
             if is_error(reply):
                 if is_definite(reply):
-                    raise self._session.without_secrets(error_of(reply, call.what))
+                    raise error_of(reply, call.what)
                 raise Lost(f"the answer was {reply.status}")
             if reply.body.strip():
                 self._decoded(reply, call, Answer)
@@ -233,21 +245,25 @@ class AnchCloudZone:
         """Look, send once, and look again if the answer was lost."""
         before = await self._picture_before(change)
         try:
-            reply = await self._session.change(call)
-            job = self._job_of(reply, call)
+            job = self._job_of(await self._sent(call), call)
         except Lost as lost:
             logger.info("%s: the answer was lost (%s), looking it up", call.what, lost)
             job = await self._looked_up(call, change, before, str(lost))
-        except Unavailable as error:  # no connection, or no token: `Lost` is all that may have arrived
-            error.message = f"{error.message} {NOT_STARTED}"
-            raise
         self._memory.claim([job.job_id, *(job.resource_ids if change.is_making else ())])
         return self._memory.see(job)
+
+    async def _sent(self, call: Call) -> Reply:
+        """Return a change's reply. Raises Lost; every other error means that nothing was sent, and says so."""
+        try:
+            return await self._session.change(call)
+        except ZoneError as error:
+            error.message = f"{error.message} {NOT_STARTED}"
+            raise
 
     def _job_of(self, reply: Reply, call: Call) -> Job:
         """Return the Job of a change's answer. Raises the zone's refusal, or Lost for what proves nothing."""
         if is_error(reply):
-            error = self._session.without_secrets(error_of(reply, call.what))
+            error = error_of(reply, call.what)
             if is_definite(reply):
                 raise error
             raise Lost(clean_text(error.message.removeprefix(f"{call.what}: "), 200))
@@ -264,7 +280,7 @@ class AnchCloudZone:
         """Look before the leap. None where we may not look; an outage already now means that nothing is sent."""
         try:
             return await self._picture(change)
-        except (Forbidden, NotFound, Unsupported, BadRequest) as error:
+        except (Forbidden, NotFound, Unsupported, BadRequest, NotAsked) as error:
             logger.info("The zone %r cannot be looked at before a change: %s", self._zone, error)
             return None
         except ZoneError as error:
@@ -282,11 +298,18 @@ class AnchCloudZone:
                 errors.append(error)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(note, "jobs", self.list_unfinished_jobs)
+            tasks.start_soon(note, "jobs", self._jobs_if_listed)
             tasks.start_soon(note, "items", partial(self._items, change))
         if errors:
             raise errors[0]
         return Picture({job.job_id: job for job in results["jobs"]}, results["items"])
+
+    async def _jobs_if_listed(self) -> tuple[Job, ...]:
+        """Without the list, what a change makes or moves must be the evidence."""
+        try:
+            return await self.list_unfinished_jobs()
+        except Unsupported:
+            return ()
 
     async def _items(self, change: Change) -> dict[str, lookup.Item]:
         if (query := change.snapshots_to_look_at) is not None:
@@ -316,3 +339,7 @@ class AnchCloudZone:
                     await anyio.sleep(pause)
                     pause = min(pause * 2, self._patience.longest_pause_seconds)
         raise lookup.unknown(change, call.what, reason, unclear)
+
+
+def _total_count(answer: object, call: Call) -> int:
+    return whole_number(member(answer, "total_count", call.what), "total_count", call.what)

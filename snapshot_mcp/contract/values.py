@@ -1,0 +1,115 @@
+"""Single values as they travel, and as providers really write them: pure.
+
+Read widely, written in one form. An unset value is null, `""`, or left out; times have fractions, zones and the zeros of
+databases; numbers come as text, sizes with a fraction; statuses in capitals. What is no value of its kind is left to pydantic.
+"""
+
+import math
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from snapshot_mcp.contract.states import JobStatus, SnapshotStatus, SnapshotType, TransitionStatus
+
+MAX_COUNT = 1 << 62
+"""Beyond every size and number of things; what is larger is nonsense that no arithmetic should meet."""
+
+
+def format_time(moment: datetime | None) -> str:
+    """Return `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+
+
+def parse_time(value: object) -> object:
+    """Read a time as providers write it; what is no time at all is left to pydantic to refuse.
+
+    The zeros of databases and languages (`0000-00-00`, the year 1), and what lies beyond the calendar in UTC, are unset.
+    """
+    if isinstance(value, str):
+        if value == "" or value.startswith("0000-"):
+            return None
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+    if isinstance(value, datetime):
+        try:
+            value = value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+        except OverflowError:
+            return None
+        return value if value.year > 1 else None
+    return value
+
+
+def _is_unset(value: object) -> bool:
+    """The contract's own unset value is `""`, of times; providers write it, or null, for everything else too."""
+    return value is None or value == ""
+
+
+def unset_as(default: object) -> BeforeValidator:
+    """Read an unset value as `default`."""
+    return BeforeValidator(lambda value: default if _is_unset(value) else value)
+
+
+def _parse_count(value: object) -> object:
+    """Rounded up as sizes are; less than nothing says nothing."""
+    if _is_unset(value):
+        return 0
+    if isinstance(value, float) and math.isfinite(value):
+        value = math.ceil(value)
+    return max(0, value) if isinstance(value, int) else value
+
+
+def _parse_code(value: object) -> object:
+    """Providers number their errors, too."""
+    return str(value) if isinstance(value, int) else "" if value is None else value
+
+
+def parse_job_error(value: object) -> object:
+    """Read a bare text as the message of an error."""
+    if _is_unset(value):
+        return None
+    return {"message": value} if isinstance(value, str) else value
+
+
+def _in_any_case(statuses: type[StrEnum]) -> BeforeValidator:
+    """Read a status that is known but for upper and lower case; an unknown one is kept as it came."""
+    known = {str(status) for status in statuses}
+
+    def read(value: object) -> object:
+        if value is None:
+            return ""
+        return value.lower() if isinstance(value, str) and value.lower() in known else value
+
+    return BeforeValidator(read)
+
+
+def _parse_snapshot_type(value: object) -> object:
+    """Both spellings, and digits as text; an unknown one is kept as it came."""
+    if _is_unset(value):
+        return SnapshotType.INCREMENTAL
+    if isinstance(value, str):
+        name = value.upper().removeprefix("IS_")
+        if name in SnapshotType.__members__:
+            return SnapshotType[name]
+        if value in {"0", "1"}:
+            return SnapshotType(int(value))
+    if isinstance(value, int) and value in {0, 1}:
+        return SnapshotType(value)
+    return value
+
+
+WireTime = Annotated[
+    datetime | None, BeforeValidator(parse_time), PlainSerializer(format_time, return_type=str, when_used="json")
+]
+WireText = Annotated[str, unset_as("")]
+WireFlag = Annotated[int, unset_as(0)]
+WireCount = Annotated[int, BeforeValidator(_parse_count), Field(le=MAX_COUNT)]
+Bytes = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+WireCode = Annotated[str, BeforeValidator(_parse_code)]
+WireSnapshotType = Annotated[SnapshotType | int | str, BeforeValidator(_parse_snapshot_type)]
+WireSnapshotStatus = Annotated[str, _in_any_case(SnapshotStatus)]
+WireTransitionStatus = Annotated[str, _in_any_case(TransitionStatus)]
+WireJobStatus = Annotated[str, _in_any_case(JobStatus)]

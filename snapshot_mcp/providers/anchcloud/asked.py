@@ -1,0 +1,98 @@
+"""Whether a list answers what was asked for: pure.
+
+A provider may pass over a filter, a limit or an offset. Who counts on a filter would then take one disk's restore points for
+another's: as copies that remain when its own go. So what was not asked for is never passed on. A list that is there as a whole
+is filtered here; of a part of one nothing can be said.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.contract.models import Page, Resource, ResourceFilter, Snapshot, SnapshotFilter
+from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
+from snapshot_mcp.contract.text import quoted
+
+Item = TypeVar("Item")
+Listed = TypeVar("Listed", bound=Resource)
+
+
+class NotAsked(Unavailable):
+    """The zone does not keep a filter, and does not answer enough to keep it here."""
+
+
+def snapshots_page(query: SnapshotFilter, items: Sequence[Snapshot], total_count: int, what: str) -> Page[Snapshot]:
+    """Return the page of `query`. Raises NotAsked."""
+    asks_for_gone = bool(query.status or query.snapshots)
+
+    def fits(one: Snapshot) -> bool:
+        if query.resource_id and not one.resource.resource_id:
+            raise _not_asked(one.snapshot_id, what)  # of which disk it is stays unknown
+        is_there = asks_for_gone or one.status not in GONE_SNAPSHOT_STATUSES
+        return is_there and _has_word(query.search_word, one.snapshot_id, one.snapshot_name)
+
+    return _page(query, items, total_count, lambda one: _is_other_snapshot(query, one), fits, what)
+
+
+def resources_page(query: ResourceFilter, items: Sequence[Listed], total_count: int, what: str) -> Page[Listed]:
+    """Return the page of `query`. Raises NotAsked."""
+
+    def is_other(one: Listed) -> bool:
+        return _is_other(query.ids, _id_of(one)) or _is_other(query.status, one.status)
+
+    def fits(one: Listed) -> bool:
+        return _has_word(query.search_word, _id_of(one), getattr(one, "name", ""))
+
+    return _page(query, items, total_count, is_other, fits, what)
+
+
+def _page(
+    query: SnapshotFilter | ResourceFilter,
+    items: Sequence[Item],
+    total_count: int,
+    is_other: Callable[[Item], bool],
+    fits: Callable[[Item], bool],
+    what: str,
+) -> Page[Item]:
+    """`is_other`: it shows that it was not asked for. `fits`: the rest of the filter, where the zone has kept none of it."""
+    strangers = [one for one in items if is_other(one)]
+    is_whole = len(items) >= total_count
+    if strangers:
+        if not is_whole:
+            raise _not_asked(_id_of(strangers[0]), what)
+        items = [one for one in items if not is_other(one) and fits(one)]
+        total_count = len(items)
+    is_offset_kept = not strangers and (not is_whole or not query.offset)
+    start = 0 if is_offset_kept else query.offset
+    return Page(tuple(items[start : start + query.limit]), total_count)
+
+
+def _is_other_snapshot(query: SnapshotFilter, one: Snapshot) -> bool:
+    chains = (one.root_id, one.snapshot_id) if one.root_id else ()
+    types = (one.snapshot_type,) if "snapshot_type" in one.model_fields_set else ()
+    return (
+        _is_other(query.snapshots, one.snapshot_id)
+        or bool(query.root_id and chains and query.root_id not in chains)
+        or bool(query.resource_id and one.resource.resource_id not in {"", query.resource_id})
+        or bool(query.snapshot_type is not None and types and query.snapshot_type not in types)
+        or _is_other(query.status, one.status)
+    )
+
+
+def _is_other(wanted: Sequence[str], value: str) -> bool:
+    return bool(wanted) and value.casefold() not in {one.casefold() for one in wanted}
+
+
+def _has_word(word: str, *places: str) -> bool:
+    return any(word.casefold() in place.casefold() for place in places)
+
+
+def _id_of(item: object) -> str:
+    return item.snapshot_id if isinstance(item, Snapshot) else str(getattr(item, "id", ""))
+
+
+def _not_asked(item_id: str, what: str) -> NotAsked:
+    return NotAsked(
+        f"{what}: the zone answered {quoted(item_id)}, which was not asked for: it does not keep the filter.",
+        hint="Its lists cannot be relied on for this.",
+    )

@@ -1,0 +1,16 @@
+"""The benchmark of waits runs both ways and loses none; its figures are for people (house_style.md: never a timed test)."""
+
+import pytest
+
+from tests.benchmarks.bench_waits import run
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("way", ["local", "rest"])
+async def test_every_wait_is_told_over_one_stream(way: str) -> None:
+    """design.md: "one stream or one poller upstream"."""
+    found = await run(way, 12, 0.2)
+    assert found["streams"] == 1
+    assert found["single reads"] + found["lists"] < 30
+    assert found["p50 ms"] <= found["p99 ms"] <= found["max ms"]
