@@ -257,6 +257,8 @@ def test_a_page_that_keeps_the_filter_is_passed_on_as_it_came() -> None:
     query = SnapshotFilter(resource_id="vol-a", root_id="ss-1", snapshot_type=SnapshotType.FULL, offset=20)
     found = snapshots_page(query, bare, 22, "Listing")
     assert (list(found.items), found.total_count) == (bare, 22)
+    counted_by_page = snapshots_page(query, bare, 2, "Listing")
+    assert list(counted_by_page.items) == bare, "what is there is not hidden because the count makes no sense"
     volumes = [Volume(volume_id=f"vol-{number}", volume_name="x", status="in-use") for number in range(3)]
     query_of = ResourceFilter(search_word="y", limit=2)
     assert [one.id for one in resources_page(query_of, volumes, 30, "Listing").items] == ["vol-0", "vol-1"]

@@ -57,13 +57,13 @@ def _page(
     """`is_other`: it shows that it was not asked for. `fits`: the rest of the filter, where the zone has kept none of it."""
     strangers = [one for one in items if is_other(one)]
     is_whole = len(items) >= total_count
+    is_cut_here = bool(strangers) or (is_whole and len(items) > query.limit)
     if strangers:
         if not is_whole:
             raise _not_asked(_id_of(strangers[0]), what)
         items = [one for one in items if not is_other(one) and fits(one)]
         total_count = len(items)
-    is_offset_kept = not strangers and (not is_whole or not query.offset)
-    start = 0 if is_offset_kept else query.offset
+    start = query.offset if is_cut_here else 0
     return Page(tuple(items[start : start + query.limit]), total_count)
 
 
