@@ -230,7 +230,7 @@ def test_a_person_answers_the_tour_and_closes_the_terminal(tmp_path: Path) -> No
     os.close(person)
     process.send_signal(signal.SIGHUP)  # as the kernel does to a terminal's own session
     assert process.wait(30) != 0
-    assert b"Type roll back or keep." in shown
+    assert b"Type keep or roll back." in shown
     assert b"Compare it with the original" in shown
     assert list(tmp_path.iterdir()) == []
 
