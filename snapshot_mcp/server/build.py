@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheHint
@@ -50,18 +51,19 @@ def build_instructions(zones: Zones, *, read_only: bool = False) -> str:
     return "\n".join(lines)
 
 
-def build_tools(*, read_only: bool = False) -> list[Tool]:
+@cache  # a tool holds no state: the servers of one process share it
+def build_tools(*, read_only: bool = False) -> tuple[Tool, ...]:
     """Return the twelve tools; of a read-only server only those that look."""
-    tools = [
+    tools = (
         build_tool(looking.list_snapshots, "List snapshots", READ),
         build_tool(looking.list_resources, "List disks, machines and images", READ),
         build_tool(looking.show_chain, "Show the tree of restore points", READ),
         build_tool(waiting.wait_for_job, "Wait for jobs", READ),
         build_tool(waiting.list_jobs, "List unfinished jobs", READ),
-    ]
+    )
     if read_only:
         return tools
-    return [
+    return (
         *tools,
         build_tool(changing.create_snapshots, "Back up", WRITE),
         build_tool(changing.export_to_volume, "Restore to a new volume", WRITE),
@@ -70,7 +72,7 @@ def build_tools(*, read_only: bool = False) -> list[Tool]:
         build_tool(changing.recover_snapshots, "Bring deleted snapshots back", WRITE),
         build_tool(guarded.rollback_to_snapshots, "Roll back", DESTROY),
         build_tool(guarded.delete_snapshot, "Delete a snapshot", DESTROY),
-    ]
+    )
 
 
 def build_server(
@@ -99,7 +101,7 @@ def build_server(
         title="Volume snapshots",
         version=__version__,
         instructions=build_instructions(zones, read_only=read_only),
-        tools=build_tools(read_only=read_only),
+        tools=list(build_tools(read_only=read_only)),
         lifespan=lifespan,
         middleware=[_tell_unknown_prompt(names := set[str]()), announcer.listening],
         subscriptions=bus,
