@@ -186,7 +186,7 @@ async def measure_zone(zone: LocalZone, volume_id: str, image: Path, figures: Fi
 async def measure(folder: Path, size_bytes: int, rounds: int, peers: Sequence[Peer]) -> dict[str, float]:
     """Median seconds, and MiB of what is stored after scattered writes."""
     figures = Figures()
-    image = folder / "disk.img"
+    image, peers_image = folder / "disk.img", folder / "peers-disk.img"
     make_disk(image, size_bytes)
     zone = LocalZone(folder / "zone", recovery_seconds=0)
     volume = await zone.add_resource(image)
@@ -194,11 +194,10 @@ async def measure(folder: Path, size_bytes: int, rounds: int, peers: Sequence[Pe
         os.sync()
         figures.time("limit", lambda: limit(image))
         await measure_zone(zone, volume.id, image, figures)
+        for peer in peers:  # in the same round, so that what else the machine does falls on all of them
+            make_disk(peers_image, size_bytes)
+            peer.measure(folder, peers_image, figures)
     await zone.aclose()
-    for peer in peers:
-        for _ in range(rounds):
-            make_disk(image, size_bytes)
-            peer.measure(folder, image, figures)
     return figures.medians()
 
 
