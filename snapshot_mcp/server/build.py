@@ -6,11 +6,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheHint
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import MCPServer, RequestStateSecurity
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.exceptions import MCPError
-from mcp.types import INVALID_PARAMS, Completion, CompletionArgument, CompletionContext
+from mcp.types import INVALID_PARAMS, Completion, CompletionArgument, CompletionContext, ToolAnnotations
 from pydantic import AnyHttpUrl
 
 from snapshot_mcp import __version__
@@ -39,6 +39,10 @@ the host or outside of it; you cannot answer for them. needs_approval: show it, 
 - An error says what to do next. After a lost answer look (list_jobs, list_snapshots) before you repeat a change."""
 
 
+ROUND_SECONDS = 15 * 60.0
+"""A person may take so long to answer a question that is put in rounds: as long as the guard keeps it open."""
+
+
 def build_instructions(zones: Zones, *, read_only: bool = False) -> str:
     """Return how a model is to work here, with the zones where there are several."""
     lines = [INSTRUCTIONS]
@@ -51,28 +55,31 @@ def build_instructions(zones: Zones, *, read_only: bool = False) -> str:
     return "\n".join(lines)
 
 
+TOOLS: tuple[tuple[Callable[..., Any], str, ToolAnnotations], ...] = (
+    (looking.list_snapshots, "List snapshots", READ),
+    (looking.list_resources, "List disks, machines and images", READ),
+    (looking.show_chain, "Show the tree of restore points", READ),
+    (waiting.wait_for_job, "Wait for jobs", READ),
+    (waiting.list_jobs, "List unfinished jobs", READ),
+    (changing.create_snapshots, "Back up", WRITE),
+    (changing.export_to_volume, "Restore to a new volume", WRITE),
+    (changing.export_to_image, "Export to an image", WRITE),
+    (changing.rename_snapshot, "Rename a snapshot", WRITE_AGAIN),
+    (changing.recover_snapshots, "Bring deleted snapshots back", WRITE),
+    (guarded.rollback_to_snapshots, "Roll back", DESTROY),
+    (guarded.delete_snapshot, "Delete a snapshot", DESTROY),
+)
+"""Function, title and hints of the twelve, the five that only look first."""
+
+
 @cache  # a tool holds no state: the servers of one process share it
 def build_tools(*, read_only: bool = False) -> tuple[Tool, ...]:
     """Return the twelve tools; of a read-only server only those that look."""
-    tools = (
-        build_tool(looking.list_snapshots, "List snapshots", READ),
-        build_tool(looking.list_resources, "List disks, machines and images", READ),
-        build_tool(looking.show_chain, "Show the tree of restore points", READ),
-        build_tool(waiting.wait_for_job, "Wait for jobs", READ),
-        build_tool(waiting.list_jobs, "List unfinished jobs", READ),
-    )
-    if read_only:
-        return tools
-    return (
-        *tools,
-        build_tool(changing.create_snapshots, "Back up", WRITE),
-        build_tool(changing.export_to_volume, "Restore to a new volume", WRITE),
-        build_tool(changing.export_to_image, "Export to an image", WRITE),
-        build_tool(changing.rename_snapshot, "Rename a snapshot", WRITE_AGAIN),
-        build_tool(changing.recover_snapshots, "Bring deleted snapshots back", WRITE),
-        build_tool(guarded.rollback_to_snapshots, "Roll back", DESTROY),
-        build_tool(guarded.delete_snapshot, "Delete a snapshot", DESTROY),
-    )
+    return tuple(build_tool(*one) for one in TOOLS if one[2] is READ or not read_only)
+
+
+def _missing_tools(*, read_only: bool) -> frozenset[str]:
+    return frozenset(function.__name__ for function, _, hints in TOOLS if read_only and hints is not READ)
 
 
 def build_server(
@@ -105,13 +112,14 @@ def build_server(
         lifespan=lifespan,
         middleware=[_tell_unknown_prompt(names := set[str]()), announcer.listening],
         subscriptions=bus,
+        request_state_security=RequestStateSecurity.ephemeral(ttl=ROUND_SECONDS),
         cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
         log_level="WARNING",
         **_authentication(tokens := Callers(callers), url) if callers else {},
     )
     if callers:
         add_approvals(server, tokens, face.guard)
-    for prompt in load_prompts():
+    for prompt in load_prompts(without=_missing_tools(read_only=read_only)):
         server.add_prompt(prompt)
         names.add(prompt.name)
     add_resources(server)

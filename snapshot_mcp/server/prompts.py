@@ -16,7 +16,7 @@ required has a `default`. The files stand beside the package in a wheel and abov
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,10 +62,12 @@ class FilePrompt(Prompt):
         return await super().render(given, context)
 
 
-def load_prompts() -> Iterator[Prompt]:
-    """Yield a prompt for each file, by name."""
+def load_prompts(*, without: Collection[str] = ()) -> Iterator[Prompt]:
+    """Yield a prompt for each file, by name, but for those that speak of a tool which is not there."""
     for path in sorted(prompts_folder().glob("*.md")):
-        yield build_prompt(parse_prompt(path.read_text(encoding="utf-8"), path.name))
+        file = parse_prompt(path.read_text(encoding="utf-8"), path.name)
+        if not any(f"`{tool}`" in file.body for tool in without):
+            yield build_prompt(file)
 
 
 def prompts_folder() -> Path:

@@ -1,5 +1,6 @@
 """The guarded tools through a real client, in both eras: who is asked, and what each answer leads to (issue 2, "Must show" 5)."""
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -261,6 +262,26 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
                 statuses.append("error" if result.is_error else result.structured_content["status"])
     assert statuses[0] == "started"
     assert statuses[1] != "started"
+
+
+@pytest.mark.anyio
+async def test_an_answer_after_eleven_minutes_still_counts(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question is open for a quarter of an hour, also where it is put in rounds: people get up for a coffee."""
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=Person()) as client:
+        _, second = await two_snapshots(client, "web")
+        arguments = {"snapshot_id": second}
+        asked: Any = await client.session.call_tool("delete_snapshot", arguments, allow_input_required=True)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 11 * 60)
+        result: Any = await client.session.call_tool(
+            "delete_snapshot",
+            arguments,
+            allow_input_required=True,
+            input_responses={"consent": ElicitResult(action="accept", content={"answer": "delete"})},
+            request_state=asked.request_state,
+        )
+        assert result.structured_content["status"] == "started"
 
 
 @pytest.mark.anyio

@@ -108,6 +108,8 @@ async def test_a_read_only_server_has_only_the_tools_that_look(make_lab: Any) ->
     names = {tool.name for tool in await listed(lab, "auto")}
     assert names == {name for name, (_, kind) in TOOLS.items() if kind == "read"}
     async with lab.connect() as client:
+        prompts = {prompt.name for prompt in (await client.list_prompts()).prompts}
+        assert prompts == {"review_backups"}, "the others speak of tools that are not there"
         result = await client.call_tool("create_snapshots", {"resource_ids": ["x"], "name": "y"})
     assert result.is_error
     assert "Unknown tool" in text_of(result)
