@@ -96,6 +96,16 @@ async def test_what_is_no_disk_image_is_not_registered(
     assert str(path) in str(refusal.value)
 
 
+async def test_a_file_of_the_zone_itself_is_no_disk(local_zone: LocalZone, tmp_path: Path) -> None:
+    """A roll-back of such a "disk" would overwrite the snapshots."""
+    disk = (await local_zone.add_resource(make_image(tmp_path / "disk.img"), "db")).id
+    await back_up(local_zone, disk)
+    (stored,) = (local_zone.folder / "snapshots").iterdir()
+    for path in (stored, local_zone.folder / "catalogue.sqlite"):
+        with pytest.raises(BadRequest, match="is the zone's own, no disk"):
+            await local_zone.add_resource(path)
+
+
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
 async def test_one_file_is_registered_once(
     link: Callable[[Path, Path], None] | None, local_zone: LocalZone, tmp_path: Path

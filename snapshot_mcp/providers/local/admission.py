@@ -60,6 +60,7 @@ def new_id(prefix: str) -> str:
 def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType) -> Row:
     """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6)."""
     real = image_path(path)
+    _refuse_own(catalogue, real)
     name = checked_name(name or real.name)
     inode = _inode(real)
     with catalogue.transaction() as db:
@@ -74,6 +75,15 @@ def register(catalogue: Catalogue, path: Path, name: str, resource_type: Resourc
         row = catalogue.resource(resource_id)
     assert row is not None
     return row
+
+
+def _refuse_own(catalogue: Catalogue, real: Path) -> None:
+    """A roll-back would overwrite what the zone itself stands on; only what it exported is a disk."""
+    folder = catalogue.folder.resolve()
+    if real.is_relative_to(folder) and real.parent not in {folder / "volumes", folder / "images"}:
+        raise BadRequest(
+            f"The file {clean_text(real, 400)!r} is the zone's own, no disk.", hint="Give the path of a raw disk image."
+        )
 
 
 def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str, name: str, path: Path) -> None:
