@@ -248,7 +248,7 @@ class GuardedCalls:
         that ends after this look would make it untrue."""
         begun = await in_thread(self._approvals.jobs_on, plan.disks)
         if begun:
-            for job in await act.zone.provider.list_unfinished_jobs():
+            for job in await act.zone.list_unfinished_jobs(begun):
                 if job.job_id in begun:
                     raise ResourceBusy(
                         f"Job {clean_text(job.job_id)}, which a person agreed to before, still changes the same disk.",

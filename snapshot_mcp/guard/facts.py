@@ -5,9 +5,18 @@ snapshot that slipped through would be a loss that nobody was told of.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, Unavailable
+from snapshot_mcp.contract.errors import (
+    BadRequest,
+    Forbidden,
+    NotFound,
+    NotUsable,
+    ResourceBusy,
+    Unavailable,
+    Unsupported,
+)
 from snapshot_mcp.contract.models import (
     MAX_LIMIT,
     Instance,
@@ -19,8 +28,8 @@ from snapshot_mcp.contract.models import (
     first_repeated,
 )
 from snapshot_mcp.contract.provider import Feature, Provider
-from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType
-from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType, SnapshotStatus
+from snapshot_mcp.contract.text import clean_text, quoted
 
 PASSES = 4
 """How often a list that moves while it is read is begun anew; a zone where one backup a second ends needs no more."""
@@ -58,8 +67,13 @@ class RollbackFacts:
 
 
 async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str) -> DeletionFacts:
-    """Read what a deletion of `snapshot_id` touches. Raises: NotFound, NotUsable for one that is already gone."""
+    """Read what a deletion of `snapshot_id` touches.
+
+    Raises: NotFound, NotUsable for one that is already gone, ResourceBusy for one that is still being made.
+    """
     snapshot = (await _get_snapshots(provider, zone, [snapshot_id]))[0]
+    if snapshot.status == SnapshotStatus.PENDING:
+        await _refuse_in_the_making(provider, snapshot)
     disk = await _disk_of(provider, zone, snapshot)
     resource_id = disk.resource_id
     root_id = snapshot.snapshot_id if snapshot.is_full else snapshot.root_id
@@ -80,6 +94,18 @@ async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str)
         restore_points=tuple(_named(one, disk) for one in found.values()),
         recovery_seconds=_recovery_seconds(provider, snapshot),
     )
+
+
+async def _refuse_in_the_making(provider: Provider, snapshot: Snapshot) -> None:
+    """A person is not asked about what has no content yet; where the zone lists no jobs, it is the zone that refuses."""
+    with suppress(Unsupported, Forbidden):
+        for job in await provider.list_unfinished_jobs():
+            if snapshot.snapshot_id in job.resource_ids:
+                raise ResourceBusy(
+                    f"Snapshot {quoted(snapshot.snapshot_id)} is still being made, by job {clean_text(job.job_id)}.",
+                    hint="Nothing was deleted. Wait for the job with wait_for_job.",
+                    job_id=job.job_id,
+                )
 
 
 def _named(one: Snapshot, disk: SnapshotResource) -> Snapshot:

@@ -103,7 +103,10 @@ class SafetySnapshot:
             raise
         except ZoneError as error:
             await in_thread(self._approvals.drop_safety, approval.id, error.code)
-            error.hint = f"{error.hint} The roll-back was not started: its safety snapshot could not be taken.".strip()
+            error.hint = (
+                f"{error.hint} The roll-back was not started, because its safety snapshot could not be taken. The approval is"
+                " kept; repeat the same call once the cause is gone."
+            ).strip()
             raise
         return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
 
@@ -113,7 +116,7 @@ class SafetySnapshot:
         ids = {one.snapshot_id for one in found if one.status not in GONE_SNAPSHOT_STATUSES}
         if not ids:
             return None
-        for job in await self._zone.provider.list_unfinished_jobs():
+        for job in await self._zone.list_unfinished_jobs():
             if ids & set(job.resource_ids):
                 return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
         return await in_thread(self._approvals.start_safety, approval.id, "", tuple(sorted(ids)))

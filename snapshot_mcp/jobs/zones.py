@@ -1,7 +1,7 @@
 """The zones by name. A zone's provider is built when it is first asked for, so that naming the zones costs nothing."""
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -9,7 +9,8 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
-from snapshot_mcp.contract.errors import UnknownZone, ZoneError
+from snapshot_mcp.contract.errors import Forbidden, NotFound, UnknownZone, Unsupported, ZoneError
+from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.jobs.watcher import JobWatcher
@@ -23,6 +24,17 @@ class Zone:
     provider: Provider
     watcher: JobWatcher
     is_production: bool = False
+
+    async def list_unfinished_jobs(self, known: Iterable[str] = ()) -> tuple[Job, ...]:
+        """Return the jobs that have not ended; where the zone does not list them (to us), those of `known` that have not."""
+        try:
+            return await self.provider.list_unfinished_jobs()
+        except (Unsupported, Forbidden):
+            found = []
+            for job_id in known:
+                with suppress(NotFound):
+                    found.append(await self.provider.get_job(job_id))
+            return tuple(job for job in found if not job.is_finished)
 
 
 class Zones:

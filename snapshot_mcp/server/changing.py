@@ -195,7 +195,7 @@ async def _answer_existing(zone: Zone, existing: Sequence[Snapshot]) -> CallTool
     job = None
     if is_unfinished:
         wanted = {one.snapshot_id for one in existing} | resource_ids
-        jobs = await zone.provider.list_unfinished_jobs()
+        jobs = await zone.list_unfinished_jobs()
         job = next((one for one in jobs if one.action == JobAction.CREATE and wanted & set(one.resource_ids)), None)
     moment = min((one.snapshot_time or one.create_time for one in existing), key=format_time)
     made_at = format_time(moment)

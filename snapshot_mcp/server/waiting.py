@@ -67,6 +67,10 @@ async def wait_for_job(
     )
     if running:
         hint = f"Still running: call wait_for_job again for {', '.join(clean_text(one.job_id) for one in running)}."
+        if strange := sorted({quoted(one.status) for one in running if one.status not in set(JobStatus)}):
+            hint += (
+                f" What the status {', '.join(strange)} means is not known: see with list_snapshots what came of it."
+            )
     elif failed:
         hint = "Tell the reason as it is. Do not repeat it before its cause is gone."
     else:

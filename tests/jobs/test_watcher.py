@@ -8,7 +8,7 @@ import anyio.lowlevel
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
-from snapshot_mcp.contract.errors import NotFound, Unavailable, UnknownZone
+from snapshot_mcp.contract.errors import NotFound, Unavailable, UnknownZone, Unsupported
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.jobs import Zones
@@ -35,6 +35,7 @@ class JobsOnly:
         self.open_streams: list[MemoryObjectSendStream[Job]] = []
         self.is_reachable = True
         self.is_closed = False
+        self.has_list = True
         self.has_subscriber = anyio.Event()
         self.was_read = anyio.Event()
 
@@ -59,6 +60,8 @@ class JobsOnly:
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         self.lists += 1
+        if not self.has_list:
+            raise Unsupported("There is no list.")
         await anyio.lowlevel.checkpoint()
         self.was_read.set()
         self._reach()
@@ -329,3 +332,16 @@ async def test_waits_that_are_given_up_leave_nothing_open() -> None:
             assert job.is_successful
             assert len(model.open_streams) <= 1
         assert model.open_streams == []
+
+
+@pytest.mark.anyio
+async def test_without_a_list_the_known_jobs_are_asked_for_one_by_one() -> None:
+    model = JobsOnly()
+    model.set("runs", "working")
+    model.set("ended", "successful")
+    async with Zones({"model": lambda: cast(Provider, model)}) as zones:
+        zone = zones.get()
+        listed = await zone.list_unfinished_jobs()
+        model.has_list = False
+        asked = await zone.list_unfinished_jobs(["ended", "forgotten", "runs"])
+    assert [job.job_id for job in listed] == [job.job_id for job in asked] == ["runs"]

@@ -1,10 +1,12 @@
 """What a model reads when a provider says no, or nonsense: permission, absence, throttling and outage told apart (issue 3)."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
 import pytest
 
+from snapshot_mcp.contract.models import format_time
 from tests.anchcloud.test_strange_answers import row
 from tests.faulty_proxy import Decision, Fault, Seen
 from tests.rest_face import KEY_PAIR
@@ -75,12 +77,48 @@ async def test_only_what_is_done_is_called_done(remote: Callable[[str], Lab], mo
                 "GET job/": answer({"job_id": "j", "status": status, "extra": {"progress": {"done": 10**400}}})
             }
             assert await wait() == (False, outcome)
+        zone.answers = {"GET job/": answer({"job_id": "j", "status": "done with failure"})}
+        result = await client.call_tool("wait_for_job", {"job_ids": ["j"], "timeout_seconds": 0})
+        assert "What the status “done with failure” means is not known" in text_of(result)
         zone.answers = {"GET job/": answer({"job_id": "other", "status": "successful"})}
         assert (await wait())[0]
         zone.answers = {"GET job/": error(404, "X", "no")}
         is_error, text = await wait()
         assert is_error
         assert "not found" in text
+
+
+@pytest.mark.anyio
+async def test_nobody_is_asked_to_delete_what_is_still_being_made(remote: Callable[[str], Lab], mode: str) -> None:
+    job = {"job_id": "j-1", "action": "CreateSnapshots", "status": "working", "resource_ids": ["ss-1"]}
+    async with strange_zone() as (zone, _), remote(zone.proxy.url).connect(mode) as client:
+        zone.answers = {
+            "GET volume_snapshots": snapshots(row("ss-1", status="pending", transition_status="creating")),
+            "GET unfinished_jobs": answer([job]),
+        }
+        result = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
+        assert result.is_error
+        assert "“ss-1” is still being made, by job j-1. Nothing was deleted." in text_of(result)
+        zone.answers["GET unfinished_jobs"] = answer([])  # left pending by a create that is over: a person may decide
+        opened = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
+        assert data_of(opened)["status"] == "needs_approval"
+
+
+@pytest.mark.anyio
+async def test_a_backup_in_the_making_is_told_where_a_zone_lists_no_jobs(
+    remote: Callable[[str], Lab], mode: str
+) -> None:
+    made = row("ss-1", snapshot_name="nightly", status="pending", create_time=format_time(datetime.now(UTC)))
+    async with strange_zone() as (zone, _), remote(zone.proxy.url).connect(mode) as client:
+        zone.answers = {
+            "GET volumes": answer({"volumes": [{"volume_id": "vol-a", "volume_name": "a"}], "total_count": 1}),
+            "GET volume_snapshots": snapshots(made),
+            "GET unfinished_jobs": error(404, "X", "no"),
+        }
+        result = await client.call_tool("create_snapshots", {"resource_ids": ["vol-a"], "name": "nightly"})
+        assert data_of(result)["status"] == "exists"
+        assert "is being made already" in text_of(result)
+        assert not [seen for seen, _ in zone.proxy.seen if seen.method == "POST" and not seen.is_token]
 
 
 @pytest.mark.anyio
