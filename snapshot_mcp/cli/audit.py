@@ -9,7 +9,9 @@ from typing import Any
 from snapshot_mcp.contract.text import clean_text
 
 SHOWN = 50
-TIME_CHARACTERS = len("2026-11-23 18:07:39")
+DAY, SECOND = len("2026-11-23"), len("2026-11-23T18:07:39")
+"""Of a time as the record writes it: where the day ends, and the second."""
+LABELS = {"door": "through the", "job_id": "job", "snapshot_ids": "snapshots", "in_a_row": "wrong ones in a row:"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,20 +55,20 @@ def _draw(records: list[dict[str, Any]], *, hidden: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("#", justify="right", style="dim")
-    table.add_column("time (UTC)", no_wrap=True)
-    table.add_column("event", no_wrap=True)
-    table.add_column("approval", no_wrap=True)
-    table.add_column("what", overflow="fold")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right", style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    day = ""
     for record in records:
+        at = str(record.get("at", ""))
+        if at[:DAY] != day:
+            day = at[:DAY]
+            table.add_row("", Text(day, "bold"), Text("UTC", "dim"), "")
         event = clean_text(record.get("event", ""))
         table.add_row(
-            str(record.get("sequence", "")),
-            str(record.get("at", ""))[:TIME_CHARACTERS].replace("T", " "),
-            Text(event, style=_style(event)),
-            clean_text(record.get("approval", "")),
-            Text(_details(record)),
+            str(record.get("sequence", "")), at[DAY + 1 : SECOND], Text(event, _style(event)), Text(_details(record))
         )
     console = Console(highlight=False)
     if hidden:
@@ -75,17 +77,22 @@ def _draw(records: list[dict[str, Any]], *, hidden: int) -> None:
 
 
 def _details(record: dict[str, Any]) -> str:
-    """What the event is about, in one line: the act, who, and what is particular to it."""
+    """What the event is about, in one line: the act, what is particular to it, under which approval, and who."""
     parts = []
     if record.get("operation"):
         arguments = record.get("arguments", {})
         ids = arguments.get("snapshot_ids") or [arguments.get("snapshot_id", "")]
         parts.append(f"{record['operation']} {', '.join(map(str, ids))} in {record.get('zone', '')}")
-    for key in ("answer", "door", "by", "rule", "reason", "job_id", "snapshot_ids", "in_a_row", "principal", "client"):
-        value = record.get(key)
-        if value and not (key == "by" and value == record.get("principal")):
+    for key in ("answer", "door", "rule", "reason", "name", "job_id", "snapshot_ids", "in_a_row", "approval"):
+        if value := record.get(key):
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            parts.append(f"{key.replace('_', ' ')}: {shown}")
+            parts.append(f"{LABELS.get(key, key)} {shown}")
+    principal = record.get("principal", "")
+    if (by := record.get("by")) and by != principal:
+        parts.append(f"decided by {by}")
+    if principal:
+        client = f" ({record['client']})" if record.get("client") else ""
+        parts.append(f"asked by {principal}{client}")
     return clean_text("; ".join(parts), 400)
 
 

@@ -224,7 +224,7 @@ def test_several_processes_write_one_chain(tmp_path: Path) -> None:
 
 def test_the_commands_read_well_and_fail_on_tampering(home: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SNAPSHOT_MCP_")}
-    environment |= {"SNAPSHOT_MCP_HOME": str(home), "COLUMNS": "140"}
+    environment |= {"SNAPSHOT_MCP_HOME": str(home), "COLUMNS": "80"}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "snapshot_mcp", "audit", *words]
@@ -233,7 +233,14 @@ def test_the_commands_read_well_and_fail_on_tampering(home: Path) -> None:
     shown = run()
     assert shown.returncode == 0
     assert "delete ss-4 in local" in shown.stdout
-    assert len([json.loads(line) for line in run("--json").stdout.splitlines()]) == 10
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    records = [json.loads(line) for line in run("--json").stdout.splitlines()]
+    assert len(records) == 10
+    days = sorted({record["at"][:10] for record in records})
+    assert [line.split()[0] for line in lines if line.strip().endswith("UTC")] == days, (
+        "each day once, above its records"
+    )
     assert run("verify").stdout == "All 10 records are whole and in order.\n"
     tamper(home, "DELETE FROM audit WHERE sequence = 10")
     broken = run("verify")
