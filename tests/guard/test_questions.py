@@ -19,7 +19,7 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.guard import Policy, Protect
 from tests.guard.conftest import Bench, Person, agrees, nobody
-from tests.guard.test_attacks import DISK_BYTES, Victim, scribble, status_of
+from tests.guard.test_attacks import DISK_BYTES, Victim, says, scribble, status_of
 from tests.guard.test_attacks import victim as victim
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +81,28 @@ async def test_a_person_is_asked_once_while_backups_run_all_the_time(victim: Vic
         await client.call_tool("recover_snapshots", {"snapshot_ids": [safety]})
     assert len(questions) == 2
     assert taken >= 8
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_keep_is_no_though_another_conversation_has_used_the_question_up(victim: Victim, mode: str) -> None:
+    """README: after “keep” nobody is asked the same again for ten minutes; here the yes was carried out meanwhile."""
+    victim.siege.mode = mode
+    arguments = {"snapshot_ids": [victim.full]}
+    asked: list[str] = []
+
+    async def person(context: Any, params: Any) -> ElicitResult:
+        asked.append(params.message)
+        if len(asked) == 1:
+            async with victim.siege.connect(says({"answer": "roll back"})) as other:
+                assert status_of(await other.call_tool("rollback_to_snapshots", arguments))[0] == "started"
+            await victim.settle()
+        return ElicitResult(action="accept", content={"answer": "keep"})
+
+    async with victim.siege.connect(person) as client:
+        for _ in range(2):
+            assert status_of(await client.call_tool("rollback_to_snapshots", arguments))[0] == "declined"
+    assert len(asked) == 1
+    assert await victim.acts() == 1
 
 
 def without_resources(bench: Bench) -> None:
