@@ -348,6 +348,24 @@ async def test_a_clock_that_jumps_ahead_frees_nothing_before_its_time(
         assert delete.purge(catalogue) == [gone]
 
 
+def test_a_system_that_does_not_name_its_runs_goes_by_the_clock(
+    zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox may hide the name, and nothing could be deleted there any more."""
+    monkeypatch.setattr(local_platform, "_BOOT_ID", tmp_path / "absent")
+    with Catalogue(zone_folder) as catalogue:
+        disk = admission.register(catalogue, make_image(tmp_path / "disk.img", MIB), "", ResourceType.VOLUME)
+        admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())
+        run_worker(zone_folder, 0)
+        (snapshot,) = catalogue.rows("SELECT * FROM snapshots")
+        admission.delete(catalogue, snapshot["snapshot_id"], admission.Rules())
+        run_worker(zone_folder, 0)
+        assert [row["status"] for row in catalogue.rows("SELECT status FROM snapshots")] == ["deleted"]
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
+        assert delete.purge(catalogue) == [snapshot["snapshot_id"]]
+
+
 def end_worker(folder: Path) -> None:
     """SIGKILL the worker that this test's zone started, and wait until the kernel has its lock back."""
     if pid := worker_pid(folder):
