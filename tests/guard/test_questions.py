@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mcp.types import ElicitResult
 
-from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
+from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy, WrongResourceType, ZoneError
 from snapshot_mcp.contract.models import (
     AttachedInstance,
     Instance,
@@ -125,6 +125,27 @@ async def test_a_target_that_the_zone_leaves_out_is_found_by_its_disks(bench: Be
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert outcome.status == "started"
     assert any("“pg-data”" in line for line in outcome.plan)
+
+
+@pytest.mark.parametrize("refusal", [BadRequest, NotFound, WrongResourceType])
+async def test_a_target_is_found_where_the_zone_refuses_to_list_for_what_is_no_disk(
+    bench: Bench, refusal: type[ZoneError]
+) -> None:
+    """Such a zone looks at the filter; that it does not is what the question is for."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    without_resources(bench)
+    stripped = bench.provider.list_snapshots
+
+    async def of_disks_only(query: SnapshotFilter) -> Page[Any]:
+        if query.resource_id.startswith("ss-"):
+            raise refusal(f"There is no resource {query.resource_id}.")
+        page: Page[Any] = await stripped(query)
+        return page
+
+    bench.provider.list_snapshots = of_disks_only
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    assert outcome.status == "started"
 
 
 async def test_a_target_that_stays_unknown_is_refused(bench: Bench) -> None:
