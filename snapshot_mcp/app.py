@@ -51,7 +51,7 @@ def build_guard(settings: Settings) -> Guard:
                 f"The operator's settings cannot be used any more ({error.message}), so their rules are unknown.",
                 hint="Nothing was done. The operator of this server has to correct them.",
             ) from None
-        is_human = zone in now.production_zones
+        is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
     return Guard(settings.home, settings.guard, rules=rules)

@@ -168,7 +168,11 @@ class Settings(_Table):
     @property
     def production_zones(self) -> frozenset[str]:
         """Those that are marked so, under every name that leads to the same place."""
-        marked = {self._place(name) for name, zone in self.zones.items() if zone.production}
+        return self.production_zones_by(self)
+
+    def production_zones_by(self, now: "Settings") -> frozenset[str]:
+        """Those of these settings that the operator marks `now`, whatever they are called there."""
+        marked = {now._place(name) for name, zone in now.zones.items() if zone.production}
         return frozenset(name for name in self.zones if self._place(name) in marked)
 
     def _place(self, name: str) -> tuple[str, str]:

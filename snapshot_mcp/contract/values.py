@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus, SnapshotType, TransitionStatus
 
@@ -54,12 +54,14 @@ def unset_as(default: object) -> BeforeValidator:
 
 
 def _parse_count(value: object) -> object:
-    """Rounded up as sizes are; less than nothing says nothing."""
+    """Rounded up as sizes are."""
     if _is_unset(value):
         return 0
-    if isinstance(value, float) and math.isfinite(value):
-        value = math.ceil(value)
-    return max(0, value) if isinstance(value, int) else value
+    return math.ceil(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _at_least_nothing(count: int) -> int:
+    return max(0, count)
 
 
 def _parse_code(value: object) -> object:
@@ -106,7 +108,8 @@ WireTime = Annotated[
 ]
 WireText = Annotated[str, unset_as("")]
 WireFlag = Annotated[int, unset_as(0)]
-WireCount = Annotated[int, BeforeValidator(_parse_count), Field(le=MAX_COUNT)]
+WireCount = Annotated[int, BeforeValidator(_parse_count), Field(le=MAX_COUNT), AfterValidator(_at_least_nothing)]
+"""Less than nothing says nothing, as a number and as text."""
 Bytes = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 WireCode = Annotated[str, BeforeValidator(_parse_code)]
 WireSnapshotType = Annotated[SnapshotType | int | str, BeforeValidator(_parse_snapshot_type)]

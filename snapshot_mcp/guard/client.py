@@ -54,8 +54,9 @@ class Client(Protocol):
     """The caller of one guarded call. `principal` is "local" on stdio, the token's client id over HTTP.
 
     `name` and `version` are the client's own words, cleaned, for the audit. `ask` and `open_url` may leave by an exception of
-    the server's own (a round that ends with a question); nothing is held open while they wait. `said_no`: in an earlier round
-    of this very call a person has answered `KEEP`. `seconds_left`: how long the call may still take before its host gives it up.
+    the server's own (a round that ends with a question); nothing is held open while they wait. `said_no`: a person has
+    answered `KEEP` to this very call, now or in an earlier round. `seconds_left`: how long the call may still take before
+    its host gives it up.
     """
 
     @property

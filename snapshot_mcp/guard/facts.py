@@ -16,6 +16,7 @@ from snapshot_mcp.contract.errors import (
     ResourceBusy,
     Unavailable,
     Unsupported,
+    WrongResourceType,
 )
 from snapshot_mcp.contract.models import (
     MAX_LIMIT,
@@ -234,7 +235,7 @@ async def _find_resource(provider: Provider, zone: str, snapshot: Snapshot) -> t
     A zone that does not look at the filter would claim it for the first: it does so for what is no resource at all, too.
     """
     resource_id = snapshot.resource.resource_id
-    if not resource_id and await _is_of(provider, snapshot, snapshot.snapshot_id):
+    if not resource_id and await _is_of_anything(provider, snapshot):
         raise NotUsable(
             f"Which disk snapshot {snapshot.snapshot_id} is of is unknown: zone {zone} says the same of every id.",
             hint="Nothing was changed. export_to_volume restores it into a new volume.",
@@ -263,6 +264,14 @@ async def _find_resource(provider: Provider, zone: str, snapshot: Snapshot) -> t
 async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bool:
     page = await provider.list_snapshots(SnapshotFilter(resource_id=resource_id, snapshots=(snapshot.snapshot_id,)))
     return any(one.snapshot_id == snapshot.snapshot_id for one in page.items)
+
+
+async def _is_of_anything(provider: Provider, snapshot: Snapshot) -> bool:
+    """Whether the zone claims the snapshot for what is no resource; one that refuses to look for that does not."""
+    try:
+        return await _is_of(provider, snapshot, snapshot.snapshot_id)
+    except (BadRequest, NotFound, WrongResourceType):
+        return False
 
 
 async def _running_host(provider: Provider, resource: Volume | Instance) -> str:

@@ -12,7 +12,7 @@ from snapshot_mcp.guard.register import Register, Rows, new_id
 from snapshot_mcp.guard.states import Door, State
 
 QUESTION_SECONDS = 15 * 60.0
-"""So long an answer may take; the SDK's own rounds end after 10 minutes."""
+"""So long an answer may take. An older host gives its call up much sooner."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 next. Pure. A refusal says who can do something about it and never how to get round it.
 """
 
-from datetime import UTC, datetime
 from typing import Literal
 
 from snapshot_mcp.contract.models import Job
@@ -100,6 +99,6 @@ def pending(
 def kept(approval: Approval, now: Moment) -> str:
     """What became of the consent after a refusal."""
     expires_at = approval.expires_at
-    if expires_at is None or expires_at <= datetime.now(UTC) or not approval.is_alive(now):
+    if expires_at is None or not approval.is_alive(now):
         return "The approval's time is over; a repeated call asks anew."
     return f"The approval is kept until {expires_at:%H:%M} UTC; repeat the same call until then."

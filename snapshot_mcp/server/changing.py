@@ -183,7 +183,7 @@ async def _existing(zone: Zone, resource_ids: Sequence[str], name: str, *, is_fu
     for moment_of in (attrgetter("create_time"), attrgetter("snapshot_time")):
         for moment in dict.fromkeys(moment_of(one) for _, one in alike):
             found = {resource_id: one for resource_id, one in alike if moment_of(one) == moment}
-            if len(found) == len(resource_ids):
+            if moment and len(found) == len(resource_ids):
                 return [found[resource_id] for resource_id in resource_ids]
     return []
 

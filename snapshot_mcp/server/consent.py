@@ -49,6 +49,7 @@ class HostClient:
         self._is_modern = (ctx.protocol_version or "") >= ROUNDS_SINCE
         self._answers = _answers_of(ctx)
         self._deadline = anyio.current_time() + ASK_SECONDS
+        self._said_no = any(_answer(ElicitResult.model_validate(given)).is_no for given in self._answers.values())
 
     @property
     def principal(self) -> str:
@@ -67,7 +68,7 @@ class HostClient:
 
     @property
     def said_no(self) -> bool:
-        return any(_answer(ElicitResult.model_validate(given)).is_no for given in self._answers.values())
+        return self._said_no
 
     @property
     def seconds_left(self) -> float:
@@ -95,7 +96,9 @@ class HostClient:
                 )
             except MCPError:
                 return Answer("unanswered")
-            return _answer(result)
+            answer = _answer(result)
+            self._said_no |= answer.is_no
+            return answer
         return Answer("unanswered")
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:

@@ -222,7 +222,7 @@ def _missing_hint(query: SnapshotFilter, page: Page[Snapshot]) -> str:
     wanted = dict.fromkeys(query.snapshots)
     if len(page.items) < page.total_count:
         count = len(wanted) - page.total_count
-        return f"{count} of the {len(wanted)} ids do not match." if count > 0 else ""
+        return f"Without a match: {count} of the {len(wanted)} ids." if count > 0 else ""
     missing = list(wanted.keys() - {one.snapshot_id for one in page.items})
     if not missing:
         return ""
@@ -246,7 +246,7 @@ async def _hint(zone: Zone, page: Page[Snapshot], query: SnapshotFilter) -> str:
         gone = "" if query.status or query.snapshots else '; deleted ones show with status=["deleted"]'
         return f"The filter leaves none of {there}{gone}."
     if SnapshotStatus.DELETED not in query.status and (deleted := await _count(zone, status=(SnapshotStatus.DELETED,))):
-        return f'All are deleted: status=["deleted"] shows the {deleted} that recover_snapshots can bring back.'
+        return f'All are deleted: status=["deleted"] shows {deleted}; recover_snapshots may bring them back.'
     return "The zone has no snapshots yet. list_resources shows what can be backed up, create_snapshots does it."
 
 

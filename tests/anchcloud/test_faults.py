@@ -237,6 +237,7 @@ async def test_every_failure_is_an_error_of_the_tree(wire: Wire) -> None:
         Canned(200, b"[" * 100_000),
         Canned(200, b'{"snapshots": [{"snapshot_id": 5}], "total_count": 1, "job_id": 7}'),
         Canned(200, b'{"snapshots": {}, "total_count": "many", "job_id": null}'),
+        Canned(200, b'{"snapshots": [], "total_count": "' + b"9" * 5000 + b'", "job_id": 7}'),
         Canned(200, b'{"code": 1400, "message": "PermissionDenied, access not allowed"}'),
         Canned(204),
         Canned(301, b"", ("Location: http://127.0.0.1:1/",)),

@@ -231,7 +231,7 @@ async def test_a_list_that_never_ends_is_given_up() -> None:
         assert len(zone.proxy.seen) < 20
 
 
-ROWS = [Snapshot.model_validate(one) for one in TWO_DISKS]
+ROWS = [Snapshot.model_validate({**one, "tags": ["gold"] if one["root_id"] == "ss-b1" else []}) for one in TWO_DISKS]
 FILTERS = [
     ({"snapshots": ("ss-a2", "ss-b1")}, ["ss-a2", "ss-b1"]),
     ({"resource_id": "vol-b"}, ["ss-b1", "ss-b2"]),
@@ -240,6 +240,7 @@ FILTERS = [
     ({"status": ("deleted",)}, []),
     ({"status": ("AVAILABLE",)}, ["ss-a1", "ss-a2", "ss-b1", "ss-b2"]),
     ({"resource_id": "vol-a", "search_word": "A2"}, ["ss-a2"]),
+    ({"snapshots": ("ss-a1", "ss-b1"), "tags": ("silver", "gold")}, ["ss-b1"]),
     ({"resource_id": "vol-a", "offset": 1, "limit": 1}, ["ss-a2"]),
     ({"offset": 1, "limit": 2}, ["ss-a2", "ss-b1"]),
 ]

@@ -43,13 +43,13 @@ def test_times_are_read_and_written_in_utc(written: object, read: str) -> None:
     assert format_time(snapshot.create_time) == snapshot.to_wire()["create_time"] == read
 
 
-@pytest.mark.parametrize(("size", "read"), [("3", 3), (3.0, 3), (2.01, 3), (-1, 0), (True, 1)])
+@pytest.mark.parametrize(("size", "read"), [("3", 3), (3.0, 3), (2.01, 3), (-1, 0), (-1.5, 0), ("-1", 0), (True, 1)])
 def test_sizes_are_whole_and_rounded_up(size: object, read: int) -> None:
     """contract.md, "Sizes"."""
     assert Snapshot.model_validate({"snapshot_id": "ss-1", "size": size}).size == read
 
 
-@pytest.mark.parametrize("size", [10**30, 10**400, float("inf"), float("nan"), "many", [3]])
+@pytest.mark.parametrize("size", [10**30, 10**400, "9" * 5000, float("inf"), float("nan"), "many", [3]])
 def test_a_size_that_no_arithmetic_should_meet_does_not_fit(size: object) -> None:
     """Sums and units are computed from it: it must not break there."""
     for model, key in ((Snapshot, "snapshot_id"), (Volume, "volume_id")):

@@ -516,6 +516,21 @@ async def test_a_server_that_runs_since_before_the_operator_tightened_a_rule(
     assert len(tightened) == 1
 
 
+async def test_a_server_that_knows_its_zone_by_a_name_from_before_it_was_marked(siege: Siege, unharmed: None) -> None:
+    """The operator calls the zone `prod` now, and production; the server that runs still calls it `local`."""
+
+    async def agrees_too_late(context: Any, params: Any) -> ElicitResult:
+        config = siege.write()
+        (table,) = config.read_text(encoding="utf-8").split("[zones.twin]\n")[1:]
+        config.write_text(f"[zones.prod]\n{table}production = true\n", encoding="utf-8")
+        return ElicitResult(action="accept", content={"answer": "delete"})
+
+    async with siege.connect(agrees_too_late) as client:
+        await client.call_tool("delete_snapshot", {"snapshot_id": siege["tuesday"]})
+        again = await client.call_tool("delete_snapshot", {"snapshot_id": siege["tuesday"]})
+        assert status_of(again)[0] == "needs_approval"
+
+
 async def test_the_variables_of_a_host_cannot_loosen_a_rule(siege: Siege, unharmed: None) -> None:
     siege.rules = 'consent = "human"\ndeletions_per_hour = 0'
     loose = {"SNAPSHOT_MCP_CONSENT": "ask", "SNAPSHOT_MCP_DELETIONS_PER_HOUR": "1000"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mcp.types import ElicitResult
 
-from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
+from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy, WrongResourceType, ZoneError
 from snapshot_mcp.contract.models import (
     AttachedInstance,
     Instance,
@@ -19,7 +19,7 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.guard import Policy, Protect
 from tests.guard.conftest import Bench, Person, agrees, nobody
-from tests.guard.test_attacks import DISK_BYTES, Victim, scribble, status_of
+from tests.guard.test_attacks import DISK_BYTES, Victim, says, scribble, status_of
 from tests.guard.test_attacks import victim as victim
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +83,28 @@ async def test_a_person_is_asked_once_while_backups_run_all_the_time(victim: Vic
     assert taken >= 8
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_keep_is_no_though_another_conversation_has_used_the_question_up(victim: Victim, mode: str) -> None:
+    """README: after “keep” nobody is asked the same again for ten minutes; here the yes was carried out meanwhile."""
+    victim.siege.mode = mode
+    arguments = {"snapshot_ids": [victim.full]}
+    asked: list[str] = []
+
+    async def person(context: Any, params: Any) -> ElicitResult:
+        asked.append(params.message)
+        if len(asked) == 1:
+            async with victim.siege.connect(says({"answer": "roll back"})) as other:
+                assert status_of(await other.call_tool("rollback_to_snapshots", arguments))[0] == "started"
+            await victim.settle()
+        return ElicitResult(action="accept", content={"answer": "keep"})
+
+    async with victim.siege.connect(person) as client:
+        for _ in range(2):
+            assert status_of(await client.call_tool("rollback_to_snapshots", arguments))[0] == "declined"
+    assert len(asked) == 1
+    assert await victim.acts() == 1
+
+
 def without_resources(bench: Bench) -> None:
     """A provider that leaves `resource` out of its snapshots (contract.md, "Where the contract is silent")."""
     real = bench.provider._provider.list_snapshots
@@ -103,6 +125,27 @@ async def test_a_target_that_the_zone_leaves_out_is_found_by_its_disks(bench: Be
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert outcome.status == "started"
     assert any("“pg-data”" in line for line in outcome.plan)
+
+
+@pytest.mark.parametrize("refusal", [BadRequest, NotFound, WrongResourceType])
+async def test_a_target_is_found_where_the_zone_refuses_to_list_for_what_is_no_disk(
+    bench: Bench, refusal: type[ZoneError]
+) -> None:
+    """Such a zone looks at the filter; that it does not is what the question is for."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    without_resources(bench)
+    stripped = bench.provider.list_snapshots
+
+    async def of_disks_only(query: SnapshotFilter) -> Page[Any]:
+        if query.resource_id.startswith("ss-"):
+            raise refusal(f"There is no resource {query.resource_id}.")
+        page: Page[Any] = await stripped(query)
+        return page
+
+    bench.provider.list_snapshots = of_disks_only
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
+    assert outcome.status == "started"
 
 
 async def test_a_target_that_stays_unknown_is_refused(bench: Bench) -> None:

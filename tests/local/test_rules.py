@@ -323,10 +323,10 @@ async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, 
     await zone.aclose()
 
 
-async def test_a_clock_that_jumps_ahead_frees_nothing_before_its_time(
+async def test_a_clock_that_jumps_frees_nothing_before_its_time_and_keeps_nothing_beyond_it(
     local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """contract.md, "Deletion": two hours; a clock without a battery is decades ahead once it is set."""
+    """contract.md, "Deletion": two hours; a clock without a battery is decades ahead once it is set, a wrong one is set back."""
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
     kept, gone = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
     await succeed(local_zone, await local_zone.delete_snapshot(gone))
@@ -340,12 +340,32 @@ async def test_a_clock_that_jumps_ahead_frees_nothing_before_its_time(
 
     await succeed(local_zone, await local_zone.delete_snapshot(gone))
     monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
-    for since in (("after a restart", 5.0), (local_platform.running_since()[0], uptime + 3 * 3600)):
+    same_run = (local_platform.running_since()[0], uptime + 3 * 3600)
+    for since, ahead in ((("after a restart", 5.0), 3 * 3600), (same_run, 3 * 3600), (same_run, -10 * 365 * 86400)):
         monkeypatch.setattr(catalogue_module, "running_since", lambda since=since: since)
+        monkeypatch.setattr(time, "time", lambda ahead=ahead: clock() + ahead)
         with pytest.raises(NotUsable, match="is over"):
             await local_zone.recover_snapshots([gone])
     with Catalogue(local_zone.folder) as catalogue:
         assert delete.purge(catalogue) == [gone]
+
+
+def test_a_system_that_does_not_name_its_runs_goes_by_the_clock(
+    zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox may hide the name, and nothing could be deleted there any more."""
+    monkeypatch.setattr(local_platform, "_BOOT_ID", tmp_path / "absent")
+    with Catalogue(zone_folder) as catalogue:
+        disk = admission.register(catalogue, make_image(tmp_path / "disk.img", MIB), "", ResourceType.VOLUME)
+        admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())
+        run_worker(zone_folder, 0)
+        (snapshot,) = catalogue.rows("SELECT * FROM snapshots")
+        admission.delete(catalogue, snapshot["snapshot_id"], admission.Rules())
+        run_worker(zone_folder, 0)
+        assert [row["status"] for row in catalogue.rows("SELECT status FROM snapshots")] == ["deleted"]
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
+        assert delete.purge(catalogue) == [snapshot["snapshot_id"]]
 
 
 def end_worker(folder: Path) -> None:

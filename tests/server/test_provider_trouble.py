@@ -1,7 +1,7 @@
 """What a model reads when a provider says no, or nonsense: permission, absence, throttling and outage told apart (issue 3)."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs
 
 import pytest
@@ -154,3 +154,26 @@ async def test_a_list_that_repeats_itself_shows_each_restore_point_once(
             zone.answers["GET volume_snapshots"] = overlapping
             nodes = data_of(await client.call_tool("show_chain", {"resource_id": "vol-a"}))["nodes"]
             assert [node["snapshot_id"] for node in nodes] == ["ss-a1", "ss-a2"]
+
+
+@pytest.mark.anyio
+async def test_backups_of_single_disks_that_no_moment_joins_are_no_backup_of_all(
+    remote: Callable[[str], Lab], mode: str
+) -> None:
+    """contract.md, "Snapshot": an unset time is "", and `snapshot_time` is unset until the disk is captured."""
+    now = datetime.now(UTC)
+    made = {
+        disk: row(f"ss-{disk}", disk, snapshot_name="nightly", status="pending", create_time=format_time(now - ago))
+        for disk, ago in (("vol-a", timedelta(seconds=9)), ("vol-b", timedelta(seconds=5)))
+    }
+    disks = [{"volume_id": disk, "volume_name": disk, "size": 1, "status": "available"} for disk in made]
+    async with strange_zone() as (zone, _), remote(zone.proxy.url).connect(mode) as client:
+        zone.answers = {
+            "GET volumes": answer({"volumes": disks, "total_count": 2}),
+            "GET volume_snapshots": lambda seen: snapshots(
+                *(one for disk, one in made.items() if f"resource_id={disk}" in seen.target)
+            ),
+            "POST volume_snapshots": answer({"job_id": "j-1", "action": "CreateSnapshots", "status": "pending"}),
+        }
+        result = await client.call_tool("create_snapshots", {"resource_ids": list(made), "name": "nightly"})
+        assert data_of(result)["status"] == "submitted"

@@ -338,7 +338,7 @@ async def test_a_zone_whose_snapshots_are_all_deleted_is_not_called_new(lab: Lab
     await lab.delete(snapshot_id)
     async with lab.connect() as client:
         hint = data_of(await client.call_tool("list_snapshots", {}))["hint"]
-    assert 'status=["deleted"] shows the 1' in hint
+    assert 'status=["deleted"] shows 1;' in hint
 
 
 @pytest.mark.anyio

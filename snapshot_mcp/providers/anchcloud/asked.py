@@ -29,7 +29,8 @@ def snapshots_page(query: SnapshotFilter, items: Sequence[Snapshot], total_count
         if query.resource_id and not one.resource.resource_id:
             raise _not_asked(one.snapshot_id, what)  # of which disk it is stays unknown
         is_there = asks_for_gone or one.status not in GONE_SNAPSHOT_STATUSES
-        return is_there and _has_word(query.search_word, one.snapshot_id, one.snapshot_name)
+        is_tagged = not query.tags or not set(query.tags).isdisjoint(one.tags)
+        return is_there and is_tagged and _has_word(query.search_word, one.snapshot_id, one.snapshot_name)
 
     return _page(query, items, total_count, lambda one: _is_other_snapshot(query, one), fits, what)
 

@@ -305,6 +305,7 @@ def whole_number(value: object, key: str, what: str) -> int:
         isinstance(value, bool)
         or not isinstance(value, (int, str))
         or not str(value).isdecimal()
+        or len(str(value)) > len(str(MAX_COUNT))
         or int(value) > MAX_COUNT
     ):
         raise Unavailable(f"{what}: {key!r} is no number but {quoted(value)}.")

@@ -108,7 +108,7 @@ class Session:
             raise self._unreachable(call.what, str(lost)) from None
 
     async def change(self, call: Call) -> Reply:
-        """Send a change once and return its reply. Raises Lost; Unavailable where it cannot have arrived."""
+        """Send a change once and return its reply. Raises Lost; every other error means that it was not sent."""
         return await self._with_token(call, self._patience.change_seconds, token_tries=self._patience.read_tries)
 
     @asynccontextmanager

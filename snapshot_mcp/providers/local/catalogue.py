@@ -182,14 +182,15 @@ def now() -> int:
 
 
 def is_grace_over(deletion: Row) -> bool:
-    """Whether a deletion can no longer be recovered: by the clock, and in the same run of the system by its uptime too.
+    """Whether a deletion can no longer be recovered: in the same run of the system by its uptime, after that by the clock.
 
-    A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago.
+    A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago, and
+    one that is set back must not keep it for years.
     """
     boot, uptime = running_since()
-    grace = deletion["purge_at"] - deletion["deleted_at"]
-    is_over_here = deletion["boot"] != boot or not boot or uptime - deletion["uptime"] >= grace
-    return bool(deletion["purge_at"] <= now() and is_over_here)
+    if boot and boot == deletion["boot"]:
+        return bool(uptime - deletion["uptime"] >= deletion["purge_at"] - deletion["deleted_at"])
+    return bool(deletion["purge_at"] <= now())
 
 
 def moment(seconds: int | None) -> datetime | None:

@@ -22,6 +22,7 @@ HAS_PUNCH_HOLE = IS_LINUX
 HAS_CLONE = IS_LINUX
 HAS_LEASE = IS_LINUX
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FICLONE: Final = 0x40049409
 _GET_FLAGS, _SET_FLAGS, _NO_COPY_ON_WRITE = 0x80086601, 0x40086602, 0x00800000
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
@@ -34,9 +35,11 @@ if IS_LINUX:
 
 def running_since() -> tuple[str, float]:
     """Which run of the system this is ("" where it has no name for that), and how many seconds old it is, sleep included."""
-    if not IS_LINUX:
+    try:
+        boot = _BOOT_ID.read_text("ascii").strip()
+    except OSError:  # another system, or a sandbox without it
         return "", 0.0
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def lift_file_limit() -> None:

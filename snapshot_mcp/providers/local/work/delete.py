@@ -74,14 +74,11 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
     without its file; what a crash left is swept by the next one. Returns the ids that ceased now.
     """
     with catalogue.transaction() as db:
-        due = catalogue.rows(
-            # what was deleted first lies below what was deleted later, whatever the clock said
-            "SELECT * FROM deletions WHERE state = 'deleted' AND purge_at <= ? ORDER BY rowid",
-            (1 << 62) if at_once else now(),
-        )
+        # what was deleted first lies below what was deleted later, whatever the clock said
+        deleted = catalogue.rows("SELECT * FROM deletions WHERE state = 'deleted' ORDER BY rowid")
         ceased: list[str] = []
         busy = {row["id"] for row in catalogue.rows("SELECT id FROM claims WHERE kind = 'resource'")}
-        for row in due:
+        for row in deleted:
             if not (at_once or is_grace_over(row)):
                 continue
             going = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ?", row["deletion_id"])
