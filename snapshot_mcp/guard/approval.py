@@ -114,6 +114,14 @@ class Approval:
         since, seconds = self._lifetime
         return self.state in OPEN and since.is_within(now, seconds)
 
+    def kept(self, now: Moment) -> str:
+        """What became of the consent after a refusal, in words."""
+        expires_at = self.expires_at
+        if expires_at is None or expires_at <= now.time or not self.is_alive(now):
+            return "The approval's time is over; a repeated call asks anew."
+        day = "" if expires_at.date() == now.time.date() else f"{expires_at:%Y-%m-%d} "
+        return f"The approval is kept until {day}{expires_at:%H:%M} UTC; repeat the same call until then."
+
     @property
     def _lifetime(self) -> tuple[Moment, float]:
         if self.state is State.GRANTED and self.decided:

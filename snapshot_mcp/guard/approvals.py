@@ -29,7 +29,7 @@ class SpendRefusal(StrEnum):
 
     NOT_GRANTED = "it is not granted any more"
     MOVED = "another approval for the same disk or snapshot was used meanwhile"
-    HELD = "another call is changing the same disk right now"
+    HELD = "another call is changing the same disk, or was cut off while it did"
     TOO_MANY = "too many deletions in the last hour"
 
 

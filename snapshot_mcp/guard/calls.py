@@ -113,6 +113,7 @@ class GuardedCalls:
     async def _run(self, act: Act, client: Client) -> GuardedOutcome:
         if (await self._rules(act.zone.name)).read_only:
             return await self._refused(act, Refusal("read_only", "this server only reads."))
+        over = ""
         while True:
             look = await act.look()
             if look.refusal:
@@ -121,8 +122,11 @@ class GuardedCalls:
             match found:
                 case Approval(state=State.DENIED):
                     return replies.declined(look.plan)
-                case Approval(state=State.SPENT) if self._is_being_spent(found) or await act.is_under_way(found):
-                    return replies.under_way(look.plan, found)
+                case Approval(state=State.SPENT) if found.id != over:
+                    if self._is_being_spent(found) or await act.is_under_way(found):
+                        return replies.under_way(look.plan, found)
+                    over = found.id  # what it did may have come after this look
+                    continue
                 case _ if client.said_no:
                     await in_thread(self._questions.refuse, act.call, look.plan)
                     return replies.declined(look.plan)
@@ -204,7 +208,7 @@ class GuardedCalls:
         try:
             return await act.start()
         except DEFINITE_REFUSALS as error:
-            await self._give_back(approval, error)
+            await self._give_back(act, approval, error)
             raise
         except BaseException as error:
             await in_thread(self._approvals.leave_unknown, approval.id, _reason(error))
@@ -219,10 +223,10 @@ class GuardedCalls:
                 look = await self._look_again(act, plan)
         except TimeoutError:
             slow = Unavailable("The zone took too long to say what would be lost now.", hint="Nothing was done.")
-            await self._give_back(approval, slow)
+            await self._give_back(act, approval, slow)
             raise slow from None
         except BaseException as error:
-            await self._give_back(approval, error)
+            await self._give_back(act, approval, error)
             raise
         if not _covers(act, approval, look):
             granted = await in_thread(self._approvals.give_back, approval.id, "the plan changed meanwhile")
@@ -237,11 +241,16 @@ class GuardedCalls:
             return replies.without_safety(plan, granted, lost, self._clock.read())
         return None
 
-    async def _give_back(self, approval: Approval, error: BaseException) -> None:
-        """Nothing was begun; an error that a caller reads says what became of the consent."""
+    async def _give_back(self, act: Act, approval: Approval, error: BaseException) -> None:
+        """Nothing was begun; an error that a caller reads says what became of the consent.
+
+        Whoever stops what was in the way may write to the disk meanwhile: the next try takes a safety snapshot of its own.
+        """
         granted = await in_thread(self._approvals.give_back, approval.id, _reason(error))
+        if act.safety is not None:
+            granted = await in_thread(self._approvals.drop_safety, approval.id, "the roll-back did not follow it")
         if isinstance(error, ZoneError):
-            error.hint = f"{error.hint} {replies.kept(granted, self._clock.read())}".strip()
+            error.hint = f"{error.hint} {granted.kept(self._clock.read())}".strip()
 
     async def _look_again(self, act: Act, plan: Plan) -> Look:
         """The plan once no other call can change these disks. What others have begun on them must be over first: a job
@@ -272,9 +281,8 @@ class GuardedCalls:
         if refusal is SpendRefusal.NOT_GRANTED and current.state is State.SPENT:
             return replies.under_way(plan, current)
         if refusal is SpendRefusal.HELD:
-            return replies.not_spent(
-                plan, approval, f"{refusal.value}. The approval is kept; repeat the call in a moment."
-            )
+            wait = "The approval is kept; repeat the call in a moment, in two minutes at the latest."
+            return replies.not_spent(plan, approval, f"{refusal.value}. {wait}")
         return replies.not_spent(plan, approval, f"the approval is {current.state} now.")
 
     async def _stale(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome | None:
@@ -287,7 +295,7 @@ class GuardedCalls:
             return await self._plan_changed(
                 act, approval, look.plan, "the operator asks for a stronger approval by now"
             )
-        return await self._plan_changed(act, approval, look.plan, "more would be lost now than was agreed to")
+        return await self._plan_changed(act, approval, look.plan, "what was agreed to is not what would be lost now")
 
     # Outcomes
 

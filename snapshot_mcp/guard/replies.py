@@ -67,7 +67,7 @@ def without_safety(plan: Plan, approval: Approval, safety: SafetyState, now: Mom
             " goes on under the same approval."
         )
     else:
-        message = f"Nothing was overwritten: {safety.problem} {kept(safety.approval or approval, now)}"
+        message = f"Nothing was overwritten: {safety.problem} {(safety.approval or approval).kept(now)}"
     return GuardedOutcome(
         "safety_running" if safety.is_running else "refused",
         message,
@@ -94,11 +94,3 @@ def pending(
         approval_link=link,
         approval_expires_at=approval.expires_at,
     )
-
-
-def kept(approval: Approval, now: Moment) -> str:
-    """What became of the consent after a refusal."""
-    expires_at = approval.expires_at
-    if expires_at is None or not approval.is_alive(now):
-        return "The approval's time is over; a repeated call asks anew."
-    return f"The approval is kept until {expires_at:%H:%M} UTC; repeat the same call until then."

@@ -23,8 +23,11 @@ from snapshot_mcp.jobs import Zone
 
 OnProgress = Callable[[tuple[Job, ...]], Awaitable[None]]
 
-FRESH_SECONDS = 15 * 60.0
-"""What is written after the safety snapshot has no way back, so the roll-back follows it soon or not at all."""
+FRESH_SECONDS = 30.0
+"""What is written after the safety snapshot has no way back, so the roll-back follows it at once or takes another: after a
+wait_for_job the call is repeated within seconds."""
+FRESH_WITHOUT_TIMES_SECONDS = 15 * 60.0
+"""…but where the zone does not say how long it took, a slow one must not be taken again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class SafetySnapshot:
             if started is None:
                 return SafetyState(is_running=True)
             approval = started
-        seconds = 0.0
+        seconds = FRESH_SECONDS
         made: set[str] = set()
         if approval.safety.job_id:
             try:
@@ -79,7 +82,9 @@ class SafetySnapshot:
                 why = clean_text(job.reason, MESSAGE_CHARACTERS) or "the zone gives no reason"
                 return await self._failed(approval, f"it failed ({why}).")
             if job.create_time and job.finished_time:
-                seconds = (job.finished_time - job.create_time).total_seconds()
+                seconds += max(0.0, (job.finished_time - job.create_time).total_seconds())
+            else:
+                seconds = FRESH_WITHOUT_TIMES_SECONDS
             made = set(job.resource_ids) - set(_resource_ids(approval))
         return await self._verified(approval, seconds, made)
 
@@ -102,10 +107,10 @@ class SafetySnapshot:
                 return adopted
             raise
         except ZoneError as error:
-            await in_thread(self._approvals.drop_safety, approval.id, error.code)
+            dropped = await in_thread(self._approvals.drop_safety, approval.id, error.code)
+            kept = dropped.kept(self._clock.read())
             error.hint = (
-                f"{error.hint} The roll-back was not started, because its safety snapshot could not be taken. The approval is"
-                " kept; repeat the same call once the cause is gone."
+                f"{error.hint} The roll-back was not started, because its safety snapshot could not be taken. {kept}"
             ).strip()
             raise
         return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
@@ -122,7 +127,7 @@ class SafetySnapshot:
         return await in_thread(self._approvals.start_safety, approval.id, "", tuple(sorted(ids)))
 
     async def _verified(self, approval: Approval, seconds: float, made: set[str]) -> SafetyState:
-        """Whether what was taken, in so many seconds, is a way back for every disk, and recent enough to be one.
+        """Whether what was taken is a way back for every disk, and was begun within so many seconds; else another is taken.
 
         The zone's clock may be wrong, so its times are taken for durations only; since when counts by ours.
 
@@ -141,8 +146,8 @@ class SafetySnapshot:
         if found_ids & older or not found_ids <= (set(approval.safety.snapshot_ids) or made or found_ids):
             return await self._failed(approval, "another snapshot bears its name.")
         begun = approval.safety.begun or approval.safety.claimed
-        if begun is None or not begun.is_within(self._clock.read(), max(0.0, seconds) + FRESH_SECONDS):
-            return await self._failed(approval, "it is too old by now to be a way back to the present content.")
+        if begun is None or not begun.is_within(self._clock.read(), seconds):
+            return await self._renewed(approval)
         ids = tuple(sorted(found_ids))
         if approval.safety.snapshot_ids != ids:
             approval = await in_thread(self._approvals.finish_safety, approval.id, ids)
@@ -151,6 +156,14 @@ class SafetySnapshot:
     async def _named(self, name: str) -> list[Snapshot]:
         page = await self._zone.provider.list_snapshots(SnapshotFilter(search_word=name, verbose=1, limit=MAX_LIMIT))
         return [one for one in page.items if one.snapshot_name == name]
+
+    async def _renewed(self, approval: Approval) -> SafetyState:
+        """What was written since is in none; it takes another one, an incremental mostly, if the approval still holds."""
+        problem = "it is too old by now to be a way back to the present content."
+        failed = await self._failed(approval, problem)
+        if failed.approval is None or not failed.approval.is_alive(self._clock.read()):
+            return failed
+        return await self.ensure(failed.approval)
 
     async def _failed(self, approval: Approval, problem: str) -> SafetyState:
         job_id = approval.safety.job_id

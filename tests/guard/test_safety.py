@@ -70,12 +70,55 @@ async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_proc
     assert first.safety_job_id
     assert bench.destroyed == []
     await bench.finish(first.safety_job_id)
-    bench.clock.turn(10 * 60)
+    bench.clock.turn(20)
     second = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
     assert (second.status, second.approval_id) == ("started", first.approval_id)
     assert second.safety_job_id == first.safety_job_id
     assert len(await safeties(bench)) == 1
     assert len(person.questions) == 1
+
+
+async def leads_back(bench: Bench, outcome: GuardedOutcome, disk: Any, present: bytes) -> bool:
+    """Whether the way back that a roll-back names leads to what the disk held."""
+    await bench.finish(outcome.job_id)
+    assert content(disk) != present
+    again = await bench.guard().rollback_to_snapshots(bench.zone, outcome.safety_snapshot_ids, Person([agrees]))
+    await bench.finish(again.job_id)
+    return content(disk) == present
+
+
+async def test_what_was_written_after_a_slow_safety_snapshot_has_a_way_back_too(bench: Bench) -> None:
+    """ "A safety snapshot of the present content is taken first": another one, under the same yes."""
+    disk, full = await prepared(bench)
+    person = Person([agrees])
+    first = await interrupted(bench, full, person)
+    await bench.finish(first.safety_job_id)
+    scribble(Path(disk.path or ""))
+    present = content(disk)
+    bench.clock.turn(10 * 60)
+    second = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert (second.status, second.approval_id) == ("started", first.approval_id)
+    assert len(person.questions) == 1
+    assert await leads_back(bench, second, disk, present)
+
+
+async def test_what_was_written_while_a_roll_back_was_held_up_has_a_way_back_too(bench: Bench) -> None:
+    """Whoever shuts down the machine that was in the way writes to its disk."""
+    disk, full = await prepared(bench)
+    person = Person([agrees])
+
+    async def in_the_way() -> None:
+        raise ResourceBusy("The disk is in use.", hint="Stop what uses it.")
+
+    bench.provider.on_change = in_the_way
+    with pytest.raises(ResourceBusy, match="The approval is kept until"):
+        await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    bench.provider.on_change = None
+    scribble(Path(disk.path or ""))
+    present = content(disk)
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+    assert (outcome.status, len(person.questions)) == ("started", 1)
+    assert await leads_back(bench, outcome, disk, present)
 
 
 async def test_a_host_that_is_about_to_give_up_is_not_kept_waiting_for_it(bench: Bench) -> None:
@@ -187,7 +230,8 @@ async def test_a_lost_answer_is_looked_up_and_not_repeated(bench: Bench) -> None
 
 
 async def test_what_a_killed_process_began_is_adopted(bench: Bench) -> None:
-    """Killed at any point, it goes on under the same approval; not before the dead one's claim is over."""
+    """Killed at any point, it goes on under the same approval; not before the dead one's claim is over, and then what was
+    begun is too old to be the way back to the present content, unless it is being taken still."""
     _, full = await prepared(bench)
     real = bench.provider._provider.create_snapshots
 
@@ -204,10 +248,12 @@ async def test_what_a_killed_process_began_is_adopted(bench: Bench) -> None:
     bench.provider.create_snapshots = real
     early = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
     assert (early.status, early.safety_job_id) == ("safety_running", "")
+    (begun,) = await safeties(bench)
     bench.clock.turn(3 * 60)
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
     assert outcome.status == "started"
-    assert len(await safeties(bench)) == 1
+    (newer,) = {one.snapshot_id for one in await safeties(bench)} - {begun.snapshot_id}
+    assert outcome.safety_snapshot_ids == (newer,)
 
 
 async def test_one_that_was_deleted_meanwhile_is_no_way_back(bench: Bench) -> None:

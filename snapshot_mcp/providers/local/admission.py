@@ -78,9 +78,10 @@ def register(catalogue: Catalogue, path: Path, name: str, resource_type: Resourc
 
 
 def _refuse_own(catalogue: Catalogue, real: Path) -> None:
-    """A roll-back would overwrite what the zone itself stands on; only what it exported is a disk."""
+    """A roll-back would overwrite what the zone itself stands on."""
     folder = catalogue.folder.resolve()
-    if real.is_relative_to(folder) and real.parent not in {folder / "volumes", folder / "images"}:
+    is_record = real.parent == folder and real.name.startswith(("catalogue.", "worker."))
+    if is_record or real.is_relative_to(folder / "snapshots"):
         raise BadRequest(
             f"The file {clean_text(real, 400)!r} is the zone's own, no disk.", hint="Give the path of a raw disk image."
         )
