@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from snapshot_mcp.contract.errors import (
     BadRequest,
+    Damaged,
     Forbidden,
     NotFound,
     NotUsable,
@@ -154,13 +155,31 @@ async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Seq
 
 async def _gather_target(provider: Provider, zone: str, snapshot: Snapshot) -> RollbackTarget:
     resource, resource_type = await _find_resource(provider, zone, snapshot)
+    points = await _points_of(provider, resource.id)
+    _refuse_damaged(snapshot, points)
     return RollbackTarget(
         snapshot=snapshot,
         resource=resource,
         resource_type=resource_type,
         host=await _running_host(provider, resource),
-        restore_points=await _points_of(provider, resource.id),
+        restore_points=points,
     )
+
+
+def _refuse_damaged(snapshot: Snapshot, points: Iterable[Snapshot]) -> None:
+    """Nobody is asked for what is known to fail. Raises: Damaged, naming which of the snapshots it stands on."""
+    by_id = {one.snapshot_id: one for one in points}
+    seen: set[str] = set()
+    one: Snapshot | None = snapshot
+    while one is not None and one.snapshot_id not in seen:
+        if one.is_damaged:
+            on = "" if one is snapshot else f" builds on {quoted(one.snapshot_id)}, which"
+            raise Damaged(
+                f"Snapshot {quoted(snapshot.snapshot_id)}{on} is known to be damaged, so it cannot be rolled back to.",
+                hint="Nothing was done. show_chain marks what is damaged; what neither is nor builds on it can be restored.",
+            )
+        seen.add(one.snapshot_id)
+        one = by_id.get(one.parent or "")
 
 
 async def _points_of(provider: Provider, resource_id: str) -> tuple[Snapshot, ...]:

@@ -162,7 +162,7 @@ def plan_deletion(facts: DeletionFacts, epochs: Mapping[str, int]) -> Plan:
     lost = [one for one in points if one.snapshot_id in going]
     good = good_ids(points)
     remaining = [one for one in points if one.snapshot_id in good - going]
-    newest = max(remaining, key=_order, default=None)
+    newest = next(reversed(_in_order(remaining)), None)
     loss = DeletionLoss(
         zone=facts.zone,
         location=facts.location,
@@ -202,7 +202,7 @@ def plan_rollback(facts: RollbackFacts, epochs: Mapping[str, int], *, safety_sna
         )
         for target in targets
     )
-    newest = max((one for target in targets for one in _good(target.restore_points)), key=_order, default=None)
+    newest = next(reversed(_in_order([one for target in targets for one in _good(target.restore_points)])), None)
     return Plan(
         loss=RollbackLoss(
             zone=facts.zone, location=facts.location, overwrites=overwrites, has_safety_snapshot=safety_snapshot
@@ -371,7 +371,3 @@ def _in_order(snapshots: list[Snapshot]) -> list[Snapshot]:
 
 def _time(one: Snapshot) -> datetime | None:
     return one.snapshot_time or one.create_time
-
-
-def _order(one: Snapshot) -> tuple[datetime, str]:
-    return _time(one) or _DAWN, one.snapshot_id

@@ -7,6 +7,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import Field
 
+from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.jobs import Zone
@@ -70,6 +71,9 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
         outcome = await call
     except AnswerNeeded as needed:
         return needed.result
+    except ResourceBusy as busy:
+        told = Guarded(zone=zone.name, status="refused", hint=str(busy)).with_text(f"Refused for now: {busy}")
+        return told.model_copy(update={"is_error": True})
     result = Guarded.of(outcome, zone.name, NEXT_STEPS["started" if outcome.job_id else outcome.status])
     if outcome.status == "started":
         return result.with_text(outcome.message)

@@ -353,3 +353,10 @@ def test_a_roll_back_of_many_disks_is_one_short_question() -> None:
         assert "1 running machine will restart: “db-1”." in lines
         assert "8 disks will change in size." in lines
         assert question.kind == ("word" if has_safety_snapshot else "typed_name")
+
+
+def test_the_newest_of_one_second_is_the_one_that_builds_on_the_other() -> None:
+    """Times have whole seconds; an id says nothing about age."""
+    chain = (snapshot(9, None), snapshot(5, 9), snapshot(7, 5), snapshot(8, 7))
+    points = tuple(one.model_copy(update={"snapshot_time": START, "create_time": START}) for one in chain)
+    assert deletion(points, target=8).rest.newest_good_id == "ss-0007"

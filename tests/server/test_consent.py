@@ -1,7 +1,9 @@
 """The guarded tools through a real client, in both eras: who is asked, and what each answer leads to (issue 2, "Must show" 5)."""
 
+import fcntl
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -262,6 +264,44 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
                 statuses.append("error" if result.is_error else result.structured_content["status"])
     assert statuses[0] == "started"
     assert statuses[1] != "started"
+
+
+@pytest.mark.anyio
+async def test_a_disk_in_use_is_refused_in_the_tools_own_shape(lab: Lab, mode: str) -> None:
+    """design.md: a guarded tool answers one model with `status`; a refusal for now is an error too, and keeps the consent."""
+    disk = await lab.add_disk("web")
+    async with lab.connect(mode, elicitation_callback=Person("roll back")) as client:
+        first, _ = await two_snapshots(client, "web")
+        with Path(disk.path or "").open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            result = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [first]})
+        assert result.is_error
+        assert result.structured_content["status"] == "refused"
+        assert "is in use" in text_of(result)
+        assert "The approval is kept until" in result.structured_content["hint"]
+        again = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [first]})
+        assert data_of(again)["status"] == "started"
+
+
+@pytest.mark.anyio
+async def test_nobody_is_asked_to_roll_back_to_what_is_damaged(lab: Lab, mode: str) -> None:
+    """A restore point is as good as all that it builds on."""
+    await lab.add_disk("web")
+    person = Person()
+    async with lab.connect(mode, elicitation_callback=person) as client:
+        full, child = await two_snapshots(client, "web")
+        path = lab.home / "zones" / "local" / "snapshots" / f"{full}.snap"
+        path.write_bytes(path.read_bytes()[:-40])
+        export = await client.call_tool("export_to_volume", {"snapshot_id": full, "volume_name": "copy"})
+        await client.call_tool("wait_for_job", {"job_ids": [data_of(export)["job_id"]]})
+        for snapshot_id, expected in (
+            (full, f"“{full}” is known"),
+            (child, f"“{child}” builds on “{full}”, which is known"),
+        ):
+            result = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [snapshot_id]})
+            assert result.is_error
+            assert f"{expected} to be damaged" in text_of(result)
+        assert person.questions == []
 
 
 @pytest.mark.anyio
