@@ -25,7 +25,7 @@ def parse_address(text: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise BadRequest(f"{text!r} is no HOST:PORT.", hint="For example 127.0.0.1:8000; port 0 takes a free one.")
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise BadRequest(
             f"{host!r} is not this machine's loopback interface.",
             hint="The server has no TLS, so it listens on 127.0.0.1 or [::1] only; reach it through a tunnel.",
@@ -52,7 +52,8 @@ async def serve_http(server: "MCPServer[Any]", host: str, port: int) -> None:
         await uvicorn.Server(config).serve(sockets=[listener])
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine's own name or address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

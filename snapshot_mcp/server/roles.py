@@ -9,6 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import AccessToken
@@ -17,7 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, Unauthorized, ZoneError
 from snapshot_mcp.contract.models import format_time
+from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.guard import Door
+from snapshot_mcp.server.http import is_loopback
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -76,6 +79,7 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
     def for_approvers(handle: Callable[[Request, Caller], Awaitable[Any]]) -> Handler:
         async def checked(request: Request) -> Response:
             try:
+                _refuse_foreign(request)
                 return JSONResponse(await handle(request, _approver(request, callers)), headers=HEADERS)
             except ZoneError as error:
                 body = {"code": error.code, "message": str(error)}
@@ -107,6 +111,15 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
     server.custom_route("/approvals/{approval_id}", methods=["POST"])(for_approvers(decide))
 
 
+def _refuse_foreign(request: Request) -> None:
+    """The server is this machine's alone; a name that another site made lead here, or a page of its, is refused."""
+    for header, value in (("Host", request.url.netloc), ("Origin", request.headers.get("origin"))):
+        host = urlsplit(value if header == "Origin" else f"//{value}").hostname if value is not None else LOCALHOST
+        if not is_loopback(host or ""):
+            raise Forbidden(f"The {header} {quoted(value)} is not allowed.")
+
+
+LOCALHOST = "localhost"
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
