@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _verify(verdict: Any) -> int:
     if verdict.problem:
-        print(f"The record was tampered with: {verdict.problem}.", file=sys.stderr)
+        print(f"The record does not verify: {verdict.problem.removesuffix('.')}.", file=sys.stderr)
         return 1
     note = f" ({verdict.note})" if verdict.note else ""
     print(f"All {verdict.records} records are whole and in order{note}.")

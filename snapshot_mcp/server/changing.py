@@ -51,13 +51,13 @@ async def create_snapshots(
     resources = await find_resources(place, resource_ids)
     ids = [one.id for one in resources]
     async with face.create_lock(place):
-        if existing := await _existing(place, ids, name, is_full=full):
-            return await _answer_existing(place, existing)
+        if existing := await _existing(place, ids, name):
+            return await _answer_existing(place, existing, wants_full=full)
         try:
             job = await place.provider.create_snapshots(ids, name, is_full=full)
         except ResourceBusy:
-            if existing := await _existing(place, ids, name, is_full=full):
-                return await _answer_existing(place, existing)
+            if existing := await _existing(place, ids, name):
+                return await _answer_existing(place, existing, wants_full=full)
             raise
     disks = ", ".join(f"{quoted(one.name)} ({clean_text(one.id)}, {format_bytes(one.byte_size)})" for one in resources)
     made = [one for one in job.resource_ids if one not in ids]
@@ -162,7 +162,7 @@ def _exported(zone: Zone, job: Job, snapshot: Snapshot, what: str) -> CallToolRe
     )
 
 
-async def _existing(zone: Zone, resource_ids: Sequence[str], name: str, *, is_full: bool) -> list[Snapshot]:
+async def _existing(zone: Zone, resource_ids: Sequence[str], name: str) -> list[Snapshot]:
     """The snapshots of one equal create of the last ten minutes, in the resources' order; [] if there was none.
 
     Backups of single disks that bear the same name are not a backup of all of them at one point in time.
@@ -172,7 +172,7 @@ async def _existing(zone: Zone, resource_ids: Sequence[str], name: str, *, is_fu
     for resource_id in resource_ids:
         query = SnapshotFilter(resource_id=resource_id, search_word=name, verbose=1)
         for one in (await all_snapshots(zone, query, 1000))[0]:
-            is_same = one.snapshot_name == name and (one.is_full or not is_full)
+            is_same = one.snapshot_name == name
             is_recent = one.create_time is not None and one.create_time >= since
             is_well = one.status in {SnapshotStatus.PENDING, SnapshotStatus.AVAILABLE} and one.transition_status in {
                 "",
@@ -188,7 +188,7 @@ async def _existing(zone: Zone, resource_ids: Sequence[str], name: str, *, is_fu
     return []
 
 
-async def _answer_existing(zone: Zone, existing: Sequence[Snapshot]) -> CallToolResult:
+async def _answer_existing(zone: Zone, existing: Sequence[Snapshot], *, wants_full: bool) -> CallToolResult:
     ids = [clean_text(one.snapshot_id) for one in existing]
     resource_ids = {one.resource.resource_id for one in existing}
     is_unfinished = any(one.status == SnapshotStatus.PENDING for one in existing)
@@ -210,8 +210,9 @@ async def _answer_existing(zone: Zone, existing: Sequence[Snapshot]) -> CallTool
         hint="Still being made: call wait_for_job." if job else "For a new one give another name.",
     )
     state = "is being made already, started" if is_unfinished else "exists already, made"
+    kind = " It is no full one." if wants_full and not all(one.is_full for one in existing) else ""
     return result.with_text(
         f"Nothing new was started: {', '.join(ids)} {quoted(existing[0].snapshot_name)} in zone {zone.name} {state} at "
-        f"{made_at}. What was written since is not in it; for a new one give another name.",
+        f"{made_at}.{kind} What was written since is not in it; for a new one give another name.",
         f"Its job is {result.job_id}; call wait_for_job." if job else "",
     )

@@ -29,7 +29,7 @@ MAX_WAIT_SECONDS = 50.0
 
 NEXT_STEPS = {
     JobAction.CREATE: "The restore point is there; show_chain shows where it stands.",
-    JobAction.APPLY: "The disk holds the snapshot's content again; show_chain shows the head and the safety snapshot.",
+    JobAction.APPLY: "The disk holds the snapshot's content again; show_chain shows where the head is now.",
     JobAction.DELETE: "Gone; recover_snapshots can bring it back while the zone keeps it.",
     JobAction.CREATE_VOLUME: "The new volume is in list_resources.",
     JobAction.CAPTURE_INSTANCE: "The image is in list_resources with kind image.",
@@ -72,7 +72,7 @@ async def wait_for_job(
                 f" What the status {', '.join(strange)} means is not known: see with list_snapshots what came of it."
             )
     elif failed:
-        hint = "Tell the reason as it is. Do not repeat it before its cause is gone."
+        hint = "Tell the reason as it is. Repeat nothing before its cause is gone."
     else:
         hint = " ".join(
             dict.fromkeys(NEXT_STEPS[JobAction(row.action)] for row in rows if row.action in set(JobAction))
@@ -198,7 +198,7 @@ def job_line(row: JobRow) -> str:
 
 
 def _fraction(job: Job) -> float:
-    if job.is_finished:
+    if job.is_successful:
         return 1.0
     return min(job.progress.fraction, 0.99) if job.progress else 0.0
 

@@ -63,7 +63,7 @@ def _is_full(value: object) -> int:
 
 def _digits(value: str) -> int:
     if not value.isascii() or not value.isdigit() or len(value) > 16:
-        raise ValueError("must be a whole number")
+        raise ValueError("must be a whole number, from 0 on")
     return int(value)
 
 

@@ -88,8 +88,8 @@ async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None
         assert data_of(one)["status"] == "submitted"
         await finish(client, one)
         full = await client.call_tool("create_snapshots", {**arguments, "name": "other", "full": True})
-        assert data_of(full)["status"] == "submitted"
-        await finish(client, full)
+        assert data_of(full)["status"] == "exists"
+        assert "It is no full one. What was written since" in text_of(full)
 
 
 @pytest.mark.anyio
