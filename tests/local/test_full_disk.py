@@ -83,6 +83,7 @@ async def test_a_roll_back_without_room_changes_no_byte(small_disk: Path, local_
     filler = fill(small_disk, leave=MIB)
     job = await finish(local_zone, await local_zone.apply_snapshots([snapshot_id]))
     assert (job.status, job.error and job.error.code) == ("failed", "storage_full")
+    assert f"{str(image)!r}: it writes " in job.info
     assert image.read_bytes() == bytes(12 * MIB)
     assert image.stat().st_blocks == 0, "what was reserved is given back"
     (found,) = (await local_zone.list_volumes(ResourceFilter())).items

@@ -1,10 +1,12 @@
 """Apply: a roll-back that verifies and reserves for every disk first, and only then writes, one disk after another."""
 
+import errno
 import json
 from contextlib import ExitStack
 from typing import Any
 
-from snapshot_mcp.contract.errors import ResourceBusy, ZoneError
+from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, ZoneError
+from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.admission import enter_resumption
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
@@ -52,7 +54,7 @@ class _Rollback:
             for resource_id, target, chain in opened:
                 found.append((resource_id, target, chain, restore.compare(target.fd, chain, self.progress.advance)))
             for _, target, chain, differences in found:
-                restore.reserve_room(target.fd, chain, differences)
+                _reserve_room(target, chain, differences)
             self._note(dict.fromkeys(self.targets, "incomplete"))
             self.progress.start("writing", sum(differences.byte_count for *_, differences in found))
             for number, (resource_id, target, chain, differences) in enumerate(found):
@@ -98,6 +100,19 @@ class _Rollback:
                     )
             extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra))
+
+
+def _reserve_room(target: RollbackTarget, chain: Chain, differences: restore.Differences) -> None:
+    try:
+        restore.reserve_room(target.fd, chain, differences)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise StorageFull(
+            f"There is no room for the roll-back of {target.label} on the filesystem of its file"
+            f" {clean_text(target.path, 400)!r}: it writes {format_bytes(differences.byte_count)}.",
+            hint="Free some space there and roll back again; nothing was changed.",
+        ) from None
 
 
 def clean_up(catalogue: Catalogue, request: dict[str, Any], error: ZoneError) -> None:
