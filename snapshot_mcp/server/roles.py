@@ -113,13 +113,20 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
 
 def _refuse_foreign(request: Request) -> None:
     """The server is this machine's alone; a name that another site made lead here, or a page of its, is refused."""
-    for header, value in (("Host", request.url.netloc), ("Origin", request.headers.get("origin"))):
-        host = urlsplit(value if header == "Origin" else f"//{value}").hostname if value is not None else LOCALHOST
-        if not is_loopback(host or ""):
-            raise Forbidden(f"The {header} {quoted(value)} is not allowed.")
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    for header, shown, address in (("Host", host, f"//{host}"), ("Origin", origin, origin)):
+        if address is not None and not is_loopback(_host_of(address)):
+            raise Forbidden(f"The {header} {quoted(shown)} is not allowed.")
 
 
-LOCALHOST = "localhost"
+def _host_of(address: str) -> str:
+    """The host alone; "" for what is no address."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
+
+
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 

@@ -47,18 +47,23 @@ async def interrupted(bench: Bench, full: Snapshot, person: Person) -> GuardedOu
     return outcome
 
 
+async def leads_back(bench: Bench, outcome: GuardedOutcome, disk: Any, present: bytes) -> bool:
+    """Whether the way back that a roll-back names leads to what the disk held."""
+    await bench.finish(outcome.job_id)
+    assert content(disk) != present
+    again = await bench.guard().rollback_to_snapshots(bench.zone, outcome.safety_snapshot_ids, Person([agrees]))
+    await bench.finish(again.job_id)
+    return content(disk) == present
+
+
 async def test_the_result_names_the_way_back_and_it_leads_back(bench: Bench) -> None:
     disk, full = await prepared(bench)
     present = content(disk)
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert outcome.status == "started"
-    await bench.finish(outcome.job_id)
-    assert content(disk) != present
     (way_back,) = outcome.safety_snapshot_ids
     assert way_back in outcome.message
-    again = await bench.guard().rollback_to_snapshots(bench.zone, [way_back], Person([agrees]))
-    await bench.finish(again.job_id)
-    assert content(disk) == present
+    assert await leads_back(bench, outcome, disk, present)
 
 
 async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_process(bench: Bench) -> None:
@@ -76,15 +81,6 @@ async def test_a_safety_snapshot_that_takes_long_is_gone_on_with_by_another_proc
     assert second.safety_job_id == first.safety_job_id
     assert len(await safeties(bench)) == 1
     assert len(person.questions) == 1
-
-
-async def leads_back(bench: Bench, outcome: GuardedOutcome, disk: Any, present: bytes) -> bool:
-    """Whether the way back that a roll-back names leads to what the disk held."""
-    await bench.finish(outcome.job_id)
-    assert content(disk) != present
-    again = await bench.guard().rollback_to_snapshots(bench.zone, outcome.safety_snapshot_ids, Person([agrees]))
-    await bench.finish(again.job_id)
-    return content(disk) == present
 
 
 async def test_what_was_written_after_a_slow_safety_snapshot_has_a_way_back_too(bench: Bench) -> None:
