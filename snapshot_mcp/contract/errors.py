@@ -16,10 +16,13 @@
     ├── Unsupported                 501 unsupported         this zone cannot do that
     ├── InternalError               500 internal_error      the zone failed for a reason of its own
     ├── Unavailable                 503 unavailable         the zone cannot be reached, or does not answer sense
+    ├── TermsChanged                409 terms_changed       what was agreed to is not what would happen now
+    ├── Expired                     409 expired             the time within which it had to begin is over
+    ├── Cancelled                   409 cancelled           it was called off before it had an effect
     └── OutcomeUnknown              504 outcome_unknown     a change was sent and its answer was lost
 
 Messages and hints are written for a person or a model. Text that came from outside is cleaned (`contract.text`) by
-whoever puts it into a message.
+whoever puts it into a message. `is_definite` says of each kind whether a change that it answers was certainly not begun.
 """
 
 from typing import ClassVar
@@ -29,12 +32,13 @@ class ZoneError(Exception):
     """Base of everything that a zone can answer beside success.
 
     `message` says what failed and names the value; `hint` is the next step that a person or a model can take.
-    `code` and `http_status` are the contract's ("Codes of errors"). `retry_after_seconds` is the zone's wish, None where it
-    said nothing.
+    `code` and `http_status` are the contract's ("Codes of errors"). `is_definite`: a change that raises it has certainly not
+    begun, so a consent to it is as good as before. `retry_after_seconds` is the zone's wish, None where it said nothing.
     """
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
+    is_definite: ClassVar[bool] = True
     retry_after_seconds: float | None = None
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -126,6 +130,7 @@ class Unsupported(ZoneError):
 class InternalError(ZoneError):
     code = "internal_error"
     http_status = 500
+    is_definite = False
 
 
 class Unavailable(ZoneError):
@@ -135,11 +140,33 @@ class Unavailable(ZoneError):
     http_status = 503
 
 
+class TermsChanged(ZoneError):
+    """What was agreed to (`contract.terms`) is not what would happen now."""
+
+    code = "terms_changed"
+    http_status = 409
+
+
+class Expired(ZoneError):
+    """The time within which a destructive job had to begin is over."""
+
+    code = "expired"
+    http_status = 409
+
+
+class Cancelled(ZoneError):
+    """A job was called off before it had an effect."""
+
+    code = "cancelled"
+    http_status = 409
+
+
 class OutcomeUnknown(ZoneError):
     """A change was sent and its answer was lost, and looking it up did not settle it. The hint names what to look at."""
 
     code = "outcome_unknown"
     http_status = 504
+    is_definite = False
 
 
 ERRORS_BY_CODE: dict[str, type[ZoneError]] = {
@@ -160,6 +187,9 @@ ERRORS_BY_CODE: dict[str, type[ZoneError]] = {
         Unsupported,
         InternalError,
         Unavailable,
+        TermsChanged,
+        Expired,
+        Cancelled,
         OutcomeUnknown,
     )
 }

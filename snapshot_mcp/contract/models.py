@@ -212,7 +212,12 @@ class AttachedInstance(Answer):
 
 
 class Resource(Answer):
-    """Common to volume, instance and image. `size` is GB, an image's MB; `size_bytes` and `path` are our zone's own."""
+    """Common to volume, instance and image. `size` is GB, an image's MB; the last six fields are our zone's own.
+
+    With `ResourceFilter.verbose` a zone with `Feature.TERMS` fills three more of a disk: `identity` says which disk it is,
+    opaque to all but the zone; `held_by` who has it open or which job is busy with it ("" for nobody, None where that
+    cannot be told); `hard_links` how many names its file has.
+    """
 
     description: WireText = ""
     size: Annotated[int | float, unset_as(0), Field(ge=0, le=MAX_COUNT)] = 0
@@ -223,6 +228,9 @@ class Resource(Answer):
     size_bytes: Bytes | None = None
     path: str | None = None
     problem: str | None = None
+    identity: str | None = None
+    held_by: str | None = None
+    hard_links: int | None = None
 
 
 class Volume(Resource):
@@ -306,11 +314,15 @@ class SnapshotFilter(Request):
 
 
 class ResourceFilter(Request):
-    """The query of volumes, instances and images; `ids` travels as `volumes`, `instances` or `images`."""
+    """The query of volumes, instances and images; `ids` travels as `volumes`, `instances` or `images`.
+
+    `verbose` asks for what costs a look at each disk; it is sent only where the zone has `Feature.TERMS`.
+    """
 
     ids: tuple[str, ...] = ()
     status: tuple[str, ...] = ()
     search_word: str = ""
+    verbose: Literal[0, 1] = 0
     offset: int = Field(default=0, ge=0, le=MAX_OFFSET)
     limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
 

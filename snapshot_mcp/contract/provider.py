@@ -20,6 +20,7 @@ from snapshot_mcp.contract.models import (
     SnapshotUpdate,
     Volume,
 )
+from snapshot_mcp.contract.terms import Terms
 
 
 class Feature(StrEnum):
@@ -35,6 +36,12 @@ class Feature(StrEnum):
     """`update_snapshot` keeps tags."""
     PROGRESS = "progress"
     """Unfinished jobs say how far they are (`Job.progress`)."""
+    TERMS = "terms"
+    """A deletion and a roll-back compare their `Terms` themselves, and resources carry `identity` and `held_by`."""
+    ONE_HOLD = "one_hold"
+    """A roll-back takes its safety snapshot itself, under the same hold on the disk (`safety_snapshot_name`)."""
+    CANCEL = "cancel"
+    """`cancel_job` ends what has had no effect yet."""
 
 
 class Provider(Protocol):
@@ -61,12 +68,32 @@ class Provider(Protocol):
         """POST /volume_snapshots. All or nothing: an unknown, repeated or unusable id is refused before anything starts."""
         ...
 
-    async def delete_snapshot(self, snapshot_id: str) -> Job:
-        """DELETE /volume_snapshots/{snapshot_id}: it and everything that was built on it."""
+    async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
+        """DELETE /volume_snapshots/{snapshot_id}: it and everything that was built on it.
+
+        Raises TermsChanged where `terms` forbid it now; Unsupported for terms without `Feature.TERMS`.
+        """
         ...
 
-    async def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
-        """POST /volume_snapshots/apply: roll the resources back, at most one snapshot a resource."""
+    async def apply_snapshots(
+        self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
+    ) -> Job:
+        """POST /volume_snapshots/apply: roll the resources back, at most one snapshot a resource.
+
+        With `safety_snapshot_name` each disk's present content is captured and verified first, under the hold that it is
+        overwritten under; the job's `extra` names them (`safety_snapshots`: resource id → snapshot id) from the start.
+        They are kept once a byte was overwritten, and leave nothing behind before. Raises TermsChanged as above;
+        Unsupported for terms without `Feature.TERMS`, for a safety snapshot without `Feature.ONE_HOLD`.
+        """
+        ...
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """DELETE /job/{job_id}: end a waiting job, a running create or export, or a roll-back before its first byte.
+
+        The job ends as failed with the code `cancelled` and leaves nothing behind; one that runs may take a moment, so the
+        answer can still be `working`. A job that was cancelled before is answered as it is. Raises NotFound, NotUsable (it
+        has ended, or its effect has begun), Unsupported without `Feature.CANCEL`.
+        """
         ...
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:

@@ -127,17 +127,17 @@ class Wrapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
 
-    async def delete_snapshot(self, snapshot_id: str) -> Job:
+    async def delete_snapshot(self, snapshot_id: str, **terms: Any) -> Job:
         if self.on_change:
             await self.on_change()
-        job = await self._provider.delete_snapshot(snapshot_id)
+        job: Job = await self._provider.delete_snapshot(snapshot_id, **terms)
         self.destroyed.append(("delete", snapshot_id))
         return job
 
-    async def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+    async def apply_snapshots(self, snapshot_ids: Sequence[str], **terms: Any) -> Job:
         if self.on_change:
             await self.on_change()
-        job = await self._provider.apply_snapshots(snapshot_ids)
+        job: Job = await self._provider.apply_snapshots(snapshot_ids, **terms)
         self.destroyed.append(("apply", *snapshot_ids))
         return job
 

@@ -27,19 +27,19 @@ from tests.guard.conftest import Wrapped, nobody
 home, zone, operation, snapshot_id, kill = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
 
 class Killing(Wrapped):
-    async def _change(self, change, *args):
+    async def _change(self, change, *args, **terms):
         if kill == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        job = await change(*args)
+        job = await change(*args, **terms)
         if kill == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return job
 
-    async def delete_snapshot(self, snapshot_id):
-        return await self._change(self._provider.delete_snapshot, snapshot_id)
+    async def delete_snapshot(self, snapshot_id, **terms):
+        return await self._change(self._provider.delete_snapshot, snapshot_id, **terms)
 
-    async def apply_snapshots(self, snapshot_ids):
-        return await self._change(self._provider.apply_snapshots, snapshot_ids)
+    async def apply_snapshots(self, snapshot_ids, **terms):
+        return await self._change(self._provider.apply_snapshots, snapshot_ids, **terms)
 
     async def create_snapshots(self, resource_ids, name, **options):
         if kill == "safety before":

@@ -17,7 +17,9 @@ from pydantic import ValidationError
 from snapshot_mcp.contract.errors import (
     ERRORS_BY_CODE,
     BadRequest,
+    Cancelled,
     Damaged,
+    Expired,
     Forbidden,
     InternalError,
     NotFound,
@@ -26,6 +28,7 @@ from snapshot_mcp.contract.errors import (
     QuotaExceeded,
     ResourceBusy,
     StorageFull,
+    TermsChanged,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -120,6 +123,9 @@ _IN_WORDS: dict[type[ZoneError], tuple[str, str]] = {
     Unavailable: ("the zone is out of order", "Try again later."),
     WrongResourceType: ("it is of the wrong kind", ""),
     Damaged: ("stored bytes are damaged", ""),
+    TermsChanged: ("what was agreed to is not what would happen now", "Look again, and ask again."),
+    Expired: ("its time is over", ""),
+    Cancelled: ("it was called off", ""),
     OutcomeUnknown: (
         "it is not known whether it was carried out",
         "Look at what it would change before it is repeated.",

@@ -34,6 +34,7 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction
+from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.providers.anchcloud import lookup
 from snapshot_mcp.providers.anchcloud.asked import NotAsked, resources_page, snapshots_page
@@ -185,10 +186,12 @@ class AnchCloudZone:
         call = self._calls.create_snapshots(resource_ids, snapshot_name, is_full=is_full)
         return await self._change(call, Change(JobAction.CREATE, tuple(resource_ids), snapshot_name))
 
-    async def delete_snapshot(self, snapshot_id: str) -> Job:
+    async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
         return await self._change(self._calls.delete_snapshot(snapshot_id), Change(JobAction.DELETE, (snapshot_id,)))
 
-    async def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+    async def apply_snapshots(
+        self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
+    ) -> Job:
         if not snapshot_ids:
             raise BadRequest("Nothing to roll back to.", hint="Give at least one snapshot id.")
         return await self._change(
@@ -209,6 +212,9 @@ class AnchCloudZone:
         if Feature.RECOVER not in self.features:
             raise Unsupported(f"The zone {self._zone!r} recovers nothing.")
         return await self._change(self._calls.lease(snapshot_ids), Change(JobAction.LEASE, tuple(snapshot_ids)))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        raise Unsupported(f"The zone {self._zone!r} cancels no jobs.")
 
     async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
         """The answer is empty; a lost one is settled by reading the snapshot."""

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.contract.errors import BadRequest, NotFound
+from snapshot_mcp.contract.errors import BadRequest, NotFound, Unsupported
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -29,6 +29,7 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, ResourceType
+from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local import admission, listing
 from snapshot_mcp.providers.local.admission import Rules
@@ -107,10 +108,12 @@ class LocalZone:
             partial(admission.create, resource_ids=resource_ids, name=snapshot_name, is_full=is_full, rules=self._rules)
         )
 
-    async def delete_snapshot(self, snapshot_id: str) -> Job:
+    async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
         return await self._enter(partial(admission.delete, snapshot_id=snapshot_id, rules=self._rules))
 
-    async def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+    async def apply_snapshots(
+        self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
+    ) -> Job:
         return await self._enter(partial(admission.apply, snapshot_ids=snapshot_ids))
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
@@ -125,6 +128,9 @@ class LocalZone:
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
         return await self._enter(partial(admission.recover, snapshot_ids=snapshot_ids))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        raise Unsupported(f"Zone {self.zone} cancels no jobs.")
 
     async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
         await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
