@@ -6,7 +6,7 @@ The commands call these functions and nothing below them. Imports are inside, be
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Policy
     from snapshot_mcp.guard.approval import Approval as Approval
     from snapshot_mcp.jobs import Zones
+    from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
-    from snapshot_mcp.server.roles import Caller
+    from snapshot_mcp.server.callers import Callers, Roll
 
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pair of `zone serve`."""
@@ -40,12 +41,21 @@ def build_zones(settings: Settings) -> Zones:
 
 
 def build_guard(settings: Settings) -> Guard:
-    """Return the guard of this home; it creates nothing before it is needed. What the operator tightens later holds at once."""
+    """Return the guard of this home, for a person's own commands: a person at this machine decides for every principal."""
+    from snapshot_mcp.operator_file import OperatorFile
+
+    return _build_guard(settings, OperatorFile(settings))
+
+
+def _build_guard(
+    settings: Settings, file: OperatorFile, roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None
+) -> Guard:
+    """Return a guard that creates nothing before it is needed. What the operator tightens later holds at once."""
     from snapshot_mcp.guard import Guard
 
     def rules(zone: str) -> Policy:
         try:
-            now = settings.reread()
+            now = file.now()
         except SettingsError as error:
             raise InternalError(
                 f"The operator's settings cannot be used any more ({error.message}), so their rules are unknown.",
@@ -54,18 +64,30 @@ def build_guard(settings: Settings) -> Guard:
         is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
-    return Guard(settings.home, settings.guard, rules=rules)
+    return Guard(settings.home, settings.guard, rules=rules, roles=roles)
 
 
-def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
-    """Return the MCP server over all zones; with a `url`, for HTTP and the callers that have a token."""
+def build_server(settings: Settings) -> MCPServer[Any]:
+    """Return the MCP server over all zones, for stdio."""
+    from snapshot_mcp.operator_file import OperatorFile
+
+    return _build_server(settings, OperatorFile(settings))
+
+
+def _build_server(
+    settings: Settings, file: OperatorFile, callers: Callers | None = None, url: str = ""
+) -> MCPServer[Any]:
     from snapshot_mcp.server.build import build_server
+
+    def roles() -> Mapping[str, frozenset[str]] | None:
+        roll = _roll(file)
+        return None if roll.problem else roll.roles
 
     return build_server(
         build_zones(settings),
-        partial(build_guard, settings),
+        partial(_build_guard, settings, file, roles),
         read_only=settings.read_only,
-        callers=_callers(settings) if url else (),
+        callers=callers,
         url=url,
     )
 
@@ -94,12 +116,16 @@ def serve_http(settings: Settings, address: str) -> None:
     """Serve MCP over streamable HTTP on a loopback address."""
     import anyio
 
+    from snapshot_mcp.operator_file import OperatorFile
+    from snapshot_mcp.server.callers import Callers
     from snapshot_mcp.server.http import PATH, parse_address, serve_http
 
     host, port = parse_address(address)
-    server = build_server(settings, url=f"http://{address}{PATH}")
+    file = OperatorFile(settings)
+    callers = Callers(_roll(file), partial(_roll, file))
+    server = _build_server(settings, file, callers, url=f"http://{address}{PATH}")
     _settle_memory()
-    anyio.run(serve_http, server, host, port)
+    anyio.run(serve_http, server, host, port, callers)
 
 
 def serve_zone(
@@ -139,13 +165,19 @@ def serve_zone(
         anyio.run(serve)
 
 
-def _callers(settings: Settings) -> list[Caller]:
-    from snapshot_mcp.server.roles import Caller
+def _roll(file: OperatorFile) -> Roll:
+    """The tokens as the operator's file says by now. Blocking."""
+    from snapshot_mcp.server.callers import Caller, Roll
 
-    return [
-        Caller(name, caller.token.get_secret_value(), frozenset(caller.roles))
-        for name, caller in settings.tokens.items()
-    ]
+    problem = ""
+    try:
+        settings = file.now()
+    except SettingsError as error:
+        settings, problem = file.last_good, error.message
+    callers = (
+        Caller(name, one.token.get_secret_value(), frozenset(one.roles)) for name, one in settings.tokens.items()
+    )
+    return Roll(tuple(callers), problem)
 
 
 def _build_zone(settings: Settings, name: str) -> Provider:

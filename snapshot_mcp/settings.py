@@ -140,6 +140,11 @@ class Settings(_Table):
     tokens: dict[ZoneName, TokenSettings] = {}
     _environ: Mapping[str, str] | None = PrivateAttr(None)
 
+    @property
+    def path(self) -> Path | None:
+        """Where the file is, or would be; None for settings that were not loaded."""
+        return None if self._environ is None else config_path(self._environ)
+
     def reread(self) -> "Settings":
         """The settings as the file is now, under the variables of the start. Raises SettingsError."""
         return self if self._environ is None else load_settings(self._environ)

@@ -228,6 +228,9 @@ class GuardedCalls:
         except BaseException as error:
             await self._give_back(act, approval, error)
             raise
+        if fallen := await in_thread(self._approvals.objection, approval):
+            granted = await in_thread(self._approvals.give_back, approval.id, fallen)
+            return await self._plan_changed(act, granted, look.plan, fallen)
         if not _covers(act, approval, look):
             granted = await in_thread(self._approvals.give_back, approval.id, "the plan changed meanwhile")
             stale = await self._stale(act, granted, look)
@@ -283,12 +286,16 @@ class GuardedCalls:
         if refusal is SpendRefusal.HELD:
             wait = "The approval is kept; repeat the call in a moment, in two minutes at the latest."
             return replies.not_spent(plan, approval, f"{refusal.value}. {wait}")
+        if current.state is State.EXPIRED:
+            return await self._plan_changed(act, approval, plan, current.reason)
         return replies.not_spent(plan, approval, f"the approval is {current.state} now.")
 
     async def _stale(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome | None:
         """The outcome of a call whose approval does not cover what would happen now; None if it does."""
         if look.refusal:
             return await self._refused(act, look.refusal, look.plan)
+        if fallen := await in_thread(self._approvals.objection, approval):
+            return await self._plan_changed(act, approval, look.plan, fallen)
         if _covers(act, approval, look):
             return None
         if act.call.is_strict and approval.door not in PROVEN:

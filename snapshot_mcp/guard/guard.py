@@ -4,7 +4,7 @@ It is light: what a guarded call needs (`calls.py`) and what keeps the records (
 imported with the first use, because every server start pays for imports and most never destroy anything.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -43,6 +43,8 @@ class Guard:
 
     `rules` says what the operator's rules for a zone are by now; they are read again whenever it matters, and the stricter
     of them and `policy` holds: an operator who tightens a rule should not have to find every server that runs.
+    `roles` says which people the operator's file names by now, with their roles; None while that is not known, or does not
+    matter: then everybody counts.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class Guard:
         policy: Policy,
         *,
         rules: Callable[[str], Policy] | None = None,
+        roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
         self.policy = policy
         self._present_rules = rules
+        self._roles = roles
         self.links: ApprovalLinks | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
@@ -133,6 +137,15 @@ class Guard:
         """Deny, or withdraw what was granted and not yet used. Raises: NotFound, NotDecidable."""
         return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
 
+    async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
+        """Void what was asked for or granted by people who had the role for it before and do not have it now.
+
+        Both are roles by name, as the operator's file says them.
+        """
+        from snapshot_mcp.guard.standing import Standing
+
+        await in_thread(lambda: self._approvals.void_departed(Standing(before), Standing(now)))
+
     async def has_pin(self) -> bool:
         return await in_thread(self._pin.is_set)
 
@@ -181,8 +194,13 @@ class Guard:
     @cached_property
     def _approvals(self) -> "Approvals":
         from snapshot_mcp.guard.approvals import Approvals
+        from snapshot_mcp.guard.standing import Standing
 
-        return Approvals(self._register)
+        def standing() -> Standing | None:
+            roles = self._roles()
+            return None if roles is None else Standing(roles)
+
+        return Approvals(self._register, standing)
 
     @cached_property
     def _register(self) -> "Register":

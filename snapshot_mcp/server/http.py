@@ -14,6 +14,8 @@ from snapshot_mcp.contract.errors import BadRequest
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
+    from snapshot_mcp.server.callers import Callers
+
 SHUTDOWN_SECONDS = 3
 """How long open streams may go on after a SIGTERM."""
 PATH = "/mcp"
@@ -33,11 +35,13 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def serve_http(server: "MCPServer[Any]", host: str, port: int) -> None:
+async def serve_http(server: "MCPServer[Any]", host: str, port: int, callers: "Callers") -> None:
     """Serve until a signal ends it; says on stderr where."""
     import uvicorn
 
-    app = server.streamable_http_app(host=host, streamable_http_path=PATH)
+    app: Any = server.streamable_http_app(host=host, streamable_http_path=PATH)
+    if not callers.has_had_tokens:
+        app = _close_with_the_first_token(app, callers)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
@@ -50,6 +54,26 @@ async def serve_http(server: "MCPServer[Any]", host: str, port: int) -> None:
             app, log_config=None, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS, ws="none"
         )
         await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def _close_with_the_first_token(app: Any, callers: "Callers") -> Any:
+    """Refuse everybody once the operator has given out a token: this server was started for whoever comes."""
+    from starlette.responses import JSONResponse
+
+    refusal = JSONResponse(
+        {
+            "code": "unauthorized",
+            "message": "The operator's settings have tokens now, and this server was started without. Restart it.",
+        },
+        401,
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        is_closed = scope["type"] == "http" and callers.has_had_tokens
+        await (refusal if is_closed else app)(scope, receive, send)
+
+    return guarded
 
 
 def is_loopback(host: str) -> bool:
