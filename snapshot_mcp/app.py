@@ -6,6 +6,7 @@ The commands call these functions and nothing below them. Imports are inside, be
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,12 +105,15 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
 
 
 def serve_stdio(settings: Settings) -> None:
-    """Serve MCP on stdin and stdout until stdin ends."""
+    """Serve MCP on stdin and stdout until the host closes them, which it may do in the middle of a call."""
     import anyio
 
     server = build_server(settings)
     _settle_memory()
-    anyio.run(server.run_stdio_async)
+    try:
+        anyio.run(server.run_stdio_async)
+    except* (BrokenPipeError, ConnectionResetError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def serve_http(settings: Settings, address: str) -> None:
