@@ -113,7 +113,8 @@ class AnchCloudZoneSettings(_Table):
     """The provider's zone id; the table's name by default."""
     api_revision: Literal["specification", "2016-12"] = "specification"
     ca_file: Path | None = None
-    proxy: str = ""
+    proxy: SecretStr = SecretStr("")
+    """Its URL, which may hold a password."""
     production: bool = False
 
 
