@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
-from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
 from snapshot_mcp.guard.clock import Moment, SystemClock
@@ -114,6 +114,10 @@ def nobody() -> Person:
     return Person(can_ask=False)
 
 
+OLD_ZONE = frozenset({Feature.TERMS, Feature.ONE_HOLD, Feature.CANCEL})
+"""What a provider, or an older face of ours, does not have."""
+
+
 class Wrapped:
     """A provider that is another one but for what a test changes on it; it counts what destroys."""
 
@@ -123,9 +127,15 @@ class Wrapped:
         self.on_change: Callable[[], Any] | None = None
         self.running: set[str] = set()
         self.is_slow = False
+        self.without: frozenset[Feature] = frozenset()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What the zone can, but for what a test takes from it."""
+        return self._provider.features - self.without
 
     async def delete_snapshot(self, snapshot_id: str, **terms: Any) -> Job:
         if self.on_change:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from snapshot_mcp.contract.models import Snapshot, SnapshotResource, Volume
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.tree import SnapshotTree
 from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget
 from snapshot_mcp.guard.plan import (
     DeletionLoss,
     Plan,
     RollbackLoss,
-    good_ids,
     is_no_worse,
     plan_deletion,
     plan_rollback,
@@ -86,14 +86,16 @@ def test_a_deletion_takes_exactly_what_is_built_on_it(points: tuple[Snapshot, ..
 
 
 @given(trees(), st.data())
-def test_the_last_good_copy_goes_when_good_ones_were_there_and_none_remains(
+def test_the_last_good_copy_goes_when_no_good_one_remains_or_nothing_at_all(
     points: tuple[Snapshot, ...], data: st.DataObject
 ) -> None:
+    """ "No good one left, or none at all left, counts as the last copy": also of a disk that had no good one."""
     target = data.draw(st.integers(0, len(points) - 1))
     plan = deletion(points, target)
     going = below(points, f"ss-{target:04}")
-    good = good_ids(points)
-    assert loss_of(plan).takes_last_good_copy == (bool(good) and good <= going)
+    good = SnapshotTree(points).good
+    assert loss_of(plan).takes_last_good_copy == (good <= going if good else len(going) == len(points))
+    assert loss_of(plan).is_none_good == (not good and len(going) == len(points))
     assert plan.rest.good_remaining == len(good - going)
 
 
@@ -105,12 +107,12 @@ def test_good_means_sound_down_to_the_full_one(points: tuple[Snapshot, ...]) -> 
         sound = one.status == "available" and not one.is_damaged
         return sound and (one.parent is None or is_good(by_id[one.parent]))
 
-    assert good_ids(points) == {one.snapshot_id for one in points if is_good(one)}
+    assert SnapshotTree(points).good == {one.snapshot_id for one in points if is_good(one)}
 
 
 def test_a_ring_of_parents_is_not_good_and_ends() -> None:
     ring = (snapshot(1, 2), snapshot(2, 1), snapshot(3, 9))
-    assert good_ids(ring) == frozenset()
+    assert SnapshotTree(ring).good == frozenset()
     assert len(loss_of(deletion(ring, 1)).snapshots) == 2
 
 
