@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +78,7 @@ def removed_and_made_again(path: Path) -> None:
     inode, size = path.stat().st_ino, path.stat().st_size
     path.unlink()
     fillers = [path.with_name(f"filler-{number}") for number in range(20_000)]
-    for filler in fillers:
+    for filler in fillers:  # the first one, mostly
         filler.touch()
         if filler.stat().st_ino == inode:
             filler.rename(path)
@@ -112,10 +114,28 @@ CHANGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A filesystem where nobody else takes the inode that a test has just freed; mounting it needs root."""
+    folder = tmp_path_factory.mktemp("ext4")
+    if os.geteuid() != 0:
+        yield folder
+        return
+    backing, mount_point = folder / "backing", folder / "mounted"
+    with backing.open("wb") as file:
+        file.truncate(256 * MIB)
+    mount_point.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(backing)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["mount", "-o", "loop", str(backing), str(mount_point)], check=True)
+    yield mount_point
+    subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+    backing.unlink()
+
+
 @pytest.fixture
-async def rolled(local_zone: LocalZone, tmp_path: Path) -> tuple[LocalZone, Path, str, str, bytes]:
+async def rolled(local_zone: LocalZone, ext4: Path) -> tuple[LocalZone, Path, str, str, bytes]:
     """A zone, its disk, the ids of disk and snapshot, and what the disk holds beyond the snapshot."""
-    image = make_image(tmp_path / "disk.img")
+    image = make_image(Path(tempfile.mkdtemp(dir=ext4)) / "disk.img")
     volume = await local_zone.add_resource(image)
     snapshot_id = await back_up(local_zone, volume.id)
     change(image, MIB)
@@ -452,6 +472,22 @@ async def test_what_was_written_to_a_half_restored_disk_is_not_overwritten(rolle
     with pytest.raises(NotUsable, match="neither the old one nor the new one"):
         await zone.apply_snapshots([snapshot_id], safety_snapshot_name="of a mixture")
     await succeed(zone, await zone.apply_snapshots([snapshot_id]))
+
+
+async def test_what_was_copied_into_a_half_restored_disk_is_not_overwritten_without_a_safety_snapshot_either(
+    rolled: Rolled,
+) -> None:
+    """“The person puts their own copy at the path", and `cp` keeps the inode."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id)
+    own = make_image(image.with_suffix(".own"), seed=9)
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+        db.execute("UPDATE resources SET written_at = written_at - 5")
+    shutil.copyfile(own, image)
+    job = await finish(zone, await zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "terms_changed"
+    assert image.read_bytes() == own.read_bytes()
 
 
 @pytest.mark.parametrize("is_told", [True, False])
