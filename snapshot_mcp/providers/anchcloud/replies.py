@@ -133,9 +133,6 @@ _IN_WORDS: dict[type[ZoneError], tuple[str, str]] = {
 }
 """What an error means, for a reader to whom a foreign code and a foreign text may say nothing; and the next step."""
 
-_DEFINITE_SERVER_CODES = frozenset({"unsupported", "storage_full", "damaged"})
-"""Codes of the contract that go with a 5xx and still mean that nothing was started."""
-
 _AMBIGUOUS_STATUSES = frozenset({408, 425, 499})
 """4xx by which a proxy gives up on a request that may be on its way."""
 
@@ -248,11 +245,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def is_definite(reply: Reply) -> bool:
-    """Whether an error reply proves that a change was not started: a redirection may be what follows on one that was."""
-    if reply.status >= 500:
-        envelope = envelope_of(reply)
-        return envelope is not None and envelope["code"] in _DEFINITE_SERVER_CODES
-    return not 300 <= reply.status < 400 and reply.status not in _AMBIGUOUS_STATUSES
+    """Whether an error reply proves that a change was not started.
+
+    A redirection may be what follows on one that was, and an outage may be told by a gateway. Of the contract's codes the
+    error says it (`ZoneError.is_definite`), with a 5xx only where that is the error's own status.
+    """
+    if 300 <= reply.status < 400 or reply.status in _AMBIGUOUS_STATUSES:
+        return False
+    kind = ERRORS_BY_CODE.get(str((envelope_of(reply) or {}).get("code")))
+    if kind is None:
+        return reply.status < 500
+    return kind.is_definite and kind is not Unavailable and (reply.status < 500 or kind.http_status >= 500)
 
 
 def is_error(reply: Reply) -> bool:
