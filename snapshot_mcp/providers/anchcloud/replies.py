@@ -40,6 +40,7 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.models import Answer
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 from snapshot_mcp.contract.values import MAX_COUNT
+from snapshot_mcp.providers.anchcloud.bounds import bounded, is_within_bounds
 
 Model = TypeVar("Model", bound=Answer)
 
@@ -63,8 +64,16 @@ class NoRoute(Unavailable):
     """Something without the API's envelope says that there is nothing of that path: no outage that passes by itself."""
 
 
+class Unfit(Unavailable):
+    """The answer is beyond all measure, and would be so again."""
+
+
 class Lost(Exception):
     """The request was sent, wholly or in part, and no sensible answer came back."""
+
+
+class TooLarge(Lost):
+    """…because it has no end, or is larger than any answer of the API."""
 
 
 _BY_STATUS: dict[int, type[ZoneError]] = {
@@ -278,7 +287,7 @@ def decoded(reply: Reply, what: str) -> Any:
         ) from None
     if isinstance(value, dict) and "code" in value and "message" in value:
         raise error_of(reply, what)
-    return value
+    return value if is_within_bounds(reply.body) else bounded(value, what)
 
 
 def parsed(model: type[Model], value: object, what: str) -> Model:
@@ -323,4 +332,4 @@ def whole_number(value: object, key: str, what: str) -> int:
 
 def is_transient(error: ZoneError) -> bool:
     """Whether a read is worth another try: throttled, out of order, cut off."""
-    return isinstance(error, (TooManyRequests, Unavailable, InternalError)) and not isinstance(error, NoRoute)
+    return isinstance(error, (TooManyRequests, Unavailable, InternalError)) and not isinstance(error, (NoRoute, Unfit))

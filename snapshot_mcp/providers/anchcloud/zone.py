@@ -94,7 +94,7 @@ class AnchCloudZone:
     @property
     def recovery_seconds(self) -> int:
         told = self._session.headers.get("x-snapshot-recovery-seconds", "")
-        return int(told) if told.isascii() and told.isdigit() else PROVIDER_RECOVERY_SECONDS
+        return int(told) if told.isascii() and told.isdigit() and len(told) <= 10 else PROVIDER_RECOVERY_SECONDS
 
     async def list_snapshots(self, query: SnapshotFilter) -> Page[Snapshot]:
         call = self._calls.list_snapshots(query)
