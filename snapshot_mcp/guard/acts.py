@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 import anyio
@@ -100,7 +101,11 @@ class Planner:
             plan = decide(await in_thread(self._approvals.epochs, keys), renames)
             recent = await in_thread(self._approvals.deletions_last_hour)
         trees = (facts.tree,) if isinstance(facts, DeletionFacts) else tuple(one.tree for one in facts.targets)
-        return Look(plan, policy, refuse(policy, plan, facts, self._clock.read().time, recent), trees)
+        return Look(plan, policy, refuse(policy, plan, facts, self.now, recent), trees)
+
+    @property
+    def now(self) -> datetime:
+        return self._clock.read().time
 
     def call(self, operation: Any, arguments: dict[str, Any], zone: Zone, client: Client) -> Call:
         return Call(
@@ -246,7 +251,7 @@ class Rollback(Act):
         assert isinstance(loss, RollbackLoss)
         options: dict[str, Any] = {"terms": rollback_terms(loss, look.plan.heads)} if self._has_terms else {}
         if self._has_safety and safety is None:
-            options["safety_snapshot_name"] = safety_name(loss)
+            options["safety_snapshot_name"] = safety_name(loss, self._planner.now)
         return await self.zone.provider.apply_snapshots(self._snapshot_ids, **options)
 
     def way_back(self, job: Job, safety: SafetyState | None) -> SafetyState | None:
@@ -274,7 +279,8 @@ class Rollback(Act):
         )
 
 
-def safety_name(loss: RollbackLoss) -> str:
-    """The name that the zone gives a roll-back's safety snapshots."""
+def safety_name(loss: RollbackLoss, now: datetime) -> str:
+    """The name that the zone gives a roll-back's safety snapshots; the time tells it from that of an earlier one."""
     names = dict.fromkeys(one.snapshot_name or one.snapshot_id for one in loss.overwrites)
-    return clean_text(f"before roll-back to {', '.join(names)}", MAX_NAME_CHARACTERS)
+    when = f" at {now:%Y-%m-%d %H:%M:%S}"
+    return clean_text(f"before roll-back to {', '.join(names)}", MAX_NAME_CHARACTERS - len(when)) + when

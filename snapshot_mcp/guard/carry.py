@@ -22,7 +22,7 @@ from snapshot_mcp.guard.plan import Plan, is_no_worse
 from snapshot_mcp.guard.safety import SafetyState
 from snapshot_mcp.guard.states import PROVEN, State
 from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.guard.wording import plan_lines
+from snapshot_mcp.guard.wording import plan_lines, what_changed
 
 LOOK_SECONDS = HELD_SECONDS / 4
 """The last look must be over, and the zone asked, while the disk is held."""
@@ -190,7 +190,7 @@ class Carrier:
             return await self._endings.refused(act, look.refusal, look.plan)
         if _covers(act, approval, look):
             return None
-        reason = "what was agreed to is not what would be lost now"
+        reason = what_changed(look.plan.loss, approval.plan.loss)
         if act.call.is_strict and approval.door not in PROVEN:
             reason = "the operator asks for a stronger approval by now"
         return await self._endings.plan_changed(act, approval, look.plan, reason)

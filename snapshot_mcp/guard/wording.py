@@ -8,7 +8,7 @@ from datetime import datetime
 
 from snapshot_mcp.contract.text import CONSISTENCIES, clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.guard.client import KEEP, Answer, Question
-from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss
+from snapshot_mcp.guard.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss
 
 DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""
@@ -67,6 +67,16 @@ def title_of(plan: Plan) -> str:
     if isinstance(loss, DeletionLoss):
         return f"Delete {_count(loss)} of {_resource(loss, NAME_IN_QUESTION)}"
     return "Roll back " + _enumerate([_disk(one, NAME_IN_QUESTION) for one in loss.overwrites])
+
+
+def what_changed(now: Loss, consented: Loss) -> str:
+    """Why a consent does not hold any more; what the lines of a plan cannot show is named."""
+    if isinstance(now, RollbackLoss) and isinstance(consented, RollbackLoss):
+        before = {one.resource_id: one.identity for one in consented.overwrites}
+        for one in now.overwrites:
+            if before.get(one.resource_id) not in {None, one.identity}:
+                return f"disk {_disk(one)} is not the same file or device that it was when this was agreed to"
+    return "what was agreed to is not what would be lost now"
 
 
 def format_moment(moment: datetime | None) -> str:
