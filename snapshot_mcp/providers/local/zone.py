@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unsupported
+from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -65,10 +66,12 @@ class LocalZone:
         recovery_seconds: int = 7200,
         chain_limit: int = 30,
         allow_fuzzy: bool = False,
+        keep_free: KeepFree = DEFAULT_KEEP_FREE,
     ) -> None:
         self.folder = folder.absolute()
         self.zone = zone
         self.recovery_seconds = recovery_seconds
+        self.keep_free = keep_free
         self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy)
         self._catalogue: Catalogue | None = None
         self._lock = threading.Lock()
