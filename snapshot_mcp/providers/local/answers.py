@@ -107,13 +107,13 @@ def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -
     )
 
 
-def to_resource(row: Row) -> Volume | Instance:
-    """The contract's Volume or Instance of a row; looks at the file for its size."""
-    size, problem = 0, row["problem"]
+def to_resource(row: Row, **looked_at: Any) -> Volume | Instance:
+    """The contract's Volume or Instance of a row; looks at the file for its size. `looked_at`: see `in_use.find_uses`."""
+    size, problem = 0, _problem(row)
     try:
         size = Path(row["path"]).stat().st_size
     except OSError as error:
-        problem = problem or f"its file cannot be read: {error.strerror}"
+        problem = "; ".join(filter(None, [problem, f"its file cannot be read: {error.strerror}"]))
     common: dict[str, Any] = {
         "description": row["description"],
         "size": gigabytes(size),
@@ -123,12 +123,24 @@ def to_resource(row: Row) -> Volume | Instance:
         "size_bytes": size,
         "path": row["path"],
         "problem": problem or None,
+        **looked_at,
     }
     if row["resource_type"] == ResourceType.VOLUME:
         status = "pending" if row["applying_id"] else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
     status = "pending" if row["applying_id"] else "stopped"
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
+
+
+def _problem(row: Row) -> str:
+    """What is wrong with a disk; one that is half rolled back says so, and what stopped the roll-back."""
+    if row["applying_id"] is None:
+        return str(row["problem"])
+    why = f" ({row['problem']})" if row["problem"] else ""
+    return (
+        f"a roll-back to {row['applying_id']} has begun and is not over{why}: the disk is neither the old one nor the new"
+        " one, and the roll-back goes on when the zone's worker next runs"
+    )
 
 
 def to_image(row: Row) -> Image:

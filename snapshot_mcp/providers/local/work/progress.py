@@ -6,18 +6,23 @@ import time
 from typing import Final
 
 from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.room import Floor
 
 PROGRESS_SECONDS: Final = 0.25
 """So often progress is written down; each is a commit."""
 
 
 class Progress:
-    """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase."""
+    """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
+
+    With a `floor` a job that goes on is stopped before it fills the zone's filesystem (`advance` raises StorageFull).
+    """
 
     def __init__(self, catalogue: Catalogue, job_id: str) -> None:
         self._catalogue, self._job_id = catalogue, job_id
         self._phase, self._done, self._total = "", 0, 0
         self._written = 0.0
+        self.floor: Floor | None = None
 
     def start(self, phase: str, total: int) -> None:
         self._phase, self._done, self._total = phase, 0, total
@@ -25,6 +30,8 @@ class Progress:
 
     def advance(self, amount: int) -> None:
         self._done += amount
+        if self.floor:
+            self.floor.check()
         if time.monotonic() - self._written >= PROGRESS_SECONDS:
             self._write()
 
