@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, Final
+from typing import Final
 
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local import platform
@@ -56,22 +56,18 @@ def ask_lease(fd: int) -> Lease:
     return Lease.FREE
 
 
-def find_uses(catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Return by id the fields of a resource that cost a look at its file: `held_by` and `hard_links`.
-
-    `held_by` is "" where nobody has the disk and None where that cannot be told; `hard_links` is None without a file.
-    """
+def find_uses(catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str | None]:
+    """Return by id who has each disk, as `Resource.held_by`: "" for nobody, None where that cannot be told."""
     jobs = _jobs(catalogue, resources)
     holders = find_holders(Path(row["path"]) for row in resources)
     named = {row["resource_id"]: describe(holders[Path(row["path"])]) for row in resources}
-    uses: dict[str, dict[str, Any]] = {}
+    uses: dict[str, str | None] = {}
     with _no_new_jobs(catalogue) as may_open:
         jobs |= _jobs(catalogue, resources)
         for row in resources:
-            one, path = row["resource_id"], Path(row["path"])
-            held_by = jobs.get(one) or named[one] or (_ask(path) if may_open else None)
-            cleaned = None if held_by is None else clean_text(held_by, MAX_TEXT_CHARACTERS)
-            uses[one] = {"held_by": cleaned, "hard_links": _hard_links(path)}
+            one = row["resource_id"]
+            held_by = jobs.get(one) or named[one] or (_ask(Path(row["path"])) if may_open else None)
+            uses[one] = None if held_by is None else clean_text(held_by, MAX_TEXT_CHARACTERS)
     return uses
 
 
@@ -120,10 +116,3 @@ def _ask(path: Path) -> str | None:
             return NOT_TOLD.replace("open", "open for reading", 1)
         case _:
             return None
-
-
-def _hard_links(path: Path) -> int | None:
-    try:
-        return path.lstat().st_nlink
-    except OSError:
-        return None

@@ -143,8 +143,9 @@ def _resources(
         where.add_any(f"CASE WHEN applying_id IS NULL THEN '{usable}' ELSE 'pending' END", query.status)
     where.add_word(("resource_id", "name"), query.search_word)
     rows, total = where.page(catalogue, "resources", "created_at DESC, resource_id", query.offset, query.limit)
-    uses = find_uses(catalogue, rows) if query.verbose else {}
-    return [to_resource(row, **uses.get(row["resource_id"], {})) for row in rows], total
+    held_by = find_uses(catalogue, rows) if query.verbose else {}
+    is_verbose = bool(query.verbose)
+    return [to_resource(row, is_verbose=is_verbose, held_by=held_by.get(row["resource_id"])) for row in rows], total
 
 
 def volumes(catalogue: Catalogue, query: ResourceFilter) -> Page[Volume]:
