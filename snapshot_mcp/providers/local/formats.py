@@ -61,6 +61,10 @@ def _archive(name: str, command: str) -> Format:
 
 _VHD, _VDI, _DMG = _image("a VHD image", "vpc"), _image("a VDI image", "vdi"), _image("an Apple disk image", "dmg")
 _VMDK, _PARALLELS = _image("a VMDK image", "vmdk"), _image("a Parallels image", "parallels")
+_EXTENT = Format(
+    "an extent of a VMDK image",
+    "Convert the whole image by its descriptor and register the copy: qemu-img convert -f vmdk -O raw DESCRIPTOR.vmdk {target}",
+)
 _XZ, _ZSTD, _LZ4 = (
     _packed("an xz file", "xz -dc"),
     _packed("a zstd file", "zstd -dc"),
@@ -76,9 +80,8 @@ HEADS: Final[tuple[tuple[bytes, Format], ...]] = (
     (b"QFI\xfb\0\0\0\x01", _image("a qcow image", "qcow")),
     (b"QFI\xfb", _image("a qcow2 image", "qcow2")),
     (b"QED\0", _image("a QED image", "qed")),
-    (b"KDMV", _VMDK),  # a hosted sparse extent
-    (b"COWD", _VMDK),  # an ESX sparse extent
-    (b"\xbe\xba\xfe\xca\0\0\0\0", _VMDK),  # an ESX space-efficient extent
+    (b"COWD", _EXTENT),  # ESX, sparse
+    (b"\xbe\xba\xfe\xca\0\0\0\0", _EXTENT),  # ESX, space-efficient
     (b"# Disk DescriptorFile", _image("a VMDK descriptor", "vmdk")),
     (b"conectix", _VHD),  # a dynamic one repeats its footer at the start
     (b"vhdxfile", _image("a VHDX image", "vhdx")),
@@ -132,6 +135,8 @@ def recognise(fd: int, size_bytes: int) -> Format | None:
 
 def _by_structure(start: bytes) -> Format | None:
     """What is told by more than its first bytes."""
+    if start.startswith(b"KDMV"):
+        return _VMDK if any(start[28:36]) else _EXTENT  # where its descriptor is, if it has one inside
     if start.startswith(b"BZh") and start[4:10] in {b"1AY&SY", b"\x17\x72\x45\x38\x50\x90"}:
         return _packed("a bzip2 file", "bzip2 -dc")
     if start[1:4] == b"\x2a\x4d\x18" and start[0] & 0xF0 == 0x50:

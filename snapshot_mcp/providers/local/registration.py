@@ -78,13 +78,13 @@ def _check_content(real: Path, fd: int) -> None:
             f"The file {_shown(real)} is empty.",
             hint=f"Give it the size of the disk first, for example: truncate -s 20G {quote(str(real))}",
         )
+    if form := recognise(fd, size):
+        raise BadRequest(f"The file {_shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
     if size < SECTOR_BYTES:
         raise BadRequest(
             f"The file {_shown(real)} has {size} bytes; a disk has at least one sector of {SECTOR_BYTES}.",
             hint=_RAW_IMAGE,
         )
-    if form := recognise(fd, size):
-        raise BadRequest(f"The file {_shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
 
 
 def _open(real: Path, flags: int, verb: str, why: str) -> int:
