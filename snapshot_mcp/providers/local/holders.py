@@ -7,7 +7,7 @@ the system lets this user see them. Our own process is never named.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -36,7 +36,7 @@ class Holder:
     is_lease: bool = False
 
 
-def find_holders(paths: Iterable[Path]) -> dict[Path, list[Holder]]:
+def find_holders(paths: Sequence[Path]) -> dict[Path, list[Holder]]:
     """Return who holds each file, [] where the tables show nobody; a file that does not exist has no holders."""
     files = {path: file for path in paths if (file := _file_id(path)) is not None}
     found: dict[FileId, list[Holder]] = {file: [] for file in files.values()}

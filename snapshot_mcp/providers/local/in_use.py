@@ -59,7 +59,7 @@ def ask_lease(fd: int) -> Lease:
 def find_uses(catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str | None]:
     """Return by id who has each disk, as `Resource.held_by`: "" for nobody, None where that cannot be told."""
     jobs = _jobs(catalogue, resources)
-    holders = find_holders(Path(row["path"]) for row in resources)
+    holders = find_holders([Path(row["path"]) for row in resources])
     named = {row["resource_id"]: describe(holders[Path(row["path"])]) for row in resources}
     uses: dict[str, str | None] = {}
     with _no_new_jobs(catalogue) as may_open:
