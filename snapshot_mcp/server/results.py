@@ -94,6 +94,7 @@ class ResourceRow(Result):
     size_bytes: int
     attached_to: str | None = None
     path: str | None = None
+    held_by: str | None = None
     problem: str | None = None
 
     @classmethod
@@ -114,6 +115,7 @@ class ResourceRow(Result):
             size_bytes=resource.byte_size,
             attached_to=attached,
             path=clean_text(resource.path, MESSAGE_CHARACTERS) if resource.path else None,
+            held_by=clean_text(resource.held_by, MESSAGE_CHARACTERS) if resource.held_by else None,
             problem=clean_text(resource.problem, MESSAGE_CHARACTERS) if resource.problem else None,
         )
 
