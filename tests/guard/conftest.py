@@ -179,8 +179,8 @@ class Wrapped:
 
     def _told(self, one: Any, query: ResourceFilter) -> Any:
         update: dict[str, Any] = {"status": "running"} if one.id in self.running else {}
-        if query.verbose and Feature.TERMS in self.features:
-            update["held_by"] = self.holders.get(one.id, "")
+        if query.verbose and one.id in self.holders:
+            update["held_by"] = self.holders[one.id]
         return one.model_copy(update=update)
 
 

@@ -321,6 +321,20 @@ def test_a_name_that_cannot_be_typed_or_is_a_word_is_replaced_by_the_id() -> Non
         assert question_for(deletion(points), "n").expected_name == "vol-1"
 
 
+@pytest.mark.parametrize("word", ["yes", "YES", "y", "keep", "delete", "roll back", "no.", "", "ja\nyes", "ｙｅｓ"])
+def test_an_id_that_is_an_answer_is_never_the_name_that_agrees(word: str) -> None:
+    """ "A provider's disk id `yes` becomes the typed name": then the snapshot's id is, then a code of the plan."""
+    resource = RESOURCE.model_copy(update={"resource_id": word, "resource_name": word})
+    points = (snapshot(0, None).model_copy(update={"resource": resource}),)
+    question = question_for(deletion(points), "n")
+    assert question.expected_name == "ss-0000"
+    named = (points[0].model_copy(update={"snapshot_id": word or "ok"}),)
+    plan = plan_deletion(DeletionFacts("local", "/zone", named[0], named, 0), {})
+    code = question_for(plan, "n").expected_name
+    assert re.fullmatch("plan-[0-9a-f]{8}", code)
+    assert f"type {code} here" in question_for(plan, "another").message
+
+
 def test_a_roll_backs_plan_says_what_goes_and_what_comes_with_it() -> None:
     plan = rollback(CHAIN, 2, size_after=1 << 29, host="db-1")
     text = "\n".join(plan_lines(plan))
