@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from typing import Final
 
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
@@ -15,8 +16,10 @@ PROGRESS_SECONDS: Final = 0.25
 class Progress:
     """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
 
-    `start` and `advance` raise Cancelled when the job was called off.
+    `start` and `advance` raise Cancelled when the job was called off. `beside` is written with it, in its transaction.
     """
+
+    beside: Callable[[], None] | None = None
 
     def __init__(self, catalogue: Catalogue, job: Row) -> None:
         self._catalogue, self._job, self._job_id = catalogue, job, job["job_id"]
@@ -44,5 +47,7 @@ class Progress:
         try:
             with self._catalogue.transaction():
                 self._catalogue.set_job(self._job_id, progress=text)
+                if self.beside:
+                    self.beside()
         except sqlite3.OperationalError:
             """Progress is a courtesy: a full disk or a busy catalogue must not end the job through it."""
