@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp.cli import zone_serve
+from snapshot_mcp.cli import zone_keys, zone_serve
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
@@ -33,13 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_parser("check", help="read back and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
     zone_serve.add_arguments(commands.add_parser("serve", help="serve it as the volume-snapshot REST API"))
-    for command in commands.choices.values():
+    keys = commands.add_parser("keys", help="the key pairs of `zone serve`: list them, make one, remove one")
+    zone_keys.add_arguments(keys)
+    for command in set(commands.choices.values()) - {keys}:
         command.add_argument("--zone", default="", help="the zone's name, where settings list several")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.zone_command == "serve":
         return zone_serve.run(args)
+    if args.zone_command == "keys":
+        return zone_keys.run(args)
     return anyio.run(_run, args)
 
 
