@@ -54,7 +54,7 @@ def build_guard(settings: Settings) -> Guard:
         is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
-    return Guard(settings.home, settings.guard, rules=rules)
+    return Guard(settings.home, settings.guard, rules=rules, open_zone=partial(_build_zone, settings))
 
 
 def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
@@ -149,6 +149,8 @@ def _callers(settings: Settings) -> list[Caller]:
 
 
 def _build_zone(settings: Settings, name: str) -> Provider:
+    if name not in settings.zones:
+        raise UnknownZone(f"There is no zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
     match settings.zones[name]:
         case LocalZoneSettings() as zone:
             return _build_local(settings, name, zone)

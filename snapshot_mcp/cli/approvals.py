@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(guard: "Guard", args: argparse.Namespace) -> int:
+    anyio.run(guard.note_all_ends)
     approvals = anyio.run(guard.list_approvals)
     shown = [one for one in approvals if args.all or one.expires_at]
     if args.json:
@@ -148,6 +150,9 @@ def _draw(console: Any, approval: "Approval") -> None:
     body.append(f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {_ago(approval.opened.time)}.", "dim")
     if approval.reason:
         body.append(f"\n{approval.standing.capitalize()}: {approval.reason}.", "dim")
+    for line in (approval.decision, approval.course):
+        if line:
+            body.append(f"\n{line}", "dim")
     colour = {"pending": "yellow", "granted": "green"}.get(approval.state, "dim")
     until = f" until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else ""
     console.print(
@@ -174,8 +179,18 @@ def _to_json(approval: "Approval") -> dict[str, Any]:
         "expires_at": format_time(approval.expires_at),
         "door": approval.door or "",
         "decided_by": approval.decided_by,
+        "decided_at": format_time(approval.decided.time) if approval.decided else "",
+        "reason": approval.reason,
         "job_id": approval.job_id,
+        "job_end": _end_to_json(approval),
     }
+
+
+def _end_to_json(approval: "Approval") -> dict[str, str] | None:
+    """How its job ended; None where nothing was started."""
+    if not approval.job_id:
+        return None
+    return asdict(approval.job_end) if approval.job_end else {"status": "not known yet"}
 
 
 def _ago(moment: datetime) -> str:

@@ -4,13 +4,15 @@ It is light: what a guarded call needs (`calls.py`) and what keeps the records (
 imported with the first use, because every server start pays for imports and most never destroy anything.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from snapshot_mcp.contract.errors import Forbidden
+from snapshot_mcp.contract.errors import Forbidden, ZoneError
 from snapshot_mcp.contract.models import Job, Snapshot
+from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.outcome import GuardedOutcome
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.audit import Audit
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
+    from snapshot_mcp.guard.ends import Ends
     from snapshot_mcp.guard.pin import Pin
     from snapshot_mcp.guard.register import Register
 
@@ -43,6 +46,8 @@ class Guard:
 
     `rules` says what the operator's rules for a zone are by now; they are read again whenever it matters, and the stricter
     of them and `policy` holds: an operator who tightens a rule should not have to find every server that runs.
+    `open_zone` opens a zone of the settings by its name, for what a person does outside of a server: to look how a job ended,
+    to take one back. The guard closes what it opened.
     """
 
     def __init__(
@@ -51,11 +56,13 @@ class Guard:
         policy: Policy,
         *,
         rules: Callable[[str], Policy] | None = None,
+        open_zone: Callable[[str], Provider] | None = None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
         self.policy = policy
         self._present_rules = rules
+        self._open_zone = open_zone
         self.links: ApprovalLinks | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
@@ -65,6 +72,7 @@ class Guard:
 
     async def delete_snapshot(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
         """Delete a snapshot with everything built on it. Raises what the zone answers."""
+        await self.note_ends(zone.provider)
         return await self._calls.delete(zone, snapshot_id, client)
 
     async def rollback_to_snapshots(
@@ -77,6 +85,7 @@ class Guard:
         on_progress: Callable[[tuple[Job, ...]], Awaitable[None]] | None = None,
     ) -> GuardedOutcome:
         """Overwrite the snapshots' disks with them. `on_progress` hears of the safety snapshot's job."""
+        await self.note_ends(zone.provider)
         return await self._calls.roll_back(zone, snapshot_ids, client, safety_snapshot, on_progress)
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
@@ -85,6 +94,39 @@ class Guard:
 
         refusal = refuse_rename(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
+
+    # How the acts ended
+
+    async def note_ends(self, provider: Provider) -> None:
+        """Record the ends that are missing of the jobs in this zone, as far as it tells them. Creates nothing."""
+        if await self._has_records():
+            await self._ends.ask(provider)
+
+    async def note_jobs(self, provider: Provider, jobs: Sequence[Job]) -> None:
+        """Record the ends of jobs that were just seen to end, where they are missing. Creates nothing."""
+        if await self._has_records():
+            await in_thread(self._ends.note, provider.location, jobs)
+
+    async def note_all_ends(self) -> None:
+        """`note_ends` for every zone with an end missing that can be opened from here."""
+        if self._open_zone is None or not await self._has_records():
+            return
+        for name in sorted({one.call.zone for one in await in_thread(self._ends.missing)}):
+            with suppress(ZoneError):
+                async with self._opened(name) as provider:
+                    await self._ends.ask(provider)
+
+    @asynccontextmanager
+    async def _opened(self, name: str) -> AsyncIterator[Provider]:
+        assert self._open_zone is not None
+        provider = self._open_zone(name)
+        try:
+            yield provider
+        finally:
+            await provider.aclose()
+
+    async def _has_records(self) -> bool:
+        return await in_thread((self._folder / "guard.sqlite").exists)
 
     # The human's side
 
@@ -171,6 +213,12 @@ class Guard:
         from snapshot_mcp.guard.database import Database
 
         return Database(self._folder)
+
+    @cached_property
+    def _ends(self) -> "Ends":
+        from snapshot_mcp.guard.ends import Ends
+
+        return Ends(self._register)
 
     @cached_property
     def _audit(self) -> "Audit":

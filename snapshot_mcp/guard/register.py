@@ -22,7 +22,7 @@ from snapshot_mcp.guard.states import TRANSITIONS, Door, State
 MAX_PENDING = 50
 """Who is asked more than they can read says yes to anything."""
 KEPT_SECONDS = 30 * 24 * 3600.0
-"""Closed approvals are shown for so long; the audit keeps them for good."""
+"""Closed approvals are shown for so long, and until the end of their job is recorded; the audit keeps them for good."""
 
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _OPEN_SQL = "('pending', 'granted')"
@@ -67,7 +67,8 @@ class Rows:
                 hint="Nothing was done. A person has to decide about some of them first (`snapshot-mcp approvals`).",
             )
         self.execute(
-            f"DELETE FROM approvals WHERE state NOT IN {_OPEN_SQL} AND json_extract(ended, '$[0]') < ?",
+            f"DELETE FROM approvals WHERE state NOT IN {_OPEN_SQL} AND (job_id = '' OR job_end != '')"
+            " AND json_extract(ended, '$[0]') < ?",
             (self.now.wall - KEPT_SECONDS,),
         )
         self.write(approval)
@@ -79,8 +80,7 @@ class Rows:
         if new.state not in TRANSITIONS[old.state]:
             raise AssertionError(f"{old.id}: {old.state} → {new.state}")
         self.write(new)
-        fields = {"door": new.door, "by": new.decided_by, "reason": new.reason} | fields
-        self.record(event, new, **{name: value for name, value in fields.items() if value})
+        self.record(event, new, **({"reason": new.reason} if new.reason else {}) | fields)
 
     def deny(self, approval: Approval, *, door: Door, by: str) -> Approval:
         denied = replace(approval, state=State.DENIED, door=door, decided_by=by, decided=self.now, ended=self.now)
@@ -91,7 +91,8 @@ class Rows:
         self.move(approval, replace(approval, state=State.EXPIRED, ended=self.now, reason=reason), event)
 
     def record(self, event: str, of: Approval, **fields: Any) -> None:
-        self.record_call(event, of.call, approval=of.id, state=of.state, **fields)
+        decided = {"door": of.door, "by": of.decided_by} if of.door else {}
+        self.record_call(event, of.call, **{"approval": of.id, "state": of.state} | decided | fields)
 
     def record_call(self, event: str, call: Call, **fields: Any) -> None:
         """Audit what happened to a call, which may have no approval."""
