@@ -297,7 +297,7 @@ async def test_what_is_about_to_be_deleted_is_not_exported(local_zone: LocalZone
     kept, going, below = [await back_up(local_zone, volume.id) for _ in range(3)]
     end_worker(local_zone.folder)
     with Catalogue(local_zone.folder) as catalogue:
-        deletion = admission.delete(catalogue, going, admission.Rules())
+        deletion = admission.delete(catalogue, going, admission.Rules())["job_id"]
     for one in (going, below):
         with pytest.raises(ResourceBusy, match=deletion):
             await local_zone.create_volume(one, "copy")

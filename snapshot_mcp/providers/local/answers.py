@@ -18,6 +18,8 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.states import ResourceType, SnapshotType
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, placeholders
+from snapshot_mcp.providers.local.identity import identity_at
+from snapshot_mcp.providers.local.lookup import is_half_overwritten
 
 
 def to_job(row: Row, zone: str) -> Job:
@@ -107,9 +109,12 @@ def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -
     )
 
 
-def to_resource(row: Row) -> Volume | Instance:
-    """The contract's Volume or Instance of a row; looks at the file for its size."""
+def to_resource(row: Row, *, is_verbose: bool = False) -> Volume | Instance:
+    """The contract's Volume or Instance of a row; looks at the file for its size, and with `is_verbose` for what it is."""
+    is_half = is_half_overwritten(row)
     size, problem = 0, row["problem"]
+    if row["applying_id"] and not is_half:
+        problem = f"{problem or 'a roll-back was broken off'} (the file at the path is another one, and whole)"
     try:
         size = Path(row["path"]).stat().st_size
     except OSError as error:
@@ -124,10 +129,12 @@ def to_resource(row: Row) -> Volume | Instance:
         "path": row["path"],
         "problem": problem or None,
     }
+    if is_verbose and (identity := identity_at(Path(row["path"]))):
+        common |= {"identity": str(identity), "hard_links": identity.links}
     if row["resource_type"] == ResourceType.VOLUME:
-        status = "pending" if row["applying_id"] else "available"
+        status = "pending" if is_half else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
-    status = "pending" if row["applying_id"] else "stopped"
+    status = "pending" if is_half else "stopped"
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 

@@ -143,12 +143,14 @@ def _resources(catalogue: Catalogue, query: ResourceFilter, resource_type: Resou
 
 def volumes(catalogue: Catalogue, query: ResourceFilter) -> Page[Volume]:
     rows, total = _resources(catalogue, query, ResourceType.VOLUME)
-    return Page(tuple(one for one in map(to_resource, rows) if isinstance(one, Volume)), total)
+    found = (to_resource(row, is_verbose=bool(query.verbose)) for row in rows)
+    return Page(tuple(one for one in found if isinstance(one, Volume)), total)
 
 
 def instances(catalogue: Catalogue, query: ResourceFilter) -> Page[Instance]:
     rows, total = _resources(catalogue, query, ResourceType.INSTANCE)
-    return Page(tuple(one for one in map(to_resource, rows) if isinstance(one, Instance)), total)
+    found = (to_resource(row, is_verbose=bool(query.verbose)) for row in rows)
+    return Page(tuple(one for one in found if isinstance(one, Instance)), total)
 
 
 def images(catalogue: Catalogue, query: ResourceFilter) -> Page[Image]:

@@ -237,9 +237,13 @@ class WriteHold:
     TRIES: Final = 5
     """A passing reader (an indexer, a checksum) is waited for briefly."""
 
+    PATIENCE_SECONDS: Final = 30.0
+    """How long a new writer is kept waiting; the kernel lets it in after 45 s."""
+
     def __init__(self, fd: int, path: Path) -> None:
         self.fd, self.path = fd, path
         self.is_alone = False
+        self._last_whole = time.monotonic()
         if any(_loop_devices(path)):
             raise DiskInUse(describe_holders(path))
         try:
@@ -274,6 +278,17 @@ class WriteHold:
                 raise DiskInUse(describe_holders(path)) from None
             if error.errno == errno.EACCES:
                 raise
+
+    def check(self) -> None:
+        """Raise DiskInUse if somebody may have written to the file since `is_alone`. To be called often.
+
+        Whoever opens it waits meanwhile: a reader turns the lease into a read lease, which still keeps writers out.
+        """
+        now = time.monotonic()
+        if not self.is_alone or fcntl.fcntl(self.fd, fcntl.F_GETLEASE) != fcntl.F_UNLCK:
+            self._last_whole = now
+        elif now - self._last_whole > self.PATIENCE_SECONDS:
+            raise DiskInUse("a program began to write to it meanwhile")
 
     def _lease(self) -> bool:
         for attempt in range(self.TRIES):

@@ -6,6 +6,7 @@ from typing import Any
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.providers.local.agreed import compare_deletion, refuse_overdue
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
 from snapshot_mcp.providers.local.platform import fsync_folder, running_since
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
@@ -14,13 +15,18 @@ from snapshot_mcp.providers.local.work.progress import Progress
 
 
 def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
-    """One act: everything goes together; the files stay until the grace is over (`purge`)."""
+    """One act: everything goes together; the files stay until the grace is over (`purge`).
+
+    Raises Expired, TermsChanged: what was agreed to is compared in the transaction that marks.
+    """
     with catalogue.transaction() as db:
         snapshot = catalogue.snapshot(request["snapshot_id"])
         assert snapshot is not None
         resource = catalogue.resource(snapshot["resource_id"])
         assert resource is not None, "a foreign key"
         going = [row["snapshot_id"] for row in catalogue.subtree(snapshot["snapshot_id"], *LIVE)]
+        refuse_overdue(job)
+        compare_deletion(catalogue, resource["resource_id"], going, request)
         deleted_at = now()
         purge_at = deleted_at + int(request["recovery_seconds"])
         db.execute(
