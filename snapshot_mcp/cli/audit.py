@@ -9,19 +9,21 @@ from typing import Any
 
 import anyio
 
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import clean_text, quoted
 
 SHOWN = 50
 DAY, SECOND = len("2026-11-23"), len("2026-11-23T18:07:39")
 """Of a time as the record writes it: where the day ends, and the second."""
 NOT_KNOWN_YET = "not known yet"
+ACT, ENDED = "act", "ended"
 BEGINS = {
     "spent": frozenset({"started", "given back", "not given back", "outcome unknown"}),
-    "started": frozenset({"ended"}),
-    "outcome unknown": frozenset({"ended"}),
+    "started": frozenset({ENDED}),
+    "outcome unknown": frozenset({ENDED}),
+    ACT: frozenset({ENDED}),
 }
-"""The events after which one of others has to follow."""
-SHOWN_KEYS = (
+"""The events after which one of others has to follow; `act` stands for each that begins an act without an approval."""
+SHOWN_KEYS = [
     "answer",
     "door",
     "rule",
@@ -30,11 +32,12 @@ SHOWN_KEYS = (
     "code",
     "reason",
     "name",
+    "resource_id",
     "snapshot_ids",
     "in_a_row",
     "end",
     "approval",
-)
+]
 LABELS = {
     "end": "end",
     "door": "through the",
@@ -77,7 +80,9 @@ def with_ends(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     listed = list(records)
     closed: set[tuple[Any, str]] = set()
     for number, record in reversed(list(enumerate(listed))):
-        act, event = record.get("act") or record.get("approval"), str(record.get("event"))
+        act, event = record.get(ACT) or record.get("approval"), str(record.get("event"))
+        if ACT in record and event != ENDED:
+            event = ACT
         if event in BEGINS:
             if (act, event) not in closed:
                 listed[number] = record | {"end": NOT_KNOWN_YET}
@@ -125,9 +130,7 @@ def _details(record: dict[str, Any]) -> str:
     """What the event is about, in one line: the act, what is particular to it, under which approval, and who."""
     parts = []
     if record.get("operation"):
-        arguments = record.get("arguments", {})
-        ids = arguments.get("snapshot_ids") or [arguments.get("snapshot_id", "")]
-        parts.append(f"{record['operation']} {', '.join(map(str, ids))} in {record.get('zone', '')}")
+        parts.append(f"{record['operation']} {_arguments(record.get('arguments', {}))} in {record.get('zone', '')}")
     if record.get("status") == "unknown":
         record = record | {"status": "", "reason": "", "end": f"unknown: {record.get('reason', '')}"}
     for key in SHOWN_KEYS:
@@ -141,6 +144,18 @@ def _details(record: dict[str, Any]) -> str:
         client = f" ({record['client']})" if record.get("client") else ""
         parts.append(f"asked by {principal}{client}")
     return clean_text("; ".join(parts), 400)
+
+
+def _arguments(arguments: dict[str, Any]) -> str:
+    """The ids, the path and the names that an act is about."""
+    ids = arguments.get("snapshot_ids") or [
+        arguments[key] for key in ("snapshot_id", "resource_id") if key in arguments
+    ]
+    shown = [", ".join(map(str, ids))] if ids else []
+    for key, word in (("path", ""), ("old_name", "from "), ("name", "to " if "old_name" in arguments else "as ")):
+        if key in arguments:
+            shown.append(f"{word}{quoted(arguments[key])}")
+    return " ".join(shown)
 
 
 def _style(event: str) -> str:

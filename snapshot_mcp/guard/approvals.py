@@ -8,12 +8,14 @@ uptime, so that a clock set back revives nothing. Blocking; callers go through a
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from snapshot_mcp.guard.approval import SAFETY_SECONDS, Approval, Call, Safety, moment_from_text, moment_to_text
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.guard.journal import recent_renames
 from snapshot_mcp.guard.plan import Plan
 from snapshot_mcp.guard.register import Register, Rows, new_id, unknown
 from snapshot_mcp.guard.states import OPEN, Door, State
@@ -191,6 +193,13 @@ class Approvals:
             return 0
         with self._register.transaction() as rows:
             return _deletions_last_hour(rows)
+
+    def recent_renames(self, location: str) -> dict[str, tuple[str, datetime]]:
+        """Return by snapshot what it was called until lately, and until when (`journal.recent_renames`)."""
+        if not self._register.exists:
+            return {}
+        with self._register.transaction() as rows:
+            return recent_renames(rows, location)
 
     # The safety snapshot
 

@@ -9,7 +9,7 @@ owner alone. Blocking; callers go through a worker thread.
     targets         epoch and holder of what a consent was spent on (`approvals.py`)
     pin             the operator's PIN and the wrong attempts at it (`pin.py`)
     pin_attempts    attempts that are being checked right now (`pin.py`)
-    renames         names that snapshots had until lately (`renames.py`)
+    renames         names that snapshots had until lately (`journal.py`)
     audit           the record, chained (`audit.py`)
 """
 

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from anyio import CancelScope
 
 from snapshot_mcp.contract.errors import Forbidden, ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.outcome import GuardedOutcome
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
     from snapshot_mcp.guard.ends import Ends
+    from snapshot_mcp.guard.journal import Deed, Journal
+    from snapshot_mcp.guard.person import PersonAct
     from snapshot_mcp.guard.pin import Pin
     from snapshot_mcp.guard.register import Register
 
@@ -94,6 +99,50 @@ class Guard:
 
         refusal = refuse_rename(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
+
+    # Acts that stand in the record without an approval
+
+    @asynccontextmanager
+    async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
+        """Record that an act begins, and at the end of the block how it ended, with what the block put into the dictionary.
+
+        Raises: GuardBroken when it cannot be recorded; then the block is not entered.
+        """
+        found: dict[str, Any] = {}
+        act = await in_thread(self._journal.begin, deed)
+        try:
+            yield found
+        except BaseException as error:
+            with CancelScope(shield=True):
+                await in_thread(self._journal.end, act, deed, error)
+            raise
+        await in_thread(lambda: self._journal.end(act, deed, **found))
+
+    async def note_refusal(self, deed: "Deed", rule: str) -> None:
+        """Record that a rule forbids it."""
+        await in_thread(lambda: self._journal.note("refused", deed, rule=rule))
+
+    @asynccontextmanager
+    async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
+        """`recorded`, for giving a snapshot another name; nothing is recorded where it keeps its name."""
+        if not name or name == snapshot.snapshot_name:
+            yield
+            return
+        from snapshot_mcp.guard.journal import RENAME, Deed
+
+        names = {"old_name": snapshot.snapshot_name, "name": name}
+        deed = Deed(
+            operation=RENAME,
+            zone=zone.name,
+            location=zone.provider.location,
+            by=client.principal,
+            door=Door.CLIENT,
+            arguments={"snapshot_id": snapshot.snapshot_id}
+            | {key: clean_text(value, MAX_NAME_CHARACTERS) for key, value in names.items()},
+            client=clean_text(f"{client.name} {client.version}".strip()),
+        )
+        async with self.recorded(deed):
+            yield
 
     # How the acts ended
 
@@ -175,6 +224,19 @@ class Guard:
         """Deny, or withdraw what was granted and not yet used. Raises: NotFound, NotDecidable."""
         return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
 
+    async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
+        """Plan to end the recovery of these deleted snapshots, as the rules are now."""
+        from snapshot_mcp.guard.person import plan_purge
+
+        return plan_purge(zone_name, deleted, await self._rules(zone_name))
+
+    async def prove_person(self, pin: str | None) -> Door:
+        """Return the door that a person at a terminal came through: with the PIN where one is set. Raises WrongPin, PinLocked."""
+        if not await self.has_pin():
+            return Door.UNPROVEN
+        await in_thread(lambda: self._pin.check(pin, door=Door.TERMINAL.value))
+        return Door.TERMINAL
+
     async def has_pin(self) -> bool:
         return await in_thread(self._pin.is_set)
 
@@ -219,6 +281,12 @@ class Guard:
         from snapshot_mcp.guard.ends import Ends
 
         return Ends(self._register)
+
+    @cached_property
+    def _journal(self) -> "Journal":
+        from snapshot_mcp.guard.journal import Journal
+
+        return Journal(self._register)
 
     @cached_property
     def _audit(self) -> "Audit":

@@ -104,7 +104,11 @@ class Rows:
             "principal": call.principal,
             "client": call.client,
         }
-        self._audit.append(self.connection, self.now, event, **about, **fields)
+        self.append(event, **about, **fields)
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Audit what is about no approval and no guarded call."""
+        self._audit.append(self.connection, self.now, event, **fields)
 
 
 class Register:

@@ -17,7 +17,17 @@ import pytest
 from mcp.types import ElicitResult
 
 from snapshot_mcp import app
+from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, ZoneError
+from snapshot_mcp.contract.models import Snapshot, SnapshotUpdate
+from snapshot_mcp.guard.approvals import Approvals
+from snapshot_mcp.guard.audit import Audit
+from snapshot_mcp.guard.database import Database
+from snapshot_mcp.guard.journal import Deed, Journal
+from snapshot_mcp.guard.register import Register
+from snapshot_mcp.jobs import Zone
 from tests.conftest import end_worker
+from tests.guard.conftest import nobody
+from tests.guard.test_states import HandClock
 from tests.server.lab import Lab, back_up, data_of
 
 pytestmark = pytest.mark.anyio
@@ -139,3 +149,71 @@ async def test_a_job_that_the_zone_has_forgotten_has_an_unknown_end(lab: Lab) ->
     assert "end unknown: the zone no longer knows the job" in (await command(lab, "audit")).stdout
     assert "end unknown: the zone no longer knows the job" in (await command(lab, "approvals", "--all")).stdout
     assert [one["status"] for one in records(lab, "ended")] == ["unknown"]
+
+
+async def test_a_rename_is_recorded_with_both_names_and_who_did_it(lab: Lab) -> None:
+    """“Renames are recorded with the old and the new name and by whom”: a name can be changed right before the question."""
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        snapshot_id = await back_up(client, "web", "keep me")
+        for name in ("old junk", "older junk"):
+            await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": name})
+        await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "description": "nothing of its name"})
+        await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": "older junk"})
+    first, second = records(lab, "rename")
+    assert (first["arguments"]["old_name"], first["arguments"]["name"]) == ("keep me", "old junk")
+    assert (second["arguments"]["old_name"], second["arguments"]["snapshot_id"]) == ("old junk", snapshot_id)
+    assert (first["by"], first["door"], first["client"]) == ("local", "client", "mcp 0.1.0")
+    assert [one["status"] for one in records(lab, "ended")] == ["successful", "successful"]
+    shown = (await command(lab, "audit")).stdout
+    assert f"rename {snapshot_id} from “keep me” to “old junk” in local" in shown
+    assert "not known yet" not in shown
+
+
+async def test_a_rename_that_the_zone_refuses_is_recorded_as_refused(lab: Lab) -> None:
+    await lab.add_disk("web")
+    guard, unknown = app.build_guard(lab.settings), Snapshot(snapshot_id="ss-gone", snapshot_name="keep me")
+
+    async def rename(zone: Zone) -> None:
+        async with guard.renaming(zone, unknown, "junk", nobody()):
+            await zone.provider.update_snapshot("ss-gone", SnapshotUpdate(snapshot_name="junk"))
+
+    async with app.build_zones(lab.settings) as zones:
+        with pytest.raises(NotFound):
+            await rename(zones.get())
+    assert [(one["status"], one["code"]) for one in records(lab, "ended")] == [("failed", "not_found")]
+
+
+def pass_time(clock: HandClock, seconds: float) -> None:
+    clock.wall += seconds
+    clock.uptime += seconds
+
+
+def test_recent_names_are_known_for_a_day(tmp_path: Path) -> None:
+    """“(snapshot_id → old name, moment; last 24 h)”: the oldest name of the day, which is the one that people know."""
+    clock = HandClock()
+    database = Database(tmp_path / "home")
+    register = Register(database, Audit(database), clock)
+    store, journal = Approvals(register), Journal(register)
+
+    def rename(snapshot_id: str, old: str, new: str, location: str = "/zone", error: ZoneError | None = None) -> None:
+        names = {"snapshot_id": snapshot_id, "old_name": old, "name": new}
+        deed = Deed("rename", "local", location, "local", "client", names)
+        journal.end(journal.begin(deed), deed, error)
+
+    assert store.recent_renames("/zone") == {}
+    rename("ss-1", "prod", "tmp")
+    at = clock.read().time
+    pass_time(clock, 60)
+    rename("ss-1", "tmp", "junk")
+    rename("ss-2", "there", "and")
+    rename("ss-2", "and", "there")
+    rename("ss-3", "elsewhere", "x", location="/other")
+    rename("ss-4", "refused", "x", error=NotFound("no such snapshot"))
+    rename("ss-5", "perhaps", "x", error=OutcomeUnknown("the answer was lost"))
+    found = store.recent_renames("/zone")
+    assert (found["ss-1"], sorted(found)) == (("prod", at), ["ss-1", "ss-5"])
+    pass_time(clock, 24 * 3600 - 60)
+    assert store.recent_renames("/zone")["ss-1"][0] == "tmp"
+    pass_time(clock, 61)
+    assert store.recent_renames("/zone") == {}
