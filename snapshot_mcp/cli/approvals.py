@@ -103,7 +103,13 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
 
 def _deny(guard: "Guard", args: argparse.Namespace) -> int:
     denied = anyio.run(partial(guard.deny, args.approval_id, by=user_name()))
-    print(f"Denied: {denied.title}. Nothing was done, and the assistant cannot ask for it again for ten minutes.")
+    if denied.job_id:
+        print(f"Taken back: {denied.title}. Job {clean_text(denied.job_id)} was cancelled before it had an effect.")
+    else:
+        print(f"Denied: {denied.title}. It is not carried out.")
+    if denied.safety.is_started:
+        print("The safety snapshot that was begun for it stays; delete it if you do not need it.")
+    print("The assistant cannot ask for it again for ten minutes.")
     return 0
 
 

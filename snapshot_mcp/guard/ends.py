@@ -6,7 +6,6 @@ is recorded once. A look never fails and never waits long because of it: what co
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import anyio
 
@@ -45,11 +44,7 @@ class Ends:
         """Record an end unless it is recorded already; whether it was missing."""
         with self._register.transaction() as rows:
             for approval in rows.find("id = ? AND state = 'spent' AND job_end = ''", (approval_id,)):
-                ended = replace(approval, job_end=end)
-                rows.write(ended)
-                fields = {"status": end.status, "code": end.code, "reason": end.reason, "ended_at": end.at}
-                said = {name: value for name, value in fields.items() if value}
-                rows.record("ended", ended, job_id=ended.job_id, **said)
+                rows.end(approval, end)
                 return True
         return False
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from anyio import CancelScope
 
-from snapshot_mcp.contract.errors import Forbidden, ZoneError
+from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import clean_text
@@ -20,7 +20,7 @@ from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.policy import Policy
-from snapshot_mcp.guard.states import Door
+from snapshot_mcp.guard.states import Door, State
 from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
 
@@ -221,8 +221,30 @@ class Guard:
         return await in_thread(lambda: self._approvals.grant(approval_id, digest=seen, door=door, by=by))
 
     async def deny(self, approval_id: str, *, door: Door = Door.TERMINAL, by: str = "local") -> "Approval":
-        """Deny, or withdraw what was granted and not yet used. Raises: NotFound, NotDecidable."""
-        return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
+        """Deny, withdraw what was granted and not yet used, or take back what was used and has had no effect yet.
+
+        Raises: NotFound; NotDecidable, which says what became of it; what the zone answers that has to cancel the job.
+        """
+        from snapshot_mcp.guard.errors import NotDecidable
+
+        try:
+            return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
+        except NotDecidable:
+            approval = await self.get_approval(approval_id)
+            if approval.state is not State.SPENT or approval.job_end:
+                raise
+        return await self._take_back(approval, door, by)
+
+    async def _take_back(self, approval: "Approval", door: Door, by: str) -> "Approval":
+        from snapshot_mcp.guard.withdrawal import Withdrawal, unreachable
+
+        if self._open_zone is None:
+            raise unreachable(approval, "this program has no way to its zone")
+        try:
+            async with self._opened(approval.call.zone) as provider:
+                return await Withdrawal(self._approvals, self._ends, provider).take_back(approval, door, by)
+        except UnknownZone as error:
+            raise unreachable(approval, error.message.rstrip(".")) from None
 
     async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
         """Plan to end the recovery of these deleted snapshots, as the rules are now."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound, TooManyRequests
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.guard.approval import Approval, Call, read_row, write_row
+from snapshot_mcp.guard.approval import Approval, Call, JobEnd, read_row, write_row
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
@@ -86,6 +86,14 @@ class Rows:
         denied = replace(approval, state=State.DENIED, door=door, decided_by=by, decided=self.now, ended=self.now)
         self.move(approval, denied, "denied")
         return denied
+
+    def end(self, approval: Approval, end: JobEnd) -> Approval:
+        """Record how its job ended."""
+        ended = replace(approval, job_end=end)
+        self.write(ended)
+        fields = {"status": end.status, "code": end.code, "reason": end.reason, "ended_at": end.at}
+        self.record("ended", ended, job_id=ended.job_id, **{name: value for name, value in fields.items() if value})
+        return ended
 
     def expire(self, approval: Approval, reason: str, event: str = "expired") -> None:
         self.move(approval, replace(approval, state=State.EXPIRED, ended=self.now, reason=reason), event)
