@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
+    from snapshot_mcp.guard import Door as Door
     from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.guard import Policy
     from snapshot_mcp.guard.approval import Approval as Approval
+    from snapshot_mcp.guard.journal import Deed as Deed
+    from snapshot_mcp.guard.person import PersonAct as PersonAct
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.server.roles import Caller
@@ -54,7 +57,14 @@ def build_guard(settings: Settings) -> Guard:
         is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
-    return Guard(settings.home, settings.guard, rules=rules)
+    return Guard(settings.home, settings.guard, rules=rules, open_zone=partial(_build_zone, settings))
+
+
+def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
+    """Return what a command does, for the record: `by` whom, through no door that asks anybody."""
+    from snapshot_mcp.guard.journal import Deed
+
+    return Deed(operation, zone.zone, zone.location, by, "command line", arguments)
 
 
 def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
@@ -175,6 +185,8 @@ def _callers(settings: Settings) -> list[Caller]:
 
 
 def _build_zone(settings: Settings, name: str) -> Provider:
+    if name not in settings.zones:
+        raise UnknownZone(f"There is no zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
     match settings.zones[name]:
         case LocalZoneSettings() as zone:
             return _build_local(settings, name, zone)

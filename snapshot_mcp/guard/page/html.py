@@ -81,11 +81,15 @@ def render_approval(view: View) -> str:
     if approval.state is State.PENDING:
         body += _decision(view)
     elif approval.state is State.GRANTED:
-        body += _withdrawal(view)
+        body += _withdrawal(
+            view, "The assistant can repeat its call now. Until it has, you can take the approval back."
+        )
+    elif approval.state is State.SPENT and approval.job_end is None:
+        body += _withdrawal(view, f"{approval.course} While it has had no effect, you can take it back.")
     else:
         reason = f": {escape(clean_text(approval.reason))}" if approval.reason else ""
-        job = f" It was started as job {escape(clean_text(approval.job_id))}." if approval.job_id else ""
-        body += f"<p>This approval is {approval.standing}{reason}.{job} There is nothing left to decide.</p>"
+        course = f" {escape(approval.course)}" if approval.course else ""
+        body += f"<p>This approval is {approval.standing}{reason}.{course} There is nothing left to decide.</p>"
     return _document(f"{approval.title}?", body)
 
 
@@ -197,9 +201,10 @@ def _decision(view: View) -> str:
     return _form(view, buttons, fields)
 
 
-def _withdrawal(view: View) -> str:
-    note = "<p>The assistant can repeat its call now. Until it has, you can take the approval back.</p>"
-    return note + _form(view, '<button class="keep" name="decision" value="deny">Take it back</button>')
+def _withdrawal(view: View, note: str) -> str:
+    return f"<p>{escape(note)}</p>" + _form(
+        view, '<button class="keep" name="decision" value="deny">Take it back</button>'
+    )
 
 
 def _form(view: View, buttons: str, fields: str = "") -> str:
