@@ -1,4 +1,4 @@
-"""Jobs: waiting for them and listing the unfinished ones.
+"""Jobs: waiting for them, listing the unfinished ones, cancelling them.
 
 The server waits, not the model: a wait is pushed, bounded, tells its progress, and "still running" is a result. Without a
 zone a job is looked for in every zone, and one that cannot be reached is named.
@@ -18,7 +18,7 @@ from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatu
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.face import Face, face_of
-from snapshot_mcp.server.results import JobList, JobRow, Unreachable, Waited
+from snapshot_mcp.server.results import Cancellation, JobList, JobRow, Unreachable, Waited
 
 AnyZone = Annotated[str, Field(description="Zone; every one if left out")]
 Tell = Callable[[dict[str, Job]], Awaitable[None]]
@@ -26,6 +26,8 @@ Tell = Callable[[dict[str, Job]], Awaitable[None]]
 DEFAULT_WAIT_SECONDS = 25.0
 MAX_WAIT_SECONDS = 50.0
 """Hosts give a call up after 60 seconds; the answer must be back before."""
+
+DESTRUCTIVE = {JobAction.DELETE, JobAction.APPLY}
 
 NEXT_STEPS = {
     JobAction.CREATE: "The restore point is there; show_chain shows where it stands.",
@@ -59,6 +61,7 @@ async def wait_for_job(
             await ctx.report_progress(percent, 100, _progress_text(list(jobs.values())))
 
     jobs = await _wait(places, timeout_seconds, tell)
+    await _note_ends(face_of(ctx), places, jobs)
     rows = [JobRow.of(jobs[job_id], places[job_id].name) for job_id in wanted]
     failed = [row for row in rows if row.status == JobStatus.FAILED]
     running = [one for one in jobs.values() if not one.is_finished]
@@ -91,6 +94,7 @@ async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResul
     async def look(name: str) -> None:
         try:
             found[name] = await face.zone(name).provider.list_unfinished_jobs()
+            await face.note_ends(face.zone(name))
         except ZoneError as error:
             errors[name] = error
 
@@ -108,6 +112,22 @@ async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResul
     head = f"No unfinished jobs in {where}." if not rows else f"{len(rows)} unfinished in {where}:"
     result = JobList(jobs=rows, unreachable=unreachable, hint=hint)
     return result.with_text(head, *map(job_line, rows), _unreachable_text(errors) if errors else "", hint)
+
+
+async def cancel_job(
+    ctx: Context, job_id: Annotated[str, Field(min_length=1)], zone: AnyZone = ""
+) -> Annotated[CallToolResult, Cancellation]:
+    """Stop a job: one that still waits, a running backup or export, or a roll-back that has not begun to overwrite the disk.
+    It ends as failed with the code cancelled and leaves nothing behind."""
+    place, _ = await find_job(face_of(ctx), job_id, zone)
+    job = await place.provider.cancel_job(job_id)
+    shown = f"Job {clean_text(job.job_id)} ({clean_text(job.action)}) in zone {place.name}"
+    if job.is_finished:
+        result = Cancellation(zone=place.name, job_id=clean_text(job.job_id), status="cancelled")
+        return result.with_text(f"{shown} is cancelled and has left nothing behind.")
+    hint = "Call wait_for_job until it has ended."
+    result = Cancellation(zone=place.name, job_id=clean_text(job.job_id), status="cancelling", hint=hint)
+    return result.with_text(f"{shown} has been told to stop and ends in a moment.", hint)
 
 
 async def find_job(face: Face, job_id: str, zone: str = "") -> tuple[Zone, Job]:
@@ -178,6 +198,16 @@ async def _wait(places: dict[str, Zone], timeout_seconds: float, tell: Tell) -> 
     if errors:
         raise errors[0]
     return jobs
+
+
+async def _note_ends(face: Face, places: dict[str, Zone], jobs: dict[str, Job]) -> None:
+    """Have the ends recorded of what people agreed to; other jobs are no business of the guard's, which stays asleep."""
+    by_zone: dict[str, list[Job]] = {}
+    for job_id, job in jobs.items():
+        if job.is_finished and job.action in DESTRUCTIVE:
+            by_zone.setdefault(places[job_id].name, []).append(job)
+    for name, seen in by_zone.items():
+        await face.note_ends(face.zone(name), seen)
 
 
 def job_line(row: JobRow) -> str:

@@ -27,6 +27,7 @@ from snapshot_mcp.service.keys import Grant, TokenBook
 from snapshot_mcp.service.openapi import build_openapi
 from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, Call
 from snapshot_mcp.service.requests import NoQuery, read_json, read_query
+from snapshot_mcp.service.roles import refuse_without
 from snapshot_mcp.service.stream import Hub, events
 
 HEARTBEAT_SECONDS = 15.0
@@ -77,9 +78,12 @@ class Face:
 
         async def endpoint(request: Request) -> Response:
             operation = operations["GET" if request.method == "HEAD" else request.method]
+            grant: Grant = request.scope["grant"]
+            refuse_without(operation.role, grant.role, grant.client_id, operation.summary)
             provider, hub = self._zone(request, operation.feature)
-            query = read_query(operation.query or NoQuery, request.scope["query_string"])
-            body = read_json(operation.body, await read_body(request)) if operation.body else None
+            features = provider.features
+            query = read_query(operation.query or NoQuery, request.scope["query_string"], features)
+            body = read_json(operation.body, await read_body(request), features) if operation.body else None
             response = await operation.handle(Call(provider, hub, request, query, body))
             response.headers.update(feature_headers(provider))
             return response
@@ -92,7 +96,7 @@ class Face:
             return Response(headers=feature_headers(provider), media_type=EVENT_STREAM)
         grant: Grant = request.scope["grant"]
         source = events(
-            hub, heartbeat_seconds=self._heartbeat_seconds, ends_at=grant.expires_at, clock=self._tokens.clock
+            hub, heartbeat_seconds=self._heartbeat_seconds, may_go_on=lambda: self._tokens.still_stands(grant)
         )
         first = await anext(source)  # subscribed before the answer begins
         return EventStream(first, source, feature_headers(provider))
@@ -108,6 +112,7 @@ class Face:
             raise BadRequest(
                 "The form's grant_type is not client_credentials.", hint="Send grant_type=client_credentials."
             )
+        await self._tokens.refresh()
         try:
             token = self._tokens.issue(*_basic_credentials(request.headers.get("authorization", "")))
         except Unauthorized as error:
@@ -203,10 +208,9 @@ def build_service(
 ) -> Starlette:
     """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs."""
     face = Face(zones, tokens, heartbeat_seconds)
-    document = build_openapi(sorted(zones))
 
     async def openapi(request: Request) -> Response:
-        return json_answer(document)
+        return json_answer(build_openapi({name: zones[name].features for name in sorted(zones)}))
 
     routes = [
         Route("/v2/oauth2/token", face.token, methods=["POST"]),

@@ -17,6 +17,7 @@ from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service import answers, requests
 from snapshot_mcp.service.answers import empty_answer, job_to_wire, json_answer, to_wire
+from snapshot_mcp.service.roles import Role
 from snapshot_mcp.service.stream import Hub
 
 ZONE_PATH = "/v2/zone/{zone}"
@@ -40,7 +41,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of contract.md's tables. Without the `feature` the zone's face does not have the route."""
+    """One row of contract.md's tables. Without the `feature` the zone's face does not have the route.
+
+    `change_role` is the role that a change needs; whoever has a key pair may look.
+    """
 
     name: str
     method: str
@@ -51,9 +55,14 @@ class Operation:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     feature: Feature | None = None
+    change_role: Role = Role.WRITER
     status: int = 200
     media_type: str = "application/json"
     errors: tuple[int, ...] = field(default=(400, 401, 403, 404, 409, 413, 429, 500, 501, 503, 504, 507))
+
+    @property
+    def role(self) -> Role:
+        return Role.READER if self.method == "GET" else self.change_role
 
 
 def _started(call: Call, job: Job) -> Response:
@@ -75,11 +84,15 @@ async def create_snapshots(call: Call) -> Response:
 async def delete_snapshot(call: Call) -> Response:
     snapshot_id = call.path("snapshot_id")
     _agree(snapshot_id, call.query.snapshot)
-    return _started(call, await call.provider.delete_snapshot(snapshot_id))
+    return _started(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
 
 
 async def apply_snapshots(call: Call) -> Response:
-    return _started(call, await call.provider.apply_snapshots(call.body.snapshots))
+    body: requests.ApplyBody = call.body
+    job = await call.provider.apply_snapshots(
+        body.snapshots, terms=body.terms, safety_snapshot_name=body.safety_snapshot_name
+    )
+    return _started(call, job)
 
 
 async def capture_instance(call: Call) -> Response:
@@ -101,6 +114,10 @@ async def lease(call: Call) -> Response:
 
 async def get_job(call: Call) -> Response:
     return json_answer(job_to_wire(await call.provider.get_job(call.path("job_id")), call.path("zone")))
+
+
+async def cancel_job(call: Call) -> Response:
+    return _started(call, await call.provider.cancel_job(call.path("job_id")))
 
 
 async def list_unfinished_jobs(call: Call) -> Response:
@@ -128,9 +145,7 @@ async def list_images(call: Call) -> Response:
 
 
 def _resource_filter(query: Any, ids: tuple[str, ...]) -> ResourceFilter:
-    return ResourceFilter(
-        ids=ids, status=query.status, search_word=query.search_word, offset=query.offset, limit=query.limit
-    )
+    return ResourceFilter.model_validate({"ids": ids, **query.model_dump(include=ResourceFilter.model_fields.keys())})
 
 
 def _snapshot_id(call: Call) -> str:
@@ -179,6 +194,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Job,
         apply_snapshots,
         body=requests.ApplyBody,
+        change_role=Role.FULL,
     ),
     Operation(
         "CaptureInstanceFromSnapshot",
@@ -224,6 +240,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Job,
         delete_snapshot,
         query=requests.DeleteQuery,
+        change_role=Role.FULL,
     ),
     Operation(
         "UpdateSnapshot",
@@ -246,6 +263,15 @@ OPERATIONS: tuple[Operation, ...] = (
         feature=Feature.RECOVER,
     ),
     Operation("GetJob", "GET", f"{ZONE_PATH}/job/{{job_id}}", "One job", Job, get_job),
+    Operation(
+        "CancelJob",
+        "DELETE",
+        f"{ZONE_PATH}/job/{{job_id}}",
+        "End a job that has had no effect yet",
+        Job,
+        cancel_job,
+        feature=Feature.CANCEL,
+    ),
     Operation(
         "ListUnfinishedJobs",
         "GET",

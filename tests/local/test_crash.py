@@ -318,12 +318,12 @@ async def test_a_full_catalogue_ends_no_job_that_runs(
     failures = 3
     take = worker._Worker._take
 
-    def full(self: worker._Worker) -> str | None:
+    def full(self: worker._Worker, *, only_urgent: bool) -> str | None:
         nonlocal failures
         failures -= 1
         if failures >= 0:
             raise sqlite3.OperationalError("database or disk is full")
-        return take(self)
+        return take(self, only_urgent=only_urgent)
 
     monkeypatch.setattr(worker._Worker, "_take", full)
     monkeypatch.setattr(worker, "RETRY_SECONDS", 0.01)

@@ -310,7 +310,7 @@ async def test_a_roll_back_lets_go_of_the_disk_before_it_says_that_it_is_done(
     succeed_as_ever = apply.succeed
     monkeypatch.setattr(apply, "succeed", end)
     with Catalogue(local_zone.folder) as catalogue:
-        job_id = admission.apply(catalogue, [snapshot_id])
+        job_id = admission.apply(catalogue, [snapshot_id], admission.Rules())["job_id"]
         work.carry_out(catalogue, job_id)
     assert ended == [job_id]
     assert (await local_zone.get_job(job_id)).is_successful

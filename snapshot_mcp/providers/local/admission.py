@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, WrongResourceType
+from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import SnapshotUpdate, first_repeated, format_time
 from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus, TransitionStatus
+from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.agreed import compare_deletion, compare_disks, deadline, disk_of, refuse_shorter_grace
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget, image_path
 from snapshot_mcp.providers.local.lookup import (
@@ -28,6 +31,7 @@ from snapshot_mcp.providers.local.lookup import (
     find_resource,
     find_snapshot,
     find_usable,
+    is_half_overwritten,
     label_of,
     not_usable,
     owner_of,
@@ -35,6 +39,8 @@ from snapshot_mcp.providers.local.lookup import (
     refuse_going,
     refuse_incomplete,
 )
+from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file
+from snapshot_mcp.providers.local.room import Room
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -44,12 +50,17 @@ class Rules:
     """What the operator set for the zone.
 
     `recovery_seconds`: grace after a deletion. `chain_limit`: available snapshots in a chain before a new full one.
-    `allow_fuzzy`: capture a disk that is in use although nothing proves that the copy is one state.
+    `allow_fuzzy`: capture a disk that is in use although nothing proves that the copy is one state. `keep_free`: what
+    backups and exports leave free on the zone's filesystem.
     """
 
     recovery_seconds: int = 7200
     chain_limit: int = 30
     allow_fuzzy: bool = False
+    keep_free: KeepFree = DEFAULT_KEEP_FREE
+
+
+DEFAULT_RULES: Final = Rules()
 
 
 def new_id(prefix: str) -> str:
@@ -57,10 +68,13 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
-def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType) -> Row:
-    """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6)."""
+def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType, home: Path | None = None) -> Row:
+    """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6).
+
+    It is opened last: to open a disk that is registered would break the lease of a job that has it.
+    """
     real = image_path(path)
-    _refuse_own(catalogue, real)
+    refuse_own_file(real, catalogue.folder, home)
     name = checked_name(name or real.name)
     inode = _inode(real)
     with catalogue.transaction() as db:
@@ -70,21 +84,12 @@ def register(catalogue: Catalogue, path: Path, name: str, resource_type: Resourc
                     f"The file {clean_text(real, 400)!r} is registered already, as {label_of(other)}.",
                     hint=f"Use {other['resource_id']}.",
                 )
+        check_disk(real)
         resource_id = new_id("vol" if resource_type == ResourceType.VOLUME else "ins")
         insert_resource(db, resource_id, resource_type, name, real)
         row = catalogue.resource(resource_id)
     assert row is not None
     return row
-
-
-def _refuse_own(catalogue: Catalogue, real: Path) -> None:
-    """A roll-back would overwrite what the zone itself stands on."""
-    folder = catalogue.folder.resolve()
-    is_record = real.parent == folder and real.name.startswith(("catalogue.", "worker."))
-    if is_record or real.is_relative_to(folder / "snapshots"):
-        raise BadRequest(
-            f"The file {clean_text(real, 400)!r} is the zone's own, no disk.", hint="Give the path of a raw disk image."
-        )
 
 
 def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str, name: str, path: Path) -> None:
@@ -102,7 +107,8 @@ def unregister(catalogue: Catalogue, resource_id: str) -> Row:
         if Path(resource["path"]).exists():
             refuse_incomplete(resource)
         db.execute(
-            "UPDATE resources SET removed_at = ?, applying_id = NULL WHERE resource_id = ?", (now(), resource_id)
+            "UPDATE resources SET removed_at = ?, applying_id = NULL, problem = '' WHERE resource_id = ?",
+            (now(), resource_id),
         )
     return resource
 
@@ -115,47 +121,55 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> str:
-    """Enter a create and return the job's id. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
+def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> Row:
+    """Enter a create and return the job. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
     check_ids("resources", resource_ids)
     name = checked_name(name)
-    with catalogue.transaction() as db:
+    with catalogue.transaction():
         resources = [find_resource(catalogue, one) for one in resource_ids]
         refuse_busy(catalogue, resources)
+        room = Room(catalogue, rules.keep_free)
         for resource in resources:
             refuse_incomplete(resource)
-            CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy).close()
-        created = now()
-        snapshot_ids = []
-        for resource in resources:
-            parent = None if is_full else parent_for(catalogue, resource, rules.chain_limit)
-            snapshot_id = new_id("ss")
-            snapshot_ids.append(snapshot_id)
-            db.execute(
-                """INSERT INTO snapshots (snapshot_id, name, resource_id, is_full, status, transition, created_at,
-                status_at, snapshot_at, root_id, parent_id, depth) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-                (
-                    snapshot_id,
-                    name,
-                    resource["resource_id"],
-                    int(parent is None),
-                    SnapshotStatus.PENDING,
-                    TransitionStatus.CREATING,
-                    created,
-                    created,
-                    created,
-                    parent["root_id"] if parent else snapshot_id,
-                    parent["snapshot_id"] if parent else None,
-                    parent["depth"] + 1 if parent else 0,
-                ),
-            )
+            with CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy) as source:
+                if is_full or parent_for(catalogue, resource, rules.chain_limit) is None:
+                    room.add_full(source.fd)
+                else:
+                    room.add_incremental(resource["resource_id"])
+        taken = room.take("the snapshot" if len(resources) == 1 else "the snapshots")
+        snapshot_ids = [_insert_snapshot(catalogue, one, name, rules, is_full=is_full) for one in resources]
         return _insert_job(
-            db,
+            catalogue,
             JobAction.CREATE,
-            {"snapshot_ids": snapshot_ids, "allow_fuzzy": rules.allow_fuzzy},
+            {"snapshot_ids": snapshot_ids, "allow_fuzzy": rules.allow_fuzzy} | taken._asdict(),
             snapshot_ids,
             resource_claims=resource_ids,
         )
+
+
+def _insert_snapshot(catalogue: Catalogue, resource: Row, name: str, rules: Rules, *, is_full: bool = False) -> str:
+    """Enter a snapshot that is to be taken, and return its id."""
+    parent = None if is_full else parent_for(catalogue, resource, rules.chain_limit)
+    snapshot_id, created = new_id("ss"), now()
+    catalogue.db.execute(
+        """INSERT INTO snapshots (snapshot_id, name, resource_id, is_full, status, transition, created_at,
+        status_at, snapshot_at, root_id, parent_id, depth) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            snapshot_id,
+            name,
+            resource["resource_id"],
+            int(parent is None),
+            SnapshotStatus.PENDING,
+            TransitionStatus.CREATING,
+            created,
+            created,
+            created,
+            parent["root_id"] if parent else snapshot_id,
+            parent["snapshot_id"] if parent else None,
+            parent["depth"] + 1 if parent else 0,
+        ),
+    )
+    return snapshot_id
 
 
 def parent_for(catalogue: Catalogue, resource: Row, chain_limit: int) -> Row | None:
@@ -176,9 +190,12 @@ def parent_for(catalogue: Catalogue, resource: Row, chain_limit: int) -> Row | N
     return None if chain["number"] >= chain_limit or chain["is_damaged"] else head
 
 
-def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules) -> str:
-    """Enter the deletion of a snapshot and everything below it; its answer says when the space comes free."""
-    with catalogue.transaction() as db:
+def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules, terms: Terms | None = None) -> Row:
+    """Enter the deletion of a snapshot and everything below it; its answer says when the space comes free.
+
+    Raises TermsChanged where that is more than the terms say.
+    """
+    with catalogue.transaction():
         snapshot = find_snapshot(catalogue, snapshot_id)
         refuse_busy(catalogue, [owner_of(catalogue, snapshot)])
         if snapshot["status"] not in LIVE:
@@ -187,63 +204,99 @@ def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules) -> str:
         for one in going:
             if holder := catalogue.row("SELECT job_id FROM claims WHERE kind = 'snapshot' AND id = ?", one):
                 raise busy(catalogue, f"Snapshot {one}", holder["job_id"])
+        agreed = {"may_go": terms.may_go, "must_stay": terms.must_stay} if terms else {}
+        compare_deletion(catalogue, snapshot["resource_id"], going, agreed)
+        refuse_shorter_grace(terms, rules.recovery_seconds)
         free_at = now() + rules.recovery_seconds
         return _insert_job(
-            db,
+            catalogue,
             JobAction.DELETE,
-            {"snapshot_id": snapshot_id, "recovery_seconds": rules.recovery_seconds},
+            {"snapshot_id": snapshot_id, "recovery_seconds": rules.recovery_seconds, **agreed},
             going,
             resource_claims=[snapshot["resource_id"]],
+            begin_by=deadline(terms),
             extra={"space_free_at": format_time(moment(free_at)), "recoverable_seconds": rules.recovery_seconds},
         )
 
 
-def apply(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
-    """Enter a roll-back. Raises ResourceBusy also when a disk is in use, naming by whom."""
+def apply(
+    catalogue: Catalogue,
+    snapshot_ids: Sequence[str],
+    rules: Rules,
+    terms: Terms | None = None,
+    safety_name: str = "",
+) -> Row:
+    """Enter a roll-back; with a `safety_name` it takes a safety snapshot of each disk first.
+
+    Raises ResourceBusy also when a disk is in use, naming by whom, and TermsChanged when it is not the one of the terms.
+    """
     check_ids("snapshots", snapshot_ids)
-    with catalogue.transaction() as db:
+    name = checked_name(safety_name)
+    with catalogue.transaction():
         resources = [owner_of(catalogue, find_usable(catalogue, one)) for one in snapshot_ids]
-        resource_ids = [resource["resource_id"] for resource in resources]
-        if repeated := first_repeated(resource_ids):
+        by_id = {resource["resource_id"]: resource for resource in resources}
+        if repeated := first_repeated(resource["resource_id"] for resource in resources):
             raise BadRequest(
                 f"Two of the snapshots are of {repeated}; a resource can go back to one point only.",
                 hint="Name one snapshot a resource.",
             )
         refuse_busy(catalogue, resources)
-        for resource in resources:
-            if resource["removed_at"] is not None:
-                raise NotUsable(
-                    f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
-                    hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
-                )
-            RollbackTarget(resource["path"], label_of(resource)).close()
+        disks = {one: _probe_target(resource, has_safety=bool(name)) for one, resource in by_id.items()}
+        compare_disks(terms, disks, {one: label_of(resource) for one, resource in by_id.items()})
+        safety = {one: _insert_snapshot(catalogue, resource, name, rules) for one, resource in by_id.items() if name}
         return _insert_job(
-            db,
+            catalogue,
             JobAction.APPLY,
-            {"targets": dict(zip(resource_ids, snapshot_ids, strict=True))},
-            resource_ids,
-            resource_claims=resource_ids,
-            extra={"resources": dict.fromkeys(resource_ids, "unchanged")},
+            {"targets": dict(zip(by_id, snapshot_ids, strict=True)), "disks": disks, "safety": safety},
+            list(by_id),
+            resource_claims=list(by_id),
+            begin_by=deadline(terms),
+            extra={"resources": {one: _outcome_of(resource) for one, resource in by_id.items()}}
+            | ({"safety_snapshots": safety} if safety else {}),
         )
 
 
-def enter_resumption(catalogue: Catalogue, resource: Row) -> str:
+def _outcome_of(resource: Row) -> str:
+    """What a roll-back that never reaches the disk leaves: an earlier one may have been broken off on it."""
+    return "incomplete" if is_half_overwritten(resource) else "unchanged"
+
+
+def _probe_target(resource: Row, *, has_safety: bool) -> dict[str, str]:
+    """Return which disk it is (`agreed.disk_of`), if it can be rolled back now."""
+    if resource["removed_at"] is not None:
+        raise NotUsable(
+            f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
+            hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
+        )
+    if has_safety:
+        refuse_incomplete(resource)
+    with RollbackTarget(resource["path"], label_of(resource)) as target:
+        if has_safety:
+            target.refuse_company()
+        return disk_of(resource, target)
+
+
+def enter_resumption(catalogue: Catalogue, resource: Row) -> Row:
     """Enter a roll-back that was broken off again, within a transaction of the caller's."""
     resource_id = resource["resource_id"]
     return _insert_job(
-        catalogue.db,
+        catalogue,
         JobAction.APPLY,
         {"targets": {resource_id: resource["applying_id"]}},
         [resource_id],
         resource_claims=[resource_id],
+        has_effect=True,
         extra={"resources": {resource_id: "incomplete"}, "resumed": True},
     )
 
 
-def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str) -> str:
-    """Enter an export to a volume or an image (`action`). Raises WrongResourceType for the other kind's snapshot."""
+def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: Rules = DEFAULT_RULES) -> Row:
+    """Enter an export to a volume or an image (`action`).
+
+    Raises WrongResourceType for the other kind's snapshot, StorageFull where it would leave less than `rules.keep_free`.
+    """
     name = checked_name(name)
-    with catalogue.transaction() as db:
+    with catalogue.transaction():
         snapshot = find_usable(catalogue, snapshot_id)
         resource = owner_of(catalogue, snapshot)
         is_image = action == JobAction.CAPTURE_INSTANCE
@@ -256,16 +309,18 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str)
             )
         refuse_incomplete(resource)
         refuse_going(catalogue, snapshot)
+        room = Room(catalogue, rules.keep_free)
+        room.add_export(snapshot_id)
+        taken = room.take(f"an export of snapshot {snapshot_id}")
         new = new_id("img" if is_image else "vol")
-        return _insert_job(
-            db, action, {"snapshot_id": snapshot_id, "name": name, "new_id": new}, [new], snapshot_claims=[snapshot_id]
-        )
+        request = {"snapshot_id": snapshot_id, "name": name, "new_id": new} | taken._asdict()
+        return _insert_job(catalogue, action, request, [new], snapshot_claims=[snapshot_id])
 
 
-def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
+def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:
     """Enter a recovery: each snapshot's whole act of deletion comes back (contract.md, "Deletion")."""
     check_ids("resources", snapshot_ids)
-    with catalogue.transaction() as db:
+    with catalogue.transaction():
         snapshots = [find_snapshot(catalogue, one) for one in snapshot_ids]
         for snapshot in snapshots:
             if snapshot["status"] != SnapshotStatus.DELETED:
@@ -294,7 +349,7 @@ def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> str:
         resources = [owner_of(catalogue, snapshot) for snapshot in snapshots]
         refuse_busy(catalogue, resources)
         claims = list(dict.fromkeys(resource["resource_id"] for resource in resources))
-        return _insert_job(db, JobAction.LEASE, {"deletion_ids": acts}, sorted(ids), resource_claims=claims)
+        return _insert_job(catalogue, JobAction.LEASE, {"deletion_ids": acts}, sorted(ids), resource_claims=claims)
 
 
 def update(catalogue: Catalogue, snapshot_id: str, changes: SnapshotUpdate) -> None:
@@ -314,21 +369,28 @@ def update(catalogue: Catalogue, snapshot_id: str, changes: SnapshotUpdate) -> N
 
 
 def _insert_job(
-    db: sqlite3.Connection,
+    catalogue: Catalogue,
     action: JobAction,
     request: dict[str, Any],
     ids: Sequence[str],
     *,
     resource_claims: Sequence[str] = (),
     snapshot_claims: Sequence[str] = (),
+    begin_by: tuple[str, float] = ("", 0.0),
+    has_effect: bool = False,
     extra: dict[str, Any] | None = None,
-) -> str:
+) -> Row:
     job_id = str(uuid.uuid4())
-    db.execute(
-        """INSERT INTO jobs (job_id, action, status, request, resource_ids, created_at, extra, change)
-        VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(change), 0) + 1 FROM jobs))""",
-        (job_id, action, JobStatus.PENDING, json.dumps(request), json.dumps(list(ids)), now(), json.dumps(extra or {})),
+    columns = (job_id, action, JobStatus.PENDING, json.dumps(request), json.dumps(list(ids)), now())
+    catalogue.db.execute(
+        """INSERT INTO jobs (job_id, action, status, request, resource_ids, created_at, extra, begin_boot, begin_until,
+        has_effect, change) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(change), 0) + 1 FROM jobs))""",
+        (*columns, json.dumps(extra or {}), *begin_by, int(has_effect)),
     )
     claims = [("resource", one) for one in resource_claims] + [("snapshot", one) for one in snapshot_claims]
-    db.executemany("INSERT INTO claims (job_id, kind, id) VALUES (?, ?, ?)", [(job_id, *claim) for claim in claims])
-    return job_id
+    catalogue.db.executemany(
+        "INSERT INTO claims (job_id, kind, id) VALUES (?, ?, ?)", [(job_id, *claim) for claim in claims]
+    )
+    job = catalogue.job(job_id)
+    assert job is not None
+    return job

@@ -12,6 +12,8 @@ from typing import Self
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.holders import describe_holders
+from snapshot_mcp.providers.local.identity import identity_at, identity_of
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
 
 
@@ -136,10 +138,13 @@ class CaptureSource(OpenDisk):
 
 
 class RollbackTarget(OpenDisk):
-    """A disk that nobody else holds, open for writing.
+    """A disk that nobody else holds, open for writing; `identity` says which file it is.
 
+    As a source of a capture (`size_bytes`, `consistency`, `check`) it is read under the hold that it is overwritten under.
     Raises ResourceBusy, naming who holds it, and NotUsable when its file is gone or cannot be written.
     """
+
+    consistency = "held"
 
     def __init__(self, path: str, label: str) -> None:
         self._hold: WriteHold | None = None
@@ -149,6 +154,8 @@ class RollbackTarget(OpenDisk):
                 WriteHold.refuse_writers(reader.fd, reader.path)
             super().__init__(path, label, os.O_RDWR)
             self._hold = WriteHold(self.fd, self.path)
+            self.identity = identity_of(self.fd, self.path)
+            self.size_bytes = os.fstat(self.fd).st_size
         except DiskInUse as error:
             self.close()
             raise ResourceBusy(
@@ -164,8 +171,33 @@ class RollbackTarget(OpenDisk):
 
     @property
     def is_alone(self) -> bool:
-        """Whether nobody else can have it open meanwhile."""
+        """Whether nobody else can write to it meanwhile."""
         return self._hold is not None and self._hold.is_alone
+
+    def refuse_company(self) -> None:
+        """Raise ResourceBusy where another program could write between a copy of the disk and its overwriting."""
+        if not self.is_alone:
+            raise ResourceBusy(
+                f"{self.label} is in use, so that a safety snapshot of it could miss what is written meanwhile:"
+                f" {clean_text(describe_holders(self.path), 400)}.",
+                hint="Stop what has it open and try again, or agree to a roll-back without a safety snapshot.",
+            )
+
+    @property
+    def is_at_its_path(self) -> bool:
+        """Whether its path still leads to it, and it has the names that it had."""
+        return identity_at(self.path) == self.identity
+
+    def check(self) -> None:
+        """Raise ResourceBusy if another program may have written to it under our hold. Cheap."""
+        try:
+            if self._hold is not None:
+                self._hold.check()
+        except DiskInUse as error:
+            raise ResourceBusy(
+                f"{self.label} was in use while it was being rolled back: {clean_text(error, 400)}.",
+                hint="Stop what writes to it and roll back again.",
+            ) from None
 
     def close(self) -> None:
         if self._hold is not None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
@@ -9,6 +10,7 @@ from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.identity import Identity, identity_at
 
 MAX_RESOURCES: Final = 100
 """As many ids as one request may name."""
@@ -82,13 +84,25 @@ def not_usable(snapshot: Row, verb: str) -> NotUsable:
     return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
 
 
+def is_half_overwritten(resource: Row) -> bool:
+    """Whether the file at the disk's path is one that a roll-back was broken off on.
+
+    Another file may lie there by now: it is as whole as it was when it came.
+    """
+    if resource["applying_id"] is None:
+        return False
+    begun, present = Identity.parse(resource["applying_identity"]), identity_at(Path(resource["path"]))
+    return begun is None or (present is not None and present.is_same_file(begun))
+
+
 def refuse_incomplete(resource: Row) -> None:
-    if resource["applying_id"] is not None:
+    if is_half_overwritten(resource):
         raise NotUsable(
             f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
             + (f" ({clean_text(resource['problem'], 400)})" if resource["problem"] else "")
             + ", so the disk is neither the old one nor the new one.",
-            hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot.",
+            hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot,"
+            " without a safety snapshot.",
         )
 
 

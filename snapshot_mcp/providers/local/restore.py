@@ -7,8 +7,8 @@
 
 import errno
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 from snapshot_mcp.providers.local.capture import (
     WINDOW_SIZE,
@@ -17,9 +17,15 @@ from snapshot_mcp.providers.local.capture import (
     in_order,
     read_exactly,
 )
-from snapshot_mcp.providers.local.platform import data_extents, reserve, write_at, write_zeros
+from snapshot_mcp.providers.local.platform import data_extents, fdatasync, reserve, write_at, write_zeros
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
+
+SECTOR_SIZE: Final = 512
+"""The least that a disk writes whole."""
+
+CHECKPOINT_BYTES: Final = 32 << 20
+"""Written between two checkpoints."""
 
 
 class Window(NamedTuple):
@@ -151,10 +157,72 @@ def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def write_back(fd: int, chain: Chain, differences: Differences, advance: Advance) -> None:
+def content_at(chain: Chain, offset: int, length: int) -> bytes:
+    """The volume's bytes at any offset, verified; zeros beyond its end. Raises DamagedFile."""
+    header, out = chain.header, bytearray()
+    end = min(offset + length, header.virtual_size_bytes)
+    while offset + len(out) < end:
+        at = offset + len(out)
+        region, start = divmod(at, header.region_size)
+        index, skipped = divmod(start, header.chunk_size)
+        first = at - skipped
+        size = min(header.chunk_size, header.virtual_size_bytes - first)
+        place = _place_at(chain, region, index)
+        data = bytes(size) if place.is_zero else read_verified(chain, place, size)
+        out += data[skipped : skipped + end - at]
+    return bytes(out.ljust(length, b"\0"))
+
+
+def _place_at(chain: Chain, region: int, index: int) -> Place:
+    return Place._make(PLACE.unpack_from(chain.places(region), index * PLACE.size))
+
+
+def verify_before(chain: Chain, before: Chain, differences: Differences, advance: Advance) -> None:
+    """Read in `before` what a roll-back to `chain` will overwrite: it is the way back. Raises DamagedFile."""
+
+    def read(window: Window) -> int:
+        differing = [one for one in chunks(chain, window) if one[0] in differences]
+        return sum(len(content_at(before, offset, length)) for offset, length, _ in differing)
+
+    for _, done in in_order(read, differences.windows(chain)):
+        advance(done)
+
+
+def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences) -> int | None:
+    """The offset of a chunk that holds neither what the roll-back writes nor what was there before; None for none.
+
+    An interruption can leave a chunk of both, so it is compared by sectors.
+    """
+
+    def look(window: Window) -> int | None:
+        for offset, length, place in chunks(chain, window):
+            if offset in differences:
+                after = bytes(length) if place.is_zero else read_verified(chain, place, length)
+                if not _is_mixture(read_exactly(fd, length, offset), after, content_at(before, offset, length)):
+                    return offset
+        return None
+
+    return next((at for _, at in in_order(look, differences.windows(chain)) if at is not None), None)
+
+
+def _is_mixture(data: bytes, one: bytes, other: bytes) -> bool:
+    if data in (one, other):
+        return True
+    sectors = (slice(at, at + SECTOR_SIZE) for at in range(0, len(data), SECTOR_SIZE))
+    return all(data[sector] in (one[sector], other[sector]) for sector in sectors)
+
+
+def write_back(
+    fd: int,
+    chain: Chain,
+    differences: Differences,
+    advance: Advance,
+    checkpoint: Callable[[int], None] | None = None,
+) -> None:
     """Make the disk what the snapshot is, and durable; `fd` is open for writing. Advances by the bytes written.
 
-    Raises DamagedFile and OSError; the disk is then neither old nor new and must not be called whole.
+    `checkpoint` is told now and then up to which offset all that differs is durable. Raises DamagedFile, OSError, and what
+    `advance` raises; the disk is then neither old nor new and must not be called whole.
     """
 
     def write(window: Window) -> int:
@@ -171,15 +239,27 @@ def write_back(fd: int, chain: Chain, differences: Differences, advance: Advance
 
     if os.fstat(fd).st_size != chain.header.virtual_size_bytes:
         os.ftruncate(fd, chain.header.virtual_size_bytes)
-    for _, done in in_order(write, differences.windows(chain)):
+    unsynced = 0
+    for window, done in in_order(write, differences.windows(chain)):
         advance(done)
+        unsynced += done
+        if checkpoint and unsynced >= CHECKPOINT_BYTES:
+            fdatasync(fd)
+            checkpoint(window.end)
+            unsynced = 0
     os.fsync(fd)
 
 
 def room_needed(chain: Chain) -> int:
     """How many bytes of the volume are not zero: what a new file of it occupies."""
-    stored = (window for window in windows(chain) if not window.is_empty)
-    return sum(length for window in stored for _, length, place in chunks(chain, window) if not place.is_zero)
+    header = chain.header
+    count, places = 0, b""
+    for region in range(header.region_count):
+        places = b"" if chain.region_place(region) == ZERO_PLACE else chain.places(region)
+        count += len(places) // PLACE.size - places.count(ZERO_PLACE)
+    is_last_stored = places != b"" and not places.endswith(ZERO_PLACE)
+    beyond_the_end = -header.virtual_size_bytes % header.chunk_size if is_last_stored else 0
+    return count * header.chunk_size - beyond_the_end
 
 
 def export(fd: int, chain: Chain, advance: Advance) -> None:

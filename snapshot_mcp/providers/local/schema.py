@@ -149,13 +149,34 @@ def _time_deletions(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE deletions ADD COLUMN uptime REAL NOT NULL DEFAULT 0")
 
 
+def _bind_destruction(db: sqlite3.Connection) -> None:
+    """Until when a job must have begun, whether it was called off or has had an effect, and which file a roll-back writes."""
+    for column in (
+        "jobs ADD COLUMN begin_boot TEXT NOT NULL DEFAULT ''",  # the run of the system that `begin_until` counts in
+        "jobs ADD COLUMN begin_until REAL NOT NULL DEFAULT 0",  # seconds of uptime; 0: a job that may begin at any time
+        "jobs ADD COLUMN is_cancelled INTEGER NOT NULL DEFAULT 0",
+        "jobs ADD COLUMN has_effect INTEGER NOT NULL DEFAULT 0",  # a disk is being overwritten: too late to call it off
+        "resources ADD COLUMN applying_identity TEXT NOT NULL DEFAULT ''",  # the file that is half overwritten
+        "resources ADD COLUMN applying_safety_id TEXT",  # the snapshot that holds what is overwritten
+        "resources ADD COLUMN applied_bytes INTEGER NOT NULL DEFAULT 0",  # so much is durable, where files have no birth time
+        "resources ADD COLUMN written_at REAL NOT NULL DEFAULT 0",  # when the roll-back last wrote to it, by the clock
+        "resources ADD COLUMN is_stopped INTEGER NOT NULL DEFAULT 0",  # what is half overwritten waits for a person
+    ):
+        db.execute(f"ALTER TABLE {column}")
+
+
 def _execute(db: sqlite3.Connection, script: str) -> None:
     """Each statement by itself: `executescript` would end the transaction."""
     for statement in script.split(";\n"):
         db.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables, _count_snapshots, _time_deletions)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _create_tables,
+    _count_snapshots,
+    _time_deletions,
+    _bind_destruction,
+)
 """Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
 
 

@@ -77,7 +77,7 @@ def ensure_worker(folder: Path) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(
             f"The embedded zone's worker could not be started: {error}.",
-            hint=f"See {folder / LOG_NAME}. The job is kept and starts with the next worker.",
+            hint=f"Nothing is carried out without it. See {folder / LOG_NAME}.",
         ) from None
 
 
@@ -178,7 +178,7 @@ class _Worker:
             if seen != version or self.threads:
                 version = seen
                 try:
-                    while len(self.threads) < PARALLEL_JOBS and (job_id := self._take()):
+                    while job_id := self._take(only_urgent=len(self.threads) >= PARALLEL_JOBS):
                         self._start(job_id)
                 except sqlite3.OperationalError as error:  # full or busy: that ends none of the jobs that run
                     log.warning("cannot take a job yet: %s", error)
@@ -192,16 +192,18 @@ class _Worker:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _take(self) -> str | None:
-        """The next job, now working; None where there is none, or a newer program has changed the catalogue's format."""
-        if schema.is_newer(self.catalogue.db):
-            return None
-        if self.catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'") is None:
+    def _take(self, *, only_urgent: bool) -> str | None:
+        """The next job, now working; None where there is none, or a newer program has changed the catalogue's format.
+
+        Those that must begin within some time go first, and (`only_urgent`) wait for no other job's end.
+        """
+        which = "begin_until != 0" if only_urgent else "true"
+        query = f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND {which}
+            ORDER BY begin_until != 0 DESC, created_at, change LIMIT 1"""
+        if schema.is_newer(self.catalogue.db) or self.catalogue.row(query) is None:
             return None
         with self.catalogue.transaction():
-            job = self.catalogue.row(
-                f"SELECT job_id FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' ORDER BY created_at, change LIMIT 1"
-            )
+            job = self.catalogue.row(query)
             if job is None:
                 return None
             self.catalogue.set_job(job["job_id"], status="working", begun_at=now(), run_count=1)

@@ -3,9 +3,10 @@
 Nothing is made on disk before the first change. Every method may be called from any number of processes on one folder.
 """
 
+import logging
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.contract.errors import BadRequest, NotFound, Unsupported
+from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import (
     Image,
@@ -32,7 +33,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local import admission, listing
+from snapshot_mcp.providers.local import admission, listing, withdrawal
 from snapshot_mcp.providers.local.admission import Rules
 from snapshot_mcp.providers.local.answers import to_job, to_resource
 from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
@@ -49,6 +50,8 @@ ALIVE_SECONDS: Final = 1.0
 
 Answer = TypeVar("Answer")
 
+log = logging.getLogger(__name__)
+
 
 class LocalZone:
     """The embedded zone in `folder` (see `contract.Provider` for the methods).
@@ -57,7 +60,18 @@ class LocalZone:
     `allow_fuzzy`: capture disks that are in use although the copy may be a mixture (and say so).
     """
 
-    features = frozenset({Feature.RECOVER, Feature.RECOVER_INCREMENTALS, Feature.WATCH, Feature.TAGS, Feature.PROGRESS})
+    features = frozenset(
+        {
+            Feature.RECOVER,
+            Feature.RECOVER_INCREMENTALS,
+            Feature.WATCH,
+            Feature.TAGS,
+            Feature.PROGRESS,
+            Feature.TERMS,
+            Feature.ONE_HOLD,
+            Feature.CANCEL,
+        }
+    )
 
     def __init__(
         self,
@@ -67,12 +81,14 @@ class LocalZone:
         chain_limit: int = 30,
         allow_fuzzy: bool = False,
         keep_free: KeepFree = DEFAULT_KEEP_FREE,
+        home: Path | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.zone = zone
         self.recovery_seconds = recovery_seconds
         self.keep_free = keep_free
-        self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy)
+        self.home = home
+        self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy, keep_free)
         self._catalogue: Catalogue | None = None
         self._lock = threading.Lock()
 
@@ -97,9 +113,9 @@ class LocalZone:
     async def add_resource(
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
     ) -> Volume | Instance:
-        """Register a disk image. Raises BadRequest (no such file, no regular file, registered already), Unsupported."""
+        """Register a raw disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
         return await self._write(
-            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type))
+            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type, self.home))
         )
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
@@ -112,35 +128,59 @@ class LocalZone:
         )
 
     async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
-        return await self._enter(partial(admission.delete, snapshot_id=snapshot_id, rules=self._rules))
+        return await self._enter(partial(admission.delete, snapshot_id=snapshot_id, rules=self._rules, terms=terms))
 
     async def apply_snapshots(
         self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
     ) -> Job:
-        return await self._enter(partial(admission.apply, snapshot_ids=snapshot_ids))
+        return await self._enter(
+            partial(
+                admission.apply,
+                snapshot_ids=snapshot_ids,
+                rules=self._rules,
+                terms=terms,
+                safety_name=safety_snapshot_name,
+            )
+        )
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
         return await self._enter(
-            partial(admission.export, action=JobAction.CAPTURE_INSTANCE, snapshot_id=snapshot_id, name=image_name)
+            partial(
+                admission.export,
+                action=JobAction.CAPTURE_INSTANCE,
+                snapshot_id=snapshot_id,
+                name=image_name,
+                rules=self._rules,
+            )
         )
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
         return await self._enter(
-            partial(admission.export, action=JobAction.CREATE_VOLUME, snapshot_id=snapshot_id, name=volume_name)
+            partial(
+                admission.export,
+                action=JobAction.CREATE_VOLUME,
+                snapshot_id=snapshot_id,
+                name=volume_name,
+                rules=self._rules,
+            )
         )
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
         return await self._enter(partial(admission.recover, snapshot_ids=snapshot_ids))
 
     async def cancel_job(self, job_id: str) -> Job:
-        raise Unsupported(f"Zone {self.zone} cancels no jobs.")
+        job = await self._write(lambda catalogue: to_job(withdrawal.cancel(catalogue, job_id), self.zone))
+        return job if job.is_finished else await self._with_worker(job)
 
     async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
         await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
 
-    async def purge(self) -> tuple[str, ...]:
-        """Free the space of what was deleted at once, without waiting for the grace to end; the ids that ceased."""
-        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=True)))
+    async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
+        """Free the space of these deleted snapshots at once (None: of all), and of those whose grace is over; what ceased.
+
+        What one deletion took goes together: with an id that is not named it waits for the end of its grace.
+        """
+        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=snapshot_ids)))
 
     # looks
 
@@ -173,6 +213,7 @@ class LocalZone:
 
     async def get_job(self, job_id: str) -> Job:
         def read(catalogue: Catalogue) -> Job | None:
+            withdrawal.expire(catalogue)
             row = catalogue.job(job_id)
             return to_job(row, self.zone) if row else None
 
@@ -181,20 +222,17 @@ class LocalZone:
             raise NotFound(
                 f"There is no job {clean_text(job_id)!r} in zone {self.zone}.", hint="List the unfinished jobs."
             )
-        if not job.is_finished:
-            await self._ensure_worker()
-        return job
+        return job if job.is_finished else await self._with_worker(job)
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         def read(catalogue: Catalogue) -> tuple[Job, ...]:
+            withdrawal.expire(catalogue)
             rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change")
             return tuple(to_job(row, self.zone) for row in rows)
 
         nothing: tuple[Job, ...] = ()
         jobs = await self._read(read, nothing)
-        if jobs:
-            await self._ensure_worker()
-        return jobs
+        return (await self._with_worker(jobs[0]), *jobs[1:]) if jobs else ()
 
     async def watch_jobs(self) -> AsyncIterator[Job]:
         """Each job at each change of status or progress; while there is work, sees to it that a worker lives."""
@@ -216,20 +254,40 @@ class LocalZone:
 
     # the shell
 
-    async def _enter(self, admit: Callable[[Catalogue], str]) -> Job:
-        """Enter a job, see to it that a worker lives, and answer the job as it was entered."""
+    async def _enter(self, admit: Callable[[Catalogue], Row]) -> Job:
+        """Enter a job, see to it that a worker lives, and answer the job as it was entered.
 
-        def enter(catalogue: Catalogue) -> Job:
-            job = catalogue.job(admit(catalogue))
-            assert job is not None
-            return to_job(job, self.zone)
+        Where no worker can be started the entry is withdrawn before the refusal is answered; where it cannot be withdrawn
+        (a worker has taken it, or the catalogue cannot be written) it is answered as the job that it is.
+        """
 
-        job = await self._write(enter)
-        await self._ensure_worker()
+        def enter() -> Job:
+            with self._lock, _in_our_words():
+                job = to_job(admit(self._opened()), self.zone)
+            try:
+                ensure_worker(self.folder)
+            except Unavailable as error:
+                if self._is_withdrawn(job.job_id, error):
+                    raise
+            return job
+
+        return await _finish_in_thread(enter)
+
+    def _is_withdrawn(self, job_id: str, reason: Unavailable) -> bool:
+        try:
+            with self._lock, _in_our_words():
+                return withdrawal.withdraw(self._opened(), job_id, reason)
+        except ZoneError:
+            log.exception("job %s could not be withdrawn, so it stays entered", job_id)
+            return False
+
+    async def _with_worker(self, job: Job) -> Job:
+        """See to it that a worker lives, and answer the job; where none can be started, it says so."""
+        try:
+            await _finish_in_thread(partial(ensure_worker, self.folder))
+        except Unavailable as error:
+            return job.model_copy(update={"info": str(error)})
         return job
-
-    async def _ensure_worker(self) -> None:
-        await _finish_in_thread(partial(ensure_worker, self.folder))
 
     async def _write(self, work: Callable[[Catalogue], Answer]) -> Answer:
         def locked() -> Answer:

@@ -18,7 +18,7 @@ from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile
 from snapshot_mcp.providers.local.work import apply, create, delete, export
-from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, from_sqlite_error
+from snapshot_mcp.providers.local.work.outcome import fail, from_os_error, from_sqlite_error, refuse_cancelled
 from snapshot_mcp.providers.local.work.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,9 @@ def carry_out(catalogue: Catalogue, job_id: str) -> None:
     request: dict[str, Any] = json.loads(job["request"])
     action = JobAction(job["action"])
     try:
-        ACTIONS[action](catalogue, job, request, Progress(catalogue, job_id))
+        if not job["has_effect"]:
+            refuse_cancelled(catalogue, job)
+        ACTIONS[action](catalogue, job, request, Progress(catalogue, job))
         return
     except ZoneError as error:
         reason = error
@@ -66,19 +68,25 @@ def carry_out(catalogue: Catalogue, job_id: str) -> None:
         reason = known or InternalError(
             "The worker met an error that it does not know.", hint="See worker.log in the zone's folder."
         )
-    while not _is_failed(catalogue, job, action, request, reason):
+    while not _has_ended(catalogue, job, reason):
         time.sleep(RETRY_SECONDS)
 
 
-def _is_failed(catalogue: Catalogue, job: Row, action: JobAction, request: dict[str, Any], reason: ZoneError) -> bool:
+def end_failed(catalogue: Catalogue, job: Row, reason: ZoneError) -> None:
+    """End a job with its reason, and take back what it has prepared; within a transaction of the caller's."""
+    action = JobAction(job["action"])
+    if action in CLEAN_UP:
+        CLEAN_UP[action](catalogue, json.loads(job["request"]), reason)
+    fail(catalogue, job, reason)
+
+
+def _has_ended(catalogue: Catalogue, job: Row, reason: ZoneError) -> bool:
     """End the job with its reason; False where the catalogue has no room for that yet: nobody else would end it."""
     try:
         with catalogue.transaction():
             if isinstance(reason, DamagedFile):
                 catalogue.mark_damaged(reason.snapshot_id, is_damaged=True)
-            if action in CLEAN_UP:
-                CLEAN_UP[action](catalogue, request, reason)
-            fail(catalogue, job, reason)
+            end_failed(catalogue, job, reason)
     except sqlite3.OperationalError as error:
         log.warning("cannot end job %s yet: %s", job["job_id"], error)
         return False

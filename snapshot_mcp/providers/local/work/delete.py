@@ -1,11 +1,13 @@
 """Delete, recover, purge: a deletion is one act that goes together and comes back together (contract.md, "Deletion")."""
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.providers.local.agreed import compare_deletion, refuse_overdue
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
 from snapshot_mcp.providers.local.platform import fsync_folder, running_since
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
@@ -14,13 +16,18 @@ from snapshot_mcp.providers.local.work.progress import Progress
 
 
 def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
-    """One act: everything goes together; the files stay until the grace is over (`purge`)."""
+    """One act: everything goes together; the files stay until the grace is over (`purge`).
+
+    Raises Expired, TermsChanged: what was agreed to is compared in the transaction that marks.
+    """
     with catalogue.transaction() as db:
         snapshot = catalogue.snapshot(request["snapshot_id"])
         assert snapshot is not None
         resource = catalogue.resource(snapshot["resource_id"])
         assert resource is not None, "a foreign key"
         going = [row["snapshot_id"] for row in catalogue.subtree(snapshot["snapshot_id"], *LIVE)]
+        refuse_overdue(job)
+        compare_deletion(catalogue, resource["resource_id"], going, request)
         deleted_at = now()
         purge_at = deleted_at + int(request["recovery_seconds"])
         db.execute(
@@ -67,8 +74,10 @@ def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: P
         succeed(catalogue, job)
 
 
-def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
-    """Unlink what was deleted and whose grace is over (`at_once`: all of it); children before parents.
+def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list[str]:
+    """Unlink what was deleted and whose grace is over; children before parents.
+
+    `at_once`: the ids of which a deletion may end its grace now, if it took nothing else (None: every deletion).
 
     First the catalogue says `ceased`, then the files go, so that a crash leaves files without use and never a snapshot
     without its file; what a crash left is swept by the next one. Returns the ids that ceased now.
@@ -79,10 +88,10 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
         ceased: list[str] = []
         busy = {row["id"] for row in catalogue.rows("SELECT id FROM claims WHERE kind = 'resource'")}
         for row in deleted:
-            if not (at_once or is_grace_over(row)):
-                continue
             going = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ?", row["deletion_id"])
             ids = {one["snapshot_id"] for one in going}
+            if not (at_once is None or ids <= set(at_once) or is_grace_over(row)):
+                continue
             below = [
                 one
                 for snapshot in going

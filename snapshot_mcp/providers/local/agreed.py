@@ -1,0 +1,143 @@
+"""What was agreed to, held against the catalogue and the disk: once when a job is admitted, once before it has an effect.
+
+A job's request carries what its terms said (`may_go`, `must_stay`, `disks`), and its row until when it must have begun. It has
+begun once the hold on the disks is taken (a roll-back), or in the transaction that marks the snapshots (a deletion). Time
+is the system's uptime, sleep included, so that no clock can bring a job back; another run of the system is too late.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from snapshot_mcp.contract.errors import Expired, TermsChanged
+from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS, Terms
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.identity import described
+from snapshot_mcp.providers.local.platform import running_since
+
+NOTHING_CHANGED = "Nothing was changed. Look at what would happen now, and have it agreed to again."
+
+
+def deadline(terms: Terms | None) -> tuple[str, float]:
+    """Return the run of the system and the uptime by which a job that is admitted now must have begun."""
+    seconds = min(terms.begin_within_seconds, BEGIN_WITHIN_SECONDS) if terms else BEGIN_WITHIN_SECONDS
+    boot, uptime = _present()
+    return boot, uptime + seconds
+
+
+def is_overdue(job: Row) -> bool:
+    """Whether the time within which the job had to begin is over."""
+    if not job["begin_until"]:
+        return False
+    boot, uptime = _present()
+    return bool(boot != job["begin_boot"] or uptime > job["begin_until"])
+
+
+def _present() -> tuple[str, float]:
+    """The run of the system and its uptime; where the system names no runs, the clock."""
+    boot, uptime = running_since()
+    return (boot, uptime) if boot else ("", time.time())
+
+
+def expired(job: Row) -> Expired:
+    return Expired(
+        f"Job {job['job_id']} ({job['action']}) did not begin within the time that was agreed to, so it was not carried out.",
+        hint=NOTHING_CHANGED,
+    )
+
+
+def refuse_overdue(job: Row) -> None:
+    """Raises Expired."""
+    if is_overdue(job):
+        raise expired(job)
+
+
+def compare_deletion(
+    catalogue: Catalogue, resource_id: str, going: Collection[str], request: Mapping[str, Any]
+) -> None:
+    """Raise TermsChanged where a deletion would take more than was agreed to."""
+    may_go, must_stay = request.get("may_go"), request.get("must_stay") or ()
+    if may_go is not None and (more := sorted(set(going) - set(may_go))):
+        raise TermsChanged(
+            f"The deletion would also take {_ids(more)}, which nobody agreed to.",
+            hint=NOTHING_CHANGED,
+        )
+    if must_stay and not any(is_good(catalogue, one, resource_id, without=going) for one in must_stay):
+        raise TermsChanged(
+            f"None of the restore points that were to remain is good any more ({_ids(must_stay)}), so the deletion could"
+            " take the last good one.",
+            hint=NOTHING_CHANGED,
+        )
+
+
+def is_good(catalogue: Catalogue, snapshot_id: str, resource_id: str, without: Collection[str] = ()) -> bool:
+    """Whether a disk can be restored from the snapshot once those of `without` are gone.
+
+    Good: available, as all that it builds on is, nothing of it known to be damaged, and not itself fuzzy.
+    """
+    path = catalogue.ancestors(snapshot_id)
+    return (
+        bool(path)
+        and path[0]["resource_id"] == resource_id
+        and not path[0]["consistency"].startswith("fuzzy")
+        and path[-1]["parent_id"] is None
+        and all(row["status"] == SnapshotStatus.AVAILABLE and not row["is_damaged"] for row in path)
+        and not {row["snapshot_id"] for row in path} & set(without)
+    )
+
+
+def refuse_shorter_grace(terms: Terms | None, recovery_seconds: int) -> None:
+    """Raise TermsChanged where a deletion can be undone for a shorter time than was promised."""
+    if terms and terms.recovery_seconds > recovery_seconds:
+        raise TermsChanged(
+            f"A deletion can be undone for {recovery_seconds} s in this zone now, not for the {terms.recovery_seconds} s"
+            " that were promised.",
+            hint=NOTHING_CHANGED,
+        )
+
+
+def compare_disks(terms: Terms | None, disks: Mapping[str, Mapping[str, str]], labels: Mapping[str, str]) -> None:
+    """Raise TermsChanged where the disks (`disk_of`) are not those that it was agreed to overwrite."""
+    if terms is None or terms.resources is None:
+        return
+    if others := sorted(disks.keys() - terms.resources.keys()):
+        raise TermsChanged(
+            f"The roll-back would overwrite {_ids(others)}, which nobody agreed to.", hint=NOTHING_CHANGED
+        )
+    for resource_id, disk in disks.items():
+        agreed = terms.resources[resource_id].model_dump(exclude_none=True)
+        _compare_disk({**disk, **agreed}, disk, labels[resource_id])
+
+
+def compare_again(request: Mapping[str, Any], resource: Row, target: RollbackTarget) -> None:
+    """Raise TermsChanged where the disk is not the one that the job was admitted for any more."""
+    present = disk_of(resource, target)
+    _compare_disk(request.get("disks", {}).get(resource["resource_id"], present), present, target.label)
+
+
+def disk_of(resource: Row, target: RollbackTarget) -> dict[str, str]:
+    """What of a disk must stay as it is until it is overwritten."""
+    return {"identity": str(target.identity), "head_id": resource["head_id"] or ""}
+
+
+def _compare_disk(agreed: Mapping[str, str], present: Mapping[str, str], label: str) -> None:
+    if agreed["identity"] != present["identity"]:
+        raise TermsChanged(
+            f"The file at the path of {label} is not the one that was agreed to: it is {described(present['identity'])},"
+            f" and {described(agreed['identity'])} was to be overwritten.",
+            hint=NOTHING_CHANGED,
+        )
+    if agreed["head_id"] != present["head_id"]:
+        raise TermsChanged(
+            f"The content of {label} grew from {present['head_id'] or 'no snapshot'} now, not from"
+            f" {clean_text(agreed['head_id']) or 'no snapshot'}.",
+            hint=NOTHING_CHANGED,
+        )
+
+
+def _ids(ids: Iterable[str]) -> str:
+    shown: Sequence[str] = [clean_text(one) for one in ids]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -1,0 +1,143 @@
+"""Which file a disk is, so that no other one is overwritten in its place.
+
+A path can lead to another file a moment later, and an inode number is used again at once on ext4. So a file is known by its
+filesystem (the UUID; device numbers change over a reboot), its inode, the time at which it was made, and how many names it
+has: a hard link that appears would take another name's content along. To look opens no file, since that would break a lease.
+"""
+
+import ctypes
+import fcntl
+import os
+import stat
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+from snapshot_mcp.providers.local.platform import IS_LINUX
+
+HAS_BIRTH_TIME = IS_LINUX
+
+_GET_FILESYSTEM_UUID: Final = 0x80111500
+_AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = -100, 0x100, 0x1000
+_BASIC_AND_BIRTH, _BIRTH = 0xFFF, 0x800
+_LINKS_AT, _MODE_AT, _INODE_AT, _BIRTH_AT, _DEVICE_AT = 16, 28, 32, 80, 136
+"""Offsets in the kernel's `struct statx`, which is the same on every architecture."""
+
+if IS_LINUX:
+    _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A file: its filesystem, inode, time of birth in nanoseconds (0 where the filesystem keeps none), and names."""
+
+    filesystem: str
+    inode: int
+    born_ns: int
+    links: int
+
+    def __str__(self) -> str:
+        return f"{self.filesystem}.{self.inode:x}.{self.born_ns:x}.{self.links:x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read what `str` wrote; None for anything else, such as what another zone calls an identity."""
+        try:
+            filesystem, *numbers = text.split(".")
+            inode, born_ns, links = (int(number, 16) for number in numbers)
+        except ValueError:
+            return None
+        return cls(filesystem, inode, born_ns, links)
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether no later file can have the same one."""
+        return bool(self.born_ns)
+
+    def is_same_file(self, other: "Identity") -> bool:
+        """Whether both are one file, however many names it has by now."""
+        return (self.filesystem, self.inode, self.born_ns) == (other.filesystem, other.inode, other.born_ns)
+
+    @property
+    def description(self) -> str:
+        """The file in words, for a person."""
+        if not self.born_ns:
+            return f"inode {self.inode}"
+        born = datetime.fromtimestamp(self.born_ns // 1_000_000_000, UTC)
+        names = "" if self.links == 1 else f", {self.links} names"
+        return f"inode {self.inode}, made {born:%Y-%m-%d %H:%M:%S} UTC{names}"
+
+
+def described(identity: str) -> str:
+    """Return in words what `str(Identity)` wrote."""
+    known = Identity.parse(identity)
+    return known.description if known else "a file that is not known"
+
+
+def identity_at(path: Path) -> Identity | None:
+    """The regular file at the path; None where there is none, or a symbolic link by now."""
+    try:
+        return _identity(path, -1)
+    except OSError:
+        return None
+
+
+def identity_of(fd: int, path: Path) -> Identity:
+    """The open file; `path` is where it was opened. Raises OSError."""
+    found = _identity(path, fd)
+    if found is None:
+        raise OSError(f"{path} is not a regular file")
+    return found
+
+
+def _identity(path: Path, fd: int) -> Identity | None:
+    inode, born_ns, links, mode, device = _statx(path, fd) if IS_LINUX else _stat(path, fd)
+    if not stat.S_ISREG(mode):
+        return None
+    return Identity(_filesystem(path, device), inode, born_ns if HAS_BIRTH_TIME else 0, links)
+
+
+def _statx(path: Path, fd: int) -> tuple[int, int, int, int, int]:
+    buffer = ctypes.create_string_buffer(256)
+    name, folder, flags = (b"", fd, _AT_EMPTY_PATH) if fd >= 0 else (os.fsencode(path), _AT_FDCWD, _AT_SYMLINK_NOFOLLOW)
+    if _libc.statx(folder, name, flags, _BASIC_AND_BIRTH, buffer):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    raw = buffer.raw
+    (mask,) = struct.unpack_from("I", raw)
+    seconds, nanoseconds = struct.unpack_from("qI", raw, _BIRTH_AT)
+    born_ns = seconds * 1_000_000_000 + nanoseconds if mask & _BIRTH else 0
+    (links,), (mode,) = struct.unpack_from("I", raw, _LINKS_AT), struct.unpack_from("H", raw, _MODE_AT)
+    (inode,), (major, minor) = struct.unpack_from("Q", raw, _INODE_AT), struct.unpack_from("II", raw, _DEVICE_AT)
+    return inode, born_ns, links, mode, os.makedev(major, minor)
+
+
+def _stat(path: Path, fd: int) -> tuple[int, int, int, int, int]:
+    found = os.fstat(fd) if fd >= 0 else path.lstat()
+    born_ns = int(getattr(found, "st_birthtime", 0) * 1_000_000_000)
+    return found.st_ino, born_ns, found.st_nlink, found.st_mode, found.st_dev
+
+
+def _filesystem(path: Path, device: int) -> str:
+    """The filesystem's UUID where it tells one, else what else it calls itself, which may change over a reboot."""
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.fstat(folder).st_dev == device:
+                return _uuid(folder) or f"{os.fstatvfs(folder).f_fsid:x}"
+        finally:
+            os.close(folder)
+    return f"device-{device:x}"
+
+
+def _uuid(folder: int) -> str:
+    if not IS_LINUX:
+        return ""
+    try:
+        length, uuid = struct.unpack("B16s", fcntl.ioctl(folder, _GET_FILESYSTEM_UUID, bytes(17)))
+    except OSError:
+        return ""
+    return uuid[:length].hex() if any(uuid) else ""
