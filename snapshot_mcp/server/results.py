@@ -203,6 +203,15 @@ class Waited(Result):
     hint: str = ""
 
 
+class Cancellation(Result):
+    """`cancelled`: the job has ended without effect. `cancelling`: it runs, and ends so in a moment."""
+
+    zone: str
+    job_id: str
+    status: Literal["cancelled", "cancelling"]
+    hint: str = ""
+
+
 class ChainNode(Result):
     snapshot_id: str
     parent_id: str | None = None
