@@ -1,6 +1,7 @@
 """What may be registered as a disk: a raw image that this user can read, write and lease, and no file of snapshot-mcp itself.
 
-It is looked at once, when it is registered (`admission.register`). Later the disk's content is its own affair: a guest may write anything, the magic number of an image too.
+It is looked at once, when it is registered (`admission.register`). Later the disk's content is its own affair: a guest may
+write anything, the magic number of an image too.
 """
 
 import errno
