@@ -6,6 +6,7 @@ The commands call these functions and nothing below them. Imports are inside, be
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,9 +43,25 @@ def build_zones(settings: Settings) -> Zones:
     return Zones(factories, default=settings.first_zone, production=settings.production_zones)
 
 
-def build_guard(settings: Settings) -> Guard:
-    """Return the guard of this home; it creates nothing before it is needed. What the operator tightens later holds at once."""
+def build_guard(settings: Settings, *, url: str = "") -> Guard:
+    """Return the guard of this home; it creates nothing before it is needed. What the operator tightens later holds at once.
+
+    With the `url` of a server over HTTP approvers decide there, once the settings have any.
+    """
     from snapshot_mcp.guard import Guard
+    from snapshot_mcp.guard.doors import Doors, shell_command
+
+    command = shell_command(sys.argv[0], sys.executable, settings.variables)
+
+    def doors() -> Doors:
+        try:
+            tokens = settings.reread().tokens
+        except SettingsError:
+            tokens = settings.tokens
+        if not url or not any("approver" in one.roles for one in tokens.values()):
+            return Doors(command)
+        base = url.rsplit("/", 1)[0]
+        return Doors(command, "/approvals" if base.endswith(":0") else f"{base}/approvals")
 
     def rules(zone: str) -> Policy:
         try:
@@ -57,7 +74,7 @@ def build_guard(settings: Settings) -> Guard:
         is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
-    return Guard(settings.home, settings.guard, rules=rules, open_zone=partial(_build_zone, settings))
+    return Guard(settings.home, settings.guard, rules=rules, open_zone=partial(_build_zone, settings), doors=doors)
 
 
 def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
@@ -73,7 +90,7 @@ def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
 
     return build_server(
         build_zones(settings),
-        partial(build_guard, settings),
+        partial(build_guard, settings, url=url),
         read_only=settings.read_only,
         callers=_callers(settings) if url else (),
         url=url,

@@ -5,8 +5,8 @@ Each call is a straight coroutine that may be run again from its start: until th
 a second run would not find.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 
@@ -85,7 +85,8 @@ class GuardedCalls:
         pin: Pin,
         clock: Clock,
         safety_wait_seconds: float,
-        links: "Callable[[], ApprovalLinks | None]",
+        links: "Callable[[], Awaitable[ApprovalLinks | None]]",
+        how_to_approve: Callable[[Approval, str], Awaitable[str]],
     ) -> None:
         self._rules = rules
         self._approvals = approvals
@@ -93,6 +94,7 @@ class GuardedCalls:
         self._pin = pin
         self._clock = clock
         self._links = links
+        self._how_to_approve = how_to_approve
         self._planner = Planner(rules, approvals, clock, safety_wait_seconds)
 
     async def delete(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
@@ -307,7 +309,7 @@ class GuardedCalls:
                 "plan_changed", f"{message} Repeat the call to put the new plan to the person.", plan_lines(plan)
             )
         opened = await in_thread(self._approvals.open, act.call, plan)
-        return replies.pending("plan_changed", message, plan, opened, await self._link(opened))
+        return await self._pending("plan_changed", message, plan, opened)
 
     async def _wait_outside(self, act: Act, plan: Plan, client: Client, approval: Approval) -> GuardedOutcome:
         """Offer the page to a client that can open it, and see for a while whether the person decides there."""
@@ -331,17 +333,21 @@ class GuardedCalls:
         return approval
 
     async def _needs_approval(self, act: Act, plan: Plan, approval: Approval) -> GuardedOutcome:
-        message = "Nothing was done yet: a person has to agree."
-        if act.call.is_strict and not await in_thread(self._pin.is_set):
-            message += " This takes a PIN, and the operator of this server has not set one yet: tell them so."
-        return replies.pending("needs_approval", message, plan, approval, await self._link(approval))
+        return await self._pending("needs_approval", "Nothing was done yet: a person has to agree.", plan, approval)
+
+    async def _pending(
+        self, status: Literal["needs_approval", "plan_changed"], message: str, plan: Plan, approval: Approval
+    ) -> GuardedOutcome:
+        link = await self._link(approval)
+        how = await self._how_to_approve(approval, link)
+        return replies.pending(status, message, plan, approval, link, how)
 
     async def _refused(self, act: Act, refusal: Refusal, plan: Plan | None = None) -> GuardedOutcome:
         await in_thread(self._approvals.record_refusal, act.call, refusal.rule)
         return replies.refused(refusal, plan)
 
     async def _link(self, approval: Approval) -> str:
-        links = self._links()
+        links = await self._links()
         return await links.link(approval.id) if links else ""
 
 
