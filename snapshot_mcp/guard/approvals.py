@@ -163,10 +163,12 @@ class Approvals:
             spent = (one for one in rows.find("state = 'spent' AND job_id != ''") if _still_counts(one, rows.now))
             return frozenset(one.job_id for one in spent if wanted & set(one.plan.disks))
 
-    def settle(self, id_: str, job_id: str, remark: str = "") -> None:
-        """The zone has accepted the change as `job_id`; the record gets the remark."""
+    def settle(self, id_: str, job_id: str, remark: str = "", safety_snapshot_ids: tuple[str, ...] = ()) -> None:
+        """The zone has accepted the change as `job_id`, which takes these safety snapshots; the record gets the remark."""
         with self._register.transaction() as rows:
-            approval = replace(rows.get(id_), job_id=job_id)
+            approval = rows.get(id_)
+            safety = replace(approval.safety, snapshot_ids=safety_snapshot_ids or approval.safety.snapshot_ids)
+            approval = replace(approval, job_id=job_id, safety=safety)
             rows.write(approval)
             _release(rows, id_)
             rows.record("started", approval, job_id=job_id, **({"reason": remark} if remark else {}))

@@ -25,6 +25,8 @@ from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from snapshot_mcp.guard.approval import Approval
     from snapshot_mcp.guard.approvals import Approvals
     from snapshot_mcp.guard.audit import Audit
@@ -294,6 +296,9 @@ class Guard:
 
         return self._present_doors() if self._present_doors else Doors()
 
+    async def _recent_renames(self, location: str) -> "dict[str, tuple[str, datetime]]":
+        return await in_thread(self._approvals.recent_renames, location)
+
     async def _page(self) -> ApprovalLinks | None:
         """The page where it is a door: approvers have one of their own, on whatever machine they are."""
         return None if (await in_thread(self._doors)).has_approvers else self.links
@@ -318,6 +323,7 @@ class Guard:
             self._safety_wait_seconds,
             self._page,
             self.how_to_approve,
+            self._recent_renames,
         )
 
     @cached_property

@@ -3,15 +3,16 @@ from outside is escaped here; names were cleaned by `wording` before."""
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.contract.tree import Links
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot
 from snapshot_mcp.guard.states import State
-from snapshot_mcp.guard.wording import format_moment
+from snapshot_mcp.guard.wording import about, format_moment
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5a6572;--page:#f3f4f6;--card:#fff;--line:#d5dae0;--stop:#b42318;
@@ -140,34 +141,25 @@ def _row(one: LostSnapshot, marks: list[str], branches_off: str) -> str:
     of = f" · branches off {escape(branches_off)}" if branches_off else ""
     return (
         f'<li class="{" ".join(marks)}"><b>{escape(quoted(one.name))}</b><span class="soft">{format_moment(one.time)} · '
-        f"{format_bytes(one.size_bytes)} · {escape(clean_text(one.snapshot_id))}{of}</span></li>"
+        f"{format_bytes(one.size_bytes)} · {escape(clean_text(one.snapshot_id))}{escape(about(one, ' · '))}{of}</span></li>"
     )
 
 
-def _depth_first(loss: DeletionLoss) -> Iterator[LostSnapshot]:
+def _depth_first(loss: DeletionLoss) -> list[LostSnapshot]:
     """Each snapshot after what it builds on."""
-    children: dict[str, list[LostSnapshot]] = {}
-    ids = {one.snapshot_id for one in loss.snapshots}
-    for one in loss.snapshots:
-        children.setdefault(one.parent_id if one.parent_id in ids else "", []).append(one)
-    waiting, seen = children.get("", [])[::-1], set[str]()
-    while waiting:
-        one = waiting.pop()
-        if one.snapshot_id not in seen:
-            seen.add(one.snapshot_id)
-            yield one
-            waiting += children.get(one.snapshot_id, [])[::-1]
-    yield from (one for one in loss.snapshots if one.snapshot_id not in seen)
+    by_id = {one.snapshot_id: one for one in loss.snapshots}
+    return [by_id[id_] for id_, _ in Links({id_: one.parent_id for id_, one in by_id.items()}).depth_first()]
 
 
 def _line(line: str) -> str:
     is_grave = line.startswith(
         (
-            "This takes the last good",
+            "This takes the last",
             "WITHOUT A SAFETY",
             "It cannot be undone",
             "The running machine",
             "Its size changes",
+            "Its file has",
         )
     )
     return f'<li class="warn">{escape(line)}</li>' if is_grave else f"<li>{escape(line)}</li>"
