@@ -25,11 +25,14 @@ from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from snapshot_mcp.guard.approval import Approval
     from snapshot_mcp.guard.approvals import Approvals
     from snapshot_mcp.guard.audit import Audit
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
+    from snapshot_mcp.guard.doors import Doors
     from snapshot_mcp.guard.ends import Ends
     from snapshot_mcp.guard.journal import Deed, Journal
     from snapshot_mcp.guard.person import PersonAct
@@ -54,7 +57,7 @@ class Guard:
     `roles` says which people the operator's file names by now, with their roles; None while that is not known, or does not
     matter: then everybody counts.
     `open_zone` opens a zone of the settings by its name, for what a person does outside of a server: to look how a job ended,
-    to take one back. The guard closes what it opened.
+    to take one back. The guard closes what it opened. `doors` says how a person approves here, as it is by now.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Guard:
         rules: Callable[[str], Policy] | None = None,
         roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
         open_zone: Callable[[str], Provider] | None = None,
+        doors: "Callable[[], Doors] | None" = None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
@@ -72,6 +76,7 @@ class Guard:
         self._present_rules = rules
         self._roles = roles
         self._open_zone = open_zone
+        self._present_doors = doors
         self.links: ApprovalLinks | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
@@ -284,6 +289,33 @@ class Guard:
             return self.policy
         return self.policy.merged(await in_thread(self._present_rules, zone))
 
+    async def how_to_approve(self, approval: "Approval", link: str = "") -> str:
+        """Return what a person does to approve it, in lines, for the door that exists here."""
+        doors = await in_thread(self._doors)
+        return doors.how_to_approve(approval, link=link, has_pin=await self.has_pin())
+
+    @property
+    def home(self) -> Path:
+        """The folder whose approvals these are."""
+        return self._folder
+
+    @property
+    def command(self) -> str:
+        """This program as a person's shell runs it."""
+        return self._doors().command
+
+    def _doors(self) -> "Doors":
+        from snapshot_mcp.guard.doors import Doors
+
+        return self._present_doors() if self._present_doors else Doors()
+
+    async def _recent_renames(self, location: str) -> "dict[str, tuple[str, datetime]]":
+        return await in_thread(self._approvals.recent_renames, location)
+
+    async def _page(self) -> ApprovalLinks | None:
+        """The page where it is a door: approvers have one of their own, on whatever machine they are."""
+        return None if (await in_thread(self._doors)).has_approvers else self.links
+
     # What is imported and opened when it is first needed
 
     @property
@@ -302,7 +334,9 @@ class Guard:
             self._pin,
             self._clock,
             self._safety_wait_seconds,
-            lambda: self.links,
+            self._page,
+            self.how_to_approve,
+            self._recent_renames,
         )
 
     @cached_property
