@@ -169,6 +169,8 @@ def _build_local(settings: Settings, name: str, zone: LocalZoneSettings) -> Loca
         zone=name,
         recovery_seconds=round(zone.recovery_hours * 3600),
         allow_fuzzy=zone.allow_fuzzy,
+        keep_free=zone.keep_free,
+        home=settings.home,
     )
 
 

@@ -14,6 +14,9 @@ from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Sn
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
 
+SECTOR_BYTES = 512
+"""A machine sees whole sectors of a disk."""
+
 if TYPE_CHECKING:
     from snapshot_mcp.app import LocalZone
 
@@ -26,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--instance", action="store_true", help="it is an instance's disk: its snapshots export to images")
     remove = commands.add_parser("remove", help="forget a disk; its file and its snapshots stay")
     remove.add_argument("resource_id", metavar="ID")
-    commands.add_parser("list", help="the registered disks")
+    commands.add_parser("list", help="the registered disks, who uses them, and what is wrong with them")
     commands.add_parser("check", help="read back and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
     zone_serve.add_arguments(commands.add_parser("serve", help="serve it as the volume-snapshot REST API"))
@@ -49,7 +52,13 @@ async def _run(args: argparse.Namespace) -> int:
         match args.zone_command:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
-                print(_line(await zone.add_resource(args.path, args.name, kind)))
+                added = await zone.add_resource(args.path, args.name, kind)
+                print(_line(added))
+                if odd := added.byte_size % SECTOR_BYTES:
+                    print(
+                        f"Its last {odd} bytes are not a whole sector of {SECTOR_BYTES}: is it complete?",
+                        file=sys.stderr,
+                    )
             case "remove":
                 try:
                     removed = await zone.remove_resource(args.resource_id)
@@ -71,9 +80,12 @@ async def _run(args: argparse.Namespace) -> int:
 
 
 def _line(resource: Volume | Instance) -> str:
-    problem = f"  ({clean_text(resource.problem, 400)})" if resource.problem else ""
     path = clean_text(resource.path or "", 400)
-    return f"{resource.id}  {clean_text(resource.name)}  {format_bytes(resource.byte_size)}  {path}{problem}"
+    line = f"{resource.id}  {clean_text(resource.name)}  {format_bytes(resource.byte_size)}  {path}"
+    in_use = f"  in use: {clean_text(resource.held_by, 400)}" if resource.held_by else ""
+    links = f"  ({resource.hard_links} hard links)" if (resource.hard_links or 0) > 1 else ""
+    problem = f"  PROBLEM: {clean_text(resource.problem, 800)}" if resource.problem else ""
+    return f"{line}{in_use}{links}{problem}"
 
 
 async def _list(zone: "LocalZone") -> None:
@@ -81,7 +93,7 @@ async def _list(zone: "LocalZone") -> None:
     for list_some in (zone.list_volumes, zone.list_instances):
         offset = 0
         while True:
-            page = await list_some(ResourceFilter(offset=offset, limit=MAX_LIMIT))
+            page = await list_some(ResourceFilter(offset=offset, limit=MAX_LIMIT, verbose=1))
             for resource in page.items:
                 found = True
                 print(_line(resource))

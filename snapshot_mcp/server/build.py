@@ -66,15 +66,16 @@ TOOLS: tuple[tuple[Callable[..., Any], str, ToolAnnotations], ...] = (
     (changing.export_to_image, "Export to an image", WRITE),
     (changing.rename_snapshot, "Rename a snapshot", WRITE_AGAIN),
     (changing.recover_snapshots, "Bring deleted snapshots back", WRITE),
+    (waiting.cancel_job, "Cancel a job", WRITE_AGAIN),
     (guarded.rollback_to_snapshots, "Roll back", DESTROY),
     (guarded.delete_snapshot, "Delete a snapshot", DESTROY),
 )
-"""Function, title and hints of the twelve, the five that only look first."""
+"""Function, title and hints of each tool, the five that only look first."""
 
 
 @cache  # a tool holds no state: the servers of one process share it
 def build_tools(*, read_only: bool = False) -> tuple[Tool, ...]:
-    """Return the twelve tools; of a read-only server only those that look."""
+    """Return the tools; of a read-only server only those that look."""
     return tuple(build_tool(*one) for one in TOOLS if one[2] is READ or not read_only)
 
 

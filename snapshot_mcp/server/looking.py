@@ -95,7 +95,7 @@ async def list_resources(
 ) -> Annotated[CallToolResult, ResourceList]:
     """List what there is: volumes (disks) and instances (machines), which can be backed up, and images."""
     place = face_of(ctx).zone(zone)
-    query = ResourceFilter(status=tuple(status), search_word=search, offset=offset, limit=limit)
+    query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
     page = await _resources(place, query, kind)
     is_filtered = bool(search or status)
     hint = await _resource_hint(place, page, query, kind)
@@ -290,5 +290,7 @@ def _snapshot_line(one: Snapshot) -> str:
 
 def _resource_line(row: ResourceRow) -> str:
     attached = f"  on {row.attached_to}" if row.attached_to else ""
+    held = f"  IN USE: {row.held_by}" if row.held_by else ""
     problem = f"  PROBLEM: {row.problem}" if row.problem else ""
-    return f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.size_bytes)}  {quoted(row.name)}{attached}{problem}"
+    what = f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.size_bytes)}  {quoted(row.name)}"
+    return f"{what}{attached}{held}{problem}"

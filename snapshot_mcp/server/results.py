@@ -96,6 +96,7 @@ class ResourceRow(Result):
     size_bytes: int
     attached_to: str | None = None
     path: str | None = None
+    held_by: str | None = None
     problem: str | None = None
 
     @classmethod
@@ -116,6 +117,7 @@ class ResourceRow(Result):
             size_bytes=resource.byte_size,
             attached_to=attached,
             path=clean_text(resource.path, MESSAGE_CHARACTERS) if resource.path else None,
+            held_by=clean_text(resource.held_by, MESSAGE_CHARACTERS) if resource.held_by else None,
             problem=clean_text(resource.problem, MESSAGE_CHARACTERS) if resource.problem else None,
         )
 
@@ -198,6 +200,15 @@ class Waited(Result):
 
     outcome: Literal["successful", "failed", "still_running"]
     jobs: list[JobRow]
+    hint: str = ""
+
+
+class Cancellation(Result):
+    """`cancelled`: the job has ended without effect. `cancelling`: it runs, and ends so in a moment."""
+
+    zone: str
+    job_id: str
+    status: Literal["cancelled", "cancelling"]
     hint: str = ""
 
 

@@ -74,7 +74,9 @@ class StrictTool(Tool):
 def _with_zone(error: ZoneError, arguments: dict[str, Any], context: Context[Any, Any]) -> str:
     """The error's text; what is the zone's own trouble names the zone, as far as the call meant one."""
     zones = face_of(context).zones
-    meant = arguments.get("zone") or (zones.default if len(zones.names) == 1 or "job_ids" not in arguments else "")
+    meant = arguments.get("zone") or (
+        zones.default if len(zones.names) == 1 or not {"job_id", "job_ids"} & arguments.keys() else ""
+    )
     if not isinstance(error, THE_ZONES_OWN) or meant not in zones.names:
         return str(error)
     is_named = re.search(rf"\bzone ['“]?{re.escape(meant)}\b", error.message, re.IGNORECASE)

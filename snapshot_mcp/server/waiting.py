@@ -1,4 +1,4 @@
-"""Jobs: waiting for them and listing the unfinished ones.
+"""Jobs: waiting for them, listing the unfinished ones, cancelling them.
 
 The server waits, not the model: a wait is pushed, bounded, tells its progress, and "still running" is a result. Without a
 zone a job is looked for in every zone, and one that cannot be reached is named.
@@ -18,7 +18,7 @@ from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatu
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.face import Face, face_of
-from snapshot_mcp.server.results import JobList, JobRow, Unreachable, Waited
+from snapshot_mcp.server.results import Cancellation, JobList, JobRow, Unreachable, Waited
 
 AnyZone = Annotated[str, Field(description="Zone; every one if left out")]
 Tell = Callable[[dict[str, Job]], Awaitable[None]]
@@ -108,6 +108,22 @@ async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResul
     head = f"No unfinished jobs in {where}." if not rows else f"{len(rows)} unfinished in {where}:"
     result = JobList(jobs=rows, unreachable=unreachable, hint=hint)
     return result.with_text(head, *map(job_line, rows), _unreachable_text(errors) if errors else "", hint)
+
+
+async def cancel_job(
+    ctx: Context, job_id: Annotated[str, Field(min_length=1)], zone: AnyZone = ""
+) -> Annotated[CallToolResult, Cancellation]:
+    """Stop a job: one that still waits, a running backup or export, or a roll-back that has not begun to overwrite the disk.
+    It ends as failed with the code cancelled and leaves nothing behind."""
+    place, _ = await find_job(face_of(ctx), job_id, zone)
+    job = await place.provider.cancel_job(job_id)
+    shown = f"Job {clean_text(job.job_id)} ({clean_text(job.action)}) in zone {place.name}"
+    if job.is_finished:
+        result = Cancellation(zone=place.name, job_id=clean_text(job.job_id), status="cancelled")
+        return result.with_text(f"{shown} is cancelled and has left nothing behind.")
+    hint = "Call wait_for_job until it has ended."
+    result = Cancellation(zone=place.name, job_id=clean_text(job.job_id), status="cancelling", hint=hint)
+    return result.with_text(f"{shown} has been told to stop and ends in a moment.", hint)
 
 
 async def find_job(face: Face, job_id: str, zone: str = "") -> tuple[Zone, Job]:

@@ -78,8 +78,9 @@ class Face:
         async def endpoint(request: Request) -> Response:
             operation = operations["GET" if request.method == "HEAD" else request.method]
             provider, hub = self._zone(request, operation.feature)
-            query = read_query(operation.query or NoQuery, request.scope["query_string"])
-            body = read_json(operation.body, await read_body(request)) if operation.body else None
+            features = provider.features
+            query = read_query(operation.query or NoQuery, request.scope["query_string"], features)
+            body = read_json(operation.body, await read_body(request), features) if operation.body else None
             response = await operation.handle(Call(provider, hub, request, query, body))
             response.headers.update(feature_headers(provider))
             return response
@@ -203,10 +204,9 @@ def build_service(
 ) -> Starlette:
     """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs."""
     face = Face(zones, tokens, heartbeat_seconds)
-    document = build_openapi(sorted(zones))
 
     async def openapi(request: Request) -> Response:
-        return json_answer(document)
+        return json_answer(build_openapi({name: zones[name].features for name in sorted(zones)}))
 
     routes = [
         Route("/v2/oauth2/token", face.token, methods=["POST"]),

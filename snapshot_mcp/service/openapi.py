@@ -1,5 +1,10 @@
-"""`/openapi.json`: OpenAPI 3.1, made from the table of operations and the models that really read and write."""
+"""`/openapi.json`: OpenAPI 3.1, made from the table of operations and the models that really read and write.
 
+What needs a feature is in it where a zone that is served declares it.
+"""
+
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -7,8 +12,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 import snapshot_mcp
 from snapshot_mcp.contract.models import Job, Quota
+from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.service import answers
 from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, Operation
+from snapshot_mcp.service.requests import JSON_TEXT, fields_without
 
 _REF = "#/components/schemas/{model}"
 
@@ -38,9 +45,19 @@ class _Schema(GenerateJsonSchema):
         return not is_unset if self.mode == "serialization" else super().field_is_required(field, total)
 
 
-def build_openapi(zones: list[str]) -> dict[str, Any]:
-    """Return the document for a face that serves `zones`."""
-    read: list[tuple[Any, JsonSchemaMode]] = [(one.body, "validation") for one in OPERATIONS if one.body]
+Zones = tuple[tuple[str, frozenset[Feature]], ...]
+
+
+def build_openapi(zones: Mapping[str, Collection[Feature]]) -> dict[str, Any]:
+    """Return the document for a face that serves `zones`, by id, with the features of each."""
+    return _document(tuple((name, frozenset(features)) for name, features in zones.items()))
+
+
+@lru_cache(maxsize=4)
+def _document(zones: Zones) -> dict[str, Any]:
+    features = frozenset[Feature]().union(*(declared for _, declared in zones))
+    offered = [one for one in OPERATIONS if one.feature is None or one.feature in features]
+    read: list[tuple[Any, JsonSchemaMode]] = [(one.body, "validation") for one in offered if one.body]
     written: list[tuple[Any, JsonSchemaMode]] = [
         (model, "serialization")
         for model in (
@@ -57,10 +74,14 @@ def build_openapi(zones: list[str]) -> dict[str, Any]:
     ]
     models, definitions = models_json_schema(read + written, ref_template=_REF, schema_generator=_Schema)
     names = {model: schema for (model, _), schema in models.items()}
+    for model, _ in read:
+        for name in fields_without(model, features):
+            del definitions["$defs"][model.__name__]["properties"][name]
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, names, zones)
-    paths[f"{ZONE_PATH}/notifier/stream"] = {"get": _stream(zones)}
+    for operation in offered:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, names, zones, features)
+    if Feature.WATCH in features:
+        paths[f"{ZONE_PATH}/notifier/stream"] = {"get": _stream(zones)}
     paths["/v2/oauth2/token"] = {"post": _token(names)}
     paths["/healthz"] = {"get": _public("Health", "Whether it serves", names[answers.HealthAnswer])}
     paths["/openapi.json"] = {"get": _public("OpenApi", "This document", {"type": "object"})}
@@ -94,8 +115,9 @@ def _errors(*statuses: int) -> dict[str, Any]:
     return {str(status): _json({"$ref": _REF.format(model="Envelope")}, _REASONS[status]) for status in statuses}
 
 
-def _path_parameters(path: str, zones: list[str]) -> list[dict[str, Any]]:
-    schemas: dict[str, dict[str, Any]] = {"zone": {"type": "string", "enum": zones}}
+def _path_parameters(path: str, zones: Zones, feature: Feature | None) -> list[dict[str, Any]]:
+    names = [name for name, features in zones if feature is None or feature in features]
+    schemas: dict[str, dict[str, Any]] = {"zone": {"type": "string", "enum": names}}
     return [
         {"name": name, "in": "path", "required": True, "schema": schemas.get(name, {"type": "string", "minLength": 1})}
         for name in ("zone", "snapshot_id", "job_id")
@@ -103,13 +125,15 @@ def _path_parameters(path: str, zones: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _operation(operation: Operation, names: dict[Any, dict[str, Any]], zones: list[str]) -> dict[str, Any]:
-    parameters = _path_parameters(operation.path, zones)
+def _operation(
+    operation: Operation, names: dict[Any, dict[str, Any]], zones: Zones, features: frozenset[Feature]
+) -> dict[str, Any]:
+    parameters = _path_parameters(operation.path, zones, operation.feature)
     if operation.query:
+        absent = fields_without(operation.query, features)
         query = TypeAdapter(operation.query).json_schema(mode="validation")
         parameters += [
-            {"name": name, "in": "query", "required": False, "schema": _plain(schema)}
-            for name, schema in query["properties"].items()
+            _query_parameter(name, schema) for name, schema in query["properties"].items() if name not in absent
         ]
     answer: dict[str, Any] = {"description": "Done"}
     if operation.answer is not None:
@@ -125,16 +149,24 @@ def _operation(operation: Operation, names: dict[Any, dict[str, Any]], zones: li
     return document
 
 
+def _query_parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter that is JSON inside says so, with the schema of what is in it."""
+    parameter = {"name": name, "in": "query", "required": False}
+    if schema.items() >= JSON_TEXT.items():
+        return {**parameter, "content": {"application/json": {"schema": {"$ref": _REF.format(model="Terms")}}}}
+    return {**parameter, "schema": _plain(schema)}
+
+
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key != "title" and value is not None}
 
 
-def _stream(zones: list[str]) -> dict[str, Any]:
+def _stream(zones: Zones) -> dict[str, Any]:
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     return {
         "operationId": "WatchJobs",
         "summary": "A Job at each change of its status (event: message), and heartbeats (event: hb)",
-        "parameters": _path_parameters(f"{ZONE_PATH}/notifier/stream", zones),
+        "parameters": _path_parameters(f"{ZONE_PATH}/notifier/stream", zones, Feature.WATCH),
         "responses": {
             "200": {"description": "Server-sent events", "content": stream},
             **_errors(400, 401, 403, 404, 429, 500, 501, 503),

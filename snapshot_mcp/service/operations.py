@@ -75,11 +75,15 @@ async def create_snapshots(call: Call) -> Response:
 async def delete_snapshot(call: Call) -> Response:
     snapshot_id = call.path("snapshot_id")
     _agree(snapshot_id, call.query.snapshot)
-    return _started(call, await call.provider.delete_snapshot(snapshot_id))
+    return _started(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
 
 
 async def apply_snapshots(call: Call) -> Response:
-    return _started(call, await call.provider.apply_snapshots(call.body.snapshots))
+    body: requests.ApplyBody = call.body
+    job = await call.provider.apply_snapshots(
+        body.snapshots, terms=body.terms, safety_snapshot_name=body.safety_snapshot_name
+    )
+    return _started(call, job)
 
 
 async def capture_instance(call: Call) -> Response:
@@ -101,6 +105,10 @@ async def lease(call: Call) -> Response:
 
 async def get_job(call: Call) -> Response:
     return json_answer(job_to_wire(await call.provider.get_job(call.path("job_id")), call.path("zone")))
+
+
+async def cancel_job(call: Call) -> Response:
+    return _started(call, await call.provider.cancel_job(call.path("job_id")))
 
 
 async def list_unfinished_jobs(call: Call) -> Response:
@@ -128,9 +136,7 @@ async def list_images(call: Call) -> Response:
 
 
 def _resource_filter(query: Any, ids: tuple[str, ...]) -> ResourceFilter:
-    return ResourceFilter(
-        ids=ids, status=query.status, search_word=query.search_word, offset=query.offset, limit=query.limit
-    )
+    return ResourceFilter.model_validate({"ids": ids, **query.model_dump(include=ResourceFilter.model_fields.keys())})
 
 
 def _snapshot_id(call: Call) -> str:
@@ -246,6 +252,15 @@ OPERATIONS: tuple[Operation, ...] = (
         feature=Feature.RECOVER,
     ),
     Operation("GetJob", "GET", f"{ZONE_PATH}/job/{{job_id}}", "One job", Job, get_job),
+    Operation(
+        "CancelJob",
+        "DELETE",
+        f"{ZONE_PATH}/job/{{job_id}}",
+        "End a job that has had no effect yet",
+        Job,
+        cancel_job,
+        feature=Feature.CANCEL,
+    ),
     Operation(
         "ListUnfinishedJobs",
         "GET",

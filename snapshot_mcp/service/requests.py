@@ -1,11 +1,13 @@
 """What a program may ask of the REST face: query and body models, and reading them from raw text.
 
 Both revisions' spellings are read (contract.md, "Differences of the later revision"); unknown parameters and fields are a
-400, so that a misspelt filter never answers more than was asked for. JSON is read whatever the Content-Type says.
+400, so that a misspelt filter never answers more than was asked for. JSON is read whatever the Content-Type says. A field
+that `Needs` a feature is an unknown one where the zone does not declare it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn, TypeVar, get_origin
 from urllib.parse import parse_qsl
 
@@ -21,15 +23,34 @@ from snapshot_mcp.contract.models import (
     SnapshotUpdate,
     first_repeated,
 )
+from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import SnapshotType
+from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
 
 MAX_IDS = 100
 """Of one request: as many as the largest page."""
 
-MAX_QUERY_BYTES = 16_384
+MAX_QUERY_BYTES = 65_536
+"""Terms of 120 ids of 255 characters have half of it, their quotes percent-encoded."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Marks a field that exists only where the zone declares the feature (design.md, "Terms")."""
+
+    feature: Feature
+
+
+def fields_without(model: type[BaseModel], features: Collection[Feature]) -> list[str]:
+    """Return the model's fields that a zone with these features does not have."""
+    return [
+        name
+        for name, field in model.model_fields.items()
+        if any(isinstance(one, Needs) and one.feature not in features for one in field.metadata)
+    ]
 
 
 SNAPSHOT_TYPES = {
@@ -67,6 +88,18 @@ def _digits(value: str) -> int:
     return int(value)
 
 
+def _terms(value: str) -> Terms:
+    """Read terms from a query, which holds nothing but text."""
+    try:
+        given = _json_object(value)
+    except ValueError:
+        raise ValueError("must be one JSON object") from None
+    try:
+        return Terms.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(_details(error)) from None
+
+
 Id = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 Text = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]
@@ -91,6 +124,8 @@ Type = Annotated[
     WithJsonSchema({"enum": [0, 1, "IS_INCREMENTAL", "IS_FULL"]}),
 ]
 Full = Annotated[int, BeforeValidator(_is_full), WithJsonSchema({"enum": [0, 1, "IS_AUTH", "IS_FULL"]})]
+JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}
+QueryTerms = Annotated[Terms | None, Needs(Feature.TERMS), BeforeValidator(_terms), WithJsonSchema(JSON_TEXT)]
 
 
 class NoQuery(Request):
@@ -122,11 +157,15 @@ class _ResourcesQuery(Request):
     limit: Limit = 10
 
 
-class VolumesQuery(_ResourcesQuery):
+class _DisksQuery(_ResourcesQuery):
+    verbose: Annotated[Flag, Needs(Feature.TERMS)] = 0
+
+
+class VolumesQuery(_DisksQuery):
     volumes: Values = ()
 
 
-class InstancesQuery(_ResourcesQuery):
+class InstancesQuery(_DisksQuery):
     instances: Values = ()
 
 
@@ -135,11 +174,12 @@ class ImagesQuery(_ResourcesQuery):
 
 
 class DeleteQuery(Request):
-    """Redundant by the contract: the path's id decides, a `snapshot` that disagrees with it is an error."""
+    """Redundant by the contract: the path's id decides, a `snapshot` that disagrees with it is an error. `terms` are ours."""
 
     snapshot: Text = ""
     snapshot_name: str = ""
     description: str = ""
+    terms: QueryTerms = None
 
 
 class CreateBody(Request):
@@ -150,6 +190,8 @@ class CreateBody(Request):
 
 class ApplyBody(Request):
     snapshots: Ids
+    terms: Annotated[Terms | None, Needs(Feature.TERMS)] = None
+    safety_snapshot_name: Annotated[Text, Needs(Feature.ONE_HOLD)] = ""
 
 
 class CaptureInstanceBody(Request):
@@ -187,8 +229,8 @@ class LeaseBody(Request):
     resources: Ids
 
 
-def read_query(model: type[Model], raw: bytes) -> Model:
-    """Return the query as `model`; a parameter without a value counts as not given."""
+def read_query(model: type[Model], raw: bytes, features: Collection[Feature]) -> Model:
+    """Return the query as `model`; a parameter without a value counts as not given, but for `terms`."""
     if len(raw) > MAX_QUERY_BYTES:
         raise BadRequest(f"The query has {len(raw)} bytes.", hint=f"At most {MAX_QUERY_BYTES} are read.")
     try:
@@ -197,9 +239,11 @@ def read_query(model: type[Model], raw: bytes) -> Model:
         raise BadRequest("The query is not UTF-8 text, or has too many fields.") from None
     given: dict[str, list[str]] = {}
     for key, value in pairs:
-        if value or key not in model.model_fields:
+        if (
+            value or key not in model.model_fields or key == "terms"
+        ):  # terms that got lost must not let a change through
             given.setdefault(key, []).append(value)
-    return validated(model, {key: _one_or_many(model, key, values) for key, values in given.items()})
+    return validated(model, {key: _one_or_many(model, key, values) for key, values in given.items()}, features)
 
 
 def _one_or_many(model: type[BaseModel], key: str, values: list[str]) -> object:
@@ -211,15 +255,24 @@ def _one_or_many(model: type[BaseModel], key: str, values: list[str]) -> object:
     return values[0]
 
 
-def read_json(model: type[Model], raw: bytes) -> Model:
+def read_json(model: type[Model], raw: bytes, features: Collection[Feature]) -> Model:
     """Return the body as `model`, whatever the Content-Type said."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_each_once)
-    except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.", hint="Send one JSON object.") from None
+        value = _json_object(raw.decode("utf-8-sig"))
+    except ValueError:
+        raise BadRequest("The body is not a JSON object.", hint="Send one JSON object.") from None
+    return validated(model, value, features)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """Raises ValueError for what is not one JSON object, BadRequest for one with a repeated field."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ValueError("too deep") from None
     if not isinstance(value, dict):
-        raise BadRequest("The body is not a JSON object.", hint="Send one JSON object.")
-    return validated(model, value)
+        raise ValueError("not an object")
+    return value
 
 
 def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -233,13 +286,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def validated(model: type[Model], values: Mapping[str, Any]) -> Model:
+def validated(model: type[Model], values: Mapping[str, Any], features: Collection[Feature]) -> Model:
     """Return `values` as `model`, strictly. Raises BadRequest that names each field and what is wrong with it."""
+    if unknown := values.keys() & fields_without(model, features):
+        details = "; ".join(f"{_place([name])}: Extra inputs are not permitted" for name in sorted(unknown))
+        raise BadRequest(f"Not understood: {details}.", hint="x-snapshot-features lists what this zone can do.")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        details = [f"{_place(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()[:5]]
-        raise BadRequest(f"Not understood: {clean_text('; '.join(details), 400)}.") from None
+        raise BadRequest(f"Not understood: {clean_text(_details(error), 400)}.") from None
+
+
+def _details(error: ValidationError) -> str:
+    """Name each field and what is wrong with it."""
+    return "; ".join(f"{_place(one['loc'])}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()[:5])
 
 
 def _place(location: Sequence[int | str]) -> str:

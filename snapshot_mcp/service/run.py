@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service.answers import error_answer
+from snapshot_mcp.service.requests import MAX_QUERY_BYTES
 
 GRACE_SECONDS = 3
 """For requests under way when the server is told to stop; streams are ended at once."""
@@ -25,12 +26,18 @@ KEEP_ALIVE_SECONDS = 75
 
 BACKLOG = 2048
 
+MAX_HEAD_BYTES = MAX_QUERY_BYTES + 16_384
+"""Of a request line and its headers together."""
+
+
+HOW_TO_SEND = f"Send HTTP/1.1; the request line and the headers have at most {MAX_HEAD_BYTES} bytes together."
+
 
 class _Protocol(H11Protocol):
     """What is no HTTP is refused before any route, and gets the envelope all the same."""
 
     def send_400_response(self, msg: str) -> None:
-        answer = error_answer(BadRequest("The request is not well-formed HTTP.", hint="Send HTTP/1.1."))
+        answer = error_answer(BadRequest("The request is not well-formed HTTP.", hint=HOW_TO_SEND))
         head = h11.Response(
             status_code=400, headers=[*answer.raw_headers, (b"connection", b"close")], reason=b"Bad Request"
         )
@@ -126,6 +133,7 @@ def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handl
     config = uvicorn.Config(
         app,
         http=_Protocol,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         log_config=None,
         access_log=False,
         server_header=False,

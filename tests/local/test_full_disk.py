@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from snapshot_mcp.contract.errors import InternalError, StorageFull, Unavailable
+from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.providers.local import LocalZone, work
 from snapshot_mcp.providers.local.catalogue import Catalogue
@@ -41,7 +42,7 @@ def fill(folder: Path, leave: int = 0) -> Path:
 
 
 async def test_a_backup_without_room_fails_whole_and_the_next_one_succeeds(small_disk: Path, tmp_path: Path) -> None:
-    zone = LocalZone(small_disk / "zone")
+    zone = LocalZone(small_disk / "zone", keep_free=NOTHING_FREE)
     image = make_image(tmp_path / "disk.img", 32 * MIB)
     volume = await zone.add_resource(image)
     filler = fill(small_disk, leave=6 * MIB)
@@ -60,7 +61,7 @@ async def test_a_backup_without_room_fails_whole_and_the_next_one_succeeds(small
 
 
 async def test_an_export_without_room_makes_nothing(small_disk: Path, tmp_path: Path) -> None:
-    zone = LocalZone(small_disk / "zone")
+    zone = LocalZone(small_disk / "zone", keep_free=NOTHING_FREE)
     volume = await zone.add_resource(make_image(tmp_path / "disk.img", 16 * MIB))
     snapshot_id = await back_up(zone, volume.id)
     fill(small_disk, leave=4 * MIB)

@@ -36,6 +36,7 @@ TOOLS: dict[str, tuple[set[str], str]] = {
     "rename_snapshot": ({"snapshot_id", "name", "description"}, "write again"),
     "recover_snapshots": ({"snapshot_ids"}, "write"),
     "show_chain": ({"resource_id"}, "read"),
+    "cancel_job": ({"job_id"}, "write again"),
 }
 HINTS = {
     "read": (True, False, True, False),
@@ -51,7 +52,7 @@ async def listed(lab: Lab, mode: str) -> list[Tool]:
 
 
 @pytest.mark.anyio
-async def test_the_twelve_tools_have_their_names_arguments_titles_and_hints(lab: Lab, mode: str) -> None:
+async def test_the_tools_have_their_names_arguments_titles_and_hints(lab: Lab, mode: str) -> None:
     tools = {tool.name: tool for tool in await listed(lab, mode)}
     assert tools.keys() == TOOLS.keys()
     for name, (arguments, kind) in TOOLS.items():
@@ -79,7 +80,7 @@ async def test_every_tool_has_an_output_schema_with_named_fields(lab: Lab) -> No
 async def test_a_tool_says_what_leaving_the_zone_out_means(lab: Lab) -> None:
     for tool in await listed(lab, "auto"):
         said = tool.input_schema["properties"]["zone"]["description"]
-        means_every_zone = tool.name in {"list_jobs", "wait_for_job"}
+        means_every_zone = tool.name in {"list_jobs", "wait_for_job", "cancel_job"}
         assert said == ("Zone; every one if left out" if means_every_zone else "Zone; the default one if left out")
 
 
@@ -186,6 +187,7 @@ async def test_an_unknown_zone_names_the_known_ones(lab: Lab) -> None:
                 "resource_ids": ["r"],
                 "resource_id": "r",
                 "job_ids": ["j"],
+                "job_id": "j",
             }
             needed |= {"name": "n", "image_name": "n", "volume_name": "n"}
             required = schemas[tool].get("required", [])

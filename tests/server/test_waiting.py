@@ -62,6 +62,28 @@ async def test_a_failed_job_tells_its_reason(lab: Lab) -> None:
         assert "reason" in text_of(waited)
 
 
+@pytest.mark.anyio
+async def test_a_backup_that_is_cancelled_leaves_nothing(lab: Lab, mode: str) -> None:
+    """`cancel_job` "ends any waiting job and any running create …, leaving nothing behind"; a cancelled one is `failed`."""
+    await lab.add_disk("a", 64 * MIB)
+    async with lab.connect(mode) as client:
+        job_id = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))["job_id"]
+        cancelled = await client.call_tool("cancel_job", {"job_id": job_id})
+        if cancelled.is_error:
+            assert "has ended: it is successful" in text_of(cancelled)
+            return
+        assert data_of(cancelled)["status"] in {"cancelled", "cancelling"}
+        waited = data_of(await client.call_tool("wait_for_job", {"job_ids": [job_id]}))
+        assert waited["outcome"] == "failed"
+        assert "was cancelled" in waited["jobs"][0]["error"]
+        assert data_of(await client.call_tool("list_snapshots", {}))["snapshots"] == []
+        again = data_of(await client.call_tool("cancel_job", {"job_id": job_id}))
+        assert again["status"] == "cancelled"
+        unknown = await client.call_tool("cancel_job", {"job_id": "nonsense"})
+        assert unknown.is_error
+        assert "nonsense" in text_of(unknown)
+
+
 TWO_ZONES = """
 default_zone = "near"
 [zones.near]

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, SnapshotUpdate
+from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.anchcloud.settings import ApiRevision
 
@@ -41,6 +42,11 @@ def path_id(value: str, what: str) -> str:
 
 def _query(pairs: Query) -> str:
     return urlencode(pairs, errors="replace")
+
+
+def _terms(terms: Terms) -> dict[str, Any]:
+    """What is not compared is left out."""
+    return terms.model_dump(mode="json", exclude_none=True)
 
 
 def _body(values: Mapping[str, Any]) -> bytes:
@@ -85,6 +91,8 @@ class Calls:
         pairs = [*self._many(kind, query.ids), *self._many("status", query.status)]
         if query.search_word:
             pairs.append(("search_word", query.search_word))
+        if query.verbose:
+            pairs.append(("verbose", str(query.verbose)))
         pairs += [("offset", str(query.offset)), ("limit", str(query.limit))]
         return Call("GET", f"/{kind}?{_query(pairs)}", f"Listing {kind}")
 
@@ -93,13 +101,22 @@ class Calls:
         body = _body({"resources": list(resource_ids), "snapshot_name": name, "is_full": form})
         return Call("POST", "/volume_snapshots", f"Backing up {_ids(resource_ids)}", body)
 
-    def delete_snapshot(self, snapshot_id: str) -> Call:
+    def delete_snapshot(self, snapshot_id: str, terms: Terms | None = None) -> Call:
         target = f"/volume_snapshots/{path_id(snapshot_id, 'snapshot')}"
+        if terms is not None:
+            text = json.dumps(_terms(terms), ensure_ascii=False, separators=(",", ":"))
+            target += f"?{_query([('terms', text)])}"
         return Call("DELETE", target, f"Deleting snapshot {clean_text(snapshot_id)!r}")
 
-    def apply_snapshots(self, snapshot_ids: Sequence[str]) -> Call:
-        body = _body({"snapshots": list(snapshot_ids)})
-        return Call("POST", "/volume_snapshots/apply", f"Rolling back to {_ids(snapshot_ids)}", body)
+    def apply_snapshots(
+        self, snapshot_ids: Sequence[str], terms: Terms | None = None, safety_snapshot_name: str = ""
+    ) -> Call:
+        values: dict[str, Any] = {"snapshots": list(snapshot_ids)}
+        if terms is not None:
+            values["terms"] = _terms(terms)
+        if safety_snapshot_name:
+            values["safety_snapshot_name"] = safety_snapshot_name
+        return Call("POST", "/volume_snapshots/apply", f"Rolling back to {_ids(snapshot_ids)}", _body(values))
 
     def capture_instance(self, snapshot_id: str, image_name: str) -> Call:
         return self._export("capture_instance", snapshot_id, {"image_name": image_name})
@@ -124,6 +141,9 @@ class Calls:
 
     def get_job(self, job_id: str) -> Call:
         return Call("GET", f"/job/{path_id(job_id, 'job')}", f"Looking at job {clean_text(job_id)!r}")
+
+    def cancel_job(self, job_id: str) -> Call:
+        return Call("DELETE", f"/job/{path_id(job_id, 'job')}", f"Cancelling job {clean_text(job_id)!r}")
 
     def list_unfinished_jobs(self) -> Call:
         return Call("GET", "/unfinished_jobs", "Listing unfinished jobs")

@@ -25,11 +25,15 @@ PAGE = 100
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is asked: `ids` are resources for a create, snapshots otherwise; `name` of what is made."""
+    """What is asked: `ids` are resources for a create, snapshots otherwise; `name` of what is made.
+
+    `safety_name`: of the snapshots that a roll-back takes first.
+    """
 
     action: JobAction
     ids: tuple[str, ...]
     name: str = ""
+    safety_name: str = ""
 
     @property
     def is_making(self) -> bool:

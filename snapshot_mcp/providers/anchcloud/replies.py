@@ -40,6 +40,7 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.models import Answer
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 from snapshot_mcp.contract.values import MAX_COUNT
+from snapshot_mcp.providers.anchcloud.bounds import bounded, is_within_bounds
 
 Model = TypeVar("Model", bound=Answer)
 
@@ -63,8 +64,16 @@ class NoRoute(Unavailable):
     """Something without the API's envelope says that there is nothing of that path: no outage that passes by itself."""
 
 
+class Unfit(Unavailable):
+    """The answer is beyond all measure, and would be so again."""
+
+
 class Lost(Exception):
     """The request was sent, wholly or in part, and no sensible answer came back."""
+
+
+class TooLarge(Lost):
+    """…because it has no end, or is larger than any answer of the API."""
 
 
 _BY_STATUS: dict[int, type[ZoneError]] = {
@@ -132,9 +141,6 @@ _IN_WORDS: dict[type[ZoneError], tuple[str, str]] = {
     ),
 }
 """What an error means, for a reader to whom a foreign code and a foreign text may say nothing; and the next step."""
-
-_DEFINITE_SERVER_CODES = frozenset({"unsupported", "storage_full", "damaged"})
-"""Codes of the contract that go with a 5xx and still mean that nothing was started."""
 
 _AMBIGUOUS_STATUSES = frozenset({408, 425, 499})
 """4xx by which a proxy gives up on a request that may be on its way."""
@@ -248,11 +254,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def is_definite(reply: Reply) -> bool:
-    """Whether an error reply proves that a change was not started: a redirection may be what follows on one that was."""
-    if reply.status >= 500:
-        envelope = envelope_of(reply)
-        return envelope is not None and envelope["code"] in _DEFINITE_SERVER_CODES
-    return not 300 <= reply.status < 400 and reply.status not in _AMBIGUOUS_STATUSES
+    """Whether an error reply proves that a change was not started.
+
+    A redirection may be what follows on one that was, and an outage may be told by a gateway. Of the contract's codes the
+    error says it (`ZoneError.is_definite`), with a 5xx only where that is the error's own status.
+    """
+    if 300 <= reply.status < 400 or reply.status in _AMBIGUOUS_STATUSES:
+        return False
+    kind = ERRORS_BY_CODE.get(str((envelope_of(reply) or {}).get("code")))
+    if kind is None:
+        return reply.status < 500
+    return kind.is_definite and kind is not Unavailable and (reply.status < 500 or kind.http_status >= 500)
 
 
 def is_error(reply: Reply) -> bool:
@@ -275,7 +287,7 @@ def decoded(reply: Reply, what: str) -> Any:
         ) from None
     if isinstance(value, dict) and "code" in value and "message" in value:
         raise error_of(reply, what)
-    return value
+    return value if is_within_bounds(reply.body) else bounded(value, what)
 
 
 def parsed(model: type[Model], value: object, what: str) -> Model:
@@ -320,4 +332,4 @@ def whole_number(value: object, key: str, what: str) -> int:
 
 def is_transient(error: ZoneError) -> bool:
     """Whether a read is worth another try: throttled, out of order, cut off."""
-    return isinstance(error, (TooManyRequests, Unavailable, InternalError)) and not isinstance(error, NoRoute)
+    return isinstance(error, (TooManyRequests, Unavailable, InternalError)) and not isinstance(error, (NoRoute, Unfit))

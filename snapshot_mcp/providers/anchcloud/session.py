@@ -23,6 +23,8 @@ from snapshot_mcp.providers.anchcloud.replies import (
     Lost,
     NotSent,
     Reply,
+    TooLarge,
+    Unfit,
     decoded,
     error_of,
     is_transient,
@@ -104,6 +106,8 @@ class Session:
         seconds = max(0.1, min(self._patience.read_seconds, deadline - time.monotonic()))
         try:
             return decoded(await self._with_token(call, seconds, token_tries=1), call.what)
+        except TooLarge as lost:
+            raise Unfit(f"{call.what}: {lost}.", hint="Check that url names the volume-snapshot API.") from None
         except Lost as lost:
             raise self._unreachable(call.what, str(lost)) from None
 

@@ -13,10 +13,10 @@ import httpx
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.anchcloud.replies import Lost, NotSent, Reply
+from snapshot_mcp.providers.anchcloud.replies import Lost, NotSent, Reply, TooLarge
 from snapshot_mcp.providers.anchcloud.settings import Endpoint, Patience
 
-MAX_ANSWER_BYTES = 64 << 20
+MAX_ANSWER_BYTES = 32 << 20
 """A page of 100 snapshots has less than 100 KB; what is larger is no answer of the API."""
 
 KEEPALIVE_SECONDS = 3.0
@@ -64,7 +64,7 @@ class Transport:
                     async for chunk in response.aiter_bytes():
                         body += chunk
                         if len(body) > MAX_ANSWER_BYTES:
-                            raise Lost(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+                            raise TooLarge(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
                     return Reply(response.status_code, response.headers, bytes(body))
         except TimeoutError:
             raise Lost(f"no answer within {seconds:g} s") from None

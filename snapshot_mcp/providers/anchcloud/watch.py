@@ -23,6 +23,7 @@ from snapshot_mcp.contract.errors import (
     ZoneError,
 )
 from snapshot_mcp.contract.models import Job
+from snapshot_mcp.providers.anchcloud.bounds import bounded
 from snapshot_mcp.providers.anchcloud.calls import Call
 from snapshot_mcp.providers.anchcloud.events import Event, EventReader
 from snapshot_mcp.providers.anchcloud.memory import JobMemory, News
@@ -151,7 +152,7 @@ class Watch:
         if event.name != "message" or not event.data:
             return None
         try:
-            return parsed(Job, json.loads(event.data), self._call.what)
+            return parsed(Job, bounded(json.loads(event.data), self._call.what), self._call.what)
         except (ValueError, RecursionError, Unavailable):
             logger.warning("%s: an event was no job and is passed over", self._call.what)
             return None

@@ -60,4 +60,4 @@ def find_job(catalogue: Catalogue, job_id: str) -> Row:
 
 def _bound(catalogue: Catalogue) -> list[Row]:
     """The waiting jobs that must begin within some time."""
-    return catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND begin_until > 0")
+    return catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND begin_until != 0")

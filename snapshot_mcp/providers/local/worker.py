@@ -197,8 +197,9 @@ class _Worker:
 
         Those that must begin within some time go first, and (`only_urgent`) wait for no other job's end.
         """
-        query = f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' {"AND begin_until > 0" if only_urgent else ""}
-            ORDER BY begin_until > 0 DESC, created_at, change LIMIT 1"""
+        which = "begin_until != 0" if only_urgent else "true"
+        query = f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND {which}
+            ORDER BY begin_until != 0 DESC, created_at, change LIMIT 1"""
         if schema.is_newer(self.catalogue.db) or self.catalogue.row(query) is None:
             return None
         with self.catalogue.transaction():

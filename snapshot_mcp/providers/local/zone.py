@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -79,11 +80,15 @@ class LocalZone:
         recovery_seconds: int = 7200,
         chain_limit: int = 30,
         allow_fuzzy: bool = False,
+        keep_free: KeepFree = DEFAULT_KEEP_FREE,
+        home: Path | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.zone = zone
         self.recovery_seconds = recovery_seconds
-        self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy)
+        self.keep_free = keep_free
+        self.home = home
+        self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy, keep_free)
         self._catalogue: Catalogue | None = None
         self._lock = threading.Lock()
 
@@ -108,9 +113,9 @@ class LocalZone:
     async def add_resource(
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
     ) -> Volume | Instance:
-        """Register a disk image. Raises BadRequest (no such file, no regular file, registered already), Unsupported."""
+        """Register a raw disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
         return await self._write(
-            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type))
+            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type, self.home))
         )
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
@@ -140,12 +145,24 @@ class LocalZone:
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
         return await self._enter(
-            partial(admission.export, action=JobAction.CAPTURE_INSTANCE, snapshot_id=snapshot_id, name=image_name)
+            partial(
+                admission.export,
+                action=JobAction.CAPTURE_INSTANCE,
+                snapshot_id=snapshot_id,
+                name=image_name,
+                rules=self._rules,
+            )
         )
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
         return await self._enter(
-            partial(admission.export, action=JobAction.CREATE_VOLUME, snapshot_id=snapshot_id, name=volume_name)
+            partial(
+                admission.export,
+                action=JobAction.CREATE_VOLUME,
+                snapshot_id=snapshot_id,
+                name=volume_name,
+                rules=self._rules,
+            )
         )
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:

@@ -9,9 +9,11 @@ safety snapshot holds or the roll-back has written itself. What fails that waits
 
 import errno
 import json
+import os
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from snapshot_mcp.contract.errors import NotUsable, ResourceBusy, StorageFull, TermsChanged, ZoneError
 from snapshot_mcp.contract.states import SnapshotStatus
@@ -28,6 +30,9 @@ from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import Taken, capture_one, discard, make_full
 from snapshot_mcp.providers.local.work.outcome import refuse_cancelled, succeed
 from snapshot_mcp.providers.local.work.progress import Progress
+
+LEFT_SECONDS: Final = 2.0
+"""A roll-back may have written for so long after it last said so."""
 
 
 def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
@@ -91,8 +96,8 @@ class _Rollback:
             for resource, target, chain in held
         ]
         for disk in disks:
-            _reserve_room(disk)
             self._refuse_foreign(disk)
+            _reserve_room(disk)
         return disks
 
     def _held(self, resource: Row) -> RollbackTarget:
@@ -121,8 +126,10 @@ class _Rollback:
             return
         is_half = self._is_half(disk.resource)
         safety_id = disk.resource["applying_safety_id"] if is_half else self.safety.get(disk.id)
-        is_known = not self._holds_foreign(disk, safety_id) if safety_id else not is_half or _is_known_by_content(disk)
-        if not is_known:
+        is_known = not self._holds_foreign(disk, safety_id) if safety_id else not is_half or _is_as_it_was_left(disk)
+        if is_known:
+            self._note_written(disk)
+        else:
             raise TermsChanged(
                 f"The roll-back of {disk.target.label} was interrupted, and the disk was written to by another program"
                 " since, or what it held before cannot be compared any more: it is not overwritten any further.",
@@ -175,6 +182,7 @@ class _Rollback:
             disk.target.check()
             self.progress.advance(amount)
 
+        self.progress.beside = lambda: _note_written_now(self.catalogue, disk.id)
         checkpoint = None if disk.target.identity.is_certain else lambda end: self._note_durable(disk, end)
         restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, checkpoint)
         if not disk.target.is_alone:
@@ -199,6 +207,11 @@ class _Rollback:
             _write_state(db.execute, disk, outcome, self.safety.get(disk.id) or disk.resource["applying_safety_id"])
             extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
+
+    def _note_written(self, disk: Disk) -> None:
+        """From here on a change of the file's is ours."""
+        with self.catalogue.transaction():
+            _note_written_now(self.catalogue, disk.id)
 
     def _note_durable(self, disk: Disk, end: int) -> None:
         with self.catalogue.transaction() as db:
@@ -230,28 +243,39 @@ def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) 
     else:
         execute(
             """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = 0,
-            status_at = ? WHERE resource_id = ?""",
-            (disk.chain.tip.snapshot_id, str(disk.target.identity), safety_id, now(), disk.id),
+            written_at = ?, status_at = ? WHERE resource_id = ?""",
+            (disk.chain.tip.snapshot_id, str(disk.target.identity), safety_id, time.time(), now(), disk.id),
         )
+
+
+def _note_written_now(catalogue: Catalogue, resource_id: str) -> None:
+    catalogue.db.execute("UPDATE resources SET written_at = ? WHERE resource_id = ?", (time.time(), resource_id))
 
 
 def _refuse_another_file(resource: Row) -> None:
-    """Raise TermsChanged where the file that was being overwritten is not at the disk's path any more."""
-    if not is_half_overwritten(resource) or Identity.parse(resource["applying_identity"]) is None:
-        raise TermsChanged(
-            f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted, and what lies at its path"
-            f" now is not the file that it was writing to ({described(resource['applying_identity'])}).",
-            hint="It was left alone. Bring that file back to the path, or roll back anew what lies there.",
-        )
+    """Raise TermsChanged where the file at the disk's path is not the one that was being overwritten, NotUsable for none."""
+    begun, there = Identity.parse(resource["applying_identity"]), os.path.lexists(resource["path"])
+    if begun and is_half_overwritten(resource):
+        return
+    kind = TermsChanged if there or not begun else NotUsable
+    raise kind(
+        f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted, and"
+        f" {'what lies at its path now is not' if there else 'its path does not lead to'} the file that it was writing to"
+        f" ({described(resource['applying_identity'])}).",
+        hint="It was left alone. Bring that file back to the path and roll back again, or roll back what lies there now.",
+    )
 
 
-def _is_known_by_content(disk: Disk) -> bool:
-    """Whether a file without a time of birth shows that it is the one that was begun: what was written so far is there."""
-    if disk.target.identity.is_certain:
-        return True
+def _is_as_it_was_left(disk: Disk) -> bool:
+    """Whether a disk without a safety snapshot was left alone since the roll-back last wrote to it.
+
+    A file's time of change cannot be set by programs. One without a time of birth must also hold what was written so far.
+    """
+    if os.fstat(disk.target.fd).st_ctime > disk.resource["written_at"] + LEFT_SECONDS:
+        return False
     done = disk.resource["applied_bytes"]
-    chunk_size = disk.differences.chunk_size
-    return bool(done) and disk.differences.flags.find(1, 0, done // chunk_size) < 0
+    is_there = bool(done) and disk.differences.flags.find(1, 0, done // disk.differences.chunk_size) < 0
+    return disk.target.identity.is_certain or is_there
 
 
 def _compare_again(disk: Disk) -> None:
@@ -285,8 +309,9 @@ def clean_up(catalogue: Catalogue, request: dict[str, Any], error: ZoneError) ->
     discard(catalogue, pending)
     for resource_id in request["targets"]:
         catalogue.db.execute(
-            "UPDATE resources SET problem = ?, is_stopped = ? WHERE resource_id = ? AND applying_id IS NOT NULL",
-            (error.message, int(isinstance(error, (TermsChanged, NotUsable))), resource_id),
+            """UPDATE resources SET problem = ?, is_stopped = is_stopped OR ?
+            WHERE resource_id = ? AND applying_id IS NOT NULL""",
+            (error.message, isinstance(error, TermsChanged), resource_id),
         )
 
 

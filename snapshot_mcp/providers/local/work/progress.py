@@ -3,9 +3,11 @@
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from typing import Final
 
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.room import Floor
 from snapshot_mcp.providers.local.work.outcome import refuse_cancelled
 
 PROGRESS_SECONDS: Final = 0.25
@@ -15,13 +17,16 @@ PROGRESS_SECONDS: Final = 0.25
 class Progress:
     """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
 
-    `start` and `advance` raise Cancelled when the job was called off.
+    `start` and `advance` raise Cancelled when the job was called off. `beside` is written with it, in its transaction.
     """
+
+    beside: Callable[[], None] | None = None
 
     def __init__(self, catalogue: Catalogue, job: Row) -> None:
         self._catalogue, self._job, self._job_id = catalogue, job, job["job_id"]
         self._phase, self._done, self._total = "", 0, 0
         self._written = 0.0
+        self.floor: Floor | None = None
 
     def start(self, phase: str, total: int) -> None:
         self._phase, self._done, self._total = phase, 0, total
@@ -30,6 +35,8 @@ class Progress:
 
     def advance(self, amount: int) -> None:
         self._done += amount
+        if self.floor:
+            self.floor.check()
         if time.monotonic() - self._written >= PROGRESS_SECONDS:
             self._write()
             refuse_cancelled(self._catalogue, self._job)
@@ -44,5 +51,7 @@ class Progress:
         try:
             with self._catalogue.transaction():
                 self._catalogue.set_job(self._job_id, progress=text)
+                if self.beside:
+                    self.beside()
         except sqlite3.OperationalError:
             """Progress is a courtesy: a full disk or a busy catalogue must not end the job through it."""

@@ -1,0 +1,676 @@
+"""What was agreed to is what happens: the zone's own comparison of terms, files, times and holds, at every point of a job."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from snapshot_mcp.contract.errors import NotUsable, ResourceBusy, TermsChanged, Unavailable, ZoneError
+from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotUpdate, Volume
+from snapshot_mcp.contract.terms import ResourceTerms, Terms
+from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
+from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.work import apply
+from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
+
+pytestmark = pytest.mark.anyio
+
+
+@contextmanager
+def standing_still(zone: LocalZone) -> Iterator[None]:
+    """The zone's worker is frozen: jobs are admitted and not begun."""
+    pid = worker_pid(zone.folder)
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if worker_pid(zone.folder) == pid:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def kill_worker(folder: Path) -> None:
+    """SIGKILL the worker, and wait until the kernel has its lock back."""
+    pid = worker_pid(folder)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    with anyio.fail_after(20):
+        while worker_pid(folder) == pid:
+            await anyio.sleep(0.005)
+
+
+async def volume_of(zone: LocalZone, resource_id: str) -> Volume:
+    (found,) = (await zone.list_volumes(ResourceFilter(ids=(resource_id,), verbose=1))).items
+    return found
+
+
+async def terms_for(zone: LocalZone, resource_id: str, head_id: str) -> Terms:
+    disk = await volume_of(zone, resource_id)
+    return Terms(resources={resource_id: ResourceTerms(identity=disk.identity, head_id=head_id)})
+
+
+def pass_time(zone: LocalZone, job: Job, *, is_rebooted: bool = False) -> None:
+    """Days go by for a job that waits, or the system is started anew."""
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+        if is_rebooted:
+            db.execute("UPDATE jobs SET begin_boot = 'an earlier run' WHERE job_id = ?", (job.job_id,))
+        else:
+            db.execute("UPDATE jobs SET begin_until = begin_until - 3 * 86400 WHERE job_id = ?", (job.job_id,))
+
+
+def replaced_by_another_file(path: Path) -> None:
+    path.rename(path.with_suffix(".moved"))
+    make_image(path, seed=9)
+
+
+def removed_and_made_again(path: Path) -> None:
+    """A new file with the old one's inode, which ext4 gives out again."""
+    inode, size = path.stat().st_ino, path.stat().st_size
+    path.unlink()
+    fillers = [path.with_name(f"filler-{number}") for number in range(20_000)]
+    for filler in fillers:  # the first one, mostly
+        filler.touch()
+        if filler.stat().st_ino == inode:
+            filler.rename(path)
+            make_image(path, size, seed=9)
+            for other in fillers:
+                other.unlink(missing_ok=True)
+            return
+    pytest.fail("this filesystem gave the inode to nobody: run the tests on ext4")
+
+
+def replaced_by_a_symbolic_link(path: Path) -> None:
+    other = make_image(path.with_suffix(".other"), seed=9)
+    path.unlink()
+    path.symlink_to(other)
+
+
+def replaced_by_a_hard_link(path: Path) -> None:
+    other = make_image(path.with_suffix(".other"), seed=9)
+    path.unlink()
+    os.link(other, path)
+
+
+def given_another_name(path: Path) -> None:
+    os.link(path, path.with_suffix(".too"))
+
+
+CHANGES = [
+    replaced_by_another_file,
+    removed_and_made_again,
+    replaced_by_a_symbolic_link,
+    replaced_by_a_hard_link,
+    given_another_name,
+]
+
+
+@pytest.fixture(scope="module")
+def ext4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A filesystem where nobody else takes the inode that a test has just freed; mounting it needs root."""
+    folder = tmp_path_factory.mktemp("ext4")
+    if os.geteuid() != 0:
+        yield folder
+        return
+    backing, mount_point = folder / "backing", folder / "mounted"
+    with backing.open("wb") as file:
+        file.truncate(256 * MIB)
+    mount_point.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(backing)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["mount", "-o", "loop", str(backing), str(mount_point)], check=True)
+    yield mount_point
+    subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+    backing.unlink()
+
+
+@pytest.fixture
+async def rolled(local_zone: LocalZone, ext4: Path) -> tuple[LocalZone, Path, str, str, bytes]:
+    """A zone, its disk, the ids of disk and snapshot, and what the disk holds beyond the snapshot."""
+    image = make_image(Path(tempfile.mkdtemp(dir=ext4)) / "disk.img")
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    change(image, MIB)
+    return local_zone, image, volume.id, snapshot_id, image.read_bytes()
+
+
+Rolled = tuple[LocalZone, Path, str, str, bytes]
+
+
+@pytest.mark.parametrize("is_changed", CHANGES)
+async def test_another_file_at_the_path_is_not_overwritten_when_it_was_agreed_before(
+    rolled: Rolled, is_changed: Callable[[Path], None]
+) -> None:
+    """“Another file of the same size at the path after the yes is overwritten; a hard link takes the other name's content
+    along": refused at admission, and nothing was begun."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    terms = await terms_for(zone, volume_id, snapshot_id)
+    is_changed(image)
+    content = image.read_bytes()
+    with pytest.raises((TermsChanged, NotUsable)) as refusal:
+        await zone.apply_snapshots([snapshot_id], terms=terms)
+    assert refusal.value.is_definite
+    assert image.read_bytes() == content
+    assert await zone.list_unfinished_jobs() == ()
+
+
+@pytest.mark.parametrize("has_safety", [False, True])
+@pytest.mark.parametrize("is_changed", CHANGES)
+async def test_another_file_at_the_path_is_not_overwritten_by_a_job_that_waited(
+    rolled: Rolled, is_changed: Callable[[Path], None], has_safety: bool
+) -> None:
+    """The worker compares again before the first byte, with or without terms; no safety snapshot is left behind."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    with standing_still(zone):
+        job = await zone.apply_snapshots([snapshot_id], safety_snapshot_name="before" if has_safety else "")
+        is_changed(image)
+        content = image.read_bytes()
+    job = await finish(zone, job)
+    assert job.status == "failed"
+    assert job.error
+    assert job.error.code in {"terms_changed", "not_usable"}
+    assert image.read_bytes() == content
+    assert await ids(zone, resource_id=volume_id) == {snapshot_id}
+    assert (await zone.check()).is_clean
+
+
+@pytest.mark.parametrize("is_rebooted", [False, True])
+@pytest.mark.parametrize("operation", ["delete", "apply"])
+async def test_what_waited_too_long_is_not_begun_by_a_look(rolled: Rolled, operation: str, is_rebooted: bool) -> None:
+    """“A read days later carries it out over the new content": it ends as expired instead, also after a reboot."""
+    zone, image, volume_id, snapshot_id, content = rolled
+    with standing_still(zone):
+        job = await (
+            zone.delete_snapshot(snapshot_id) if operation == "delete" else zone.apply_snapshots([snapshot_id])
+        )
+        pass_time(zone, job, is_rebooted=is_rebooted)
+        (looked,) = [await zone.get_job(job.job_id)]
+        assert (looked.status, looked.error and looked.error.code) == ("failed", "expired")
+        assert await zone.list_unfinished_jobs() == ()
+    await back_up(zone, volume_id)
+    assert image.read_bytes() == content
+    assert (await get(zone, snapshot_id)).status == "available"
+
+
+@pytest.mark.parametrize("operation", ["delete", "apply"])
+async def test_a_worker_that_comes_too_late_begins_nothing(rolled: Rolled, operation: str) -> None:
+    """The worker itself looks at the time, once it holds the disk or marks the snapshots."""
+    zone, image, _, snapshot_id, content = rolled
+    with standing_still(zone):
+        job = await (
+            zone.delete_snapshot(snapshot_id) if operation == "delete" else zone.apply_snapshots([snapshot_id])
+        )
+        pass_time(zone, job)
+    job = await finish(zone, job)
+    assert job.error
+    assert job.error.code == "expired"
+    assert image.read_bytes() == content
+
+
+async def test_a_roll_back_does_not_wait_for_exports(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """“Queued behind 24 exports it waited 5.4 s without holding the disk"."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await here.add_resource(image)
+    snapshot_id = await back_up(here, volume.id)
+    before = image.read_bytes()
+    change(image, MIB)
+    is_over = anyio.Event()
+    export = restore.export
+
+    def slow(*arguments: Any) -> None:
+        while not is_over.is_set():
+            worker.time.sleep(0.01)
+        export(*arguments)
+
+    monkeypatch.setattr(restore, "export", slow)
+    exports = [await here.create_volume(snapshot_id, f"copy {number}") for number in range(24)]
+    await succeed(here, await here.apply_snapshots([snapshot_id]))
+    assert image.read_bytes() == before
+    assert len(await here.list_unfinished_jobs()) == 24
+    is_over.set()
+    for one in exports:
+        await succeed(here, one)
+
+
+async def test_a_deletion_takes_no_more_than_was_agreed_to(rolled: Rolled) -> None:
+    """“A deletion took a snapshot that nobody agreed to, without a word"."""
+    zone, _, volume_id, full, _ = rolled
+    terms = Terms(may_go=(full,))
+    later = await back_up(zone, volume_id, "made since")
+    with pytest.raises(TermsChanged, match=later) as refusal:
+        await zone.delete_snapshot(full, terms=terms)
+    assert refusal.value.is_definite
+    await succeed(zone, await zone.delete_snapshot(full, terms=Terms(may_go=(full, later, "ss-another"))))
+
+
+async def test_one_of_what_was_to_remain_must_still_be_good(rolled: Rolled) -> None:
+    """“The last good copy went although both plans said that one remains"."""
+    zone, _, volume_id, first, _ = rolled
+    second = await back_up(zone, volume_id, is_full=True)
+    keeps_second, keeps_first = Terms(must_stay=(second,)), Terms(must_stay=(first,))
+    await succeed(zone, await zone.delete_snapshot(first, terms=keeps_second))
+    with pytest.raises(TermsChanged, match=first):
+        await zone.delete_snapshot(second, terms=keeps_first)
+    await succeed(zone, await zone.delete_snapshot(second))
+
+
+async def test_what_was_to_remain_is_compared_again_when_it_is_marked(rolled: Rolled) -> None:
+    zone, _, volume_id, first, _ = rolled
+    second = await back_up(zone, volume_id, is_full=True)
+    with standing_still(zone):
+        job = await zone.delete_snapshot(second, terms=Terms(must_stay=(first,)))
+        with Catalogue(zone.folder) as catalogue, catalogue.transaction():
+            catalogue.mark_damaged(first, is_damaged=True)
+    job = await finish(zone, job)
+    assert job.error
+    assert job.error.code == "terms_changed"
+    assert (await get(zone, second)).status == "available"
+
+
+async def test_a_shorter_grace_than_was_promised_is_refused(rolled: Rolled) -> None:
+    zone, _, _, snapshot_id, _ = rolled
+    with pytest.raises(TermsChanged, match="7200 s"):
+        await zone.delete_snapshot(snapshot_id, terms=Terms(recovery_seconds=7201))
+
+
+async def test_another_head_or_another_disk_is_refused(rolled: Rolled) -> None:
+    zone, image, volume_id, snapshot_id, content = rolled
+    terms = await terms_for(zone, volume_id, snapshot_id)
+    await back_up(zone, volume_id)
+    with pytest.raises(TermsChanged, match="grew from"):
+        await zone.apply_snapshots([snapshot_id], terms=terms)
+    with pytest.raises(TermsChanged, match="nobody agreed to"):
+        await zone.apply_snapshots([snapshot_id], terms=Terms(resources={}))
+    assert image.read_bytes() == content
+
+
+# One hold
+
+
+async def test_the_safety_snapshot_is_what_was_overwritten(rolled: Rolled) -> None:
+    """It is named from the start, there when the first byte changes, and brings the content back to the byte."""
+    zone, image, volume_id, snapshot_id, content = rolled
+    with standing_still(zone):
+        job = await zone.apply_snapshots([snapshot_id], safety_snapshot_name="before the roll-back")
+        safety_id = job.details["safety_snapshots"][volume_id]
+        assert (await get(zone, safety_id)).status == "pending"
+        with image.open("r+b") as file:
+            file.write(b"written at the last moment")
+        content = image.read_bytes()
+    await succeed(zone, job)
+    assert image.read_bytes() != content
+    safety = await get(zone, safety_id)
+    assert (safety.status, safety.consistency, safety.is_head) == ("available", "held", 0)
+    assert (safety.snapshot_name, safety.parent_id) == ("before the roll-back", snapshot_id)
+    assert (await get(zone, snapshot_id)).is_head
+    await succeed(zone, await zone.apply_snapshots([safety_id]))
+    assert image.read_bytes() == content
+    assert (await zone.check()).is_clean
+
+
+async def test_a_roll_back_that_fails_before_the_first_byte_leaves_no_safety_snapshot(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """“Takes a safety snapshot, then refuses and leaves the snapshot behind"."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await here.add_resource(image)
+    snapshot_id = await back_up(here, volume.id)
+    change(image, MIB)
+    content = image.read_bytes()
+
+    def fails(disk: apply.Disk) -> None:
+        raise ResourceBusy("somebody came")
+
+    monkeypatch.setattr(apply, "_look_once_more", fails)
+    job = await finish(here, await here.apply_snapshots([snapshot_id], safety_snapshot_name="before"))
+    assert job.error
+    assert job.error.code == "resource_busy"
+    assert (await get(here, job.details["safety_snapshots"][volume.id])).status == "ceased"
+    assert [path.stem for path in (here.folder / "snapshots").iterdir()] == [snapshot_id]
+    assert image.read_bytes() == content
+    assert (await here.check()).is_clean
+
+
+async def test_a_disk_that_is_open_elsewhere_gets_no_safety_snapshot_that_could_miss_something(rolled: Rolled) -> None:
+    """A mere reader hinders no roll-back, but its safety snapshot could not be proven: refused, naming who."""
+    zone, image, _, snapshot_id, content = rolled
+    with image.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as reader:
+        with pytest.raises(ResourceBusy, match=rf"process {reader.pid} "):
+            await zone.apply_snapshots([snapshot_id], safety_snapshot_name="before")
+        reader.kill()
+    assert image.read_bytes() == content
+
+
+async def test_a_damaged_ancestor_makes_the_safety_snapshot_a_full_one(rolled: Rolled) -> None:
+    """What it would build on cannot be read back, so it builds on nothing."""
+    zone, image, volume_id, snapshot_id, content = rolled
+    second = await back_up(zone, volume_id, is_full=True)
+    folder = zone.folder / "snapshots"
+    with Chain(folder, snapshot_id) as first, Chain(folder, second) as chain:
+        both = zip(restore.unpack_places(first.places(0)), restore.unpack_places(chain.places(0)), strict=True)
+        offset = next(new.offset for old, new in both if old.hash != new.hash)
+    with (zone.folder / "snapshots" / f"{second}.snap").open("r+b") as file:
+        file.seek(offset + 5)
+        file.write(b"flipped")
+    job = await succeed(zone, await zone.apply_snapshots([snapshot_id], safety_snapshot_name="before"))
+    safety = await get(zone, job.details["safety_snapshots"][volume_id])
+    assert safety.is_full
+    await succeed(zone, await zone.apply_snapshots([safety.snapshot_id]))
+    assert image.read_bytes() == content
+
+
+# Interrupted roll-backs
+
+
+async def interrupted(zone: LocalZone, image: Path, volume_id: str, snapshot_id: str, safety: str = "") -> Job:
+    """A roll-back whose worker was killed while it wrote: half of the disk is as the snapshot has it."""
+    terms = zone.folder / "snapshots"
+    with standing_still(zone):
+        job = await zone.apply_snapshots([snapshot_id], safety_snapshot_name=safety)
+        await kill_worker(zone.folder)
+    with Catalogue(zone.folder) as catalogue:
+        with catalogue.transaction():
+            catalogue.set_job(job.job_id, status="working", run_count=1)
+        row = catalogue.job(job.job_id)
+        assert row
+
+        class Killed(BaseException):
+            pass
+
+        def half(fd: int, chain: Chain, differences: restore.Differences, *_: Any) -> None:
+            with Chain(terms, snapshot_id) as target:
+                length = os.fstat(fd).st_size
+                os.pwrite(fd, restore.content_at(target, 0, length // 2 + 700), 0)
+            raise Killed
+
+        roll_back = apply._Rollback(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
+        was, restore.write_back = restore.write_back, half
+        try:
+            roll_back.run()
+        except Killed:
+            pass
+        finally:
+            restore.write_back = was
+    return job
+
+
+def worker_progress(catalogue: Catalogue, row: Any) -> Any:
+    from snapshot_mcp.providers.local.work.progress import Progress
+
+    return Progress(catalogue, row)
+
+
+@pytest.mark.parametrize("safety", ["", "before"])
+async def test_an_interrupted_roll_back_is_resumed_onto_the_same_file(rolled: Rolled, safety: str) -> None:
+    """Also after a reboot: it had begun."""
+    zone, image, volume_id, snapshot_id, content = rolled
+    before = None
+    job = await interrupted(zone, image, volume_id, snapshot_id, safety)
+    assert image.read_bytes() != content
+    pass_time(zone, job, is_rebooted=True)
+    job = await succeed(zone, await zone.get_job(job.job_id))
+    with Chain(zone.folder / "snapshots", snapshot_id) as chain:
+        before = restore.content_at(chain, 0, len(content))
+    assert image.read_bytes() == before
+    assert (await volume_of(zone, volume_id)).status == "available"
+    if safety:
+        await succeed(zone, await zone.apply_snapshots([job.details["safety_snapshots"][volume_id]]))
+        assert image.read_bytes() == content
+
+
+@pytest.mark.parametrize("is_changed", CHANGES[:4])
+async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
+    rolled: Rolled, is_changed: Callable[[Path], None]
+) -> None:
+    """“The person puts their own copy at the path, a read-only look resumes and overwrites it": left alone, and said."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, "before")
+    is_changed(image)
+    own = image.read_bytes()
+    job = await finish(zone, await zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "terms_changed"
+    assert "is not the file that it was writing to (inode " in job.reason
+    assert image.read_bytes() == own
+    shown = await volume_of(zone, volume_id)
+    assert "was interrupted" in (shown.problem or "")
+    if not image.is_symlink():
+        assert shown.status == "available"
+        await back_up(zone, volume_id)
+    with Catalogue(zone.folder) as catalogue:
+        apply.resume(catalogue)
+    assert await zone.list_unfinished_jobs() == ()
+    assert image.read_bytes() == own
+
+
+async def test_what_was_written_to_a_half_restored_disk_is_not_overwritten(rolled: Rolled) -> None:
+    """No safety snapshot holds it, so the roll-back stops and a person decides."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, "before")
+    with image.open("r+b") as file:
+        file.seek(image.stat().st_size - 5000)
+        file.write(b"an important line")
+    own = image.read_bytes()
+    job = await finish(zone, await zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "terms_changed"
+    assert image.read_bytes() == own
+    assert (await volume_of(zone, volume_id)).status == "pending"
+    with Catalogue(zone.folder) as catalogue:
+        apply.resume(catalogue)
+    assert await zone.list_unfinished_jobs() == ()
+    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+        await zone.apply_snapshots([snapshot_id], safety_snapshot_name="of a mixture")
+    await succeed(zone, await zone.apply_snapshots([snapshot_id]))
+
+
+async def test_what_was_copied_into_a_half_restored_disk_is_not_overwritten_without_a_safety_snapshot_either(
+    rolled: Rolled,
+) -> None:
+    """“The person puts their own copy at the path", and `cp` keeps the inode."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id)
+    own = make_image(image.with_suffix(".own"), seed=9)
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+        db.execute("UPDATE resources SET written_at = written_at - 5")
+    shutil.copyfile(own, image)
+    job = await finish(zone, await zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "terms_changed"
+    assert image.read_bytes() == own.read_bytes()
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_without_a_birth_time_the_content_tells_which_file_it_is(
+    rolled: Rolled, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    """“Where there is no birth time, the content: what the job has written so far must be there"."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    monkeypatch.setattr(identity, "HAS_BIRTH_TIME", False)
+    job = await interrupted(zone, image, volume_id, snapshot_id)
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+        assert catalogue.row("SELECT applying_identity LIKE '%.0.1' AS is_so FROM resources")["is_so"]  # type: ignore[index]
+        db.execute("UPDATE resources SET applied_bytes = ?", (MIB if is_told else 0,))
+        row = catalogue.job(job.job_id)
+    assert row
+    with Catalogue(zone.folder) as catalogue:
+        again = apply._Rollback(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
+        if is_told:
+            again.run()
+        else:
+            with pytest.raises(TermsChanged):
+                again.run()
+
+
+async def test_one_that_was_interrupted_before_the_first_byte_has_not_begun(rolled: Rolled) -> None:
+    """The hold is gone with its worker, and so is what the safety snapshot would have held."""
+    zone, image, _, snapshot_id, _ = rolled
+    with standing_still(zone):
+        job = await zone.apply_snapshots([snapshot_id], safety_snapshot_name="before")
+        await kill_worker(zone.folder)
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction():
+        catalogue.set_job(job.job_id, status="working", run_count=1)
+    pass_time(zone, job)
+    with image.open("r+b") as file:
+        file.write(b"written since")
+    content = image.read_bytes()
+    job = await finish(zone, await zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "expired"
+    assert image.read_bytes() == content
+
+
+# Entered, or not
+
+
+@pytest.mark.parametrize("is_broken", ["interpreter", "log"])
+async def test_a_job_whose_worker_cannot_start_is_withdrawn_in_the_same_breath(
+    zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_broken: str
+) -> None:
+    """“The zone commits the job, then the worker cannot start …, the consent is given back, the job stays"."""
+    zone = LocalZone(zone_folder)
+    image = make_image(tmp_path / "disk.img")
+    volume = await zone.add_resource(image)
+    snapshot_id = await back_up(zone, volume.id)
+    change(image, MIB)
+    content = image.read_bytes()
+    await kill_worker(zone_folder)
+    with monkeypatch.context() as patch:
+        if is_broken == "interpreter":
+            patch.setattr(worker.sys, "executable", str(tmp_path / "upgraded away"))
+        else:
+            (zone_folder / "worker.log").rename(zone_folder / "old.log")
+            (zone_folder / "worker.log").mkdir()
+        for change_it in (
+            lambda: zone.apply_snapshots([snapshot_id], safety_snapshot_name="before"),
+            lambda: zone.delete_snapshot(snapshot_id),
+            lambda: zone.create_snapshots([volume.id], "new"),
+        ):
+            with pytest.raises(Unavailable, match="worker could not be started") as refusal:
+                await change_it()
+            assert refusal.value.is_definite
+    if is_broken == "log":
+        (zone_folder / "worker.log").rmdir()
+    assert await zone.list_unfinished_jobs() == ()
+    await back_up(zone, volume.id, "works again")
+    assert image.read_bytes() == content
+    assert len(await ids(zone)) == 2
+    await zone.aclose()
+
+
+async def test_a_job_that_cannot_be_withdrawn_is_answered_as_a_job(
+    zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """“It is never reported as refused": a worker had taken it after all."""
+    from snapshot_mcp.providers.local import zone as zone_module
+
+    zone = LocalZone(zone_folder)
+    volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
+    ensure_worker = zone_module.ensure_worker
+
+    def taken_then_lost(folder: Path) -> None:
+        with Catalogue(folder) as catalogue, catalogue.transaction() as db:
+            db.execute("UPDATE jobs SET status = 'working', run_count = 1")
+        raise Unavailable("it did not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zone_module, "ensure_worker", taken_then_lost)
+        job = await zone.create_snapshots([volume.id], "taken")
+        assert "did not answer" in (await zone.get_job(job.job_id)).info
+    assert zone_module.ensure_worker is ensure_worker
+    assert (await finish(zone, job)).is_finished
+    await zone.aclose()
+
+
+# Cancelled
+
+
+async def test_a_job_that_waits_is_cancelled_at_once_and_leaves_nothing(rolled: Rolled) -> None:
+    zone, image, volume_id, snapshot_id, content = rolled
+    for start in (
+        lambda: zone.create_snapshots([volume_id], "new"),
+        lambda: zone.apply_snapshots([snapshot_id], safety_snapshot_name="before"),
+        lambda: zone.delete_snapshot(snapshot_id),
+        lambda: zone.create_volume(snapshot_id, "copy"),
+    ):
+        with standing_still(zone):
+            job = await zone.cancel_job((await start()).job_id)
+            assert (job.status, job.error and job.error.code) == ("failed", "cancelled")
+            assert await zone.cancel_job(job.job_id) == job
+    assert await zone.list_unfinished_jobs() == ()
+    await back_up(zone, volume_id)
+    assert image.read_bytes() == content
+    assert list((zone.folder / "volumes").iterdir()) == []
+    assert (await zone.check()).is_clean
+
+
+@pytest.mark.parametrize("operation", ["create", "export", "apply"])
+async def test_a_running_job_is_cancelled_and_leaves_nothing(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """A create, an export, and a roll-back before its first byte."""
+    from snapshot_mcp.providers.local.work import progress
+
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
+    image = make_image(tmp_path / "disk.img", 16 * MIB)
+    volume = await here.add_resource(image)
+    snapshot_id = await back_up(here, volume.id)
+    change(image, MIB)
+    content = image.read_bytes()
+    is_cancelled, advance = anyio.Event(), progress.Progress.advance
+
+    def wait_for_it(self: progress.Progress, amount: int) -> None:
+        while not is_cancelled.is_set():
+            worker.time.sleep(0.005)
+        advance(self, amount)
+
+    monkeypatch.setattr(progress.Progress, "advance", wait_for_it)
+    match operation:
+        case "create":
+            job = await here.create_snapshots([volume.id], "new", is_full=True)
+        case "export":
+            job = await here.create_volume(snapshot_id, "copy")
+        case _:
+            job = await here.apply_snapshots([snapshot_id], safety_snapshot_name="before")
+    with anyio.fail_after(20):
+        while (await here.get_job(job.job_id)).progress is None:
+            await anyio.sleep(0.005)
+    assert (await here.cancel_job(job.job_id)).status == "working"
+    is_cancelled.set()
+    job = await finish(here, job)
+    assert (job.status, job.error and job.error.code) == ("failed", "cancelled")
+    assert image.read_bytes() == content
+    assert await ids(here) == {snapshot_id}
+    assert [path.name for path in (here.folder / "snapshots").iterdir()] == [f"{snapshot_id}.snap"]
+    assert list((here.folder / "volumes").iterdir()) == []
+
+
+async def test_what_has_ended_or_has_an_effect_cannot_be_cancelled(rolled: Rolled) -> None:
+    zone, image, volume_id, snapshot_id, _ = rolled
+    done = await succeed(zone, await zone.create_snapshots([volume_id], "done"))
+    with pytest.raises(NotUsable, match="it is successful"):
+        await zone.cancel_job(done.job_id)
+    job = await interrupted(zone, image, volume_id, snapshot_id)
+    with pytest.raises(NotUsable, match="overwriting the disk already"):
+        await zone.cancel_job(job.job_id)
+    with pytest.raises(ZoneError, match="There is no job"):
+        await zone.cancel_job("nonsense")
+    await succeed(zone, await zone.get_job(job.job_id))
+
+
+async def test_a_rename_changes_no_terms(rolled: Rolled) -> None:
+    """What was agreed to is ids, not names."""
+    zone, _, volume_id, snapshot_id, _ = rolled
+    terms = await terms_for(zone, volume_id, snapshot_id)
+    await zone.update_snapshot(snapshot_id, SnapshotUpdate(snapshot_name="another name"))
+    await succeed(zone, await zone.apply_snapshots([snapshot_id], terms=terms))
