@@ -65,11 +65,11 @@ while not os.path.exists(stop):
     elif kind < 0.95:
         for _ in range(5):
             stamp(write(fd))
-            time.sleep(chance.uniform(0, rest))
+            time.sleep(chance.uniform(0, 0.01))
     else:
         with mmap.mmap(fd, 0) as memory:
             stamp(through_memory(memory))
-            time.sleep(chance.uniform(0, rest))
+            time.sleep(chance.uniform(0, 0.02))
     os.close(fd)
     time.sleep(chance.uniform(0, rest))
 """
@@ -122,7 +122,7 @@ async def try_once(scene: Scene, target: str, seed: int) -> str:
     """Ask for a roll-back while the writer stamps, and account for every stamp; how the roll-back ended."""
     before = scene.path.read_bytes()
     safety, end = "", ""
-    with writing(scene, seed, random.Random(seed).choice([0.005, 0.02, 0.05])) as writer:
+    with writing(scene, seed, random.Random(seed).choice([0.02, 0.05, 0.2])) as writer:
         writer.has_written(2)
         try:
             person = Person([agrees])
