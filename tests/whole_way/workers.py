@@ -8,9 +8,11 @@ fsync or a rename. Whoever asks the zone while none lives gets the one that the 
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -21,19 +23,20 @@ STEPS = ("any", "write")
 PATIENCE_SECONDS = 60.0
 
 _NURSERY = """
-import json, os, signal, sys, time
+import json, os, signal, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from snapshot_mcp.providers.local import catalogue, restore, worker
 
 def doom(step, kind, how, gate):
-    left, is_counting = step, False
+    left, is_counting, locked = step, False, threading.RLock()
     def count(one):
         nonlocal left
-        if is_counting and kind in ("any", one):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), how)
+        if is_counting and kind in ("any", one) and not locked._is_owned():
+            with locked:  # no thread of ours may keep the catalogue from others when all stop
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), how)
     def counted(function, one):
         def run(*args, **options):
             result = function(*args, **options)
@@ -43,7 +46,7 @@ def doom(step, kind, how, gate):
     commit = catalogue.Catalogue.transaction
     @contextmanager
     def transaction(self):
-        with commit(self) as db:
+        with locked, commit(self) as db:
             yield db
         count("commit")
     carry_out, export = worker.carry_out, restore.export
@@ -140,8 +143,25 @@ def kill(folder: Path) -> None:
 
 
 def freeze(folder: Path) -> None:
-    if pid := worker_pid(folder):
+    """Stop the folder's worker, not in the middle of a transaction: the catalogue must be there for others."""
+    pid = worker_pid(folder)
+    if pid is None:
+        return
+    os.kill(pid, signal.SIGSTOP)
+    while _is_locked(folder):
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.01)
         os.kill(pid, signal.SIGSTOP)
+
+
+def _is_locked(folder: Path) -> bool:
+    with closing(sqlite3.connect(folder / "catalogue.sqlite", timeout=0, isolation_level=None)) as db:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 def thaw(folder: Path) -> None:
