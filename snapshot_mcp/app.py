@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
+    from snapshot_mcp.guard import Door as Door
     from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.guard import Policy
     from snapshot_mcp.guard.approval import Approval as Approval
+    from snapshot_mcp.guard.journal import Deed as Deed
+    from snapshot_mcp.guard.person import PersonAct as PersonAct
     from snapshot_mcp.jobs import Zones
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.server.roles import Caller
 
 SERVICE_KEY_FILE = "zone-serve.json"
-"""In the home folder: the key pair of `zone serve`."""
+"""In the home folder: the key pairs of `zone serve`."""
 
 
 def build_zones(settings: Settings) -> Zones:
@@ -54,7 +57,14 @@ def build_guard(settings: Settings) -> Guard:
         is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
-    return Guard(settings.home, settings.guard, rules=rules)
+    return Guard(settings.home, settings.guard, rules=rules, open_zone=partial(_build_zone, settings))
+
+
+def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
+    """Return what a command does, for the record: `by` whom, through no door that asks anybody."""
+    from snapshot_mcp.guard.journal import Deed
+
+    return Deed(operation, zone.zone, zone.location, by, "command line", arguments)
 
 
 def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
@@ -120,16 +130,18 @@ def serve_zone(
     zone = open_local_zone(settings, name)
     host, port = service.parse_address(address, is_encrypted=certificate is not None)
     listener = service.bind(host, port)
-    key_file = settings.home / SERVICE_KEY_FILE
-    pair, is_new = service.load_or_create_key_pair(key_file)
+    key_file = service.KeyFile(settings.home / SERVICE_KEY_FILE)
+    pairs, is_new = key_file.read_or_create()
+    tokens = service.TokenBook(key_file)
     url = service.url_of(listener, is_encrypted=certificate is not None)
 
     def announce() -> None:
         say(f"zone {zone.zone!r} at {url}/v2/zone/{zone.zone}")
-        say(f"{'wrote a new key pair to' if is_new else 'the key pair is in'} {key_file} (client_id {pair.client_id})")
+        where = "wrote a new key pair to" if is_new else "the key pairs are in"
+        say(f"{where} {key_file.path} (client_id {', '.join(f'{one.client_id}: {one.role}' for one in pairs)})")
 
     async def serve() -> None:
-        app = service.build_service({zone.zone: zone}, service.TokenBook([pair]), allowed_hosts=allowed_hosts)
+        app = service.build_service({zone.zone: zone}, tokens, allowed_hosts=allowed_hosts)
         try:
             await service.serve(app, listener, certificate=certificate, key=key, on_ready=announce)
         finally:
@@ -137,6 +149,30 @@ def serve_zone(
 
     with listener:
         anyio.run(serve)
+
+
+def list_service_keys(settings: Settings) -> list[tuple[str, str]]:
+    """Return client_id and role of each key pair of `zone serve`."""
+    from snapshot_mcp.service import KeyFile
+
+    file = KeyFile(settings.home / SERVICE_KEY_FILE)
+    return [(pair.client_id, str(pair.role)) for pair in file.read()] if file.stamp() else []
+
+
+def add_service_key(settings: Settings, role: str) -> tuple[dict[str, Any], Path]:
+    """Make a key pair for `zone serve` and return it, with its secret, and the file that it is in."""
+    from snapshot_mcp.service import KeyFile, Role, as_json
+
+    file = KeyFile(settings.home / SERVICE_KEY_FILE)
+    return as_json(file.add(Role(role))), file.path
+
+
+def remove_service_key(settings: Settings, client_id: str) -> tuple[str, Path]:
+    """Remove a key pair of `zone serve`; returns its role and the file. Raises NotFound."""
+    from snapshot_mcp.service import KeyFile
+
+    file = KeyFile(settings.home / SERVICE_KEY_FILE)
+    return str(file.remove(client_id).role), file.path
 
 
 def _callers(settings: Settings) -> list[Caller]:
@@ -149,6 +185,8 @@ def _callers(settings: Settings) -> list[Caller]:
 
 
 def _build_zone(settings: Settings, name: str) -> Provider:
+    if name not in settings.zones:
+        raise UnknownZone(f"There is no zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
     match settings.zones[name]:
         case LocalZoneSettings() as zone:
             return _build_local(settings, name, zone)

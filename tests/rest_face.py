@@ -2,20 +2,22 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.to_thread
 from pydantic import SecretStr
 
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.providers.anchcloud import AnchCloudZone, Patience
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.service import KeyPair, TokenBook, bind, build_service, running
+from snapshot_mcp.service import KeyFile, KeyPair, TokenBook, bind, build_service, running
 
 KEY_PAIR = KeyPair(client_id="key-test", client_secret=SecretStr("a-secret-that-nobody-may-see"))
 ZONE_ID = "ac1"
@@ -114,13 +116,16 @@ async def fetch_token(url: str, client_id: str = "", client_secret: str = "") ->
 async def served(
     provider: Provider,
     *,
+    keys: Iterable[KeyPair] | KeyFile = (KEY_PAIR,),
     expires_in_seconds: int = 3600,
     heartbeat_seconds: float = 0.2,
     clock: Callable[[], float] | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
     timing = {"clock": clock} if clock else {}
-    tokens = TokenBook([KEY_PAIR], expires_in_seconds=expires_in_seconds, **timing)
+    tokens = await anyio.to_thread.run_sync(
+        partial(TokenBook, keys, expires_in_seconds=expires_in_seconds, **timing)  # it may read a file
+    )
     app = build_service({ZONE_ID: provider}, tokens, heartbeat_seconds=heartbeat_seconds, **options)
     async with running(app, bind("127.0.0.1", 0)) as url:
         yield Served(url, tokens)

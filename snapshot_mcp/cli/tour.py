@@ -317,7 +317,7 @@ class Tour:
                         await anyio.sleep(0.05)
                 if not found:
                     raise TourFailed(f"The REST face did not start:\n{log_path.read_text()[-2000:]}")
-                keys = json.loads((self.home / app.SERVICE_KEY_FILE).read_text())
+                keys = json.loads((self.home / app.SERVICE_KEY_FILE).read_text())[0]
                 remote = {
                     "SNAPSHOT_MCP_HOME": str(self.scratch / "client"),
                     "SNAPSHOT_MCP_API_URL": found[1],

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp.cli import zone_serve
+from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
+from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.errors import NotFound
-from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, SnapshotFilter, Volume
+from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
 
@@ -32,14 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_parser("list", help="the registered disks, who uses them, and what is wrong with them")
     commands.add_parser("check", help="read back and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
+    cancel = commands.add_parser("cancel", help="end a job that has had no effect yet; it leaves nothing behind")
+    cancel.add_argument("job_id", metavar="JOB")
     zone_serve.add_arguments(commands.add_parser("serve", help="serve it as the volume-snapshot REST API"))
-    for command in commands.choices.values():
+    keys = commands.add_parser("keys", help="the key pairs of `zone serve`: list them, make one, remove one")
+    zone_keys.add_arguments(keys)
+    for command in set(commands.choices.values()) - {keys}:
         command.add_argument("--zone", default="", help="the zone's name, where settings list several")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.zone_command == "serve":
         return zone_serve.run(args)
+    if args.zone_command == "keys":
+        return zone_keys.run(args)
+    if args.zone_command == "purge":
+        return zone_purge.run(args)
     return anyio.run(_run, args)
 
 
@@ -47,12 +56,18 @@ async def _run(args: argparse.Namespace) -> int:
     from snapshot_mcp import app
     from snapshot_mcp.settings import load_settings
 
-    zone = app.open_local_zone(load_settings(os.environ), args.zone)
+    settings = load_settings(os.environ)
+    guard = app.build_guard(settings)
+    zone = app.open_local_zone(settings, args.zone)
     try:
         match args.zone_command:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
-                added = await zone.add_resource(args.path, args.name, kind)
+                path = str(args.path.absolute())
+                deed = app.deed("zone add", zone, user_name(), path=path, name=args.name or args.path.stem)
+                async with guard.recorded(deed) as found:
+                    added = await zone.add_resource(args.path, args.name, kind)
+                    found["resource_id"] = added.id
                 print(_line(added))
                 if odd := added.byte_size % SECTOR_BYTES:
                     print(
@@ -60,20 +75,21 @@ async def _run(args: argparse.Namespace) -> int:
                         file=sys.stderr,
                     )
             case "remove":
+                deed = app.deed("zone remove", zone, user_name(), resource_id=args.resource_id)
                 try:
-                    removed = await zone.remove_resource(args.resource_id)
+                    async with guard.recorded(deed):
+                        removed = await zone.remove_resource(args.resource_id)
                 except NotFound as error:
                     raise NotFound(error.message, hint="`snapshot-mcp zone list` shows the ids.") from None
                 print(f"{removed.id} is forgotten; its file {removed.path} and its snapshots are as they were.")
+            case "cancel":
+                job = await zone.cancel_job(args.job_id)
+                done = "is cancelled" if job.is_finished else "has been told to stop, and ends in a moment"
+                print(f"Job {job.job_id} ({job.action}) {done}.")
             case "list":
                 await _list(zone)
             case "check":
                 return await _check(zone)
-            case "purge":
-                print("\n".join(await zone.purge()) or "Nothing was purged.")
-                left = (await zone.list_snapshots(SnapshotFilter(status=("deleted",), limit=1))).total_count
-                if left:
-                    print(f"{left} more cannot go yet: a job is busy with their disk. Purge again when it is over.")
     finally:
         await zone.aclose()
     return 0

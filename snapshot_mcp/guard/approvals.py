@@ -8,12 +8,22 @@ uptime, so that a clock set back revives nothing. Blocking; callers go through a
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from snapshot_mcp.guard.approval import SAFETY_SECONDS, Approval, Call, Safety, moment_from_text, moment_to_text
+from snapshot_mcp.guard.approval import (
+    SAFETY_SECONDS,
+    Approval,
+    Call,
+    JobEnd,
+    Safety,
+    moment_from_text,
+    moment_to_text,
+)
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.guard.journal import recent_renames
 from snapshot_mcp.guard.plan import Plan
 from snapshot_mcp.guard.register import Register, Rows, new_id, unknown
 from snapshot_mcp.guard.states import OPEN, Door, State
@@ -153,10 +163,12 @@ class Approvals:
             spent = (one for one in rows.find("state = 'spent' AND job_id != ''") if _still_counts(one, rows.now))
             return frozenset(one.job_id for one in spent if wanted & set(one.plan.disks))
 
-    def settle(self, id_: str, job_id: str, remark: str = "") -> None:
-        """The zone has accepted the change as `job_id`; the record gets the remark."""
+    def settle(self, id_: str, job_id: str, remark: str = "", safety_snapshot_ids: tuple[str, ...] = ()) -> None:
+        """The zone has accepted the change as `job_id`, which takes these safety snapshots; the record gets the remark."""
         with self._register.transaction() as rows:
-            approval = replace(rows.get(id_), job_id=job_id)
+            approval = rows.get(id_)
+            safety = replace(approval.safety, snapshot_ids=safety_snapshot_ids or approval.safety.snapshot_ids)
+            approval = replace(approval, job_id=job_id, safety=safety)
             rows.write(approval)
             _release(rows, id_)
             rows.record("started", approval, job_id=job_id, **({"reason": remark} if remark else {}))
@@ -165,6 +177,9 @@ class Approvals:
         """The zone refused for certain: nothing happened, and the consent is as before."""
         with self._register.transaction() as rows:
             approval = rows.get(id_)
+            if approval.state is not State.SPENT:
+                rows.record("not given back", approval, reason=reason)  # a person took it back meanwhile
+                return approval
             for target in approval.plan.targets:
                 rows.execute("UPDATE targets SET epoch = epoch - 1 WHERE held_by = ? AND target = ?", (id_, target))
             _release(rows, id_)
@@ -179,6 +194,24 @@ class Approvals:
             rows.move(approval, granted, "given back", reason=reason)
             return granted
 
+    def take_back(self, id_: str, end: JobEnd, *, door: Door, by: str) -> Approval:
+        """A person takes back what was spent, and the zone has cancelled its job. Raises: NotDecidable."""
+        with self._register.transaction() as rows:
+            approval = rows.get(id_)
+            if approval.state is not State.SPENT or (approval.job_end and approval.job_end.code != end.code):
+                raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
+            reason = f"taken back before it had an effect (before: {approval.decision.removesuffix('.')})"
+            denied = replace(
+                approval, state=State.DENIED, door=door, decided_by=by, decided=rows.now, ended=rows.now, reason=reason
+            )
+            rows.move(approval, denied, "taken back", job_id=approval.job_id)
+            return denied if denied.job_end else rows.end(denied, end)
+
+    def job_ids(self) -> frozenset[str]:
+        """Every job that an approval is known to have started."""
+        with self._register.transaction() as rows:
+            return frozenset(one.job_id for one in rows.find("job_id != ''"))
+
     def leave_unknown(self, id_: str, reason: str) -> None:
         """What became of the change is not known: the consent stays spent."""
         with self._register.transaction() as rows:
@@ -191,6 +224,13 @@ class Approvals:
             return 0
         with self._register.transaction() as rows:
             return _deletions_last_hour(rows)
+
+    def recent_renames(self, location: str) -> dict[str, tuple[str, datetime]]:
+        """Return by snapshot what it was called until lately, and until when (`journal.recent_renames`)."""
+        if not self._register.exists:
+            return {}
+        with self._register.transaction() as rows:
+            return recent_renames(rows, location)
 
     # The safety snapshot
 

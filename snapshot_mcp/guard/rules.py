@@ -53,6 +53,11 @@ def refuse_rename(policy: Policy, snapshot: Snapshot) -> Refusal | None:
     return Refusal("protect", reason) if reason else None
 
 
+def refuse_purge(policy: Policy, snapshot: Snapshot) -> Refusal | None:
+    """A protected snapshot that was deleted before stays recoverable until its grace is over."""
+    return refuse_rename(policy, snapshot)
+
+
 def _refuse_deletion(
     policy: Policy, loss: DeletionLoss, facts: DeletionFacts, now: datetime, deletions_last_hour: int
 ) -> Refusal | None:

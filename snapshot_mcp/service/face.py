@@ -27,6 +27,7 @@ from snapshot_mcp.service.keys import Grant, TokenBook
 from snapshot_mcp.service.openapi import build_openapi
 from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, Call
 from snapshot_mcp.service.requests import NoQuery, read_json, read_query
+from snapshot_mcp.service.roles import refuse_without
 from snapshot_mcp.service.stream import Hub, events
 
 HEARTBEAT_SECONDS = 15.0
@@ -77,6 +78,8 @@ class Face:
 
         async def endpoint(request: Request) -> Response:
             operation = operations["GET" if request.method == "HEAD" else request.method]
+            grant: Grant = request.scope["grant"]
+            refuse_without(operation.role, grant.role, grant.client_id, operation.summary)
             provider, hub = self._zone(request, operation.feature)
             features = provider.features
             query = read_query(operation.query or NoQuery, request.scope["query_string"], features)
@@ -93,7 +96,7 @@ class Face:
             return Response(headers=feature_headers(provider), media_type=EVENT_STREAM)
         grant: Grant = request.scope["grant"]
         source = events(
-            hub, heartbeat_seconds=self._heartbeat_seconds, ends_at=grant.expires_at, clock=self._tokens.clock
+            hub, heartbeat_seconds=self._heartbeat_seconds, may_go_on=lambda: self._tokens.still_stands(grant)
         )
         first = await anext(source)  # subscribed before the answer begins
         return EventStream(first, source, feature_headers(provider))
@@ -109,6 +112,7 @@ class Face:
             raise BadRequest(
                 "The form's grant_type is not client_credentials.", hint="Send grant_type=client_credentials."
             )
+        await self._tokens.refresh()
         try:
             token = self._tokens.issue(*_basic_credentials(request.headers.get("authorization", "")))
         except Unauthorized as error:

@@ -59,7 +59,7 @@ class Gate:
             await send(message)
 
         try:
-            scope["grant"] = self._admit(scope)
+            scope["grant"] = await self._admit(scope)
         except ZoneError as error:
             headers = {"www-authenticate": 'Bearer realm="snapshot"'} if isinstance(error, Unauthorized) else {}
             await error_answer(error, headers=headers)(scope, watched_receive, watched_send)
@@ -73,7 +73,7 @@ class Gate:
             if not started:
                 await answer(scope, watched_receive, watched_send)
 
-    def _admit(self, scope: Scope) -> Grant | None:
+    async def _admit(self, scope: Scope) -> Grant | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(host):
@@ -85,6 +85,7 @@ class Gate:
             raise Forbidden(f"The Origin {clean_text(origin)!r} is not allowed.")
         if scope["path"] in PUBLIC_PATHS:
             return None
+        await self._tokens.refresh()
         scheme, _, token = headers.get("authorization", "").partition(" ")
         grant = self._tokens.grant_of(token.strip()) if scheme.lower() == "bearer" else None
         if grant is None:

@@ -1,43 +1,46 @@
-"""Key pairs and the tokens that they buy: OAuth 2 client credentials (contract.md, "What surrounds them").
+"""The tokens that key pairs buy: OAuth 2 client credentials (contract.md, "What surrounds them").
 
-Tokens are random, live in memory only and are kept as hashes; a restart forgets them and clients fetch new ones. A key
-pair's file is JSON with mode 0600. Nothing here prints a secret.
+Tokens are random, live in memory only and are kept as hashes; a restart forgets them and clients fetch new ones. A token is
+good for as long as its key pair is: one that is removed from the file, or has another secret there, ends them at once.
+Nothing here prints a secret.
 """
 
 import hashlib
-import json
-import os
+import logging
 import secrets
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+import anyio
+import anyio.to_thread
 
-from snapshot_mcp.contract.errors import Forbidden, Unauthorized
+from snapshot_mcp.contract.errors import Forbidden, Unauthorized, Unavailable
+from snapshot_mcp.service.key_file import KeyFile, KeyPair, Stamp
+from snapshot_mcp.service.roles import Role
+
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 10_000
 """Of all key pairs; the oldest goes first. A client that fetches a token for every call cannot fill the memory."""
 
 
-class KeyPair(BaseModel):
-    """What a program shows to get a token."""
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A key pair as it is kept: its secret as a hash."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    client_id: str
-    client_secret: SecretStr
+    secret: bytes = field(repr=False)
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Whom a token stands for, and until when (on the book's clock)."""
+    """Whom a token stands for, what it may do, and until when (on the book's clock)."""
 
     client_id: str
+    role: Role
     expires_at: float
+    secret: bytes = field(repr=False)
 
 
 def _digest(text: str) -> bytes:
@@ -45,27 +48,46 @@ def _digest(text: str) -> bytes:
 
 
 class TokenBook:
-    """Issues tokens to key pairs and tells whose they are until they expire."""
+    """Issues tokens to key pairs and tells whose they are until they expire.
+
+    With a `KeyFile` the pairs are those of the file as it is now: `refresh` before each look. Raises Forbidden for a file
+    that cannot be used, ValueError for no pair at all.
+    """
 
     def __init__(
         self,
-        key_pairs: Iterable[KeyPair],
+        key_pairs: Iterable[KeyPair] | KeyFile,
         *,
         expires_in_seconds: int = 3600,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._secrets = {pair.client_id: _digest(pair.client_secret.get_secret_value()) for pair in key_pairs}
-        if not self._secrets:
+        self._file = key_pairs if isinstance(key_pairs, KeyFile) else None
+        self._stamp: Stamp | None = self._file.stamp() if self._file else None
+        self._keys = _keys_of(key_pairs.read() if isinstance(key_pairs, KeyFile) else key_pairs)
+        if not self._keys:
             raise ValueError("the REST face needs at least one key pair")
-        self._nobody = secrets.token_bytes(32)
+        self._is_usable = True
+        self._rereading = anyio.Lock()
+        self._nobody = _Key(secrets.token_bytes(32), Role.READER)
         self._grants: dict[bytes, Grant] = {}
         self.expires_in_seconds = expires_in_seconds
         self.clock = clock
 
+    async def refresh(self) -> None:
+        """Take over a file that has changed. Raises Unavailable while it cannot be used: then nobody is let in."""
+        if self._file is not None and self._file.stamp() != self._stamp:
+            async with self._rereading:
+                await anyio.to_thread.run_sync(self._reread, self._file)
+        if not self._is_usable:
+            raise Unavailable(
+                "The key pairs of this service cannot be read at the moment, so nobody is let in.",
+                hint="Its log says why. Try again when the operator has corrected it.",
+            )
+
     def issue(self, client_id: str, client_secret: str) -> str:
         """Return a new token. Raises Unauthorized, in the same time for a wrong id as for a wrong secret."""
-        expected = self._secrets.get(client_id, self._nobody)
-        if not secrets.compare_digest(expected, _digest(client_secret)):
+        key = self._keys.get(client_id, self._nobody)
+        if not secrets.compare_digest(key.secret, _digest(client_secret)):
             raise Unauthorized("The key pair is not valid here.", hint="Check client_id and client_secret.")
         now = self.clock()
         while self._grants:
@@ -74,54 +96,40 @@ class TokenBook:
                 break
             del self._grants[oldest]
         token = secrets.token_urlsafe(32)
-        self._grants[_digest(token)] = Grant(client_id, now + self.expires_in_seconds)
+        self._grants[_digest(token)] = Grant(client_id, key.role, now + self.expires_in_seconds, key.secret)
         return token
 
     def grant_of(self, token: str) -> Grant | None:
-        """Return whom the token stands for; None once it has expired, or was never issued."""
+        """Return whom the token stands for, with the role that it has now; None once it or its key pair has ended."""
         grant = self._grants.get(_digest(token))
-        return grant if grant is not None and self.clock() < grant.expires_at else None
+        if grant is None or not self.stands(grant):
+            return None
+        return Grant(grant.client_id, self._keys[grant.client_id].role, grant.expires_at, grant.secret)
+
+    def stands(self, grant: Grant) -> bool:
+        """Whether the grant is still good: in its time, and its key pair there with the same secret."""
+        key = self._keys.get(grant.client_id)
+        return key is not None and key.secret == grant.secret and self.clock() < grant.expires_at
+
+    async def still_stands(self, grant: Grant) -> bool:
+        """The same by the file as it is now."""
+        try:
+            await self.refresh()
+        except Unavailable:
+            return False
+        return self.stands(grant)
+
+    def _reread(self, file: KeyFile) -> None:
+        stamp = file.stamp()  # before it is read: what changes meanwhile is read again
+        if stamp == self._stamp:
+            return
+        try:
+            self._keys, self._is_usable = _keys_of(file.read()), True
+        except Forbidden as error:
+            self._keys, self._is_usable = {}, False
+            logger.warning("Nobody is let in: %s", error)
+        self._stamp = stamp
 
 
-def load_or_create_key_pair(path: Path) -> tuple[KeyPair, bool]:
-    """Return the key pair of the file and whether it was made just now (0600, never overwritten).
-
-    Raises Forbidden where others may read the file or it holds no key pair: then nobody is served with it.
-    """
-    try:
-        return (_load_key_pair(path), False) if path.exists() else _create_key_pair(path)
-    except OSError as error:
-        raise Forbidden(
-            f"The key pair's file {str(path)!r} cannot be read or written: {error.strerror}.",
-            hint="Make the home folder writable, or set SNAPSHOT_MCP_HOME to one that is.",
-        ) from None
-
-
-def _create_key_pair(path: Path) -> tuple[KeyPair, bool]:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pair = KeyPair(client_id=f"key-{secrets.token_hex(6)}", client_secret=SecretStr(secrets.token_urlsafe(32)))
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            secret = pair.client_secret.get_secret_value()
-            json.dump({"client_id": pair.client_id, "client_secret": secret}, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)  # whole or not at all, and only one of two first starts wins
-    except FileExistsError:
-        return _load_key_pair(path), False
-    finally:
-        Path(temporary).unlink()
-    return pair, True
-
-
-def _load_key_pair(path: Path) -> KeyPair:
-    if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Forbidden(f"The key pair's file {str(path)!r} can be read by others.", hint=f"Run: chmod 600 {path}")
-    try:
-        return KeyPair.model_validate_json(path.read_bytes())
-    except ValidationError:
-        raise Forbidden(
-            f"The file {str(path)!r} holds no key pair.", hint="Move it away: the next start writes a new one."
-        ) from None
+def _keys_of(pairs: Iterable[KeyPair]) -> dict[str, _Key]:
+    return {pair.client_id: _Key(_digest(pair.client_secret.get_secret_value()), pair.role) for pair in pairs}

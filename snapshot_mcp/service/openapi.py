@@ -22,7 +22,7 @@ _REF = "#/components/schemas/{model}"
 _REASONS = {
     400: "Malformed, or contradicts itself",
     401: "No valid token",
-    403: "Not allowed, or a quota is reached",
+    403: "The key pair's role does not allow it, or a quota is reached",
     404: "No such id or zone",
     405: "The method does not fit the path",
     409: "A job is in the way, or the state forbids it",
@@ -34,6 +34,14 @@ _REASONS = {
     504: "It is unknown whether the change was carried out",
     507: "No room on the disk",
 }
+
+
+_SCOPES = {
+    "reader": "Look",
+    "writer": "Also back up, export, rename, recover and cancel",
+    "full": "Also delete and roll back",
+}
+"""Roles of key pairs; a token has its key pair's role, whatever it is asked for with."""
 
 
 class _Schema(GenerateJsonSchema):
@@ -99,7 +107,7 @@ def _document(zones: Zones) -> dict[str, Any]:
             "securitySchemes": {
                 "token": {
                     "type": "oauth2",
-                    "flows": {"clientCredentials": {"tokenUrl": "/v2/oauth2/token", "scopes": {}}},
+                    "flows": {"clientCredentials": {"tokenUrl": "/v2/oauth2/token", "scopes": _SCOPES}},
                 },
                 "keyPair": {"type": "http", "scheme": "basic"},
             },
@@ -141,6 +149,7 @@ def _operation(
     document: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
+        "security": [{"token": [str(operation.role)]}],
         "parameters": parameters,
         "responses": {str(operation.status): answer, **_errors(*operation.errors)},
     }
@@ -166,6 +175,7 @@ def _stream(zones: Zones) -> dict[str, Any]:
     return {
         "operationId": "WatchJobs",
         "summary": "A Job at each change of its status (event: message), and heartbeats (event: hb)",
+        "security": [{"token": ["reader"]}],
         "parameters": _path_parameters(f"{ZONE_PATH}/notifier/stream", zones, Feature.WATCH),
         "responses": {
             "200": {"description": "Server-sent events", "content": stream},

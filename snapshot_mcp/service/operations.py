@@ -17,6 +17,7 @@ from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service import answers, requests
 from snapshot_mcp.service.answers import empty_answer, job_to_wire, json_answer, to_wire
+from snapshot_mcp.service.roles import Role
 from snapshot_mcp.service.stream import Hub
 
 ZONE_PATH = "/v2/zone/{zone}"
@@ -40,7 +41,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of contract.md's tables. Without the `feature` the zone's face does not have the route."""
+    """One row of contract.md's tables. Without the `feature` the zone's face does not have the route.
+
+    `change_role` is the role that a change needs; whoever has a key pair may look.
+    """
 
     name: str
     method: str
@@ -51,9 +55,14 @@ class Operation:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     feature: Feature | None = None
+    change_role: Role = Role.WRITER
     status: int = 200
     media_type: str = "application/json"
     errors: tuple[int, ...] = field(default=(400, 401, 403, 404, 409, 413, 429, 500, 501, 503, 504, 507))
+
+    @property
+    def role(self) -> Role:
+        return Role.READER if self.method == "GET" else self.change_role
 
 
 def _started(call: Call, job: Job) -> Response:
@@ -185,6 +194,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Job,
         apply_snapshots,
         body=requests.ApplyBody,
+        change_role=Role.FULL,
     ),
     Operation(
         "CaptureInstanceFromSnapshot",
@@ -230,6 +240,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Job,
         delete_snapshot,
         query=requests.DeleteQuery,
+        change_role=Role.FULL,
     ),
     Operation(
         "UpdateSnapshot",

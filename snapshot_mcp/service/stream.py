@@ -1,13 +1,13 @@
 """`notifier/stream`: one upstream watch a zone, any number of subscribers, as server-sent events with heartbeats.
 
 A subscriber that reads too slowly is cut off and connects again: its client looks up what it missed. A stream does not
-outlive the token that opened it.
+outlive the token that opened it, nor its key pair.
 """
 
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import anyio
@@ -28,6 +28,9 @@ RECONCILE_SECONDS = 1.0
 
 RESTART_SECONDS = 2.0
 """Before a broken upstream is tried again."""
+
+CHECK_SECONDS = 1.0
+"""Between two looks at whether a quiet stream may go on."""
 
 
 class Hub:
@@ -135,17 +138,29 @@ def event(job: Job, zone_id: str) -> bytes:
     return b"event: message\ndata: " + json.dumps(job_to_wire(job, zone_id), separators=(",", ":")).encode() + b"\n\n"
 
 
+HEARTBEAT = b"event: hb\ndata: {}\n\n"
+
+
 async def events(
-    hub: Hub, *, heartbeat_seconds: float, ends_at: float, clock: Callable[[], float]
+    hub: Hub, *, heartbeat_seconds: float, may_go_on: Callable[[], Awaitable[bool]]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the stream's bytes until the token's end; the first bytes say that the subscription stands."""
+    """Yield the stream's bytes for as long as it may go on; the first bytes say that the subscription stands."""
     async with hub.subscribe() as jobs:
-        yield b"event: hb\ndata: {}\n\n"
-        while (left := ends_at - clock()) > 0:
+        yield HEARTBEAT
+        beat_at = anyio.current_time() + heartbeat_seconds
+        while await may_go_on():
             job: Job | None = None
-            with anyio.move_on_after(min(heartbeat_seconds, left)):
+            with anyio.move_on_after(min(beat_at - anyio.current_time(), CHECK_SECONDS)):
                 try:
                     job = await jobs.receive()
                 except (anyio.EndOfStream, anyio.ClosedResourceError):
                     return
-            yield b"event: hb\ndata: {}\n\n" if job is None else event(job, hub.zone_id)
+            if job is not None:
+                if not await may_go_on():
+                    return
+                yield event(job, hub.zone_id)
+            elif anyio.current_time() >= beat_at:
+                yield HEARTBEAT
+            else:
+                continue
+            beat_at = anyio.current_time() + heartbeat_seconds

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import SnapshotFilter
-from snapshot_mcp.service.keys import TokenBook
+from snapshot_mcp.service import TokenBook
 from tests.anchcloud.conftest import Wire
 from tests.faulty_proxy import Canned, Decision, Fault, Seen
 from tests.rest_face import HASTY, KEY_PAIR, client_of

@@ -153,7 +153,7 @@ async def run(lists: int, creates: int, concurrency: int, rounds: int) -> dict[s
         zone_url = face.stderr.readline().split()[-1]
         face.stderr.readline()
         url = zone_url.removesuffix("/v2/zone/local")
-        pair = json.loads((home / "zone-serve.json").read_text())
+        pair = json.loads((home / "zone-serve.json").read_text())[0]
         zone = AnchCloudZone(
             "local", url=url, client_id=pair["client_id"], client_secret=SecretStr(pair["client_secret"])
         )

@@ -97,7 +97,7 @@ async def served(home: Path) -> AsyncIterator[AnchCloudZone]:
     try:
         url = face.stderr.readline().split()[-1].removesuffix("/v2/zone/local")
         face.stderr.readline()
-        pair = json.loads((home / "zone-serve.json").read_text())
+        pair = json.loads((home / "zone-serve.json").read_text())[0]
         secret = SecretStr(pair["client_secret"])
         yield AnchCloudZone("local", url=url, client_id=pair["client_id"], client_secret=secret)
     finally:

@@ -6,7 +6,7 @@ Nothing is made on disk before the first change. Every method may be called from
 import logging
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -175,9 +175,12 @@ class LocalZone:
     async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
         await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
 
-    async def purge(self) -> tuple[str, ...]:
-        """Free the space of what was deleted at once, without waiting for the grace to end; the ids that ceased."""
-        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=True)))
+    async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
+        """Free the space of these deleted snapshots at once (None: of all), and of those whose grace is over; what ceased.
+
+        What one deletion took goes together: with an id that is not named it waits for the end of its grace.
+        """
+        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=snapshot_ids)))
 
     # looks
 
