@@ -46,6 +46,7 @@ class Scene:
 
     def guard(self, home: str = "home", policy: Policy | None = None, **options: Any) -> Guard:
         """A guard as another process with that home would have."""
+        options.setdefault("open_zone", lambda name: LocalZone(self.zone_folder))
         return Guard(self.folder / home, policy or Policy(), clock=self.clock, **options)
 
     async def disk(self) -> Volume:

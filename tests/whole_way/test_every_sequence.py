@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.guard import Policy
+from snapshot_mcp.guard import Policy, withdrawal
 from snapshot_mcp.guard.approval import GRANTED_SECONDS
 from snapshot_mcp.guard.client import Question
 from snapshot_mcp.guard.clock import Moment
@@ -42,14 +42,18 @@ POLICIES = {
 FORBIDS_ALL = ("read-only", "production", "protected")
 """Without a PIN no door is strong enough for production."""
 
+PYTHON = sys.executable
 NURSERY: list[Nursery] = []
 INDEX = st.integers(0, 7)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def nursery_of_the_module(nursery: Nursery) -> Iterator[None]:
+    """Hypothesis builds its machines without fixtures. A no does not wait long for a worker that is frozen."""
     NURSERY.append(nursery)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(withdrawal, "STOP_SECONDS", 0.2)
+        yield
     NURSERY.clear()
 
 
@@ -307,9 +311,6 @@ class WholeWay(RuleBasedStateMachine):
             return bool(self.portal.call(is_over))
 
         workers.until(is_settled)
-
-
-PYTHON = sys.executable
 
 
 async def _opening(folder: Path) -> Any:
