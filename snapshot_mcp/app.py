@@ -98,11 +98,11 @@ def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
     return Deed(operation, zone.zone, zone.location, by, "command line", arguments)
 
 
-def build_server(settings: Settings) -> MCPServer[Any]:
-    """Return the MCP server over all zones, for stdio."""
+def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
+    """Return the MCP server over all zones, for stdio; with a `url`, as one over HTTP that asks for no token."""
     from snapshot_mcp.operator_file import OperatorFile
 
-    return _build_server(settings, OperatorFile(settings))
+    return _build_server(settings, OperatorFile(settings), url=url)
 
 
 def _build_server(

@@ -122,7 +122,9 @@ class WholeWay(RuleBasedStateMachine):
             NURSERY[0].start(self.scene.zone_folder)
 
     def _nth_snapshot(self, index: int) -> str:
-        rows = self.scene.rows("SELECT snapshot_id FROM snapshots WHERE resource_id = ? ORDER BY rowid", self.scene.disk_id)
+        rows = self.scene.rows(
+            "SELECT snapshot_id FROM snapshots WHERE resource_id = ? ORDER BY rowid", self.scene.disk_id
+        )
         return str(rows[index % len(rows)]["snapshot_id"]) if rows else "ss-none"
 
     def _approvals(self) -> tuple[Any, ...]:
@@ -226,7 +228,9 @@ class WholeWay(RuleBasedStateMachine):
         index=INDEX,
         safety=st.booleans(),
     )
-    def doom_the_worker_of_a_roll_back(self, step: int, kind: str, how: signal.Signals, index: int, safety: bool) -> None:
+    def doom_the_worker_of_a_roll_back(
+        self, step: int, kind: str, how: signal.Signals, index: int, safety: bool
+    ) -> None:
         """It ends or stops itself at some step of what a person then agrees to."""
         if not self.is_startable:
             return
@@ -336,4 +340,6 @@ def test_whatever_happens_only_what_was_agreed_to_is_done() -> None:
 
 @pytest.mark.long
 def test_whatever_happens_for_long_only_what_was_agreed_to_is_done() -> None:
-    run_state_machine_as_test(WholeWay, settings=settings(SHORT, max_examples=120, stateful_step_count=40, phases=Phase))
+    run_state_machine_as_test(
+        WholeWay, settings=settings(SHORT, max_examples=120, stateful_step_count=40, phases=Phase)
+    )

@@ -6,9 +6,7 @@ Each roll-back here was agreed to, and its worker is stopped, ended, or never th
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import anyio
 import pytest
 
 from snapshot_mcp.contract.errors import ZoneError
