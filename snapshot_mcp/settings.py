@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from platformdirs import user_config_path, user_data_path
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.keep_free import KeepFree, parse_keep_free
 from snapshot_mcp.guard.policy import VARIABLES as GUARD_VARIABLES
 from snapshot_mcp.guard.policy import Policy, tighten_policy
 
@@ -90,6 +92,8 @@ class LocalZoneSettings(_Table):
     """How long a deleted snapshot can be brought back."""
     allow_fuzzy: bool = False
     """Take a snapshot of a disk that is in use although its content may be torn."""
+    keep_free: Annotated[KeepFree, BeforeValidator(parse_keep_free)] = KeepFree()
+    """Free space that backups and exports leave on a filesystem: "20GiB", "5%", or 0."""
     production: bool = False
 
     @field_validator("folder")
@@ -109,7 +113,8 @@ class AnchCloudZoneSettings(_Table):
     """The provider's zone id; the table's name by default."""
     api_revision: Literal["specification", "2016-12"] = "specification"
     ca_file: Path | None = None
-    proxy: str = ""
+    proxy: SecretStr = SecretStr("")
+    """Its URL, which may hold a password."""
     production: bool = False
 
 
@@ -135,6 +140,11 @@ class Settings(_Table):
     zones: dict[ZoneName, ZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
     _environ: Mapping[str, str] | None = PrivateAttr(None)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is, or would be; None for settings that were not loaded."""
+        return None if self._environ is None else config_path(self._environ)
 
     def reread(self) -> "Settings":
         """The settings as the file is now, under the variables of the start. Raises SettingsError."""

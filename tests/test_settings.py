@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from snapshot_mcp.contract.keep_free import GIB, KeepFree
 from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, SettingsError, load_settings
 
 
@@ -82,6 +83,36 @@ def test_the_environment_tightens_the_guard(tmp_path: Path) -> None:
     )
     assert settings.guard.consent == "human"
     assert settings.guard.deletions_per_hour == 5
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ('"20GiB"', KeepFree(None, 20 * GIB)),
+        ('"1.5 tib"', KeepFree(None, 1536 * GIB)),
+        ('"500MB"', KeepFree(None, 500_000_000)),
+        ('"5%"', KeepFree(0.05, None)),
+        ("0", KeepFree(None, 0)),
+        ('"0"', KeepFree(None, 0)),
+    ],
+)
+def test_the_space_to_keep_free_is_a_size_a_share_or_nothing(tmp_path: Path, written: str, expected: KeepFree) -> None:
+    """ "`[zones.NAME] keep_free` (the smaller of 5 % and 10 GiB)"."""
+    zone = load_settings(environ(tmp_path, f"[zones.a]\nprovider = 'local'\nkeep_free = {written}")).zones["a"]
+    assert isinstance(zone, LocalZoneSettings)
+    assert zone.keep_free == expected
+    small, large = 100 * GIB, 1000 * GIB
+    assert [LocalZoneSettings().keep_free.bytes_of(one) for one in (small, large)] == [5 * GIB, 10 * GIB]
+    assert KeepFree(None, 0).bytes_of(large) == 0
+
+
+@pytest.mark.parametrize(
+    "written", ["20", "true", '"20"', '"20G"', '"-1GiB"', '"100%"', '"much"', "{ share = 1 }", '""']
+)
+def test_a_wrong_size_to_keep_free_says_what_to_write(tmp_path: Path, written: str) -> None:
+    with pytest.raises(SettingsError, match=r"zones\.a\.keep_free: should be ") as caught:
+        load_settings(environ(tmp_path, f"[zones.a]\nprovider = 'local'\nkeep_free = {written}"))
+    assert written == '"100%"' or '"20GiB"' in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from snapshot_mcp.cli.person import need_terminal, user_name
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.text import clean_text
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
     from snapshot_mcp.app import Approval, Guard
 
 Run = Callable[["Guard", argparse.Namespace], int]
-
-NO_TERMINAL_HINT = "Run it in a terminal of your own: what is approved here must be a person's answer."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(guard: "Guard", args: argparse.Namespace) -> int:
+    anyio.run(guard.note_all_ends)
     approvals = anyio.run(guard.list_approvals)
     shown = [one for one in approvals if args.all or one.expires_at]
     if args.json:
@@ -82,14 +84,14 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
         _show_plan(approval)
         pin: str | None = sys.stdin.readline().rstrip("\r\n")
     else:
-        _need_terminal("approve")
+        need_terminal("approve")
         _show_plan(approval)
         if not _agrees(approval):
             return 1
         pin = getpass.getpass("PIN: ") if has_pin else None
 
     async def grant() -> "Approval":
-        return await guard.approve(approval.id, pin, digest=approval.plan.digest)
+        return await guard.approve(approval.id, pin, digest=approval.plan.digest, by=user_name())
 
     granted = anyio.run(grant)
     until = granted.expires_at
@@ -100,18 +102,24 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
 
 
 def _deny(guard: "Guard", args: argparse.Namespace) -> int:
-    denied = anyio.run(guard.deny, args.approval_id)
-    print(f"Denied: {denied.title}. Nothing was done, and the assistant cannot ask for it again for ten minutes.")
+    denied = anyio.run(partial(guard.deny, args.approval_id, by=user_name()))
+    if denied.job_id:
+        print(f"Taken back: {denied.title}. Job {clean_text(denied.job_id)} was cancelled before it had an effect.")
+    else:
+        print(f"Denied: {denied.title}. It is not carried out.")
+    if denied.safety.is_started:
+        print("The safety snapshot that was begun for it stays; delete it if you do not need it.")
+    print("The assistant cannot ask for it again for ten minutes.")
     return 0
 
 
 def _pin(guard: "Guard", args: argparse.Namespace) -> int:
-    _need_terminal("pin")
+    need_terminal("pin")
     old = getpass.getpass("Present PIN: ") if anyio.run(guard.has_pin) else None
     new = getpass.getpass("New PIN (6 characters or more): ")
     if getpass.getpass("Once more: ") != new:
         raise BadRequest("The two are not the same.", hint="Nothing was changed; try again.")
-    anyio.run(guard.set_pin, new, old)
+    anyio.run(partial(guard.set_pin, new, old, by=user_name()))
     print("The PIN is set. It is asked for when you approve; tell it to no assistant.")
     return 0
 
@@ -125,11 +133,6 @@ def _agrees(approval: "Approval") -> bool:
         return True
     print(f"Left as it is: not approved, not denied. To say no: snapshot-mcp deny {approval.id}")
     return False
-
-
-def _need_terminal(command: str) -> None:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise BadRequest(f"`snapshot-mcp {command}` needs a terminal.", hint=NO_TERMINAL_HINT)
 
 
 def _show_plan(approval: "Approval") -> None:
@@ -148,6 +151,9 @@ def _draw(console: Any, approval: "Approval") -> None:
     body.append(f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {_ago(approval.opened.time)}.", "dim")
     if approval.reason:
         body.append(f"\n{approval.standing.capitalize()}: {approval.reason}.", "dim")
+    for line in (approval.decision, approval.course):
+        if line:
+            body.append(f"\n{line}", "dim")
     colour = {"pending": "yellow", "granted": "green"}.get(approval.state, "dim")
     until = f" until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else ""
     console.print(
@@ -174,8 +180,18 @@ def _to_json(approval: "Approval") -> dict[str, Any]:
         "expires_at": format_time(approval.expires_at),
         "door": approval.door or "",
         "decided_by": approval.decided_by,
+        "decided_at": format_time(approval.decided.time) if approval.decided else "",
+        "reason": approval.reason,
         "job_id": approval.job_id,
+        "job_end": _end_to_json(approval),
     }
+
+
+def _end_to_json(approval: "Approval") -> dict[str, str] | None:
+    """How its job ended; None where nothing was started."""
+    if not approval.job_id:
+        return None
+    return asdict(approval.job_end) if approval.job_end else {"status": "not known yet"}
 
 
 def _ago(moment: datetime) -> str:

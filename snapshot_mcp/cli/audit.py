@@ -4,14 +4,47 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-from snapshot_mcp.contract.text import clean_text
+import anyio
+
+from snapshot_mcp.contract.text import clean_text, quoted
 
 SHOWN = 50
 DAY, SECOND = len("2026-11-23"), len("2026-11-23T18:07:39")
 """Of a time as the record writes it: where the day ends, and the second."""
-LABELS = {"door": "through the", "job_id": "job", "snapshot_ids": "snapshots", "in_a_row": "wrong ones in a row:"}
+NOT_KNOWN_YET = "not known yet"
+ACT, ENDED = "act", "ended"
+BEGINS = {
+    "spent": frozenset({"started", "given back", "not given back", "outcome unknown"}),
+    "started": frozenset({ENDED}),
+    "outcome unknown": frozenset({ENDED}),
+    ACT: frozenset({ENDED}),
+}
+"""The events after which one of others has to follow; `act` stands for each that begins an act without an approval."""
+SHOWN_KEYS = [
+    "answer",
+    "door",
+    "rule",
+    "job_id",
+    "status",
+    "code",
+    "reason",
+    "name",
+    "resource_id",
+    "snapshot_ids",
+    "in_a_row",
+    "end",
+    "approval",
+]
+LABELS = {
+    "end": "end",
+    "door": "through the",
+    "job_id": "job",
+    "snapshot_ids": "snapshots",
+    "in_a_row": "wrong ones in a row:",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +59,11 @@ def run(args: argparse.Namespace) -> int:
     from snapshot_mcp import app
     from snapshot_mcp.settings import load_settings
 
-    audit = app.build_guard(load_settings(os.environ)).audit
+    guard = app.build_guard(load_settings(os.environ))
     if args.action == "verify":
-        return _verify(audit.verify())
-    records = list(audit.records())
+        return _verify(guard.audit.verify())
+    anyio.run(guard.note_all_ends)
+    records = with_ends(guard.audit.records())
     if args.json:
         for record in records:
             print(json.dumps(record))
@@ -39,6 +73,22 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _draw(records if args.all else records[-SHOWN:], hidden=0 if args.all else max(0, len(records) - SHOWN))
     return 0
+
+
+def with_ends(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records; one of an act whose end is not in them yet says so in `end`."""
+    listed = list(records)
+    closed: set[tuple[Any, str]] = set()
+    for number, record in reversed(list(enumerate(listed))):
+        act, event = record.get(ACT) or record.get("approval"), str(record.get("event"))
+        if ACT in record and event != ENDED:
+            event = ACT
+        if event in BEGINS:
+            if (act, event) not in closed:
+                listed[number] = record | {"end": NOT_KNOWN_YET}
+            closed.discard((act, event))
+        closed |= {(act, begin) for begin, ends in BEGINS.items() if event in ends}
+    return listed
 
 
 def _verify(verdict: Any) -> int:
@@ -80,10 +130,10 @@ def _details(record: dict[str, Any]) -> str:
     """What the event is about, in one line: the act, what is particular to it, under which approval, and who."""
     parts = []
     if record.get("operation"):
-        arguments = record.get("arguments", {})
-        ids = arguments.get("snapshot_ids") or [arguments.get("snapshot_id", "")]
-        parts.append(f"{record['operation']} {', '.join(map(str, ids))} in {record.get('zone', '')}")
-    for key in ("answer", "door", "rule", "reason", "name", "job_id", "snapshot_ids", "in_a_row", "approval"):
+        parts.append(f"{record['operation']} {_arguments(record.get('arguments', {}))} in {record.get('zone', '')}")
+    if record.get("status") == "unknown":
+        record = record | {"status": "", "reason": "", "end": f"unknown: {record.get('reason', '')}"}
+    for key in SHOWN_KEYS:
         if value := record.get(key):
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
             parts.append(f"{LABELS.get(key, key)} {shown}")
@@ -94,6 +144,18 @@ def _details(record: dict[str, Any]) -> str:
         client = f" ({record['client']})" if record.get("client") else ""
         parts.append(f"asked by {principal}{client}")
     return clean_text("; ".join(parts), 400)
+
+
+def _arguments(arguments: dict[str, Any]) -> str:
+    """The ids, the path and the names that an act is about."""
+    ids = arguments.get("snapshot_ids") or [
+        arguments[key] for key in ("snapshot_id", "resource_id") if key in arguments
+    ]
+    shown = [", ".join(map(str, ids))] if ids else []
+    for key, word in (("path", ""), ("old_name", "from "), ("name", "to " if "old_name" in arguments else "as ")):
+        if key in arguments:
+            shown.append(f"{word}{quoted(arguments[key])}")
+    return " ".join(shown)
 
 
 def _style(event: str) -> str:

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp.cli import zone_keys, zone_serve
+from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
+from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.errors import NotFound
-from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, SnapshotFilter, Volume
+from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
+
+SECTOR_BYTES = 512
+"""A machine sees whole sectors of a disk."""
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import LocalZone
@@ -26,9 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--instance", action="store_true", help="it is an instance's disk: its snapshots export to images")
     remove = commands.add_parser("remove", help="forget a disk; its file and its snapshots stay")
     remove.add_argument("resource_id", metavar="ID")
-    commands.add_parser("list", help="the registered disks")
+    commands.add_parser("list", help="the registered disks, who uses them, and what is wrong with them")
     commands.add_parser("check", help="read back and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
+    cancel = commands.add_parser("cancel", help="end a job that has had no effect yet; it leaves nothing behind")
+    cancel.add_argument("job_id", metavar="JOB")
     zone_serve.add_arguments(commands.add_parser("serve", help="serve it as the volume-snapshot REST API"))
     keys = commands.add_parser("keys", help="the key pairs of `zone serve`: list them, make one, remove one")
     zone_keys.add_arguments(keys)
@@ -41,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         return zone_serve.run(args)
     if args.zone_command == "keys":
         return zone_keys.run(args)
+    if args.zone_command == "purge":
+        return zone_purge.run(args)
     return anyio.run(_run, args)
 
 
@@ -48,36 +56,52 @@ async def _run(args: argparse.Namespace) -> int:
     from snapshot_mcp import app
     from snapshot_mcp.settings import load_settings
 
-    zone = app.open_local_zone(load_settings(os.environ), args.zone)
+    settings = load_settings(os.environ)
+    guard = app.build_guard(settings)
+    zone = app.open_local_zone(settings, args.zone)
     try:
         match args.zone_command:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
-                print(_line(await zone.add_resource(args.path, args.name, kind)))
+                path = str(args.path.absolute())
+                deed = app.deed("zone add", zone, user_name(), path=path, name=args.name or args.path.stem)
+                async with guard.recorded(deed) as found:
+                    added = await zone.add_resource(args.path, args.name, kind)
+                    found["resource_id"] = added.id
+                print(_line(added))
+                if odd := added.byte_size % SECTOR_BYTES:
+                    print(
+                        f"Its last {odd} bytes are not a whole sector of {SECTOR_BYTES}: is it complete?",
+                        file=sys.stderr,
+                    )
             case "remove":
+                deed = app.deed("zone remove", zone, user_name(), resource_id=args.resource_id)
                 try:
-                    removed = await zone.remove_resource(args.resource_id)
+                    async with guard.recorded(deed):
+                        removed = await zone.remove_resource(args.resource_id)
                 except NotFound as error:
                     raise NotFound(error.message, hint="`snapshot-mcp zone list` shows the ids.") from None
                 print(f"{removed.id} is forgotten; its file {removed.path} and its snapshots are as they were.")
+            case "cancel":
+                job = await zone.cancel_job(args.job_id)
+                done = "is cancelled" if job.is_finished else "has been told to stop, and ends in a moment"
+                print(f"Job {job.job_id} ({job.action}) {done}.")
             case "list":
                 await _list(zone)
             case "check":
                 return await _check(zone)
-            case "purge":
-                print("\n".join(await zone.purge()) or "Nothing was purged.")
-                left = (await zone.list_snapshots(SnapshotFilter(status=("deleted",), limit=1))).total_count
-                if left:
-                    print(f"{left} more cannot go yet: a job is busy with their disk. Purge again when it is over.")
     finally:
         await zone.aclose()
     return 0
 
 
 def _line(resource: Volume | Instance) -> str:
-    problem = f"  ({clean_text(resource.problem, 400)})" if resource.problem else ""
     path = clean_text(resource.path or "", 400)
-    return f"{resource.id}  {clean_text(resource.name)}  {format_bytes(resource.byte_size)}  {path}{problem}"
+    line = f"{resource.id}  {clean_text(resource.name)}  {format_bytes(resource.byte_size)}  {path}"
+    in_use = f"  in use: {clean_text(resource.held_by, 400)}" if resource.held_by else ""
+    links = f"  ({resource.hard_links} hard links)" if (resource.hard_links or 0) > 1 else ""
+    problem = f"  PROBLEM: {clean_text(resource.problem, 800)}" if resource.problem else ""
+    return f"{line}{in_use}{links}{problem}"
 
 
 async def _list(zone: "LocalZone") -> None:
@@ -85,7 +109,7 @@ async def _list(zone: "LocalZone") -> None:
     for list_some in (zone.list_volumes, zone.list_instances):
         offset = 0
         while True:
-            page = await list_some(ResourceFilter(offset=offset, limit=MAX_LIMIT))
+            page = await list_some(ResourceFilter(offset=offset, limit=MAX_LIMIT, verbose=1))
             for resource in page.items:
                 found = True
                 print(_line(resource))

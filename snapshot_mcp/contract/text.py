@@ -4,7 +4,9 @@ A name can hold line breaks, terminal codes, bidirectional marks or an imitation
 `clean_text` is one line of visible characters of bounded length; `quoted` sets it off from our own words.
 """
 
+import re
 import unicodedata
+from functools import lru_cache
 
 NAME_CHARACTERS = 80
 """As much of a name as a person can compare at a glance; the contract allows 255."""
@@ -15,6 +17,23 @@ MESSAGE_CHARACTERS = 400
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BLANK_LETTERS = {"\u115f", "\u1160", "\u3164", "\uffa0", "\u2800"}
 """Letters and symbols that draw nothing, so that two names could look alike."""
+_QUOTE_NAMES = ("QUOTATION MARK", "PRIME", "APOSTROPHE", "DITTO MARK")
+"""What the names of quotation marks, and of characters that are drawn like one, have in them."""
+_QUOTES_BY_LOOK = frozenset("\u02dd\u02f6\u05f4\u1425")
+"""Double acute accents and the Hebrew gershayim are two strokes as well."""
+
+_APOSTROPHES = re.compile("''+")
+"""Two of them look like a quotation mark."""
+
+CONSISTENCIES = {
+    "frozen": "consistent as after a power cut",
+    "instant": "consistent as after a power cut",
+    "unchanged": "consistent as after a power cut",
+    "held": "consistent as after a power cut",
+    "fuzzy": "may be a mixture of states: the disk was in use",
+}
+"""What each kind of `consistency` means (contract.md, "What our own face adds")."""
+
 _MARKS_A_LETTER = 2
 """More combining marks than this on one letter are a tower that hides the lines around it."""
 
@@ -43,10 +62,22 @@ def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
 
 def quoted(text: object, limit: int = NAME_CHARACTERS) -> str:
     """Return `clean_text` between typographic quotes; quotes inside become plain apostrophes, so it cannot end early."""
-    inner = clean_text(text, limit)
-    for quote in '"“”„‟«»':
-        inner = inner.replace(quote, "'")
-    return f"“{inner}”"
+    inner = "".join("'" if _is_quote(one) else one for one in clean_text(text, limit))
+    return "“" + _APOSTROPHES.sub("'", inner) + "”"
+
+
+@lru_cache(maxsize=1024)
+def _is_quote(character: str) -> bool:
+    """Whether it is a quotation mark, or drawn like one."""
+    name = unicodedata.name(character, "")
+    return any(part in name for part in _QUOTE_NAMES) or character in _QUOTES_BY_LOOK
+
+
+def consistency_in_words(consistency: str | None) -> str:
+    """Return how far a restore point is one state of its disk, in plain words; "" where the zone does not say."""
+    told = clean_text(consistency or "")
+    meaning = CONSISTENCIES.get(told.partition(",")[0].strip())
+    return f"{meaning} ({told})" if meaning else told
 
 
 def format_bytes(size_bytes: int) -> str:

@@ -11,7 +11,7 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.client import Question
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.states import IN_WORDS, OPEN, Door, State
+from snapshot_mcp.guard.states import DOORS_IN_WORDS, IN_WORDS, OPEN, PROOFS_IN_WORDS, Door, State
 from snapshot_mcp.guard.wording import plan_lines, question_for, title_of
 
 PENDING_SECONDS = 24 * 3600.0
@@ -59,6 +59,25 @@ class Safety:
 
 
 @dataclass(frozen=True, slots=True)
+class JobEnd:
+    """How a job ended, in the zone's words, cleaned: `status` is `successful`, `failed`, or `unknown` for a job that the zone
+    no longer knows. `at` is the zone's time of it, "" where it gives none."""
+
+    status: str
+    code: str = ""
+    reason: str = ""
+    at: str = ""
+
+    @property
+    def in_words(self) -> str:
+        if self.status == "unknown":
+            return f"end unknown: {self.reason}"
+        if self.status == "successful":
+            return "it ended successfully"
+        return f"it failed ({': '.join(part for part in (self.code, self.reason) if part) or 'no reason given'})"
+
+
+@dataclass(frozen=True, slots=True)
 class Approval:
     id: str
     call: Call
@@ -72,6 +91,7 @@ class Approval:
     reason: str = ""
     safety: Safety = field(default=Safety())
     job_id: str = ""
+    job_end: JobEnd | None = None
 
     @property
     def title(self) -> str:
@@ -98,11 +118,9 @@ class Approval:
         """What comes next for one that waits no longer, in words for a person."""
         if self.state is State.GRANTED:
             return "The assistant can repeat its call."
-        if self.job_id:
-            return f"It was started as job {clean_text(self.job_id)}; the assistant can tell how it ended."
-        if self.state is State.SPENT:
-            return "The zone was asked to carry it out, and its answer is not known."
-        return "The assistant has to ask again."
+        if self.state in {State.DENIED, State.EXPIRED}:
+            return " ".join([*self._course, "The assistant has to ask again."])
+        return " ".join(self._course)
 
     @property
     def expires_at(self) -> datetime | None:
@@ -121,6 +139,30 @@ class Approval:
             return "The approval's time is over; a repeated call asks anew."
         day = "" if expires_at.date() == now.time.date() else f"{expires_at:%Y-%m-%d} "
         return f"The approval is kept until {day}{expires_at:%H:%M} UTC; repeat the same call until then."
+
+    @property
+    def decision(self) -> str:
+        """By whom it was decided, through which door; "" while it waits."""
+        if self.door is None:
+            return ""
+        who = f"by {clean_text(self.decided_by)} {DOORS_IN_WORDS[self.door]}"
+        return (
+            f"Denied {who}." if self.state is State.DENIED else f"Approved {who}{PROOFS_IN_WORDS.get(self.door, '')}."
+        )
+
+    @property
+    def course(self) -> str:
+        """What was started under it, and how that ended; "" where nothing was."""
+        return " ".join(self._course)
+
+    @property
+    def _course(self) -> list[str]:
+        if self.job_id:
+            end = self.job_end.in_words if self.job_end else "end not known yet"
+            return [f"It was started as job {clean_text(self.job_id)}: {end}."]
+        if self.state is State.SPENT:
+            return ["The zone was asked to carry it out, and its answer is not known."]
+        return []
 
     @property
     def _lifetime(self) -> tuple[Moment, float]:
@@ -147,6 +189,7 @@ def write_row(connection: sqlite3.Connection, approval: Approval) -> None:
             safety | {name: moment_to_text(getattr(approval.safety, name)) for name in ("begun", "claimed")}
         ),
         "job_id": approval.job_id,
+        "job_end": json.dumps(asdict(approval.job_end)) if approval.job_end else "",
     }
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
     updates = ", ".join(f"{name} = excluded.{name}" for name in columns if name != "id")
@@ -178,6 +221,7 @@ def read_row(row: sqlite3.Row) -> Approval:
             snapshot_ids=tuple(safety["snapshot_ids"]),
         ),
         job_id=row["job_id"],
+        job_end=JobEnd(**json.loads(row["job_end"])) if row["job_end"] else None,
     )
 
 

@@ -8,14 +8,25 @@ uptime, so that a clock set back revives nothing. Blocking; callers go through a
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from snapshot_mcp.guard.approval import SAFETY_SECONDS, Approval, Call, Safety, moment_from_text, moment_to_text
+from snapshot_mcp.guard.approval import (
+    SAFETY_SECONDS,
+    Approval,
+    Call,
+    JobEnd,
+    Safety,
+    moment_from_text,
+    moment_to_text,
+)
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.guard.journal import recent_renames
 from snapshot_mcp.guard.plan import Plan
 from snapshot_mcp.guard.register import Register, Rows, new_id, unknown
+from snapshot_mcp.guard.standing import ReadStanding, Standing, void_fallen
 from snapshot_mcp.guard.states import OPEN, Door, State
 
 DENIED_SECONDS = 10 * 60.0
@@ -34,10 +45,11 @@ class SpendRefusal(StrEnum):
 
 
 class Approvals:
-    """The rows, each method one transaction."""
+    """The rows, each method one transaction. `standing` says who still counts."""
 
-    def __init__(self, register: Register) -> None:
+    def __init__(self, register: Register, standing: ReadStanding = lambda: None) -> None:
         self._register = register
+        self._standing = standing
 
     # What a call finds
 
@@ -50,11 +62,12 @@ class Approvals:
 
     def look(self, call: Call, plan: Plan) -> Approval | None:
         """Record the plan, and return what is there for this call: granted, else pending, else denied, else spent lately."""
+        standing = self._standing()
         with self._register.transaction() as rows:
             rows.sweep()
             rows.record_call("plan", call, loss=plan.loss.model_dump(mode="json"), digest=plan.digest)
             found = [one for one in rows.find("call_key = ?", (call.key,)) if _still_counts(one, rows.now)]
-            return min(found, key=_relevance, default=None)
+            return min(void_fallen(rows, found, standing), key=_relevance, default=None)
 
     def refresh(self, approval: Approval, call: Call, plan: Plan) -> Approval:
         """Let a pending approval show the plan as it is now; who looked at the old one has to look again."""
@@ -88,9 +101,12 @@ class Approvals:
 
     def grant(self, id_: str, *, digest: str, door: Door, by: str) -> Approval:
         """Grant what the person saw. Raises: NotFound, NotDecidable."""
+        standing = self._standing()
         with self._register.transaction() as rows:
             rows.sweep()
             approval = rows.get(id_)
+            if standing and (objection := standing.objection_to_grant(approval, door, by)):
+                raise NotDecidable(f"Approval {id_} cannot be granted: {objection}.", hint="Nothing was done.")
             if approval.state is not State.PENDING:
                 raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
             if approval.plan.digest != digest:
@@ -124,8 +140,10 @@ class Approvals:
 
     def spend(self, id_: str, plan: Plan, *, deletions_per_hour: int) -> SpendRefusal | None:
         """Use the approval up for `plan` and raise its targets' epochs, all or nothing."""
+        standing = self._standing()
         with self._register.transaction() as rows:
             rows.sweep()
+            void_fallen(rows, [rows.get(id_)], standing)
             approval = rows.get(id_)
             refusal = _spend_refusal(rows, approval, plan, deletions_per_hour)
             if refusal:
@@ -146,6 +164,17 @@ class Approvals:
             rows.move(approval, replace(approval, state=State.SPENT, ended=rows.now), "spent")
             return None
 
+    def objection(self, approval: Approval) -> str:
+        """Return why the people behind the approval no longer count, "" if they do."""
+        standing = self._standing()
+        return standing.objection(approval) if standing else ""
+
+    def void_departed(self, before: Standing, now: Standing) -> None:
+        """End the open approvals that counted before the operator's file was changed and do not count now."""
+        if self._register.exists:
+            with self._register.transaction() as rows:
+                void_fallen(rows, [one for one in rows.find() if not before.objection(one)], now)
+
     def jobs_on(self, disks: Iterable[str]) -> frozenset[str]:
         """The jobs that consents were lately spent on for these disks; some may still run."""
         wanted = set(disks)
@@ -153,10 +182,12 @@ class Approvals:
             spent = (one for one in rows.find("state = 'spent' AND job_id != ''") if _still_counts(one, rows.now))
             return frozenset(one.job_id for one in spent if wanted & set(one.plan.disks))
 
-    def settle(self, id_: str, job_id: str, remark: str = "") -> None:
-        """The zone has accepted the change as `job_id`; the record gets the remark."""
+    def settle(self, id_: str, job_id: str, remark: str = "", safety_snapshot_ids: tuple[str, ...] = ()) -> None:
+        """The zone has accepted the change as `job_id`, which takes these safety snapshots; the record gets the remark."""
         with self._register.transaction() as rows:
-            approval = replace(rows.get(id_), job_id=job_id)
+            approval = rows.get(id_)
+            safety = replace(approval.safety, snapshot_ids=safety_snapshot_ids or approval.safety.snapshot_ids)
+            approval = replace(approval, job_id=job_id, safety=safety)
             rows.write(approval)
             _release(rows, id_)
             rows.record("started", approval, job_id=job_id, **({"reason": remark} if remark else {}))
@@ -165,6 +196,9 @@ class Approvals:
         """The zone refused for certain: nothing happened, and the consent is as before."""
         with self._register.transaction() as rows:
             approval = rows.get(id_)
+            if approval.state is not State.SPENT:
+                rows.record("not given back", approval, reason=reason)  # a person took it back meanwhile
+                return approval
             for target in approval.plan.targets:
                 rows.execute("UPDATE targets SET epoch = epoch - 1 WHERE held_by = ? AND target = ?", (id_, target))
             _release(rows, id_)
@@ -179,6 +213,24 @@ class Approvals:
             rows.move(approval, granted, "given back", reason=reason)
             return granted
 
+    def take_back(self, id_: str, end: JobEnd, *, door: Door, by: str) -> Approval:
+        """A person takes back what was spent, and the zone has cancelled its job. Raises: NotDecidable."""
+        with self._register.transaction() as rows:
+            approval = rows.get(id_)
+            if approval.state is not State.SPENT or (approval.job_end and approval.job_end.code != end.code):
+                raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
+            reason = f"taken back before it had an effect (before: {approval.decision.removesuffix('.')})"
+            denied = replace(
+                approval, state=State.DENIED, door=door, decided_by=by, decided=rows.now, ended=rows.now, reason=reason
+            )
+            rows.move(approval, denied, "taken back", job_id=approval.job_id)
+            return denied if denied.job_end else rows.end(denied, end)
+
+    def job_ids(self) -> frozenset[str]:
+        """Every job that an approval is known to have started."""
+        with self._register.transaction() as rows:
+            return frozenset(one.job_id for one in rows.find("job_id != ''"))
+
     def leave_unknown(self, id_: str, reason: str) -> None:
         """What became of the change is not known: the consent stays spent."""
         with self._register.transaction() as rows:
@@ -191,6 +243,13 @@ class Approvals:
             return 0
         with self._register.transaction() as rows:
             return _deletions_last_hour(rows)
+
+    def recent_renames(self, location: str) -> dict[str, tuple[str, datetime]]:
+        """Return by snapshot what it was called until lately, and until when (`journal.recent_renames`)."""
+        if not self._register.exists:
+            return {}
+        with self._register.transaction() as rows:
+            return recent_renames(rows, location)
 
     # The safety snapshot
 

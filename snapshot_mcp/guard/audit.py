@@ -2,31 +2,31 @@
 
 A record is written in the same transaction as the change that it is of, so nothing happens unrecorded, whatever is killed.
 Each carries a MAC over itself and the MAC before it (key: HOME/audit.key, 0600), so a changed, removed or reordered record
-shows; HOME/audit.head names the last one, so a cut tail shows too. The head is there before the first record, and a missing
-one is not made again: it may be the evidence of a cut. It is written after the commit and may lag behind by what a killed
-process could not name any more; the records beyond it still carry their MACs.
+shows; the head and the mark (`seals.py`) name the last one, so a cut tail shows too.
 
     record   one line of JSON: sequence, at, event, and what the event has
-    mac      HMAC-SHA256(key, mac of the record before + "\\n" + record), hex; before the first: ""
-    head     JSON: sequence, mac, seal = HMAC-SHA256(key, "head " + sequence + " " + mac)
+    mac      HMAC-SHA256(key, mac of the record before + "\n" + record), hex; before the first: ""
+
+`verify` finds: a record that was changed, removed, moved or put in; a tail that was cut, also where an older head, or an older
+database with its head, was brought back; records that were removed while the key is there; an approval whose row is not in
+the state that the last record about it says. It does not find: older copies of database, head and key, brought back together;
+what somebody forges who can read the key; what never came here (a change that another program made in the zone).
 """
 
 import hashlib
 import hmac
 import json
-import os
-import secrets
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import GuardBroken
+from snapshot_mcp.guard.seals import HEAD, MARK, Named, Seals
 
-KEY_BYTES = 32
+NAMERS = {HEAD: "the head record (audit.head)", MARK: "the mark in the key's file (audit.key)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,22 @@ class Verdict:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """All that `verify` compares, as it is at one moment: the records, the approvals' states, the head."""
+
+    rows: list[tuple[int, str, str]] = field(default_factory=list)
+    states: dict[str, str] = field(default_factory=dict)
+    head: str | None = None
+    mark: Named | None = None
+
+
 class Audit:
     """Appends inside the transactions of others; blocking."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._key_path = database.folder / "audit.key"
-        self._head_path = database.folder / "audit.head"
+        self._seals = Seals(database.folder)
 
     def append(self, connection: sqlite3.Connection, now: Moment, event: str, **fields: Any) -> None:
         """Add one record in the caller's transaction; `seal` is due after its commit."""
@@ -53,113 +62,116 @@ class Audit:
         sequence = last[0] + 1 if last else 1
         body = {"sequence": sequence, "at": now.time.isoformat(timespec="milliseconds"), "event": event} | fields
         record = json.dumps(body, ensure_ascii=True, separators=(",", ":"), default=str)
-        key = self._key(create=last is None)
-        if last is None and not self._head_path.exists():
-            self._write_head(0, "")
-        mac = _mac(key, last[1] if last else "", record)
+        mac = _mac(self._seals.prepare(last), last[1] if last else "", record)
         connection.execute("INSERT INTO audit (sequence, record, mac) VALUES (?, ?, ?)", (sequence, record, mac))
 
     def seal(self) -> None:
-        """Let the head name the last record. One that names what is not there stays, and a missing one stays missing, as the
-        evidence of a cut."""
+        """Let head and mark name the last record."""
         with self._database.transaction() as connection:
             last = _last(connection)
-            named = self._named_by_head()
-            if last is not None and named is not None and _holds(connection, *named):
-                self._write_head(*last)
+            if last is not None:
+                self._seals.advance(last, lambda named: _holds(connection, named))
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every record, oldest first, as it stands (verified or not)."""
-        for _, record, _ in self._read()[0]:
-            try:
-                body = json.loads(record)
-            except ValueError:
-                body = None
-            yield body if isinstance(body, dict) else {"event": "unreadable record"}
+        for _, record, _ in self._read().rows:
+            yield _body(record)
 
     def verify(self) -> Verdict:
         """Read the whole record and say where it was tampered with, if it was."""
-        rows, head = self._read()
-        if not rows and head is None:
-            return Verdict(0)
         try:
-            key = self._key(create=False)
+            content = self._read(with_mark=True)
+            if not content.rows and content.head is None:
+                return self._verify_nothing(content)
+            key = self._seals.key()
         except GuardBroken as error:
-            return Verdict(len(rows), error.message, 1)
-        before = ""
-        macs = {0: ""}
-        for expected, (sequence, record, mac) in enumerate(rows, start=1):
+            return Verdict(len(self._read().rows), error.message, 1)
+        count, before, macs = len(content.rows), "", {0: ""}
+        for expected, (sequence, record, mac) in enumerate(content.rows, start=1):
             if sequence != expected:
-                return Verdict(len(rows), f"record {expected} is missing", expected)
+                return Verdict(count, f"record {expected} is missing", expected)
             if not hmac.compare_digest(_mac(key, before, record), mac):
-                return Verdict(len(rows), f"record {sequence} was changed, moved or put in", sequence)
+                return Verdict(count, f"record {sequence} was changed, moved or put in", sequence)
             before = macs[sequence] = mac
-        return self._verify_head(head, len(rows), macs)
+        return self._verify_ends(content, macs)
 
-    def _verify_head(self, text: str | None, count: int, macs: dict[int, str]) -> Verdict:
-        if text is None:
-            return Verdict(count, "the head record (audit.head) is missing, so a cut tail would not show", count)
-        try:
-            head = json.loads(text)
-            sequence, mac, seal = int(head["sequence"]), str(head["mac"]), str(head["seal"])
-        except (ValueError, KeyError, TypeError):
-            return Verdict(count, "the head record (audit.head) cannot be read", count)
-        if not hmac.compare_digest(self._seal(sequence, mac), seal):
-            return Verdict(count, "the head record (audit.head) was changed", count)
-        if sequence > count:
-            return Verdict(count, f"records {count + 1} to {sequence} were cut off", count + 1)
-        if not hmac.compare_digest(macs[sequence], mac):
-            return Verdict(count, f"record {sequence} is not the one that the head names", sequence)
-        late = count - sequence
+    def _verify_nothing(self, content: _Content) -> Verdict:
+        """No records and no head: nothing was ever recorded, or the key that is left shows that something was."""
+        never_began = content.mark is not None and content.mark.sequence == 0 and self._database.exists
+        if not self._seals.has_key or never_began:
+            return Verdict(0)
+        return Verdict(0, "the key (audit.key) is there and there are no records: they were removed", 1)
+
+    def _verify_ends(self, content: _Content, macs: dict[int, str]) -> Verdict:
+        count = len(content.rows)
+        if content.head is None:
+            return Verdict(count, f"{NAMERS[HEAD]} is missing, so a cut tail would not show", count)
+        head = Named.parse(content.head)
+        if head is None:
+            return Verdict(count, f"{NAMERS[HEAD]} cannot be read", count)
+        for kind, named in ((HEAD, head), (MARK, content.mark)):
+            if named and (found := self._verify_named(kind, named, count, macs)):
+                return found
+        if found := _verify_states(content, count):
+            return found
+        late = count - head.sequence
         return Verdict(count, note=f"{late} newer than the head: a process was stopped in between" if late else "")
 
-    def _named_by_head(self) -> tuple[int, str] | None:
-        """None for a head that is missing or unreadable."""
-        try:
-            head = json.loads(self._head() or "")
-            return int(head["sequence"]), str(head["mac"])
-        except (ValueError, KeyError, TypeError):
-            return None
+    def _verify_named(self, kind: str, named: Named, count: int, macs: dict[int, str]) -> Verdict | None:
+        """What is wrong with the record that a head or a mark names."""
+        if not self._seals.is_genuine(kind, named):
+            return Verdict(count, f"{NAMERS[kind]} was changed", count)
+        if named.sequence > count:
+            cut = f"records {count + 1} to {named.sequence} were cut off"
+            return Verdict(count, cut if kind == HEAD else f"{cut}: {NAMERS[kind]} names them", count + 1)
+        if not hmac.compare_digest(macs[named.sequence], named.mac):
+            problem = f"record {named.sequence} is not the one that {NAMERS[kind]} names"
+            return Verdict(count, problem, named.sequence)
+        return None
 
-    def _read(self) -> tuple[list[tuple[int, str, str]], str | None]:
-        """All records and the head, as they are at one moment: writers hold the same lock."""
+    def _read(self, *, with_mark: bool = False) -> _Content:
+        """Everything as it is at one moment: writers hold the same lock. Raises GuardBroken, for the mark alone."""
         if not self._database.exists:
-            return [], self._head()
+            return _Content(head=self._seals.head(), mark=self._mark() if with_mark else None)
         with self._database.transaction() as connection:
             rows = connection.execute("SELECT sequence, record, mac FROM audit ORDER BY sequence")
-            return [tuple(row) for row in rows], self._head()
+            states = connection.execute("SELECT id, state FROM approvals")
+            return _Content(
+                [tuple(row) for row in rows],
+                {row[0]: row[1] for row in states},
+                self._seals.head(),
+                self._mark() if with_mark else None,
+            )
 
-    def _head(self) -> str | None:
-        """None where there is none; "" if it cannot be read."""
-        try:
-            return self._head_path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            return ""
+    def _mark(self) -> Named | None:
+        return self._seals.mark() if self._seals.has_key else None
 
-    def _write_head(self, sequence: int, mac: str) -> None:
-        head = {"sequence": sequence, "mac": mac, "seal": self._seal(sequence, mac)}
-        _replace(self._head_path, json.dumps(head).encode())
 
-    def _seal(self, sequence: int, mac: str) -> str:
-        return hmac.new(self._key(create=False), f"head {sequence} {mac}".encode(), hashlib.sha256).hexdigest()
+def _verify_states(content: _Content, count: int) -> Verdict | None:
+    """Compare each approval's row with the last record about it; both are written in one transaction."""
+    said = _last_states(_body(record) for _, record, _ in content.rows)
+    for approval, state in content.states.items():
+        if said.get(approval, ("", 0))[0] != state:
+            last, sequence = said.get(approval, ("nothing", count))
+            problem = f"approval {approval} is {state}, and the last record about it says {last}"
+            return Verdict(count, problem, sequence)
+    return None
 
-    def _key(self, *, create: bool) -> bytes:
-        """The key; made with the first record, under the transaction's lock."""
-        try:
-            key = self._key_path.read_bytes()
-        except FileNotFoundError:
-            if not create:
-                raise GuardBroken(
-                    "The audit's key (audit.key) is missing.",
-                    hint="Bring it back, or move guard.sqlite and audit.head away to begin a new record.",
-                ) from None
-            key = secrets.token_bytes(KEY_BYTES)
-            _replace(self._key_path, key)
-        if len(key) != KEY_BYTES:
-            raise GuardBroken("The audit's key (audit.key) is damaged.", hint="Bring it back from a backup.")
-        return key
+
+def _last_states(bodies: Iterable[dict[str, Any]]) -> dict[str, tuple[str, int]]:
+    return {
+        str(one["approval"]): (str(one["state"]), int(one["sequence"]))
+        for one in bodies
+        if "approval" in one and "state" in one
+    }
+
+
+def _body(record: str) -> dict[str, Any]:
+    try:
+        body = json.loads(record)
+    except ValueError:
+        body = None
+    return body if isinstance(body, dict) else {"event": "unreadable record"}
 
 
 def _last(connection: sqlite3.Connection) -> tuple[int, str] | None:
@@ -167,29 +179,12 @@ def _last(connection: sqlite3.Connection) -> tuple[int, str] | None:
     return (row[0], row[1]) if row else None
 
 
-def _holds(connection: sqlite3.Connection, sequence: int, mac: str) -> bool:
-    if sequence == 0:
-        return mac == ""
-    row = connection.execute("SELECT mac FROM audit WHERE sequence = ?", (sequence,)).fetchone()
-    return row is not None and row[0] == mac
+def _holds(connection: sqlite3.Connection, named: Named) -> bool:
+    if named.sequence == 0:
+        return named.mac == ""
+    row = connection.execute("SELECT mac FROM audit WHERE sequence = ?", (named.sequence,)).fetchone()
+    return row is not None and row[0] == named.mac
 
 
 def _mac(key: bytes, before: str, record: str) -> str:
     return hmac.new(key, f"{before}\n{record}".encode(), hashlib.sha256).hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a small file whole, for its owner alone."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

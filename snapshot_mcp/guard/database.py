@@ -4,11 +4,13 @@ One connection a transaction, every transaction IMMEDIATE and synchronous to the
 answered to a person or to a caller is on the disk before. The file is made when the first record needs it, readable by its
 owner alone. Blocking; callers go through a worker thread.
 
-    approvals   one row a consent that was asked for (`register.py`, `approvals.py`)
-    questions   the question that is open for a call, so that an answer counts once (`questions.py`)
-    targets     epoch and holder of what a consent was spent on (`approvals.py`)
-    pin         the operator's PIN and the attempts at it (`pin.py`)
-    audit       the record, chained (`audit.py`)
+    approvals       one row a consent that was asked for, and how its job ended (`register.py`, `approvals.py`, `ends.py`)
+    questions       the question that is open for a call, so that an answer counts once (`questions.py`)
+    targets         epoch and holder of what a consent was spent on (`approvals.py`)
+    pin             the operator's PIN and the wrong attempts at it (`pin.py`)
+    pin_attempts    attempts that are being checked right now (`pin.py`)
+    renames         names that snapshots had until lately (`journal.py`)
+    audit           the record, chained (`audit.py`)
 """
 
 import os
@@ -86,7 +88,32 @@ CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(AB
 CREATE TRIGGER audit_is_not_removed BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END
 """
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables,)
+
+def _add_ends(connection: sqlite3.Connection) -> None:
+    for statement in _ENDS.split(";\n\n"):
+        connection.execute(statement)
+
+
+_ENDS = """
+ALTER TABLE approvals ADD COLUMN job_end TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE pin_attempts (
+    id TEXT PRIMARY KEY,
+    door TEXT NOT NULL,
+    begun TEXT NOT NULL
+);
+
+CREATE TABLE renames (
+    act TEXT PRIMARY KEY,
+    location TEXT NOT NULL,
+    snapshot_id TEXT NOT NULL,
+    old_name TEXT NOT NULL,
+    new_name TEXT NOT NULL,
+    at TEXT NOT NULL
+)
+"""
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables, _add_ends)
 """Each brings the file from its index to the next version (`PRAGMA user_version`), in a transaction of its own."""
 
 

@@ -4,9 +4,10 @@ Lists are read whole (`verbose=1`, for exact sizes and known damage) and read ag
 snapshot that slipped through would be a loss that nobody was told of.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 from snapshot_mcp.contract.errors import (
     BadRequest,
@@ -17,29 +18,28 @@ from snapshot_mcp.contract.errors import (
     ResourceBusy,
     Unavailable,
     Unsupported,
-    WrongResourceType,
+    ZoneError,
 )
-from snapshot_mcp.contract.models import (
-    MAX_LIMIT,
-    Instance,
-    ResourceFilter,
-    Snapshot,
-    SnapshotFilter,
-    SnapshotResource,
-    Volume,
-    first_repeated,
-)
+from snapshot_mcp.contract.models import MAX_LIMIT, Snapshot, SnapshotFilter, SnapshotResource, first_repeated
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
+from snapshot_mcp.contract.tree import SnapshotTree
+from snapshot_mcp.guard.disks import (
+    Disk,
+    find_disk,
+    in_the_way,
+    refuse_endless,
+    running_host,
+    unwritable,
+    without_way_back,
+)
 
 PASSES = 4
 """How often a list that moves while it is read is begun anew; a zone where one backup a second ends needs no more."""
 
-STOPPED = frozenset({"stopped", "suspended", "terminated", "ceased"})
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DeletionFacts:
     """`restore_points`: every snapshot of the same resource and of the same chain that is not gone, `snapshot` among them."""
 
@@ -49,16 +49,28 @@ class DeletionFacts:
     restore_points: tuple[Snapshot, ...]
     recovery_seconds: int
 
+    @cached_property
+    def tree(self) -> SnapshotTree:
+        return SnapshotTree(self.restore_points)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class RollbackTarget:
-    """One disk that would be overwritten. `host` is the name of the running machine that restarts with it, "" for none."""
+    """One disk that would be overwritten. `host` is the name of the running machine that restarts with it, "" for none.
+
+    `in_the_way` is the error that a roll-back would end with just now, because something has the disk.
+    """
 
     snapshot: Snapshot
-    resource: Volume | Instance
+    resource: Disk
     resource_type: ResourceType
     host: str
     restore_points: tuple[Snapshot, ...]
+    in_the_way: ResourceBusy | None = None
+
+    @cached_property
+    def tree(self) -> SnapshotTree:
+        return SnapshotTree(self.restore_points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,15 @@ class RollbackFacts:
     zone: str
     location: str
     targets: tuple[RollbackTarget, ...]
+
+    def obstacles(self, *, safety_snapshot: bool) -> tuple[ZoneError, ...]:
+        """Why it cannot be now, whatever a person says; empty if it can, as far as the zone says."""
+        found: list[ZoneError | None] = []
+        for target in self.targets:
+            found += [target.in_the_way, unwritable(target.resource)]
+            if safety_snapshot:
+                found.append(without_way_back(target.resource))
+        return tuple(one for one in found if one is not None)
 
 
 async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str) -> DeletionFacts:
@@ -88,7 +109,7 @@ async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str)
     chain = tuple(one for one in chain if root_id in {one.snapshot_id, one.root_id} or not one.root_id)
     others = await _points_of(provider, resource_id) if resource_id else ()
     found = {one.snapshot_id: one for one in (snapshot, *chain, *others)}
-    _refuse_unplaced(zone, snapshot, root_id, found.values())
+    _refuse_unplaced(zone, snapshot, SnapshotTree(found.values()))
     return DeletionFacts(
         zone=zone,
         location=provider.location,
@@ -116,16 +137,12 @@ def _named(one: Snapshot, disk: SnapshotResource) -> Snapshot:
     return one if told.resource_id and told.resource_name else one.model_copy(update={"resource": disk})
 
 
-def has_told_parent(one: Snapshot) -> bool:
-    """Whether the zone says what the snapshot builds on; of a full one there is nothing to say."""
-    return one.is_full or one.parent_id not in {"", one.snapshot_id}
-
-
-def _refuse_unplaced(zone: str, snapshot: Snapshot, root_id: str, points: Iterable[Snapshot]) -> None:
+def _refuse_unplaced(zone: str, snapshot: Snapshot, tree: SnapshotTree) -> None:
     """Raises: NotUsable where something may be built on the snapshot without the zone's saying so."""
-    for one in points:
-        goes_anyway = one.snapshot_id == snapshot.snapshot_id or (snapshot.is_full and one.root_id == root_id)
-        if not has_told_parent(one) and not goes_anyway and one.root_id in {"", root_id}:
+    goes_anyway = {snapshot.snapshot_id, *tree.descendants(snapshot.snapshot_id)}
+    root_id = snapshot.snapshot_id if snapshot.is_full else snapshot.root_id
+    for one in tree.points:
+        if one.snapshot_id not in goes_anyway and not tree.is_placed(one.snapshot_id) and one.root_id in {"", root_id}:
             raise NotUsable(
                 f"Zone {zone} does not say what snapshot {quoted(one.snapshot_id)} is built on, so whether it would go with"
                 f" {snapshot.snapshot_id} is unknown.",
@@ -154,32 +171,28 @@ async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Seq
 
 
 async def _gather_target(provider: Provider, zone: str, snapshot: Snapshot) -> RollbackTarget:
-    resource, resource_type = await _find_resource(provider, zone, snapshot)
+    resource, resource_type = await find_disk(provider, zone, snapshot, closely=True)
     points = await _points_of(provider, resource.id)
-    _refuse_damaged(snapshot, points)
+    _refuse_damaged(snapshot, SnapshotTree(points))
     return RollbackTarget(
         snapshot=snapshot,
         resource=resource,
         resource_type=resource_type,
-        host=await _running_host(provider, resource),
+        host=await running_host(provider, resource),
         restore_points=points,
+        in_the_way=await in_the_way(provider, resource, (one.snapshot_id for one in points)),
     )
 
 
-def _refuse_damaged(snapshot: Snapshot, points: Iterable[Snapshot]) -> None:
+def _refuse_damaged(snapshot: Snapshot, tree: SnapshotTree) -> None:
     """Nobody is asked for what is known to fail. Raises: Damaged, naming which of the snapshots it stands on."""
-    by_id = {one.snapshot_id: one for one in points}
-    seen: set[str] = set()
-    one: Snapshot | None = snapshot
-    while one is not None and one.snapshot_id not in seen:
+    for one in (snapshot, *tree.ancestors(snapshot.snapshot_id)):
         if one.is_damaged:
             on = "" if one is snapshot else f" builds on {quoted(one.snapshot_id)}, which"
             raise Damaged(
                 f"Snapshot {quoted(snapshot.snapshot_id)}{on} is known to be damaged, so it cannot be rolled back to.",
                 hint="Nothing was done. show_chain marks what is damaged; what neither is nor builds on it can be restored.",
             )
-        seen.add(one.snapshot_id)
-        one = by_id.get(one.parent or "")
 
 
 async def _points_of(provider: Provider, resource_id: str) -> tuple[Snapshot, ...]:
@@ -194,7 +207,7 @@ async def _disk_of(provider: Provider, zone: str, snapshot: Snapshot) -> Snapsho
     if told.resource_id and told.resource_name:
         return told
     try:
-        resource, kind = await _find_resource(provider, zone, snapshot)
+        resource, kind = await find_disk(provider, zone, snapshot)
     except NotUsable:
         return told
     return SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
@@ -240,74 +253,13 @@ async def _list_all(provider: Provider, query: SnapshotFilter) -> tuple[Snapshot
             read += len(page.items)
             if len(found) == before or read >= page.total_count:
                 break
+            refuse_endless(read, "snapshots of one disk or chain")
         if totals == {len(found)}:
             return tuple(one for one in found.values() if one.status not in GONE_SNAPSHOT_STATUSES)
     raise Unavailable(
         "The zone's list of snapshots kept changing while it was read, so what would be lost is unknown.",
         hint="Repeat the call in a moment.",
     )
-
-
-async def _find_resource(provider: Provider, zone: str, snapshot: Snapshot) -> tuple[Volume | Instance, ResourceType]:
-    """The disk that a snapshot is of; where the provider left it out, by listing every resource's snapshots.
-
-    A zone that does not look at the filter would claim it for the first: it does so for what is no resource at all, too.
-    """
-    resource_id = snapshot.resource.resource_id
-    if not resource_id and await _is_of_anything(provider, snapshot):
-        raise NotUsable(
-            f"Which disk snapshot {snapshot.snapshot_id} is of is unknown: zone {zone} says the same of every id.",
-            hint="Nothing was changed. export_to_volume restores it into a new volume.",
-        )
-    query = ResourceFilter(ids=(resource_id,) if resource_id else (), limit=MAX_LIMIT)
-    for listing, resource_type in (
-        (provider.list_volumes, ResourceType.VOLUME),
-        (provider.list_instances, ResourceType.INSTANCE),
-    ):
-        offset = 0
-        while True:
-            page = await listing(query.model_copy(update={"offset": offset}))
-            for resource in page.items:
-                if resource_id == resource.id or (not resource_id and await _is_of(provider, snapshot, resource.id)):
-                    return resource, resource_type
-            offset += len(page.items)
-            if not page.items or offset >= page.total_count:
-                break
-    raise NotUsable(
-        f"Which disk snapshot {snapshot.snapshot_id} would overwrite is unknown"
-        + (f": there is no resource {quoted(resource_id)} in zone {zone}." if resource_id else "."),
-        hint="Nothing was changed. export_to_volume restores it into a new volume.",
-    )
-
-
-async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bool:
-    page = await provider.list_snapshots(SnapshotFilter(resource_id=resource_id, snapshots=(snapshot.snapshot_id,)))
-    return any(one.snapshot_id == snapshot.snapshot_id for one in page.items)
-
-
-async def _is_of_anything(provider: Provider, snapshot: Snapshot) -> bool:
-    """Whether the zone claims the snapshot for what is no resource; one that refuses to look for that does not."""
-    try:
-        return await _is_of(provider, snapshot, snapshot.snapshot_id)
-    except (BadRequest, NotFound, WrongResourceType):
-        return False
-
-
-async def _running_host(provider: Provider, resource: Volume | Instance) -> str:
-    """The machine that a roll-back restarts; one whose state is unknown counts as running."""
-    if isinstance(resource, Instance):
-        return "" if _is_stopped(resource) else resource.name or resource.id
-    attached = resource.instance
-    if attached is None or not attached.instance_id:
-        return ""
-    page = await provider.list_instances(ResourceFilter(ids=(attached.instance_id,), limit=MAX_LIMIT))
-    host = next((one for one in page.items if one.id == attached.instance_id), None)
-    return "" if host and _is_stopped(host) else attached.instance_name or attached.instance_id
-
-
-def _is_stopped(instance: Instance) -> bool:
-    """Whether it stands still for certain: one that is just being started does not."""
-    return instance.status in STOPPED and not instance.transition_status
 
 
 def _recovery_seconds(provider: Provider, snapshot: Snapshot) -> int:

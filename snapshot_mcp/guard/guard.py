@@ -4,18 +4,23 @@ It is light: what a guarded call needs (`calls.py`) and what keeps the records (
 imported with the first use, because every server start pays for imports and most never destroy anything.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from snapshot_mcp.contract.errors import Forbidden
-from snapshot_mcp.contract.models import Job, Snapshot
+from anyio import CancelScope
+
+from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot
+from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.policy import Policy
-from snapshot_mcp.guard.states import Door
+from snapshot_mcp.guard.states import Door, State
 from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
 
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.audit import Audit
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
+    from snapshot_mcp.guard.ends import Ends
+    from snapshot_mcp.guard.journal import Deed, Journal
+    from snapshot_mcp.guard.person import PersonAct
     from snapshot_mcp.guard.pin import Pin
     from snapshot_mcp.guard.register import Register
 
@@ -43,6 +51,10 @@ class Guard:
 
     `rules` says what the operator's rules for a zone are by now; they are read again whenever it matters, and the stricter
     of them and `policy` holds: an operator who tightens a rule should not have to find every server that runs.
+    `roles` says which people the operator's file names by now, with their roles; None while that is not known, or does not
+    matter: then everybody counts.
+    `open_zone` opens a zone of the settings by its name, for what a person does outside of a server: to look how a job ended,
+    to take one back. The guard closes what it opened.
     """
 
     def __init__(
@@ -51,11 +63,15 @@ class Guard:
         policy: Policy,
         *,
         rules: Callable[[str], Policy] | None = None,
+        roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
+        open_zone: Callable[[str], Provider] | None = None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
         self.policy = policy
         self._present_rules = rules
+        self._roles = roles
+        self._open_zone = open_zone
         self.links: ApprovalLinks | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
@@ -65,6 +81,7 @@ class Guard:
 
     async def delete_snapshot(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
         """Delete a snapshot with everything built on it. Raises what the zone answers."""
+        await self.note_ends(zone.provider)
         return await self._calls.delete(zone, snapshot_id, client)
 
     async def rollback_to_snapshots(
@@ -77,6 +94,7 @@ class Guard:
         on_progress: Callable[[tuple[Job, ...]], Awaitable[None]] | None = None,
     ) -> GuardedOutcome:
         """Overwrite the snapshots' disks with them. `on_progress` hears of the safety snapshot's job."""
+        await self.note_ends(zone.provider)
         return await self._calls.roll_back(zone, snapshot_ids, client, safety_snapshot, on_progress)
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
@@ -85,6 +103,83 @@ class Guard:
 
         refusal = refuse_rename(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
+
+    # Acts that stand in the record without an approval
+
+    @asynccontextmanager
+    async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
+        """Record that an act begins, and at the end of the block how it ended, with what the block put into the dictionary.
+
+        Raises: GuardBroken when it cannot be recorded; then the block is not entered.
+        """
+        found: dict[str, Any] = {}
+        act = await in_thread(self._journal.begin, deed)
+        try:
+            yield found
+        except BaseException as error:
+            with CancelScope(shield=True):
+                await in_thread(self._journal.end, act, deed, error)
+            raise
+        await in_thread(lambda: self._journal.end(act, deed, **found))
+
+    async def note_refusal(self, deed: "Deed", rule: str) -> None:
+        """Record that a rule forbids it."""
+        await in_thread(lambda: self._journal.note("refused", deed, rule=rule))
+
+    @asynccontextmanager
+    async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
+        """`recorded`, for giving a snapshot another name; nothing is recorded where it keeps its name."""
+        if not name or name == snapshot.snapshot_name:
+            yield
+            return
+        from snapshot_mcp.guard.journal import RENAME, Deed
+
+        names = {"old_name": snapshot.snapshot_name, "name": name}
+        deed = Deed(
+            operation=RENAME,
+            zone=zone.name,
+            location=zone.provider.location,
+            by=client.principal,
+            door=Door.CLIENT,
+            arguments={"snapshot_id": snapshot.snapshot_id}
+            | {key: clean_text(value, MAX_NAME_CHARACTERS) for key, value in names.items()},
+            client=clean_text(f"{client.name} {client.version}".strip()),
+        )
+        async with self.recorded(deed):
+            yield
+
+    # How the acts ended
+
+    async def note_ends(self, provider: Provider) -> None:
+        """Record the ends that are missing of the jobs in this zone, as far as it tells them. Creates nothing."""
+        if await self._has_records():
+            await self._ends.ask(provider)
+
+    async def note_jobs(self, provider: Provider, jobs: Sequence[Job]) -> None:
+        """Record the ends of jobs that were just seen to end, where they are missing. Creates nothing."""
+        if await self._has_records():
+            await in_thread(self._ends.note, provider.location, jobs)
+
+    async def note_all_ends(self) -> None:
+        """`note_ends` for every zone with an end missing that can be opened from here."""
+        if self._open_zone is None or not await self._has_records():
+            return
+        for name in sorted({one.call.zone for one in await in_thread(self._ends.missing)}):
+            with suppress(ZoneError):
+                async with self._opened(name) as provider:
+                    await self._ends.ask(provider)
+
+    @asynccontextmanager
+    async def _opened(self, name: str) -> AsyncIterator[Provider]:
+        assert self._open_zone is not None
+        provider = self._open_zone(name)
+        try:
+            yield provider
+        finally:
+            await provider.aclose()
+
+    async def _has_records(self) -> bool:
+        return await in_thread((self._folder / "guard.sqlite").exists)
 
     # The human's side
 
@@ -130,8 +225,52 @@ class Guard:
         return await in_thread(lambda: self._approvals.grant(approval_id, digest=seen, door=door, by=by))
 
     async def deny(self, approval_id: str, *, door: Door = Door.TERMINAL, by: str = "local") -> "Approval":
-        """Deny, or withdraw what was granted and not yet used. Raises: NotFound, NotDecidable."""
-        return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
+        """Deny, withdraw what was granted and not yet used, or take back what was used and has had no effect yet.
+
+        Raises: NotFound; NotDecidable, which says what became of it; what the zone answers that has to cancel the job.
+        """
+        from snapshot_mcp.guard.errors import NotDecidable
+
+        try:
+            return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
+        except NotDecidable:
+            approval = await self.get_approval(approval_id)
+            if approval.state is not State.SPENT or approval.job_end:
+                raise
+        return await self._take_back(approval, door, by)
+
+    async def _take_back(self, approval: "Approval", door: Door, by: str) -> "Approval":
+        from snapshot_mcp.guard.withdrawal import Withdrawal, unreachable
+
+        if self._open_zone is None:
+            raise unreachable(approval, "this program has no way to its zone")
+        try:
+            async with self._opened(approval.call.zone) as provider:
+                return await Withdrawal(self._approvals, self._ends, provider).take_back(approval, door, by)
+        except UnknownZone as error:
+            raise unreachable(approval, error.message.rstrip(".")) from None
+
+    async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
+        """Plan to end the recovery of these deleted snapshots, as the rules are now."""
+        from snapshot_mcp.guard.person import plan_purge
+
+        return plan_purge(zone_name, deleted, await self._rules(zone_name))
+
+    async def prove_person(self, pin: str | None) -> Door:
+        """Return the door that a person at a terminal came through: with the PIN where one is set. Raises WrongPin, PinLocked."""
+        if not await self.has_pin():
+            return Door.UNPROVEN
+        await in_thread(lambda: self._pin.check(pin, door=Door.TERMINAL.value))
+        return Door.TERMINAL
+
+    async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
+        """Void what was asked for or granted by people who had the role for it before and do not have it now.
+
+        Both are roles by name, as the operator's file says them.
+        """
+        from snapshot_mcp.guard.standing import Standing
+
+        await in_thread(lambda: self._approvals.void_departed(Standing(before), Standing(now)))
 
     async def has_pin(self) -> bool:
         return await in_thread(self._pin.is_set)
@@ -173,6 +312,18 @@ class Guard:
         return Database(self._folder)
 
     @cached_property
+    def _ends(self) -> "Ends":
+        from snapshot_mcp.guard.ends import Ends
+
+        return Ends(self._register)
+
+    @cached_property
+    def _journal(self) -> "Journal":
+        from snapshot_mcp.guard.journal import Journal
+
+        return Journal(self._register)
+
+    @cached_property
     def _audit(self) -> "Audit":
         from snapshot_mcp.guard.audit import Audit
 
@@ -181,8 +332,13 @@ class Guard:
     @cached_property
     def _approvals(self) -> "Approvals":
         from snapshot_mcp.guard.approvals import Approvals
+        from snapshot_mcp.guard.standing import Standing
 
-        return Approvals(self._register)
+        def standing() -> Standing | None:
+            roles = self._roles()
+            return None if roles is None else Standing(roles)
+
+        return Approvals(self._register, standing)
 
     @cached_property
     def _register(self) -> "Register":

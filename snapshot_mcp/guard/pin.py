@@ -1,16 +1,18 @@
 """The operator's PIN: proof, at the terminal and on the approval page, that a person decides and not a program.
 
-Kept as a scrypt hash. An attempt is counted before it is looked at, in the database that all processes share, so parallel
-guesses, other doors and restarts win nothing: after `FREE_ATTEMPTS` wrong ones in a row each further one waits
-`LOCKED_SECONDS`. Only the right PIN sets the count back, and only who knows the PIN can change it. Blocking.
+Kept as a scrypt hash. An attempt is entered before it is checked, in the database that all processes share, and counts as a
+wrong one until its check has ended, so parallel guesses, other doors and restarts win nothing: after `FREE_ATTEMPTS` wrong ones
+in a row each further one waits `LOCKED_SECONDS`. The record gets what came of it: right, wrong, or cut off, which counts as
+wrong. Only the right PIN sets the count back, and only who knows the PIN can change it. Blocking.
 """
 
 import hashlib
 import hmac
-import json
 import secrets
+import sqlite3
 
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.guard.approval import moment_from_text, moment_to_text
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
@@ -21,6 +23,9 @@ MAX_CHARACTERS = 128
 FREE_ATTEMPTS = 5
 LOCKED_SECONDS = 15 * 60.0
 """96 attempts a day: guessing six digits takes fourteen years on average."""
+
+CUT_OFF_SECONDS = 60.0
+"""A check takes a tenth of a second; an attempt older than this was cut off with its process."""
 
 _N, _R, _P = 1 << 15, 8, 1
 """32 MiB and about 0.1 s an attempt."""
@@ -67,36 +72,71 @@ class Pin:
         """Return if `pin` is the PIN. Raises: WrongPin, PinLocked."""
         if not pin:
             raise WrongPin("The PIN is needed.", hint="Enter the PIN that was set with `snapshot-mcp pin`.")
-        salt, expected, failures = self._count_attempt(door)
-        if not hmac.compare_digest(_hash(pin[: MAX_CHARACTERS + 1], salt), expected):
+        attempt, salt, expected = self._begin(door)
+        is_right = hmac.compare_digest(_hash(pin[: MAX_CHARACTERS + 1], salt), expected)
+        failures = self._end(attempt, door, expected, is_right=is_right)
+        if not is_right:
             left = max(0, FREE_ATTEMPTS - failures)
             raise WrongPin(
                 "That is not the PIN.",
                 hint=f"{left} more attempts before it is locked." if left else _locked_hint(),
                 attempts_left=left,
             )
-        with self._database.transaction() as connection:
-            connection.execute("UPDATE pin SET failures = 0, last_failure = '' WHERE hash = ?", (expected,))
 
-    def _count_attempt(self, door: str) -> tuple[bytes, bytes, int]:
+    def _begin(self, door: str) -> tuple[str, bytes, bytes]:
+        """Enter an attempt, and return its id with what it is checked against. Raises: WrongPin, PinLocked."""
         with self._database.transaction() as connection:
             now = self._clock.read()
             row = connection.execute("SELECT * FROM pin").fetchone()
             if row is None:
                 raise WrongPin("No PIN is set.", hint="A person sets one with `snapshot-mcp pin`.")
-            failures = row["failures"]
-            if failures >= FREE_ATTEMPTS and not Moment(*json.loads(row["last_failure"])).is_over(now, LOCKED_SECONDS):
+            self._count_cut_off(connection, now)
+            is_locked = _is_locked(connection, now)
+            attempt = secrets.token_hex(8)
+            if is_locked:
                 self._audit.append(connection, now, "PIN refused while locked", door=door)
-                locked = True
             else:
-                stamp = json.dumps([now.wall, now.boot, now.uptime])
-                connection.execute("UPDATE pin SET failures = failures + 1, last_failure = ?", (stamp,))
-                self._audit.append(connection, now, "PIN attempt", door=door, in_a_row=failures + 1)
-                locked = False
+                entry = (attempt, door, moment_to_text(now))
+                connection.execute("INSERT INTO pin_attempts (id, door, begun) VALUES (?, ?, ?)", entry)
         self._audit.seal()
-        if locked:
+        if is_locked:
             raise PinLocked("The PIN is locked after too many wrong attempts.", hint=_locked_hint())
-        return row["salt"], row["hash"], failures + 1
+        return attempt, row["salt"], row["hash"]
+
+    def _end(self, attempt: str, door: str, expected: bytes, *, is_right: bool) -> int:
+        """Record what came of an attempt, and return how many wrong ones there are in a row now."""
+        with self._database.transaction() as connection:
+            now = self._clock.read()
+            was_open = connection.execute("DELETE FROM pin_attempts WHERE id = ?", (attempt,)).rowcount
+            if is_right:
+                connection.execute("UPDATE pin SET failures = 0, last_failure = '' WHERE hash = ?", (expected,))
+                self._audit.append(connection, now, "PIN right", door=door)
+            elif was_open:
+                self._count_failure(connection, now, "PIN wrong", door)
+            failures = int(connection.execute("SELECT failures FROM pin").fetchone()[0])
+        self._audit.seal()
+        return failures
+
+    def _count_cut_off(self, connection: sqlite3.Connection, now: Moment) -> None:
+        """Count the attempts whose process ended before their check did."""
+        for row in connection.execute("SELECT * FROM pin_attempts").fetchall():
+            if not moment_from_text(row["begun"]).is_within(now, CUT_OFF_SECONDS):
+                connection.execute("DELETE FROM pin_attempts WHERE id = ?", (row["id"],))
+                self._count_failure(connection, now, "PIN attempt cut off", row["door"])
+
+    def _count_failure(self, connection: sqlite3.Connection, now: Moment, event: str, door: str) -> None:
+        connection.execute("UPDATE pin SET failures = failures + 1, last_failure = ?", (moment_to_text(now),))
+        failures = connection.execute("SELECT failures FROM pin").fetchone()[0]
+        self._audit.append(connection, now, event, door=door, in_a_row=failures)
+
+
+def _is_locked(connection: sqlite3.Connection, now: Moment) -> bool:
+    """Whether no further attempt may begin now; those that are being checked count as wrong ones."""
+    failures, last = connection.execute("SELECT failures, last_failure FROM pin").fetchone()
+    running = connection.execute("SELECT count(*) FROM pin_attempts").fetchone()[0]
+    if failures + running < FREE_ATTEMPTS:
+        return False
+    return bool(running) or not moment_from_text(last).is_over(now, LOCKED_SECONDS)
 
 
 def _locked_hint() -> str:

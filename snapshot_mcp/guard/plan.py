@@ -6,14 +6,15 @@ beside them: what remains, what is gained. `is_no_worse` decides whether a conse
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Literal
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from snapshot_mcp.contract.models import Snapshot
-from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget, has_told_parent
+from snapshot_mcp.contract.tree import SnapshotTree, age, taken_at
+from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget
 
 CHAIN_LIMIT = 30
 """Available snapshots in a chain before a create starts a new one (contract.md, "Limit")."""
@@ -21,7 +22,8 @@ CHAIN_LIMIT = 30
 MANY_SNAPSHOTS = 5
 """From here on a yes takes the disk's name, not a word (design.md, "Consent")."""
 
-_DAWN = datetime.min.replace(tzinfo=UTC)
+Renames = Mapping[str, tuple[str, datetime]]
+"""What was renamed of late: snapshot id → the name before, and when it ended."""
 
 
 class _Frozen(BaseModel):
@@ -30,17 +32,27 @@ class _Frozen(BaseModel):
 
 
 class LostSnapshot(_Frozen):
-    """One restore point that goes; `parent_id` is the one it builds on, "" for a full one."""
+    """One restore point that goes; `parent_id` is the one it builds on, "" for a full one.
+
+    `consistency` is the zone's word for how far it is one state. `renamed_from` is the name that it had until `renamed_at`.
+    """
 
     snapshot_id: str
     parent_id: str
     name: str
     time: datetime | None
     size_bytes: int
+    consistency: str = ""
+    renamed_from: str = ""
+    renamed_at: datetime | None = None
 
 
 class DeletionLoss(_Frozen):
-    """What a deletion takes. `undo_seconds`: for so long after it the zone can bring it back, 0 for never."""
+    """What a deletion takes. `undo_seconds`: for so long after it the zone can bring it back, 0 for never.
+
+    `takes_last_good_copy`: a good one goes and none remains, or nothing at all remains; `is_none_good`: the latter, and none
+    was good before.
+    """
 
     operation: Literal["delete"] = "delete"
     zone: str
@@ -51,6 +63,7 @@ class DeletionLoss(_Frozen):
     snapshots: tuple[LostSnapshot, ...]
     is_whole_chain: bool
     takes_last_good_copy: bool
+    is_none_good: bool = False
     undo_seconds: int
     epoch: int
 
@@ -63,6 +76,8 @@ class Overwrite(_Frozen):
     """One disk that a roll-back overwrites with the snapshot: what was written since `since` goes.
 
     `restarts`: the running machine that restarts, "" for none. The sizes are the disk's, in bytes; equal means unchanged.
+    `identity` says which disk it is, in a form that only the zone can read, None where it does not say; `hard_links` how many
+    names its file has (0: unknown). `consistency`, `renamed_from` and `renamed_at` are the snapshot's, as in `LostSnapshot`.
     """
 
     resource_id: str
@@ -74,6 +89,11 @@ class Overwrite(_Frozen):
     size_before: int
     size_after: int
     epoch: int
+    identity: str | None = None
+    hard_links: int = 0
+    consistency: str = ""
+    renamed_from: str = ""
+    renamed_at: datetime | None = None
 
 
 class RollbackLoss(_Frozen):
@@ -102,12 +122,17 @@ class Head(_Frozen):
 
 
 class Rest(_Frozen):
-    """What is shown beside the loss: it moves by itself and voids nothing."""
+    """What is shown beside the loss: it moves by itself and voids nothing.
+
+    `fuzzy_remaining`: those that could be restored from but are not counted as good, because they may be a mixture.
+    """
 
     good_remaining: int
+    fuzzy_remaining: int = 0
     newest_good_name: str = ""
     newest_good_id: str = ""
     newest_good_time: datetime | None = None
+    newest_good_consistency: str = ""
     frees_bytes: int = 0
     safety_is_full: bool = False
 
@@ -155,89 +180,46 @@ def target_key(location: str, id_: str) -> str:
     return f"{location} {id_}"
 
 
-def plan_deletion(facts: DeletionFacts, epochs: Mapping[str, int]) -> Plan:
+def plan_deletion(facts: DeletionFacts, epochs: Mapping[str, int], renames: Renames | None = None) -> Plan:
     """Plan the deletion of a snapshot with everything that was built on it (contract.md, "A chain is a tree")."""
-    snapshot, points = facts.snapshot, facts.restore_points
-    going = _with_descendants(snapshot, points)
-    lost = [one for one in points if one.snapshot_id in going]
-    good = good_ids(points)
-    remaining = [one for one in points if one.snapshot_id in good - going]
-    newest = next(reversed(_in_order(remaining)), None)
+    snapshot, tree = facts.snapshot, facts.tree
+    going = {snapshot.snapshot_id, *tree.descendants(snapshot.snapshot_id)}
+    lost = tree.in_order(going)
+    leaves_nothing = len(lost) == len(tree.points)
     loss = DeletionLoss(
         zone=facts.zone,
         location=facts.location,
         snapshot_id=snapshot.snapshot_id,
         resource_id=snapshot.resource.resource_id,
         resource_name=snapshot.resource.resource_name,
-        snapshots=tuple(_lost(one) for one in _in_order(lost)),
+        snapshots=tuple(_lost(one, tree, renames or {}) for one in lost),
         is_whole_chain=snapshot.is_full,
-        takes_last_good_copy=bool(good) and not remaining,
+        takes_last_good_copy=not tree.good - going and (bool(tree.good) or leaves_nothing),
+        is_none_good=leaves_nothing and not tree.good,
         undo_seconds=facts.recovery_seconds,
         epoch=epochs.get(target_key(facts.location, snapshot.snapshot_id), 0),
     )
-    rest = Rest(
-        good_remaining=len(remaining),
-        newest_good_name=newest.snapshot_name if newest else "",
-        newest_good_id=newest.snapshot_id if newest else "",
-        newest_good_time=_time(newest) if newest else None,
-        frees_bytes=sum(one.stored_bytes for one in lost),
-    )
-    return Plan(loss=loss, rest=rest)
+    return Plan(loss=loss, rest=_rest([tree], going, frees_bytes=sum(one.stored_bytes for one in lost)))
 
 
-def plan_rollback(facts: RollbackFacts, epochs: Mapping[str, int], *, safety_snapshot: bool) -> Plan:
+def plan_rollback(
+    facts: RollbackFacts, epochs: Mapping[str, int], renames: Renames | None = None, *, safety_snapshot: bool
+) -> Plan:
     """Plan a roll-back of each target's disk to its snapshot."""
     targets = sorted(facts.targets, key=lambda target: target.resource.id)
-    overwrites = tuple(
-        Overwrite(
-            resource_id=target.resource.id,
-            resource_name=target.resource.name,
-            snapshot_id=target.snapshot.snapshot_id,
-            snapshot_name=target.snapshot.snapshot_name,
-            since=_time(target.snapshot),
-            restarts=target.host,
-            size_before=target.resource.byte_size,
-            size_after=target.snapshot.virtual_size_bytes or target.resource.byte_size,
-            epoch=epochs.get(target_key(facts.location, target.resource.id), 0),
-        )
-        for target in targets
-    )
-    newest = next(reversed(_in_order([one for target in targets for one in _good(target.restore_points)])), None)
     return Plan(
         loss=RollbackLoss(
-            zone=facts.zone, location=facts.location, overwrites=overwrites, has_safety_snapshot=safety_snapshot
+            zone=facts.zone,
+            location=facts.location,
+            overwrites=tuple(_overwrite(one, facts.location, epochs, renames or {}) for one in targets),
+            has_safety_snapshot=safety_snapshot,
         ),
         heads=tuple(_head(target) for target in targets),
-        rest=Rest(
-            good_remaining=sum(len(good_ids(target.restore_points)) for target in targets),
-            newest_good_name=newest.snapshot_name if newest else "",
-            newest_good_id=newest.snapshot_id if newest else "",
-            newest_good_time=_time(newest) if newest else None,
-            safety_is_full=safety_snapshot and any(_starts_chain(target.restore_points) for target in targets),
+        rest=_rest(
+            [target.tree for target in targets],
+            safety_is_full=safety_snapshot and any(_starts_chain(target.tree) for target in targets),
         ),
     )
-
-
-def good_ids(points: Iterable[Snapshot]) -> frozenset[str]:
-    """Those that can be restored from: available, all ancestors available, nothing known damaged (design.md, "Good")."""
-    by_id = {one.snapshot_id: one for one in points}
-    good: dict[str, bool] = {}
-    for one in by_id.values():
-        path: list[str] = []
-        current: Snapshot | None = one
-        while current is not None and current.snapshot_id not in good:
-            sound = current.is_available and not current.is_damaged and has_told_parent(current)
-            parent = current.parent
-            if not sound or current.snapshot_id in path or (parent is not None and parent not in by_id):
-                good[current.snapshot_id] = False
-            elif parent is None:
-                good[current.snapshot_id] = True
-            else:
-                path.append(current.snapshot_id)
-                current = by_id[parent]
-        for id_ in reversed(path):
-            good[id_] = good[by_id[id_].parent or id_]
-    return frozenset(id_ for id_, is_good in good.items() if is_good)
 
 
 def is_no_worse(now: Plan, consented: Plan) -> bool:
@@ -278,6 +260,8 @@ def _is_overwrite_no_worse(now: Overwrite, consented: Overwrite) -> bool:
     return (
         (now.snapshot_id, now.since, now.epoch) == (consented.snapshot_id, consented.since, consented.epoch)
         and now.restarts in {"", consented.restarts}
+        and consented.identity in {None, now.identity}
+        and now.hard_links <= max(1, consented.hard_links)
         and (now.size_before == now.size_after or sizes == consented_sizes)
     )
 
@@ -299,75 +283,80 @@ def _moved_by_creates_only(now: Head, consented: Head) -> bool:
 
 
 def _head(target: RollbackTarget) -> Head:
-    by_id = {one.snapshot_id: one for one in target.restore_points}
-    current = next((one for one in target.restore_points if one.is_head), None)
-    lineage: dict[str, datetime | None] = {}
-    while current is not None and current.snapshot_id not in lineage:
-        lineage[current.snapshot_id] = current.create_time
-        current = by_id.get(current.parent or "")
+    tree = target.tree
     return Head(
         resource_id=target.resource.id,
-        lineage=tuple(lineage.items()),
-        known=frozenset(by_id),
-        newest=max((one.create_time for one in target.restore_points if one.create_time), default=None),
+        lineage=tuple((one.snapshot_id, one.create_time) for one in _lineage(tree)),
+        known=frozenset(one.snapshot_id for one in tree.points),
+        newest=max((one.create_time for one in tree.points if one.create_time), default=None),
     )
 
 
-def _starts_chain(points: tuple[Snapshot, ...]) -> bool:
+def _lineage(tree: SnapshotTree) -> tuple[Snapshot, ...]:
+    """The head and what it builds on, as far as the zone says so."""
+    if tree.head is None:
+        return ()
+    lineage = [tree.head]
+    for above in tree.ancestors(tree.head.snapshot_id):
+        if not tree.is_placed(lineage[-1].snapshot_id):
+            break
+        lineage.append(above)
+    return tuple(lineage)
+
+
+def _starts_chain(tree: SnapshotTree) -> bool:
     """Whether the next create is a full one: no head, its chain at the limit, or damage below the head."""
-    head = next((one for one in points if one.is_head), None)
+    head = tree.head
     if head is None:
         return True
-    root_id = head.snapshot_id if head.is_full else head.root_id
-    chain = [one for one in points if root_id in (one.snapshot_id, one.root_id) and one.is_available]
-    return len(chain) >= CHAIN_LIMIT or head.snapshot_id not in good_ids(points)
+    available = sum(one.is_available for one in tree.chain_of(head.snapshot_id))
+    return available >= CHAIN_LIMIT or head.snapshot_id not in tree.sound
 
 
-def _with_descendants(snapshot: Snapshot, points: Iterable[Snapshot]) -> frozenset[str]:
-    children: dict[str, list[str]] = {}
-    for one in points:
-        if one.parent is not None:
-            children.setdefault(one.parent, []).append(one.snapshot_id)
-        if snapshot.is_full and one.root_id == snapshot.snapshot_id != one.snapshot_id:
-            children.setdefault(snapshot.snapshot_id, []).append(one.snapshot_id)
-    going: set[str] = set()
-    waiting = [snapshot.snapshot_id]
-    while waiting:
-        id_ = waiting.pop()
-        if id_ not in going:
-            going.add(id_)
-            waiting += children.get(id_, ())
-    return frozenset(going)
-
-
-def _good(points: tuple[Snapshot, ...]) -> list[Snapshot]:
-    good = good_ids(points)
-    return [one for one in points if one.snapshot_id in good]
-
-
-def _lost(one: Snapshot) -> LostSnapshot:
+def _lost(one: Snapshot, tree: SnapshotTree, renames: Renames) -> LostSnapshot:
     return LostSnapshot(
         snapshot_id=one.snapshot_id,
-        parent_id=one.parent or "",
+        parent_id=tree.parent_id(one.snapshot_id) or "",
         name=one.snapshot_name,
-        time=_time(one),
+        time=taken_at(one),
         size_bytes=one.stored_bytes,
+        **_looks(one, renames),
     )
 
 
-def _in_order(snapshots: list[Snapshot]) -> list[Snapshot]:
-    """Oldest first; of one second, what is built on another after it."""
-    by_id = {one.snapshot_id: one for one in snapshots}
+def _overwrite(target: RollbackTarget, location: str, epochs: Mapping[str, int], renames: Renames) -> Overwrite:
+    resource, snapshot = target.resource, target.snapshot
+    return Overwrite(
+        resource_id=resource.id,
+        resource_name=resource.name,
+        snapshot_id=snapshot.snapshot_id,
+        snapshot_name=snapshot.snapshot_name,
+        since=taken_at(snapshot),
+        restarts=target.host,
+        size_before=resource.byte_size,
+        size_after=snapshot.virtual_size_bytes or resource.byte_size,
+        epoch=epochs.get(target_key(location, resource.id), 0),
+        identity=resource.identity,
+        hard_links=max(0, resource.hard_links or 0),
+        **_looks(snapshot, renames),
+    )
 
-    def depth(one: Snapshot) -> int:
-        above: set[str] = set()
-        while one.parent in by_id and one.snapshot_id not in above:
-            above.add(one.snapshot_id)
-            one = by_id[one.parent or ""]
-        return len(above)
 
-    return sorted(snapshots, key=lambda one: (_time(one) or _DAWN, depth(one), one.snapshot_id))
+def _looks(one: Snapshot, renames: Renames) -> dict[str, Any]:
+    """What a person should know of a snapshot beside its name: how far it is one state, and what it was called lately."""
+    old_name, renamed_at = renames.get(one.snapshot_id, ("", None))
+    return {"consistency": one.consistency or "", "renamed_from": old_name, "renamed_at": renamed_at}
 
 
-def _time(one: Snapshot) -> datetime | None:
-    return one.snapshot_time or one.create_time
+def _rest(trees: Collection[SnapshotTree], going: Collection[str] = (), **fields: Any) -> Rest:
+    good = [tree.in_order(tree.good.difference(going)) for tree in trees]
+    newest = max((points[-1] for points in good if points), key=age, default=None)
+    if newest is not None:
+        fields |= {
+            "newest_good_name": newest.snapshot_name,
+            "newest_good_id": newest.snapshot_id,
+            "newest_good_time": taken_at(newest),
+            "newest_good_consistency": newest.consistency or "",
+        }
+    fuzzy_remaining = sum(len(tree.sound - tree.good.union(going)) for tree in trees)
+    return Rest(good_remaining=sum(map(len, good)), fuzzy_remaining=fuzzy_remaining, **fields)

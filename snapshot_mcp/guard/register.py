@@ -13,7 +13,7 @@ from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound, TooManyRequests
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.guard.approval import Approval, Call, read_row, write_row
+from snapshot_mcp.guard.approval import Approval, Call, JobEnd, read_row, write_row
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
@@ -22,7 +22,7 @@ from snapshot_mcp.guard.states import TRANSITIONS, Door, State
 MAX_PENDING = 50
 """Who is asked more than they can read says yes to anything."""
 KEPT_SECONDS = 30 * 24 * 3600.0
-"""Closed approvals are shown for so long; the audit keeps them for good."""
+"""Closed approvals are shown for so long, and until the end of their job is recorded; the audit keeps them for good."""
 
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _OPEN_SQL = "('pending', 'granted')"
@@ -67,7 +67,8 @@ class Rows:
                 hint="Nothing was done. A person has to decide about some of them first (`snapshot-mcp approvals`).",
             )
         self.execute(
-            f"DELETE FROM approvals WHERE state NOT IN {_OPEN_SQL} AND json_extract(ended, '$[0]') < ?",
+            f"DELETE FROM approvals WHERE state NOT IN {_OPEN_SQL} AND (job_id = '' OR job_end != '')"
+            " AND json_extract(ended, '$[0]') < ?",
             (self.now.wall - KEPT_SECONDS,),
         )
         self.write(approval)
@@ -79,19 +80,27 @@ class Rows:
         if new.state not in TRANSITIONS[old.state]:
             raise AssertionError(f"{old.id}: {old.state} → {new.state}")
         self.write(new)
-        fields = {"door": new.door, "by": new.decided_by, "reason": new.reason} | fields
-        self.record(event, new, **{name: value for name, value in fields.items() if value})
+        self.record(event, new, **({"reason": new.reason} if new.reason else {}) | fields)
 
     def deny(self, approval: Approval, *, door: Door, by: str) -> Approval:
         denied = replace(approval, state=State.DENIED, door=door, decided_by=by, decided=self.now, ended=self.now)
         self.move(approval, denied, "denied")
         return denied
 
+    def end(self, approval: Approval, end: JobEnd) -> Approval:
+        """Record how its job ended."""
+        ended = replace(approval, job_end=end)
+        self.write(ended)
+        fields = {"status": end.status, "code": end.code, "reason": end.reason, "ended_at": end.at}
+        self.record("ended", ended, job_id=ended.job_id, **{name: value for name, value in fields.items() if value})
+        return ended
+
     def expire(self, approval: Approval, reason: str, event: str = "expired") -> None:
         self.move(approval, replace(approval, state=State.EXPIRED, ended=self.now, reason=reason), event)
 
     def record(self, event: str, of: Approval, **fields: Any) -> None:
-        self.record_call(event, of.call, approval=of.id, state=of.state, **fields)
+        decided = {"door": of.door, "by": of.decided_by} if of.door else {}
+        self.record_call(event, of.call, **{"approval": of.id, "state": of.state} | decided | fields)
 
     def record_call(self, event: str, call: Call, **fields: Any) -> None:
         """Audit what happened to a call, which may have no approval."""
@@ -103,7 +112,11 @@ class Rows:
             "principal": call.principal,
             "client": call.client,
         }
-        self._audit.append(self.connection, self.now, event, **about, **fields)
+        self.append(event, **about, **fields)
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Audit what is about no approval and no guarded call."""
+        self._audit.append(self.connection, self.now, event, **fields)
 
 
 class Register:

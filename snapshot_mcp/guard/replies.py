@@ -4,6 +4,7 @@ next. Pure. A refusal says who can do something about it and never how to get ro
 
 from typing import Literal
 
+from snapshot_mcp.contract.errors import Cancelled, Expired, TermsChanged
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard.approval import Approval
@@ -48,6 +49,19 @@ def under_way(plan: Plan, approval: Approval) -> GuardedOutcome:
         approval_id=approval.id,
         safety_snapshot_ids=approval.safety.snapshot_ids,
     )
+
+
+def earlier(job: Job | None) -> str:
+    """What to say first where the same call was agreed to before and its job came to nothing; else ""."""
+    if job is None or not job.is_finished or job.is_successful:
+        return ""
+    why = clean_text(job.reason, MESSAGE_CHARACTERS) or "the zone gives no reason"
+    nothing = " and changed nothing" if job.error and job.error.code in WITHOUT_EFFECT else ""
+    return f"What was agreed to before is over: job {clean_text(job.job_id)} failed{nothing} ({why}). "
+
+
+WITHOUT_EFFECT = frozenset(error.code for error in (Cancelled, Expired, TermsChanged))
+"""Codes of jobs that ended before they had an effect."""
 
 
 def stray(plan: Plan, job: Job) -> str:

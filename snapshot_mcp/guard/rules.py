@@ -53,6 +53,11 @@ def refuse_rename(policy: Policy, snapshot: Snapshot) -> Refusal | None:
     return Refusal("protect", reason) if reason else None
 
 
+def refuse_purge(policy: Policy, snapshot: Snapshot) -> Refusal | None:
+    """A protected snapshot that was deleted before stays recoverable until its grace is over."""
+    return refuse_rename(policy, snapshot)
+
+
 def _refuse_deletion(
     policy: Policy, loss: DeletionLoss, facts: DeletionFacts, now: datetime, deletions_last_hour: int
 ) -> Refusal | None:
@@ -66,7 +71,12 @@ def _refuse_deletion(
             "protect", "the zone does not say which disk this is a snapshot of, so the disk may be protected."
         )
     if loss.takes_last_good_copy and policy.last_good_copy == "refuse":
-        return Refusal("last_good_copy", "it would take the last good restore point of this disk.")
+        what = (
+            "restore points of this disk, though none counts as good"
+            if loss.is_none_good
+            else "good restore point of this disk"
+        )
+        return Refusal("last_good_copy", f"it would take the last {what}.")
     if policy.minimum_age_hours:
         newest_allowed = now - timedelta(hours=policy.minimum_age_hours)
         for one in going:

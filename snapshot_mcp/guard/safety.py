@@ -14,6 +14,7 @@ from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, ZoneError
 from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.guard.approval import Approval, Safety
 from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.clock import Clock
@@ -136,11 +137,11 @@ class SafetySnapshot:
         """
         found = await self._named(approval.safety.name)
         wanted = set(_resource_ids(approval))
-        sound = [one for one in found if one.is_available and not one.is_damaged]
+        sound = [one for one in found if one.is_available and not one.is_damaged and not is_fuzzy(one)]
         covered = {one.resource.resource_id for one in sound}
         names_resources = all(one.resource.resource_id for one in sound)
         if len(sound) != len(wanted) or (names_resources and covered != wanted):
-            return await self._failed(approval, "it is not available, or not sound.")
+            return await self._failed(approval, "it is not available, not sound, or may be a mixture of states.")
         found_ids = {one.snapshot_id for one in sound}
         older = {id_ for head in approval.plan.heads for id_ in head.known}
         if found_ids & older or not found_ids <= (set(approval.safety.snapshot_ids) or made or found_ids):

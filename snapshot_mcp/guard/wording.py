@@ -6,9 +6,9 @@ and the ids last, and holds nothing that moves by itself.
 
 from datetime import datetime
 
-from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.contract.text import CONSISTENCIES, clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.guard.client import KEEP, Answer, Question
-from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot, Overwrite, Plan, RollbackLoss
+from snapshot_mcp.guard.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss
 
 DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""
@@ -26,6 +26,8 @@ SHOWN_IN_QUESTION = 3
 """First and last ones of a long list; the rest is counted. Keeps a question within 12 lines."""
 
 NAME_IN_QUESTION = 60
+OLD_NAME_CHARACTERS = 30
+FUZZY = CONSISTENCIES["fuzzy"]
 TYPEABLE_CHARACTERS = 40
 
 
@@ -43,7 +45,7 @@ def question_for(plan: Plan, nonce: str) -> Question:
     lines = _deletion_question(loss) if isinstance(loss, DeletionLoss) else _rollback_question(loss)
     reference = f"{plan.digest[:10]}-{nonce}"
     if loss.is_grave:
-        name = _typeable_name(loss)
+        name = _typeable_name(loss, f"plan-{plan.digest[:8]}")
         lines += [f"To agree, type {name} here; to keep everything, type {KEEP}."]
         return Question("\n".join([*lines, _ids_line(loss, reference)]), "typed_name", words, name)
     lines += [f"Answer “{words[0]}” to agree, “{KEEP}” to keep everything."]
@@ -67,6 +69,16 @@ def title_of(plan: Plan) -> str:
     return "Roll back " + _enumerate([_disk(one, NAME_IN_QUESTION) for one in loss.overwrites])
 
 
+def what_changed(now: Loss, consented: Loss) -> str:
+    """Why a consent does not hold any more; what the lines of a plan cannot show is named."""
+    if isinstance(now, RollbackLoss) and isinstance(consented, RollbackLoss):
+        before = {one.resource_id: one.identity for one in consented.overwrites}
+        for one in now.overwrites:
+            if before.get(one.resource_id) not in {None, one.identity}:
+                return f"disk {_disk(one)} is not the same file or device that it was when this was agreed to"
+    return "what was agreed to is not what would be lost now"
+
+
 def format_moment(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "unknown time"
 
@@ -85,26 +97,43 @@ def _deletion_lines(loss: DeletionLoss) -> list[str]:
     for one in loss.snapshots:
         mark = "" if one.snapshot_id == loss.snapshot_id else " (built on it)"
         lines.append(f"{_lost(one)}, {_id(one.snapshot_id)}{mark}")
-    if loss.takes_last_good_copy:
+    if loss.is_none_good:
+        lines.append("This takes the last restore points of this disk; none of them counts as good.")
+    elif loss.takes_last_good_copy:
         lines.append("This takes the last good restore point of this disk.")
     lines.append(_undo(loss))
     return lines
 
 
 def _deletion_rest(plan: Plan) -> list[str]:
-    rest = plan.rest
-    remains = f"Good restore points that remain: {rest.good_remaining}"
-    if rest.good_remaining:
-        remains += f", the newest {quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)}"
-        remains += f" ({_id(rest.newest_good_id)})"
     undo = plan.loss.undo_seconds if isinstance(plan.loss, DeletionLoss) else 0
     when = ", once the deletion can no longer be undone" if undo else ""
-    return [f"{remains}.", f"Space freed: {format_bytes(rest.frees_bytes)}{when}."]
+    remains = f"Good restore points that remain: {plan.rest.good_remaining}{_newest_good(plan.rest)}."
+    return [remains, *_not_good(plan.rest), f"Space freed: {format_bytes(plan.rest.frees_bytes)}{when}."]
+
+
+def _newest_good(rest: Rest) -> str:
+    if not rest.good_remaining:
+        return ""
+    consistency = consistency_in_words(rest.newest_good_consistency)
+    return (
+        f", the newest {quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)} ({_id(rest.newest_good_id)})"
+        + (f", {consistency}" if consistency else "")
+    )
+
+
+def _not_good(rest: Rest) -> list[str]:
+    """What is there beside the good ones."""
+    if not rest.fuzzy_remaining:
+        return []
+    return [f"Not counted as good: {rest.fuzzy_remaining} fuzzy, {FUZZY}."]
 
 
 def _deletion_question(loss: DeletionLoss) -> list[str]:
     lines = [f"Delete {_count(loss)} of {_resource(loss, NAME_IN_QUESTION)}?"]
-    if loss.takes_last_good_copy:
+    if loss.is_none_good:
+        lines.append("NO RESTORE POINT OF THIS DISK WOULD REMAIN. None of those that go counts as good.")
+    elif loss.takes_last_good_copy:
         lines.append("NO GOOD RESTORE POINT OF THIS DISK WOULD REMAIN.")
     lines.append(_undo(loss))
     shown = [f"- {_lost(one, NAME_IN_QUESTION)}" for one in loss.snapshots]
@@ -129,7 +158,17 @@ def _undo(loss: DeletionLoss) -> str:
 
 
 def _lost(one: LostSnapshot, limit: int = 80) -> str:
-    return f"{quoted(one.name, limit)} of {format_moment(one.time)}, {format_bytes(one.size_bytes)}"
+    return f"{quoted(one.name, limit)} of {format_moment(one.time)}, {format_bytes(one.size_bytes)}{about(one)}"
+
+
+def about(one: LostSnapshot | Overwrite, lead: str = ", ") -> str:
+    """What a person should know of a snapshot beside its name: how far it is one state, and what it was called lately."""
+    notes = [consistency_in_words(one.consistency)]
+    if one.renamed_from:
+        when = f" at {one.renamed_at:%Y-%m-%d %H:%M} UTC" if one.renamed_at else ""
+        notes.append(f"renamed from {quoted(one.renamed_from, OLD_NAME_CHARACTERS)}{when}")
+    said = ", ".join(filter(None, notes))
+    return f"{lead}{said}" if said else ""
 
 
 def _resource(loss: DeletionLoss, limit: int = 80) -> str:
@@ -144,7 +183,8 @@ def _rollback_lines(loss: RollbackLoss) -> list[str]:
     lines: list[str] = []
     for one in loss.overwrites:
         lines.append(
-            f"Overwrite {_disk(one)} in zone {loss.zone} with snapshot {quoted(one.snapshot_name)} ({_id(one.snapshot_id)})."
+            f"Overwrite {_disk(one)} in zone {loss.zone} with snapshot {quoted(one.snapshot_name)} ({_id(one.snapshot_id)})"
+            f"{about(one)}."
         )
         lines.append(f"Everything written to it since {format_moment(one.since)} is lost.")
         lines += _side_effects(one)
@@ -154,14 +194,11 @@ def _rollback_lines(loss: RollbackLoss) -> list[str]:
 
 def _rollback_rest(plan: Plan) -> list[str]:
     loss, rest = plan.loss, plan.rest
-    lines = []
     if rest.good_remaining:
-        lines.append(
-            f"Good restore points: {rest.good_remaining}, the newest {quoted(rest.newest_good_name)}"
-            f" of {format_moment(rest.newest_good_time)} ({_id(rest.newest_good_id)}). A roll-back deletes none of them."
-        )
+        lines = [f"Good restore points: {rest.good_remaining}{_newest_good(rest)}. A roll-back deletes none of them."]
     else:
-        lines.append("There is no good restore point.")
+        lines = ["There is no good restore point."]
+    lines += _not_good(rest)
     if isinstance(loss, RollbackLoss) and loss.has_safety_snapshot:
         kind = "a full one, which takes longer" if rest.safety_is_full else "an incremental one"
         lines.append(f"The safety snapshot will be {kind}.")
@@ -175,6 +212,7 @@ def _rollback_question(loss: RollbackLoss) -> list[str]:
         named = loss.overwrites if len(loss.overwrites) <= SHOWN_DISKS else loss.overwrites[: SHOWN_DISKS - 1]
         lines += [
             f"- {_disk(one, NAME_IN_QUESTION // 2)}: everything written since {format_moment(one.since)} is lost"
+            f"{about(one, '; the snapshot is ')}"
             for one in named
         ]
         hidden = loss.overwrites[len(named) :]
@@ -185,28 +223,44 @@ def _rollback_question(loss: RollbackLoss) -> list[str]:
         if hosts:
             shown = ", ".join(quoted(host, 30) for host in hosts[:3]) + (" …" if len(hosts) > 3 else "")
             lines.append(f"{_number(len(hosts), 'running machine')} will restart: {shown}.")
-        resized = sum(one.size_before != one.size_after for one in loss.overwrites)
-        if resized:
-            lines.append(f"{_number(resized, 'disk')} will change in size.")
+        lines += filter(None, [_changes_of_many(loss)])
     else:
         for one in loss.overwrites:
             lines.append(f"Overwrite {_disk(one, NAME_IN_QUESTION)}?")
             lines.append(
                 f"Everything written to it since {format_moment(one.since)} is lost: it goes back to"
-                f" {quoted(one.snapshot_name, NAME_IN_QUESTION)}."
+                f" {quoted(one.snapshot_name, NAME_IN_QUESTION)}{about(one)}."
             )
-            lines += _side_effects(one)
+            lines += filter(None, [_restart(one), " ".join(_changes(one))])
     lines.append(_way_back(loss))
     return lines
 
 
 def _side_effects(one: Overwrite) -> list[str]:
+    return [*filter(None, [_restart(one)]), *_changes(one)]
+
+
+def _restart(one: Overwrite) -> str:
+    return f"The running machine {quoted(one.restarts, NAME_IN_QUESTION)} restarts." if one.restarts else ""
+
+
+def _changes(one: Overwrite) -> list[str]:
     lines = []
-    if one.restarts:
-        lines.append(f"The running machine {quoted(one.restarts, NAME_IN_QUESTION)} restarts.")
     if one.size_before != one.size_after:
         lines.append(f"Its size changes from {format_bytes(one.size_before)} to {format_bytes(one.size_after)}.")
+    if one.hard_links > 1:
+        lines.append(f"Its file has {one.hard_links} names (hard links); all of them are overwritten.")
     return lines
+
+
+def _changes_of_many(loss: RollbackLoss) -> str:
+    resized = sum(one.size_before != one.size_after for one in loss.overwrites)
+    linked = sum(one.hard_links > 1 for one in loss.overwrites)
+    sizes = f"{_number(resized, 'disk')} will change in size." if resized else ""
+    names = (
+        f"The files of {_number(linked, 'disk')} have further names (hard links), overwritten too." if linked else ""
+    )
+    return f"{sizes} {names}".strip()
 
 
 def _way_back(loss: RollbackLoss) -> str:
@@ -227,16 +281,22 @@ def _id(id_: str) -> str:
     return clean_text(id_)
 
 
-def _typeable_name(loss: DeletionLoss | RollbackLoss) -> str:
-    """The resource's name if a person can type it and means it by it, else its id."""
+def _typeable_name(loss: DeletionLoss | RollbackLoss, code: str) -> str:
+    """What a person types: the resource's name if they can type it and mean it by it, else its id, else the snapshot's, and
+    where those are words too, a code of this plan. Names and ids come from outside: `yes` may be one."""
     if isinstance(loss, DeletionLoss):
-        name, id_ = loss.resource_name, loss.resource_id or loss.snapshot_id
+        candidates = [loss.resource_name, loss.resource_id, loss.snapshot_id]
     else:
-        name, id_ = loss.overwrites[0].resource_name, loss.overwrites[0].resource_id
-    is_plain = name.isprintable() and name.isascii() and clean_text(name) == name and len(name) <= TYPEABLE_CHARACTERS
-    letters = "".join(one for one in name.casefold() if one.isalnum())
-    is_word = letters in {"", *ANSWERS}
-    return name if name and is_plain and not is_word else _id(id_)
+        one = loss.overwrites[0]
+        candidates = [one.resource_name, one.resource_id, one.snapshot_id]
+    return next(filter(_is_typeable, candidates), code)
+
+
+def _is_typeable(text: str) -> bool:
+    """Whether it can be typed as it is shown, and nobody would type it to answer."""
+    letters = "".join(one for one in text.casefold() if one.isalnum())
+    is_plain = text.isprintable() and text.isascii() and clean_text(text) == text and len(text) <= TYPEABLE_CHARACTERS
+    return is_plain and letters not in {"", *ANSWERS}
 
 
 def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:

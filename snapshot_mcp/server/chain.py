@@ -12,119 +12,86 @@ branches, the way to the head (else to the newest point) goes straight on and th
 from collections.abc import Iterator, Sequence
 
 from snapshot_mcp.contract.models import Snapshot, format_time
-from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.server.results import ChainNode, age_order, status_of, type_of
-
-Children = dict[str, list[Snapshot]]
+from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
+from snapshot_mcp.contract.tree import SnapshotTree, taken_at
+from snapshot_mcp.server.results import ChainNode, consistency_of, status_of, type_of
 
 
 def layout(snapshots: Sequence[Snapshot]) -> list[ChainNode]:
-    """Return the nodes in the order they are drawn, roots oldest first. What has no known parent is a root."""
-    children = _children(snapshots)
-    return [_node(one, depth) for one, depth, _ in _walk(children)]
+    """Return the nodes in the order they are drawn, roots oldest first. What has no known parent and no root is a root."""
+    tree = SnapshotTree(snapshots)
+    return [_node(one, tree) for one, _ in _walk(tree)]
 
 
 def draw(snapshots: Sequence[Snapshot]) -> list[str]:
     """Return the tree as lines of text, a restore point each."""
-    rows = [(art, one) for one, _, art in _walk(_children(snapshots))]
+    tree = SnapshotTree(snapshots)
+    rows = [(art, one) for one, art in _walk(tree)]
     width = max((len(art) + len(clean_text(one.snapshot_id)) for art, one in rows), default=0)
-    return [_line(art, one, width) for art, one in rows]
+    return [_line(art, one, width, tree) for art, one in rows]
 
 
-def below(snapshots: Sequence[Snapshot], snapshot_id: str) -> list[Snapshot]:
-    """Return everything that was built on it, without itself."""
-    children = _children(snapshots)
-    found: list[Snapshot] = []
-    todo = list(children.get(snapshot_id, ()))
-    while todo:
-        one = todo.pop()
-        found.append(one)
-        todo += children.get(one.snapshot_id, ())
-    return found
-
-
-def _children(snapshots: Sequence[Snapshot]) -> Children:
-    """Snapshots by parent, oldest first; "" holds the roots. A loop, which no zone should send, is cut at its oldest."""
-    known = {one.snapshot_id for one in snapshots}
-    children: Children = {}
-    for one in age_order(snapshots):
-        parent = one.parent if one.parent in known else None
-        children.setdefault(parent or "", []).append(one)
-    reached = {one.snapshot_id for one, _, _ in _walk(children)}
-    for one in age_order(snapshots):
-        if one.snapshot_id not in reached:
-            children[one.parent or ""].remove(one)
-            children.setdefault("", []).append(one)
-            reached |= {one.snapshot_id for one, _, _ in _walk(children)}
-    return children
-
-
-def _walk(children: Children) -> Iterator[tuple[Snapshot, int, str]]:
-    """Yield each snapshot with its depth and the art before its id. Without recursion: a chain may be long."""
-    newest_head = _straight_on(children)
-    for root in children.get("", ()):
-        stack: list[tuple[Snapshot, int, str, str]] = [(root, 0, "", "")]
+def _walk(tree: SnapshotTree) -> Iterator[tuple[Snapshot, str]]:
+    """Yield each snapshot with the art before its id. Without recursion: a chain may be long."""
+    newest_head = _straight_on(tree)
+    for root in tree.roots:
+        stack: list[tuple[Snapshot, str, str]] = [(root, "", "")]
         while stack:
-            one, depth, lead, art = stack.pop()
-            yield one, depth, f"{art}{'◉' if one.is_full else '●'} "
-            branches = children.get(one.snapshot_id, [])
+            one, lead, art = stack.pop()
+            yield one, f"{art}{'◉' if one.is_full else '●'} "
+            branches = tree.children(one.snapshot_id)
             if not branches:
                 continue
             straight = max(branches, key=lambda child: newest_head[child.snapshot_id])
-            stack.append((straight, depth + 1, lead, lead))
+            stack.append((straight, lead, lead))
             for branch in reversed([child for child in branches if child is not straight]):
-                stack.append((branch, depth + 1, f"{lead}│ ", f"{lead}├─"))
+                stack.append((branch, f"{lead}│ ", f"{lead}├─"))
 
 
-def _straight_on(children: Children) -> dict[str, tuple[int, float]]:
+def _straight_on(tree: SnapshotTree) -> dict[str, tuple[int, float]]:
     """For each snapshot: does the head stand in its subtree, and how new is the newest there."""
-    order: list[Snapshot] = []
-    todo = list(children.get("", ()))
-    while todo:
-        one = todo.pop()
-        order.append(one)
-        todo += children.get(one.snapshot_id, ())
     rank: dict[str, tuple[int, float]] = {}
-    for one in reversed(order):
-        moment = one.snapshot_time or one.create_time
-        own = (int(bool(one.is_head)), moment.timestamp() if moment else 0.0)
-        below_it = [rank[child.snapshot_id] for child in children.get(one.snapshot_id, ())]
-        rank[one.snapshot_id] = (
-            max(own[0], *(head for head, _ in below_it), 0),
-            max(own[1], *(time for _, time in below_it), 0.0),
-        )
+    for id_ in reversed(tree.depths):
+        moment = taken_at(tree[id_])
+        own = (int(bool(tree[id_].is_head)), moment.timestamp() if moment else 0.0)
+        below = [rank[child.snapshot_id] for child in tree.children(id_)]
+        rank[id_] = (max(own[0], *(head for head, _ in below), 0), max(own[1], *(time for _, time in below), 0.0))
     return rank
 
 
-def _node(one: Snapshot, depth: int) -> ChainNode:
+def _node(one: Snapshot, tree: SnapshotTree) -> ChainNode:
     return ChainNode(
         snapshot_id=clean_text(one.snapshot_id),
         parent_id=clean_text(one.parent) if one.parent else None,
         root_id=clean_text(one.root_id),
-        depth=depth,
+        depth=tree.depths[one.snapshot_id],
         name=clean_text(one.snapshot_name),
         type=type_of(one),
         status=status_of(one),
-        snapshot_time=format_time(one.snapshot_time or one.create_time),
+        snapshot_time=format_time(taken_at(one)),
         size_bytes=one.stored_bytes,
+        consistency=consistency_of(one),
         is_head=bool(one.is_head),
         is_damaged=bool(one.is_damaged),
     )
 
 
-def _line(art: str, one: Snapshot, width: int) -> str:
+def _line(art: str, one: Snapshot, width: int, tree: SnapshotTree) -> str:
     snapshot_id = clean_text(one.snapshot_id)
     marks = [] if one.is_available else [status_of(one)]
     if one.is_damaged:
         marks.append("DAMAGED")
+    if not tree.is_placed(one.snapshot_id):
+        marks.append("(what it builds on is not known)")
     if one.is_head:
         marks.append("◀ head")
     columns = (
         f"{art}{snapshot_id}".ljust(width),
         f"{'full' if one.is_full else '+':<4}",
-        format_time(one.snapshot_time or one.create_time) or "not taken yet".ljust(20),
+        format_time(taken_at(one)) or "not taken yet".ljust(20),
         format_bytes(one.stored_bytes).rjust(10),
         quoted(one.snapshot_name),
+        *filter(None, [consistency_in_words(one.consistency)]),
         *marks,
     )
     return "  ".join(columns)

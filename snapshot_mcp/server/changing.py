@@ -18,6 +18,7 @@ from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot, Sna
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.jobs import Zone
+from snapshot_mcp.server.consent import HostClient
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.looking import ZoneArgument
 from snapshot_mcp.server.results import Change
@@ -109,11 +110,13 @@ async def rename_snapshot(
     face = face_of(ctx)
     place = face.zone(zone)
     snapshot = await find_snapshot(place, snapshot_id)
-    if reason := await (await face.guard()).refuse_rename(place, snapshot):
+    guard = await face.guard()
+    if reason := await guard.refuse_rename(place, snapshot):
         raise Forbidden(reason)
-    await place.provider.update_snapshot(
-        snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
-    )
+    async with guard.renaming(place, snapshot, name, HostClient(ctx)):
+        await place.provider.update_snapshot(
+            snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
+        )
     await face.announce_zone(place.name)
     shown = clean_text(snapshot.snapshot_id)
     changes = [f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}"] if name else []

@@ -1,16 +1,21 @@
 """What a tool finds behind its call: the zones, and the guard once it is needed."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from mcp.server.mcpserver import Context
 
+from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.models import Job
 from snapshot_mcp.jobs import Zone, Zones
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard
+
+log = logging.getLogger(__name__)
 
 
 class Face:
@@ -44,6 +49,17 @@ class Face:
         await self._is_guard_there.wait()
         assert self._guard is not None
         return self._guard
+
+    async def note_ends(self, zone: Zone, seen: Sequence[Job] | None = None) -> None:
+        """Let the guard record how the acts ended that people agreed to: of the jobs that were `seen`, else of all in the zone.
+
+        Best effort, because it is no part of what the caller asked for: the next look records what this one could not.
+        """
+        try:
+            guard = await self.guard()
+            await (guard.note_ends(zone.provider) if seen is None else guard.note_jobs(zone.provider, seen))
+        except ZoneError as error:
+            log.warning("the ends of jobs in zone %s could not be recorded: %s", zone.name, error.message)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:

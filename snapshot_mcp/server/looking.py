@@ -23,7 +23,8 @@ from snapshot_mcp.contract.models import (
     Volume,
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
-from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
+from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.face import face_of
@@ -95,7 +96,7 @@ async def list_resources(
 ) -> Annotated[CallToolResult, ResourceList]:
     """List what there is: volumes (disks) and instances (machines), which can be backed up, and images."""
     place = face_of(ctx).zone(zone)
-    query = ResourceFilter(status=tuple(status), search_word=search, offset=offset, limit=limit)
+    query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
     page = await _resources(place, query, kind)
     is_filtered = bool(search or status)
     hint = await _resource_hint(place, page, query, kind)
@@ -135,6 +136,8 @@ def picture(
         hint = "The next incremental becomes a child of the head."
     else:
         hint = "The head is not among them." if is_cut else "No head: the next snapshot will be full."
+    if any(map(is_fuzzy, snapshots)):
+        hint += " What is fuzzy may be a mixture of states and does not count as a good restore point."
     if is_cut:
         hint = f"Only the newest {len(snapshots)} of {total_count} are drawn; list_snapshots pages through all. {hint}"
     return Chain(
@@ -282,13 +285,17 @@ def _snapshot_line(one: Snapshot) -> str:
     marks = f"{' head' if one.is_head else ''}{' DAMAGED' if one.is_damaged else ''}"
     when = SnapshotRow.of(one).snapshot_time or "not taken yet"
     of = f"{quoted(one.resource.resource_name)} ({clean_text(one.resource.resource_id)})"
+    consistency = consistency_in_words(one.consistency)
     return (
         f"{clean_text(one.snapshot_id)}  {type_of(one)}  {status_of(one)}{marks}  {when}  "
         f"{format_bytes(one.stored_bytes)}  {quoted(one.snapshot_name)} of {of}"
+        f"{f'  {consistency}' if consistency else ''}"
     )
 
 
 def _resource_line(row: ResourceRow) -> str:
     attached = f"  on {row.attached_to}" if row.attached_to else ""
+    held = f"  IN USE: {row.held_by}" if row.held_by else ""
     problem = f"  PROBLEM: {row.problem}" if row.problem else ""
-    return f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.size_bytes)}  {quoted(row.name)}{attached}{problem}"
+    what = f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.size_bytes)}  {quoted(row.name)}"
+    return f"{what}{attached}{held}{problem}"

@@ -4,8 +4,6 @@ Built from the contract's models here and nowhere else; text from outside is cle
 out. `hint` is the next step.
 """
 
-from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Literal, Self
 
 from mcp.types import CallToolResult, TextContent
@@ -13,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from snapshot_mcp.contract.models import Image, Instance, Job, Snapshot, Volume, format_time
 from snapshot_mcp.contract.states import JobStatus
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, consistency_in_words
 from snapshot_mcp.guard.outcome import GuardedOutcome
 
 
@@ -43,12 +41,12 @@ class SnapshotRow(Result):
     size_bytes: int
     root_id: str
     parent_id: str | None = None
+    consistency: str | None = None
     is_head: bool | None = None
     is_damaged: bool | None = None
     description: str | None = None
     tags: list[str] | None = None
     disk_bytes: int | None = None
-    consistency: str | None = None
     chain_bytes: int | None = None
     chain_count: int | None = None
 
@@ -60,7 +58,6 @@ class SnapshotRow(Result):
                 "description": clean_text(snapshot.description, MESSAGE_CHARACTERS),
                 "tags": [clean_text(tag) for tag in snapshot.tags],
                 "disk_bytes": snapshot.virtual_size_bytes,
-                "consistency": clean_text(snapshot.consistency) if snapshot.consistency else None,
             }
             if snapshot.is_full:
                 details |= {"chain_bytes": snapshot.total_size << 20, "chain_count": snapshot.total_count}
@@ -75,6 +72,7 @@ class SnapshotRow(Result):
             size_bytes=snapshot.stored_bytes,
             root_id=clean_text(snapshot.root_id),
             parent_id=clean_text(snapshot.parent) if snapshot.parent else None,
+            consistency=consistency_of(snapshot),
             is_head=True if snapshot.is_head else None,
             is_damaged=True if snapshot.is_damaged else None,
             **details,
@@ -96,6 +94,7 @@ class ResourceRow(Result):
     size_bytes: int
     attached_to: str | None = None
     path: str | None = None
+    held_by: str | None = None
     problem: str | None = None
 
     @classmethod
@@ -116,6 +115,7 @@ class ResourceRow(Result):
             size_bytes=resource.byte_size,
             attached_to=attached,
             path=clean_text(resource.path, MESSAGE_CHARACTERS) if resource.path else None,
+            held_by=clean_text(resource.held_by, MESSAGE_CHARACTERS) if resource.held_by else None,
             problem=clean_text(resource.problem, MESSAGE_CHARACTERS) if resource.problem else None,
         )
 
@@ -220,6 +220,7 @@ class ChainNode(Result):
     status: str
     snapshot_time: str
     size_bytes: int
+    consistency: str | None = None
     is_head: bool = False
     is_damaged: bool = False
 
@@ -280,10 +281,6 @@ def status_of(snapshot: Snapshot) -> str:
     return clean_text(snapshot.transition_status or snapshot.status)
 
 
-def age_order(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-    """Oldest point in time first, then by id."""
-    return sorted(snapshots, key=lambda one: (_stamp(one.snapshot_time or one.create_time), one.snapshot_id))
-
-
-def _stamp(moment: datetime | None) -> float:
-    return moment.timestamp() if moment else float("inf")
+def consistency_of(snapshot: Snapshot) -> str | None:
+    """How far it is one state of its disk, in words; None where the zone does not say."""
+    return consistency_in_words(snapshot.consistency) or None

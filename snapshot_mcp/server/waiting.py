@@ -27,6 +27,8 @@ DEFAULT_WAIT_SECONDS = 25.0
 MAX_WAIT_SECONDS = 50.0
 """Hosts give a call up after 60 seconds; the answer must be back before."""
 
+DESTRUCTIVE = {JobAction.DELETE, JobAction.APPLY}
+
 NEXT_STEPS = {
     JobAction.CREATE: "The restore point is there; show_chain shows where it stands.",
     JobAction.APPLY: "The disk holds the snapshot's content again; show_chain shows where the head is now.",
@@ -59,6 +61,7 @@ async def wait_for_job(
             await ctx.report_progress(percent, 100, _progress_text(list(jobs.values())))
 
     jobs = await _wait(places, timeout_seconds, tell)
+    await _note_ends(face_of(ctx), places, jobs)
     rows = [JobRow.of(jobs[job_id], places[job_id].name) for job_id in wanted]
     failed = [row for row in rows if row.status == JobStatus.FAILED]
     running = [one for one in jobs.values() if not one.is_finished]
@@ -91,6 +94,7 @@ async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResul
     async def look(name: str) -> None:
         try:
             found[name] = await face.zone(name).provider.list_unfinished_jobs()
+            await face.note_ends(face.zone(name))
         except ZoneError as error:
             errors[name] = error
 
@@ -194,6 +198,16 @@ async def _wait(places: dict[str, Zone], timeout_seconds: float, tell: Tell) -> 
     if errors:
         raise errors[0]
     return jobs
+
+
+async def _note_ends(face: Face, places: dict[str, Zone], jobs: dict[str, Job]) -> None:
+    """Have the ends recorded of what people agreed to; other jobs are no business of the guard's, which stays asleep."""
+    by_zone: dict[str, list[Job]] = {}
+    for job_id, job in jobs.items():
+        if job.is_finished and job.action in DESTRUCTIVE:
+            by_zone.setdefault(places[job_id].name, []).append(job)
+    for name, seen in by_zone.items():
+        await face.note_ends(face.zone(name), seen)
 
 
 def job_line(row: JobRow) -> str:

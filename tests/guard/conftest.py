@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
-from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
 from snapshot_mcp.guard.clock import Moment, SystemClock
@@ -114,8 +114,15 @@ def nobody() -> Person:
     return Person(can_ask=False)
 
 
+OLD_ZONE = frozenset({Feature.TERMS, Feature.ONE_HOLD, Feature.CANCEL})
+"""What a provider, or an older face of ours, does not have."""
+
+
 class Wrapped:
-    """A provider that is another one but for what a test changes on it; it counts what destroys."""
+    """A provider that is another one but for what a test changes on it; it counts what destroys.
+
+    `holders`: who has a disk open, by its id. `asked`: what went with each change that destroys, its terms above all.
+    """
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
@@ -123,11 +130,20 @@ class Wrapped:
         self.on_change: Callable[[], Any] | None = None
         self.running: set[str] = set()
         self.is_slow = False
+        self.without: frozenset[Feature] = frozenset()
+        self.holders: dict[str, str] = {}
+        self.asked: list[dict[str, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
 
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What the zone can, but for what a test takes from it."""
+        return self._provider.features - self.without
+
     async def delete_snapshot(self, snapshot_id: str, **terms: Any) -> Job:
+        self.asked.append(terms)
         if self.on_change:
             await self.on_change()
         job: Job = await self._provider.delete_snapshot(snapshot_id, **terms)
@@ -135,6 +151,7 @@ class Wrapped:
         return job
 
     async def apply_snapshots(self, snapshot_ids: Sequence[str], **terms: Any) -> Job:
+        self.asked.append(terms)
         if self.on_change:
             await self.on_change()
         job: Job = await self._provider.apply_snapshots(snapshot_ids, **terms)
@@ -154,10 +171,17 @@ class Wrapped:
 
     async def list_instances(self, query: ResourceFilter) -> Any:
         page = await self._provider.list_instances(query)
-        items = tuple(
-            one.model_copy(update={"status": "running"}) if one.id in self.running else one for one in page.items
-        )
-        return type(page)(items, page.total_count)
+        return type(page)(tuple(self._told(one, query) for one in page.items), page.total_count)
+
+    async def list_volumes(self, query: ResourceFilter) -> Any:
+        page = await self._provider.list_volumes(query)
+        return type(page)(tuple(self._told(one, query) for one in page.items), page.total_count)
+
+    def _told(self, one: Any, query: ResourceFilter) -> Any:
+        update: dict[str, Any] = {"status": "running"} if one.id in self.running else {}
+        if query.verbose and one.id in self.holders:
+            update["held_by"] = self.holders[one.id]
+        return one.model_copy(update=update)
 
 
 def scribble(path: Path) -> None:

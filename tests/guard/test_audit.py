@@ -15,11 +15,12 @@ import pytest
 from snapshot_mcp.guard import State
 from snapshot_mcp.guard.approval import Call
 from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.audit import Audit
+from snapshot_mcp.guard.audit import Audit, Verdict
 from snapshot_mcp.guard.clock import SystemClock
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import GuardBroken
 from snapshot_mcp.guard.register import Register
+from snapshot_mcp.guard.seals import KEY_BYTES, Seals
 from tests.guard.test_plan import CHAIN, deletion
 
 PLAN = deletion(CHAIN, 2)
@@ -120,6 +121,87 @@ def test_a_head_that_was_set_back_with_the_records_shows_by_its_seal(home: Path)
     assert "head record (audit.head) was changed" in Audit(Database(home)).verify().problem
 
 
+def go_on(home: Path) -> None:
+    """What happens after the copies are taken: plans alone, which no approval's row names, then an approval."""
+    store = approvals(home)
+    store.look(call(30), PLAN)
+    store.look(call(31), PLAN)
+
+
+def test_an_older_head_with_the_tail_cut_to_match_shows(home: Path) -> None:
+    """“With an older `audit.head` restored and the tail cut it verifies”."""
+    older = (home / "audit.head").read_bytes()
+    go_on(home)
+    tamper(home, "DELETE FROM audit WHERE sequence > 10")
+    (home / "audit.head").write_bytes(older)
+    verdict = Audit(Database(home)).verify()
+    assert (verdict.sequence, "11 to 12 were cut off" in verdict.problem) == (11, True)
+    go_on(home)
+    assert Audit(Database(home)).verify().problem, "going on does not heal it"
+
+
+def test_an_older_database_with_its_head_shows(home: Path, tmp_path: Path) -> None:
+    """A backup of the records that was brought back without the key, whatever it hides."""
+    shutil.copytree(home, tmp_path / "backup")
+    go_on(home)
+    for path in home.glob("guard.sqlite*"):
+        path.unlink()
+    for name in ("guard.sqlite", "audit.head"):
+        shutil.copy(tmp_path / "backup" / name, home / name)
+    assert "11 to 12 were cut off" in Audit(Database(home)).verify().problem
+
+
+def test_a_cut_shows_in_the_approvals_where_head_and_mark_are_older_too(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "backup")
+    approvals(home).open(call(30), PLAN)
+    tamper(home, "DELETE FROM audit WHERE sequence > 10")
+    for name in ("audit.head", "audit.key"):
+        shutil.copy(tmp_path / "backup" / name, home / name)
+    assert "is pending, and the last record about it says nothing" in Audit(Database(home)).verify().problem
+
+
+def test_an_approval_that_was_changed_beside_the_record_shows(home: Path) -> None:
+    with closing(sqlite3.connect(home / "guard.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE approvals SET state = 'granted', door = 'page' WHERE call LIKE '%ss-3%'")
+    verdict = Audit(Database(home)).verify()
+    assert (verdict.sequence, "is granted, and the last record about it says pending" in verdict.problem) == (8, True)
+
+
+def test_a_key_without_records_says_that_they_were_removed(home: Path) -> None:
+    """“with database and head gone and the key left it says that all 0 records are whole”."""
+    for path in (*home.glob("guard.sqlite*"), home / "audit.head"):
+        path.unlink()
+    removed = "the key (audit.key) is there and there are no records: they were removed"
+    assert Audit(Database(home)).verify().problem == removed
+    go_on(home)
+    assert "cut off" in Audit(Database(home)).verify().problem, "beginning anew does not heal it"
+
+
+def test_a_key_that_an_earlier_version_wrote_gets_its_mark_with_the_next_record(home: Path) -> None:
+    key = (home / "audit.key").read_bytes()[:KEY_BYTES]
+    (home / "audit.key").write_bytes(key)
+    assert Audit(Database(home)).verify().problem == ""
+    go_on(home)
+    mark = json.loads((home / "audit.key").read_bytes()[KEY_BYTES:])
+    assert (mark["sequence"], Audit(Database(home)).verify()) == (12, Verdict(12))
+
+
+def test_a_first_record_that_was_never_committed_is_no_removal(tmp_path: Path) -> None:
+    database = Database(tmp_path / "home")
+    audit = Audit(database)
+
+    def record_and_be_cut_off() -> None:
+        with database.transaction() as connection:
+            audit.append(connection, SystemClock().read(), "plan")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record_and_be_cut_off()
+    assert Audit(database).verify() == Verdict(0)
+    (tmp_path / "home" / "audit.head").unlink()
+    assert Audit(database).verify() == Verdict(0)
+
+
 @pytest.mark.parametrize("cut", ["DELETE FROM audit WHERE sequence > 8", "DELETE FROM audit"])
 def test_going_on_after_a_cut_does_not_heal_it(home: Path, cut: str) -> None:
     tamper(home, cut)
@@ -156,16 +238,16 @@ def test_a_writer_killed_after_its_very_first_record_leaves_a_whole_one(
 
 def test_records_written_while_it_is_verified_are_no_tampering(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers go on while a person verifies."""
-    real, left = Audit._key, [call(20), call(21)]
+    real, left = Seals.key, [call(20), call(21)]
 
-    def key(audit: Audit, *, create: bool) -> bytes:
+    def key(seals: Seals) -> bytes:
         late = left[:]
         left.clear()
         for one in late:
             approvals(home).open(one, PLAN)
-        return real(audit, create=create)
+        return real(seals)
 
-    monkeypatch.setattr(Audit, "_key", key)
+    monkeypatch.setattr(Seals, "key", key)
     verdict = Audit(Database(home)).verify()
     assert (verdict.records, verdict.problem) == (10, "")
     assert left == []

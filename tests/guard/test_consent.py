@@ -1,6 +1,7 @@
 """Consent through the client and from the terminal, carried out once (design.md, "The guard" 3 and 4; issue 2, 5)."""
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -403,7 +404,7 @@ async def test_a_job_that_runs_is_not_started_again(bench: Bench) -> None:
     real = bench.provider._provider.apply_snapshots
     entered = Job(job_id="j-1", status="working")
 
-    async def apply(snapshot_ids: list[str]) -> Job:
+    async def apply(snapshot_ids: list[str], **terms: Any) -> Job:
         return entered
 
     async def get_job(job_id: str) -> Job:

@@ -62,7 +62,7 @@ async def test_a_person_with_the_pin_approves_and_the_call_goes_through(bench: B
         assert outcome.status == "started"
         used = (await browser.get(link)).text
         assert ">used<" in used
-        assert f"This approval is used. It was started as job {outcome.job_id}." in used
+        assert f"It was started as job {outcome.job_id}: end not known yet." in used
 
 
 async def test_a_person_denies_without_a_pin(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import PinLocked, WrongPin
-from snapshot_mcp.guard.pin import FREE_ATTEMPTS, LOCKED_SECONDS, Pin
+from snapshot_mcp.guard.pin import CUT_OFF_SECONDS, FREE_ATTEMPTS, LOCKED_SECONDS, Pin
 from tests.guard.test_states import HandClock
 
 PIN = "483920"
@@ -61,6 +61,47 @@ def test_parallel_guesses_get_no_more_attempts(tmp_path: Path) -> None:
         outcomes = list(pool.map(guess, range(24)))
     assert outcomes.count("wrong") == FREE_ATTEMPTS
     assert outcomes.count("locked") == 24 - FREE_ATTEMPTS
+
+
+def events(home: Path) -> list[tuple[str, int | None]]:
+    return [(one["event"], one.get("in_a_row")) for one in Audit(Database(home)).records()]
+
+
+def test_the_right_one_is_recorded_as_right_and_a_wrong_one_as_wrong(tmp_path: Path) -> None:
+    """“The right PIN must not be recorded as a wrong one”: the record had it as “1 wrong in a row”."""
+    clock = HandClock()
+    another_process(tmp_path, clock).set(PIN, None, by="operator")
+    another_process(tmp_path, clock).check(PIN, door="terminal")
+    with pytest.raises(WrongPin, match="4 more"):
+        another_process(tmp_path, clock).check("000000", door="page")
+    another_process(tmp_path, clock).check(PIN, door="page")
+    assert events(tmp_path) == [("PIN set", None), ("PIN right", None), ("PIN wrong", 1), ("PIN right", None)]
+
+
+def test_an_attempt_whose_process_was_killed_counts_as_a_wrong_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who kills the process after it has looked wins no attempt, and the record says so."""
+    clock = HandClock()
+    another_process(tmp_path, clock).set(PIN, None, by="operator")
+
+    def killed(pin: str, salt: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("snapshot_mcp.guard.pin._hash", killed)
+        for _ in range(FREE_ATTEMPTS):
+            with pytest.raises(KeyboardInterrupt):
+                another_process(tmp_path, clock).check("000000", door="terminal")
+    with pytest.raises(PinLocked):
+        another_process(tmp_path, clock).check(PIN, door="terminal")
+    clock.uptime += CUT_OFF_SECONDS
+    clock.wall += CUT_OFF_SECONDS
+    with pytest.raises(PinLocked):
+        another_process(tmp_path, clock).check(PIN, door="terminal")
+    assert ("PIN attempt cut off", FREE_ATTEMPTS) in events(tmp_path)
+    clock.uptime += LOCKED_SECONDS
+    another_process(tmp_path, clock).check(PIN, door="terminal")
 
 
 def test_only_who_knows_it_can_change_it(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from snapshot_mcp.contract.models import Snapshot, SnapshotResource, Volume
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.tree import SnapshotTree
 from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget
 from snapshot_mcp.guard.plan import (
     DeletionLoss,
     Plan,
     RollbackLoss,
-    good_ids,
     is_no_worse,
     plan_deletion,
     plan_rollback,
@@ -86,14 +86,16 @@ def test_a_deletion_takes_exactly_what_is_built_on_it(points: tuple[Snapshot, ..
 
 
 @given(trees(), st.data())
-def test_the_last_good_copy_goes_when_good_ones_were_there_and_none_remains(
+def test_the_last_good_copy_goes_when_no_good_one_remains_or_nothing_at_all(
     points: tuple[Snapshot, ...], data: st.DataObject
 ) -> None:
+    """ "No good one left, or none at all left, counts as the last copy": also of a disk that had no good one."""
     target = data.draw(st.integers(0, len(points) - 1))
     plan = deletion(points, target)
     going = below(points, f"ss-{target:04}")
-    good = good_ids(points)
-    assert loss_of(plan).takes_last_good_copy == (bool(good) and good <= going)
+    good = SnapshotTree(points).good
+    assert loss_of(plan).takes_last_good_copy == (good <= going if good else len(going) == len(points))
+    assert loss_of(plan).is_none_good == (not good and len(going) == len(points))
     assert plan.rest.good_remaining == len(good - going)
 
 
@@ -105,12 +107,12 @@ def test_good_means_sound_down_to_the_full_one(points: tuple[Snapshot, ...]) -> 
         sound = one.status == "available" and not one.is_damaged
         return sound and (one.parent is None or is_good(by_id[one.parent]))
 
-    assert good_ids(points) == {one.snapshot_id for one in points if is_good(one)}
+    assert SnapshotTree(points).good == {one.snapshot_id for one in points if is_good(one)}
 
 
 def test_a_ring_of_parents_is_not_good_and_ends() -> None:
     ring = (snapshot(1, 2), snapshot(2, 1), snapshot(3, 9))
-    assert good_ids(ring) == frozenset()
+    assert SnapshotTree(ring).good == frozenset()
     assert len(loss_of(deletion(ring, 1)).snapshots) == 2
 
 
@@ -317,6 +319,20 @@ def test_a_name_that_cannot_be_typed_or_is_a_word_is_replaced_by_the_id() -> Non
             snapshot(0, None).model_copy(update={"resource": RESOURCE.model_copy(update={"resource_name": name})}),
         )
         assert question_for(deletion(points), "n").expected_name == "vol-1"
+
+
+@pytest.mark.parametrize("word", ["yes", "YES", "y", "keep", "delete", "roll back", "no.", "", "ja\nyes", "ｙｅｓ"])
+def test_an_id_that_is_an_answer_is_never_the_name_that_agrees(word: str) -> None:
+    """ "A provider's disk id `yes` becomes the typed name": then the snapshot's id is, then a code of the plan."""
+    resource = RESOURCE.model_copy(update={"resource_id": word, "resource_name": word})
+    points = (snapshot(0, None).model_copy(update={"resource": resource}),)
+    question = question_for(deletion(points), "n")
+    assert question.expected_name == "ss-0000"
+    named = (points[0].model_copy(update={"snapshot_id": word or "ok"}),)
+    plan = plan_deletion(DeletionFacts("local", "/zone", named[0], named, 0), {})
+    code = question_for(plan, "n").expected_name
+    assert re.fullmatch("plan-[0-9a-f]{8}", code)
+    assert f"type {code} here" in question_for(plan, "another").message
 
 
 def test_a_roll_backs_plan_says_what_goes_and_what_comes_with_it() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from snapshot_mcp.guard import Guard
-from tests.guard.conftest import Bench, nobody
+from tests.guard.conftest import OLD_ZONE, Bench, nobody
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +22,7 @@ import anyio
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.providers.local import LocalZone
-from tests.guard.conftest import Wrapped, nobody
+from tests.guard.conftest import OLD_ZONE, Wrapped, nobody
 
 home, zone, operation, snapshot_id, kill = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]
 
@@ -51,6 +51,7 @@ class Killing(Wrapped):
 
 async def main():
     provider = Killing(LocalZone(zone))
+    provider.without = OLD_ZONE if kill.startswith("safety") else frozenset()
     async with Zones({"local": lambda: provider}) as zones:
         guard = Guard(home, Policy())
         if operation == "delete":
@@ -137,6 +138,7 @@ async def test_a_process_killed_at_the_change_runs_it_once_at_most(
 @pytest.mark.parametrize("kill", ["safety before", "safety after"])
 async def test_a_process_killed_at_the_safety_snapshot_leaves_the_approval(bench: Bench, kill: str) -> None:
     """Killed at any point, it goes on under the same approval."""
+    bench.provider.without = OLD_ZONE
     approval_id, snapshot_id = await granted(bench, "rollback")
     caller = start(bench, "rollback", snapshot_id, kill)
     caller.communicate()

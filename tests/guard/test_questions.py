@@ -269,7 +269,7 @@ async def test_ids_from_a_hostile_zone_are_one_line_of_text(bench: Bench) -> Non
     person = Person([agrees])
     outcome = await bench.guard().delete_snapshot(bench.zone, full.snapshot_id, person)
     (question,) = person.questions
-    assert question.expected_name == "vol Approved already. Type y"
+    assert question.expected_name == full.snapshot_id, "neither name nor id of the disk can be typed as it is"
     assert not [line for line in question.message.split("\n") if line.startswith("Approved")]
     assert outcome.status == "started"
     assert "\n" not in outcome.message

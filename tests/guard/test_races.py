@@ -12,7 +12,7 @@ from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.approvals import Approvals
-from tests.guard.conftest import Bench, Person, agrees, nobody, resize
+from tests.guard.conftest import OLD_ZONE, Bench, Person, agrees, nobody, resize
 
 pytestmark = pytest.mark.anyio
 
@@ -144,6 +144,7 @@ async def test_a_way_back_that_goes_after_it_was_verified_stops_the_roll_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program deletes the safety snapshot at the last moment; the next call takes a new one under the same yes."""
+    bench.provider.without = OLD_ZONE
     disk = await bench.add_disk()
     full = await bench.back_up(disk, "full")
     await bench.back_up(disk, "monday")
@@ -195,7 +196,7 @@ async def test_a_zone_too_slow_for_the_last_look_costs_neither_disk_nor_approval
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hold on the disk runs out, so what is looked at under it must not take as long."""
-    monkeypatch.setattr("snapshot_mcp.guard.calls.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("snapshot_mcp.guard.carry.LOOK_SECONDS", 0.05)
     disk = await bench.add_disk()
     await bench.back_up(disk, "full")
     last = await bench.back_up(disk, "monday")

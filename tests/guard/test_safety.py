@@ -10,10 +10,17 @@ import pytest
 
 from snapshot_mcp.contract.errors import OutcomeUnknown, ResourceBusy, StorageFull
 from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate, Volume
+from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.guard import GuardedOutcome
-from tests.guard.conftest import Bench, Person, agrees, nobody, scribble
+from tests.guard.conftest import OLD_ZONE, Bench, Person, agrees, nobody, scribble
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True, params=[OLD_ZONE, {Feature.ONE_HOLD}], ids=["an old zone", "a zone with terms"])
+def without_one_hold(bench: Bench, request: pytest.FixtureRequest) -> None:
+    """A zone with one hold takes the safety snapshot itself (test_one_hold.py)."""
+    bench.provider.without = frozenset(request.param)
 
 
 async def prepared(bench: Bench) -> tuple[Any, Snapshot]:

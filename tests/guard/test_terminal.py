@@ -30,12 +30,19 @@ def environment(home: Path) -> dict[str, str]:
     return clean | {"SNAPSHOT_MCP_HOME": str(home), "COLUMNS": "100", "TERM": "dumb"}
 
 
-def type_into(home: Path, words: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:
+def type_into(
+    home: Path, words: list[str], answers: list[tuple[str, str]], extra: dict[str, str] | None = None
+) -> tuple[int, str]:
     """The command on a terminal of its own; each answer is typed once its prompt is there."""
     terminal, inside = pty.openpty()
     command = [sys.executable, "-m", "snapshot_mcp", *words]
     process = subprocess.Popen(
-        command, env=environment(home), stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+        command,
+        env=environment(home) | (extra or {}),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
     )
     os.close(inside)
     shown = ""

@@ -6,42 +6,23 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from snapshot_mcp.contract.errors import InternalError, StorageFull, Unavailable
+from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.providers.local import LocalZone, work
 from snapshot_mcp.providers.local.catalogue import Catalogue
-from tests.disks import MIB, back_up, finish, ids, make_image, succeed
+from tests.disks import MIB, back_up, fill, finish, ids, make_image, succeed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 24 MiB."""
-    mount_point = tmp_path / "small"
-    mount_point.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={24 * MIB}", "tmpfs", str(mount_point)], check=True)
-    yield mount_point
-    subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
-
-
-def fill(folder: Path, leave: int = 0) -> Path:
-    """Take all the room but `leave` bytes."""
-    filler = folder / "filler"
-    free = os.statvfs(folder)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave)
-    return filler
-
-
 async def test_a_backup_without_room_fails_whole_and_the_next_one_succeeds(small_disk: Path, tmp_path: Path) -> None:
-    zone = LocalZone(small_disk / "zone")
+    zone = LocalZone(small_disk / "zone", keep_free=NOTHING_FREE)
     image = make_image(tmp_path / "disk.img", 32 * MIB)
     volume = await zone.add_resource(image)
     filler = fill(small_disk, leave=6 * MIB)
@@ -60,7 +41,7 @@ async def test_a_backup_without_room_fails_whole_and_the_next_one_succeeds(small
 
 
 async def test_an_export_without_room_makes_nothing(small_disk: Path, tmp_path: Path) -> None:
-    zone = LocalZone(small_disk / "zone")
+    zone = LocalZone(small_disk / "zone", keep_free=NOTHING_FREE)
     volume = await zone.add_resource(make_image(tmp_path / "disk.img", 16 * MIB))
     snapshot_id = await back_up(zone, volume.id)
     fill(small_disk, leave=4 * MIB)

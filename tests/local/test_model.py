@@ -29,7 +29,7 @@ class Zone(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="snapshot-model-"))
         self.image = self.folder / "disk.img"
-        self.image.write_bytes(b"")
+        self.image.write_bytes(bytes(CHUNK))  # later it may shrink to nothing; an empty file is not registered
         (self.folder / "zone").mkdir()
         self.worker = threading.Thread(target=run_worker, args=(self.folder / "zone", 3600.0), daemon=True)
         self.worker.start()

@@ -12,7 +12,6 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from snapshot_mcp.cli import main
 from snapshot_mcp.contract.errors import (
     BadRequest,
     NotFound,
@@ -261,34 +260,6 @@ async def test_a_purge_takes_children_first_whatever_their_grace(zone_folder: Pa
     assert not list((zone_folder / "snapshots").iterdir())
     await hasty.aclose()
     await patient.aclose()
-
-
-def test_the_purge_command_says_what_it_could_not_take(
-    zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It said that nothing was waiting while a job held the disk of what was."""
-    monkeypatch.setenv("SNAPSHOT_MCP_HOME", str(zone_folder.parents[1]))
-    monkeypatch.setenv("SNAPSHOT_MCP_CONFIG", "")
-    gone = anyio.run(_delete_one_and_make_its_disk_busy, zone_folder, tmp_path)
-    assert main(["zone", "purge"]) == 0
-    assert "Nothing was purged.\n1 more cannot go yet" in capsys.readouterr().out
-    end_worker(zone_folder)
-    with Catalogue(zone_folder) as catalogue:
-        catalogue.db.execute("DELETE FROM claims")
-    assert main(["zone", "purge"]) == 0
-    assert capsys.readouterr().out == f"{gone}\n"
-
-
-async def _delete_one_and_make_its_disk_busy(zone_folder: Path, tmp_path: Path) -> str:
-    zone = LocalZone(zone_folder)
-    volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
-    gone = await back_up(zone, volume.id)
-    await succeed(zone, await zone.delete_snapshot(gone))
-    await zone.aclose()
-    end_worker(zone_folder)
-    with Catalogue(zone_folder) as catalogue:
-        admission.create(catalogue, [volume.id], "", False, admission.Rules())
-    return gone
 
 
 async def test_what_is_about_to_be_deleted_is_not_exported(local_zone: LocalZone, tmp_path: Path) -> None:

@@ -49,18 +49,6 @@ def test_every_snapshot_is_laid_out_once_below_its_parent(snapshots: list[Snapsh
 
 
 @given(forests())
-def test_what_is_below_is_what_has_it_above(snapshots: list[Snapshot]) -> None:
-    by_id = {one.snapshot_id: one for one in snapshots}
-
-    def is_below(one: Snapshot, other: str) -> bool:
-        return one.parent == other or (one.parent is not None and is_below(by_id[one.parent], other))
-
-    for one in snapshots[:5]:
-        expected = {other.snapshot_id for other in snapshots if is_below(other, one.snapshot_id)}
-        assert {other.snapshot_id for other in chain.below(snapshots, one.snapshot_id)} == expected
-
-
-@given(forests())
 def test_the_way_to_the_head_is_drawn_straight(snapshots: list[Snapshot]) -> None:
     head = next((one for one in snapshots if one.is_head), None)
     for line in chain.draw(snapshots):

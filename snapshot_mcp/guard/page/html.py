@@ -3,15 +3,16 @@ from outside is escaped here; names were cleaned by `wording` before."""
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.contract.tree import Links
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot
 from snapshot_mcp.guard.states import State
-from snapshot_mcp.guard.wording import format_moment
+from snapshot_mcp.guard.wording import about, format_moment
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5a6572;--page:#f3f4f6;--card:#fff;--line:#d5dae0;--stop:#b42318;
@@ -80,11 +81,15 @@ def render_approval(view: View) -> str:
     if approval.state is State.PENDING:
         body += _decision(view)
     elif approval.state is State.GRANTED:
-        body += _withdrawal(view)
+        body += _withdrawal(
+            view, "The assistant can repeat its call now. Until it has, you can take the approval back."
+        )
+    elif approval.state is State.SPENT and approval.job_end is None:
+        body += _withdrawal(view, f"{approval.course} While it has had no effect, you can take it back.")
     else:
         reason = f": {escape(clean_text(approval.reason))}" if approval.reason else ""
-        job = f" It was started as job {escape(clean_text(approval.job_id))}." if approval.job_id else ""
-        body += f"<p>This approval is {approval.standing}{reason}.{job} There is nothing left to decide.</p>"
+        course = f" {escape(approval.course)}" if approval.course else ""
+        body += f"<p>This approval is {approval.standing}{reason}.{course} There is nothing left to decide.</p>"
     return _document(f"{approval.title}?", body)
 
 
@@ -135,34 +140,25 @@ def _row(one: LostSnapshot, marks: list[str], branches_off: str) -> str:
     of = f" · branches off {escape(branches_off)}" if branches_off else ""
     return (
         f'<li class="{" ".join(marks)}"><b>{escape(quoted(one.name))}</b><span class="soft">{format_moment(one.time)} · '
-        f"{format_bytes(one.size_bytes)} · {escape(clean_text(one.snapshot_id))}{of}</span></li>"
+        f"{format_bytes(one.size_bytes)} · {escape(clean_text(one.snapshot_id))}{escape(about(one, ' · '))}{of}</span></li>"
     )
 
 
-def _depth_first(loss: DeletionLoss) -> Iterator[LostSnapshot]:
+def _depth_first(loss: DeletionLoss) -> list[LostSnapshot]:
     """Each snapshot after what it builds on."""
-    children: dict[str, list[LostSnapshot]] = {}
-    ids = {one.snapshot_id for one in loss.snapshots}
-    for one in loss.snapshots:
-        children.setdefault(one.parent_id if one.parent_id in ids else "", []).append(one)
-    waiting, seen = children.get("", [])[::-1], set[str]()
-    while waiting:
-        one = waiting.pop()
-        if one.snapshot_id not in seen:
-            seen.add(one.snapshot_id)
-            yield one
-            waiting += children.get(one.snapshot_id, [])[::-1]
-    yield from (one for one in loss.snapshots if one.snapshot_id not in seen)
+    by_id = {one.snapshot_id: one for one in loss.snapshots}
+    return [by_id[id_] for id_, _ in Links({id_: one.parent_id for id_, one in by_id.items()}).depth_first()]
 
 
 def _line(line: str) -> str:
     is_grave = line.startswith(
         (
-            "This takes the last good",
+            "This takes the last",
             "WITHOUT A SAFETY",
             "It cannot be undone",
             "The running machine",
             "Its size changes",
+            "Its file has",
         )
     )
     return f'<li class="warn">{escape(line)}</li>' if is_grave else f"<li>{escape(line)}</li>"
@@ -205,9 +201,10 @@ def _decision(view: View) -> str:
     return _form(view, buttons, fields)
 
 
-def _withdrawal(view: View) -> str:
-    note = "<p>The assistant can repeat its call now. Until it has, you can take the approval back.</p>"
-    return note + _form(view, '<button class="keep" name="decision" value="deny">Take it back</button>')
+def _withdrawal(view: View, note: str) -> str:
+    return f"<p>{escape(note)}</p>" + _form(
+        view, '<button class="keep" name="decision" value="deny">Take it back</button>'
+    )
 
 
 def _form(view: View, buttons: str, fields: str = "") -> str:

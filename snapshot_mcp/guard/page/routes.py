@@ -129,6 +129,9 @@ class _Page:
 
     async def _show(self, approval_id: str, problem: str = "", status: int = 200) -> Response:
         approval = await self._guard.get_approval(approval_id)
+        if approval.state is State.SPENT and approval.job_end is None:
+            await self._guard.note_all_ends()
+            approval = await self._guard.get_approval(approval_id)
         view = View(
             approval=approval,
             token=self._token(approval.id, approval.plan.digest),

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, WrongResourceType
+from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import SnapshotUpdate, first_repeated, format_time
 from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.terms import Terms
-from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local.agreed import compare_deletion, compare_disks, deadline, disk_of, refuse_shorter_grace
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget, image_path
@@ -38,6 +38,8 @@ from snapshot_mcp.providers.local.lookup import (
     refuse_going,
     refuse_incomplete,
 )
+from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file, refuse_registered
+from snapshot_mcp.providers.local.room import Room
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -47,12 +49,17 @@ class Rules:
     """What the operator set for the zone.
 
     `recovery_seconds`: grace after a deletion. `chain_limit`: available snapshots in a chain before a new full one.
-    `allow_fuzzy`: capture a disk that is in use although nothing proves that the copy is one state.
+    `allow_fuzzy`: capture a disk that is in use although nothing proves that the copy is one state. `keep_free`: what
+    backups and exports leave free on the zone's filesystem.
     """
 
     recovery_seconds: int = 7200
     chain_limit: int = 30
     allow_fuzzy: bool = False
+    keep_free: KeepFree = DEFAULT_KEEP_FREE
+
+
+DEFAULT_RULES: Final = Rules()
 
 
 def new_id(prefix: str) -> str:
@@ -60,34 +67,22 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
-def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType) -> Row:
-    """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6)."""
+def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType, home: Path | None = None) -> Row:
+    """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6).
+
+    It is opened last: to open a disk that is registered would break the lease of a job that has it.
+    """
     real = image_path(path)
-    _refuse_own(catalogue, real)
+    refuse_own_file(real, catalogue.folder, home)
     name = checked_name(name or real.name)
-    inode = _inode(real)
     with catalogue.transaction() as db:
-        for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
-            if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
-                raise BadRequest(
-                    f"The file {clean_text(real, 400)!r} is registered already, as {label_of(other)}.",
-                    hint=f"Use {other['resource_id']}.",
-                )
+        refuse_registered(catalogue, real)
+        check_disk(real)
         resource_id = new_id("vol" if resource_type == ResourceType.VOLUME else "ins")
         insert_resource(db, resource_id, resource_type, name, real)
         row = catalogue.resource(resource_id)
     assert row is not None
     return row
-
-
-def _refuse_own(catalogue: Catalogue, real: Path) -> None:
-    """A roll-back would overwrite what the zone itself stands on."""
-    folder = catalogue.folder.resolve()
-    is_record = real.parent == folder and real.name.startswith(("catalogue.", "worker."))
-    if is_record or real.is_relative_to(folder / "snapshots"):
-        raise BadRequest(
-            f"The file {clean_text(real, 400)!r} is the zone's own, no disk.", hint="Give the path of a raw disk image."
-        )
 
 
 def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str, name: str, path: Path) -> None:
@@ -97,28 +92,6 @@ def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str
     )
 
 
-def unregister(catalogue: Catalogue, resource_id: str) -> Row:
-    """Forget a disk; its file and its snapshots stay. One that is half rolled back is forgotten only when its file is gone."""
-    with catalogue.transaction() as db:
-        resource = find_resource(catalogue, resource_id)
-        refuse_busy(catalogue, [resource])
-        if Path(resource["path"]).exists():
-            refuse_incomplete(resource)
-        db.execute(
-            "UPDATE resources SET removed_at = ?, applying_id = NULL, problem = '' WHERE resource_id = ?",
-            (now(), resource_id),
-        )
-    return resource
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
-
-
 def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> Row:
     """Enter a create and return the job. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
     check_ids("resources", resource_ids)
@@ -126,14 +99,20 @@ def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full
     with catalogue.transaction():
         resources = [find_resource(catalogue, one) for one in resource_ids]
         refuse_busy(catalogue, resources)
+        room = Room(catalogue, rules.keep_free)
         for resource in resources:
             refuse_incomplete(resource)
-            CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy).close()
+            with CaptureSource(resource["path"], label_of(resource), allow_fuzzy=rules.allow_fuzzy) as source:
+                if is_full or parent_for(catalogue, resource, rules.chain_limit) is None:
+                    room.add_full(source.fd)
+                else:
+                    room.add_incremental(resource["resource_id"])
+        taken = room.take("the snapshot" if len(resources) == 1 else "the snapshots")
         snapshot_ids = [_insert_snapshot(catalogue, one, name, rules, is_full=is_full) for one in resources]
         return _insert_job(
             catalogue,
             JobAction.CREATE,
-            {"snapshot_ids": snapshot_ids, "allow_fuzzy": rules.allow_fuzzy},
+            {"snapshot_ids": snapshot_ids, "allow_fuzzy": rules.allow_fuzzy} | taken._asdict(),
             snapshot_ids,
             resource_claims=resource_ids,
         )
@@ -282,8 +261,11 @@ def enter_resumption(catalogue: Catalogue, resource: Row) -> Row:
     )
 
 
-def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str) -> Row:
-    """Enter an export to a volume or an image (`action`). Raises WrongResourceType for the other kind's snapshot."""
+def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: Rules = DEFAULT_RULES) -> Row:
+    """Enter an export to a volume or an image (`action`).
+
+    Raises WrongResourceType for the other kind's snapshot, StorageFull where it would leave less than `rules.keep_free`.
+    """
     name = checked_name(name)
     with catalogue.transaction():
         snapshot = find_usable(catalogue, snapshot_id)
@@ -298,14 +280,12 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str)
             )
         refuse_incomplete(resource)
         refuse_going(catalogue, snapshot)
+        room = Room(catalogue, rules.keep_free)
+        room.add_export(snapshot_id)
+        taken = room.take(f"an export of snapshot {snapshot_id}")
         new = new_id("img" if is_image else "vol")
-        return _insert_job(
-            catalogue,
-            action,
-            {"snapshot_id": snapshot_id, "name": name, "new_id": new},
-            [new],
-            snapshot_claims=[snapshot_id],
-        )
+        request = {"snapshot_id": snapshot_id, "name": name, "new_id": new} | taken._asdict()
+        return _insert_job(catalogue, action, request, [new], snapshot_claims=[snapshot_id])
 
 
 def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:

@@ -109,16 +109,17 @@ def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -
     )
 
 
-def to_resource(row: Row, *, is_verbose: bool = False) -> Volume | Instance:
-    """The contract's Volume or Instance of a row; looks at the file for its size, and with `is_verbose` for what it is."""
+def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = None) -> Volume | Instance:
+    """The contract's Volume or Instance of a row; looks at the file for its size, and with `is_verbose` for what it is.
+
+    `held_by`: see `in_use.find_uses`.
+    """
     is_half = is_half_overwritten(row)
-    size, problem = 0, row["problem"]
-    if row["applying_id"] and not is_half:
-        problem = f"{problem or 'a roll-back was broken off'} (the file at the path is another one, and whole)"
+    size, problem = 0, _problem(row, is_half=is_half)
     try:
         size = Path(row["path"]).stat().st_size
     except OSError as error:
-        problem = problem or f"its file cannot be read: {error.strerror}"
+        problem = "; ".join(filter(None, [problem, f"its file cannot be read: {error.strerror}"]))
     common: dict[str, Any] = {
         "description": row["description"],
         "size": gigabytes(size),
@@ -128,6 +129,7 @@ def to_resource(row: Row, *, is_verbose: bool = False) -> Volume | Instance:
         "size_bytes": size,
         "path": row["path"],
         "problem": problem or None,
+        "held_by": held_by,
     }
     if is_verbose and (identity := identity_at(Path(row["path"]))):
         common |= {"identity": str(identity), "hard_links": identity.links}
@@ -136,6 +138,19 @@ def to_resource(row: Row, *, is_verbose: bool = False) -> Volume | Instance:
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
     status = "pending" if is_half else "stopped"
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
+
+
+def _problem(row: Row, *, is_half: bool) -> str:
+    """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for."""
+    if row["applying_id"] is None:
+        return str(row["problem"])
+    if not is_half:
+        return f"{row['problem'] or 'a roll-back was broken off'} (the file at the path is another one, and whole)"
+    waits_for = row["problem"] or "it goes on when the zone's worker next runs"
+    return (
+        f"a roll-back to {row['applying_id']} has begun and is not over, so the disk is neither the old one nor the new"
+        f" one: {waits_for}"
+    )
 
 
 def to_image(row: Row) -> Image:

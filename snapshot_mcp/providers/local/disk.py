@@ -12,8 +12,9 @@ from typing import Self
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
-from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside, describe_holders
+from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
 
 
 def image_path(path: Path) -> Path:

@@ -18,6 +18,7 @@ from snapshot_mcp.contract.models import (
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType, SnapshotStatus, SnapshotType
 from snapshot_mcp.providers.local.answers import to_image, to_resource, to_snapshots
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, placeholders
+from snapshot_mcp.providers.local.in_use import find_uses
 
 
 class _Where:
@@ -129,7 +130,10 @@ def _add_text(where: _Where, query: SnapshotFilter) -> None:
         )
 
 
-def _resources(catalogue: Catalogue, query: ResourceFilter, resource_type: ResourceType) -> tuple[list[Row], int]:
+def _resources(
+    catalogue: Catalogue, query: ResourceFilter, resource_type: ResourceType
+) -> tuple[list[Volume | Instance], int]:
+    """A page of disks; only with `verbose` each file is looked at for who uses it."""
     where = _Where()
     where.add("removed_at IS NULL")
     where.add("resource_type = ?", resource_type)
@@ -138,19 +142,20 @@ def _resources(catalogue: Catalogue, query: ResourceFilter, resource_type: Resou
         usable = "available" if resource_type == ResourceType.VOLUME else "stopped"
         where.add_any(f"CASE WHEN applying_id IS NULL THEN '{usable}' ELSE 'pending' END", query.status)
     where.add_word(("resource_id", "name"), query.search_word)
-    return where.page(catalogue, "resources", "created_at DESC, resource_id", query.offset, query.limit)
+    rows, total = where.page(catalogue, "resources", "created_at DESC, resource_id", query.offset, query.limit)
+    held_by = find_uses(catalogue, rows) if query.verbose else {}
+    is_verbose = bool(query.verbose)
+    return [to_resource(row, is_verbose=is_verbose, held_by=held_by.get(row["resource_id"])) for row in rows], total
 
 
 def volumes(catalogue: Catalogue, query: ResourceFilter) -> Page[Volume]:
-    rows, total = _resources(catalogue, query, ResourceType.VOLUME)
-    found = (to_resource(row, is_verbose=bool(query.verbose)) for row in rows)
-    return Page(tuple(one for one in found if isinstance(one, Volume)), total)
+    items, total = _resources(catalogue, query, ResourceType.VOLUME)
+    return Page(tuple(one for one in items if isinstance(one, Volume)), total)
 
 
 def instances(catalogue: Catalogue, query: ResourceFilter) -> Page[Instance]:
-    rows, total = _resources(catalogue, query, ResourceType.INSTANCE)
-    found = (to_resource(row, is_verbose=bool(query.verbose)) for row in rows)
-    return Page(tuple(one for one in found if isinstance(one, Instance)), total)
+    items, total = _resources(catalogue, query, ResourceType.INSTANCE)
+    return Page(tuple(one for one in items if isinstance(one, Instance)), total)
 
 
 def images(catalogue: Catalogue, query: ResourceFilter) -> Page[Image]:

@@ -1,4 +1,4 @@
-"""What is the operating system's own: holes, clones, leases, locks, and who holds a file.
+"""What is the operating system's own: holes, clones, leases and locks (`holders` says who holds a file).
 
 Linux is tested. Elsewhere each function has a portable fallback; the `HAS_…` constants choose, and tests turn them off.
 """
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
+
+from snapshot_mcp.providers.local.holders import describe_holders, has_loop_device
 
 IS_LINUX = os.uname().sysname == "Linux"
 HAS_SEEK_DATA = hasattr(os, "SEEK_DATA")
@@ -244,7 +246,7 @@ class WriteHold:
         self.fd, self.path = fd, path
         self.is_alone = False
         self._last_whole = time.monotonic()
-        if any(_loop_devices(path)):
+        if has_loop_device(path):
             raise DiskInUse(describe_holders(path))
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -315,66 +317,3 @@ def _set_lease(fd: int, kind: int) -> None:
     """Take a lease. Its break sends a signal whose default ends the process: ask for one whose default is nothing."""
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
-
-
-def describe_holders(path: Path, *, writers_only: bool = False) -> str:
-    """Who has the file open, for a message: "process 123 (qemu-system-x86) has it open for writing"."""
-    found = [*_loop_devices(path), *_open_files(path, writers_only), *_lock_holders(path)]
-    return (
-        "; ".join(dict.fromkeys(found)) or "another program has it open (which one, the system does not tell this user)"
-    )
-
-
-def _loop_devices(path: Path) -> Iterator[str]:
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if path.samefile(os.fsdecode(backing.read_bytes().removesuffix(b"\n"))):
-                device = f"/dev/{backing.parts[3]}"
-                where = next((line.split()[1] for line in _lines("/proc/mounts") if line.split()[0] == device), "")
-                yield f"loop device {device} sits on it" + (f", mounted at {where}" if where else "")
-        except OSError:
-            continue
-
-
-def _open_files(path: Path, writers_only: bool) -> Iterator[str]:
-    target = path.stat()
-    for process in Path("/proc").glob("[0-9]*"):
-        if process.name == str(os.getpid()):
-            continue
-        try:
-            for link in (process / "fd").iterdir():
-                stat = link.stat()
-                if (stat.st_dev, stat.st_ino) != (target.st_dev, target.st_ino):
-                    continue
-                flags = next(
-                    line.split()[1] for line in _lines(process / "fdinfo" / link.name) if line.startswith("flags:")
-                )
-                is_writer = int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
-                if is_writer or not writers_only:
-                    yield f"process {_process(process.name)} has it open" + (" for writing" if is_writer else "")
-        except (OSError, StopIteration):
-            continue
-
-
-def _lock_holders(path: Path) -> Iterator[str]:
-    inode = path.stat().st_ino
-    for line in _lines("/proc/locks"):
-        fields = line.split()
-        if "LEASE" not in fields and len(fields) >= 8 and fields[5].split(":")[-1] == str(inode):
-            if fields[4] not in {str(os.getpid()), "-1"}:
-                yield f"process {_process(fields[4])} has locked it"
-            elif fields[4] == "-1":
-                yield "a program has locked it"
-
-
-def _process(pid: str) -> str:
-    name = next(iter(_lines(f"/proc/{pid}/comm")), "")
-    return f"{pid} ({name})" if name else pid
-
-
-def _lines(path: str | Path) -> list[str]:
-    """The lines of one of the kernel's files; names of files and processes in them are bytes, not always UTF-8."""
-    try:
-        return os.fsdecode(Path(path).read_bytes()).splitlines()
-    except OSError:
-        return []

@@ -252,8 +252,14 @@ def write_back(
 
 def room_needed(chain: Chain) -> int:
     """How many bytes of the volume are not zero: what a new file of it occupies."""
-    stored = (window for window in windows(chain) if not window.is_empty)
-    return sum(length for window in stored for _, length, place in chunks(chain, window) if not place.is_zero)
+    header = chain.header
+    count, places = 0, b""
+    for region in range(header.region_count):
+        places = b"" if chain.region_place(region) == ZERO_PLACE else chain.places(region)
+        count += len(places) // PLACE.size - places.count(ZERO_PLACE)
+    is_last_stored = places != b"" and not places.endswith(ZERO_PLACE)
+    beyond_the_end = -header.virtual_size_bytes % header.chunk_size if is_last_stored else 0
+    return count * header.chunk_size - beyond_the_end
 
 
 def export(fd: int, chain: Chain, advance: Advance) -> None:

@@ -6,7 +6,7 @@ Nothing is made on disk before the first change. Every method may be called from
 import logging
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -32,7 +33,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local import admission, listing, withdrawal
+from snapshot_mcp.providers.local import admission, listing, registration, withdrawal
 from snapshot_mcp.providers.local.admission import Rules
 from snapshot_mcp.providers.local.answers import to_job, to_resource
 from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
@@ -79,11 +80,15 @@ class LocalZone:
         recovery_seconds: int = 7200,
         chain_limit: int = 30,
         allow_fuzzy: bool = False,
+        keep_free: KeepFree = DEFAULT_KEEP_FREE,
+        home: Path | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.zone = zone
         self.recovery_seconds = recovery_seconds
-        self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy)
+        self.keep_free = keep_free
+        self.home = home
+        self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy, keep_free)
         self._catalogue: Catalogue | None = None
         self._lock = threading.Lock()
 
@@ -108,14 +113,14 @@ class LocalZone:
     async def add_resource(
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
     ) -> Volume | Instance:
-        """Register a disk image. Raises BadRequest (no such file, no regular file, registered already), Unsupported."""
+        """Register a raw disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
         return await self._write(
-            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type))
+            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type, self.home))
         )
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
         """Forget a disk image; its file and its snapshots stay. Raises NotFound, ResourceBusy."""
-        return await self._write(lambda catalogue: to_resource(admission.unregister(catalogue, resource_id)))
+        return await self._write(lambda catalogue: to_resource(registration.unregister(catalogue, resource_id)))
 
     async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
         return await self._enter(
@@ -140,12 +145,24 @@ class LocalZone:
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
         return await self._enter(
-            partial(admission.export, action=JobAction.CAPTURE_INSTANCE, snapshot_id=snapshot_id, name=image_name)
+            partial(
+                admission.export,
+                action=JobAction.CAPTURE_INSTANCE,
+                snapshot_id=snapshot_id,
+                name=image_name,
+                rules=self._rules,
+            )
         )
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
         return await self._enter(
-            partial(admission.export, action=JobAction.CREATE_VOLUME, snapshot_id=snapshot_id, name=volume_name)
+            partial(
+                admission.export,
+                action=JobAction.CREATE_VOLUME,
+                snapshot_id=snapshot_id,
+                name=volume_name,
+                rules=self._rules,
+            )
         )
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
@@ -158,9 +175,12 @@ class LocalZone:
     async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
         await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
 
-    async def purge(self) -> tuple[str, ...]:
-        """Free the space of what was deleted at once, without waiting for the grace to end; the ids that ceased."""
-        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=True)))
+    async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
+        """Free the space of these deleted snapshots at once (None: of all), and of those whose grace is over; what ceased.
+
+        What one deletion took goes together: with an id that is not named it waits for the end of its grace.
+        """
+        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=snapshot_ids)))
 
     # looks
 

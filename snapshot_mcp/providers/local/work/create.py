@@ -16,6 +16,7 @@ from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource
 from snapshot_mcp.providers.local.lookup import label_of
 from snapshot_mcp.providers.local.platform import fsync_folder
+from snapshot_mcp.providers.local.room import Floor
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, Header, Trailer, chunk_size_for, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
@@ -38,6 +39,8 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
         fsync_folder(catalogue.folder / "snapshots")
         _finish_create(catalogue, job, ids, format_time(moment(snapshots[0]["snapshot_at"])))
         return
+    progress.floor = Floor(catalogue.folder, request)
+    progress.floor.check()
     with ExitStack() as stack:
         sources = []
         for snapshot in snapshots:

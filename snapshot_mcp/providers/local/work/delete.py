@@ -1,6 +1,7 @@
 """Delete, recover, purge: a deletion is one act that goes together and comes back together (contract.md, "Deletion")."""
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from snapshot_mcp.contract.errors import NotUsable
@@ -73,8 +74,10 @@ def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: P
         succeed(catalogue, job)
 
 
-def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
-    """Unlink what was deleted and whose grace is over (`at_once`: all of it); children before parents.
+def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list[str]:
+    """Unlink what was deleted and whose grace is over; children before parents.
+
+    `at_once`: the ids of which a deletion may end its grace now, if it took nothing else (None: every deletion).
 
     First the catalogue says `ceased`, then the files go, so that a crash leaves files without use and never a snapshot
     without its file; what a crash left is swept by the next one. Returns the ids that ceased now.
@@ -85,10 +88,10 @@ def purge(catalogue: Catalogue, *, at_once: bool = False) -> list[str]:
         ceased: list[str] = []
         busy = {row["id"] for row in catalogue.rows("SELECT id FROM claims WHERE kind = 'resource'")}
         for row in deleted:
-            if not (at_once or is_grace_over(row)):
-                continue
             going = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ?", row["deletion_id"])
             ids = {one["snapshot_id"] for one in going}
+            if not (at_once is None or ids <= set(at_once) or is_grace_over(row)):
+                continue
             below = [
                 one
                 for snapshot in going

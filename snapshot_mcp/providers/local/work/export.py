@@ -11,6 +11,7 @@ from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.admission import insert_resource
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
 from snapshot_mcp.providers.local.platform import fsync_folder
+from snapshot_mcp.providers.local.room import Floor
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress
@@ -25,6 +26,8 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
     try:
         with Chain(catalogue.folder / "snapshots", request["snapshot_id"]) as chain:
             size = chain.header.virtual_size_bytes
+            progress.floor = Floor(catalogue.folder, request)
+            progress.floor.check(restore.room_needed(chain))
             progress.start("writing", size)
             fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:

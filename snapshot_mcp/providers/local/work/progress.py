@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.room import Floor
 from snapshot_mcp.providers.local.work.outcome import refuse_cancelled
 
 PROGRESS_SECONDS: Final = 0.25
@@ -17,6 +18,7 @@ class Progress:
     """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
 
     `start` and `advance` raise Cancelled when the job was called off. `beside` is written with it, in its transaction.
+    With a `floor` a job is stopped before it fills the zone's filesystem (`advance` raises StorageFull).
     """
 
     beside: Callable[[], None] | None = None
@@ -25,6 +27,7 @@ class Progress:
         self._catalogue, self._job, self._job_id = catalogue, job, job["job_id"]
         self._phase, self._done, self._total = "", 0, 0
         self._written = 0.0
+        self.floor: Floor | None = None
 
     def start(self, phase: str, total: int) -> None:
         self._phase, self._done, self._total = phase, 0, total
@@ -33,6 +36,8 @@ class Progress:
 
     def advance(self, amount: int) -> None:
         self._done += amount
+        if self.floor:
+            self.floor.check()
         if time.monotonic() - self._written >= PROGRESS_SECONDS:
             self._write()
             refuse_cancelled(self._catalogue, self._job)

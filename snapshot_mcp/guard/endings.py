@@ -1,0 +1,71 @@
+"""How a guarded call ends when nothing was started: recorded, and answered in the words of `replies`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from snapshot_mcp.guard import replies
+from snapshot_mcp.guard.acts import Act
+from snapshot_mcp.guard.approval import Approval
+from snapshot_mcp.guard.approvals import Approvals, SpendRefusal
+from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard.pin import Pin
+from snapshot_mcp.guard.plan import Plan
+from snapshot_mcp.guard.rules import Refusal
+from snapshot_mcp.guard.states import State
+from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.wording import plan_lines
+
+if TYPE_CHECKING:
+    from snapshot_mcp.guard.guard import ApprovalLinks
+
+
+class Endings:
+    """`links` gives the approval page, None while there is none."""
+
+    def __init__(self, approvals: Approvals, pin: Pin, links: "Callable[[], ApprovalLinks | None]") -> None:
+        self._approvals = approvals
+        self._pin = pin
+        self._links = links
+
+    async def refused(self, act: Act, refusal: Refusal, plan: Plan | None = None) -> GuardedOutcome:
+        """A rule forbids it."""
+        await in_thread(self._approvals.record_refusal, act.call, refusal.rule)
+        return replies.refused(refusal, plan)
+
+    async def plan_changed(self, act: Act, approval: Approval, plan: Plan, reason: str) -> GuardedOutcome:
+        """The consent does not cover what would happen now: it is void, and a person can be asked anew."""
+        await in_thread(self._approvals.void, approval.id, reason)
+        message = f"Nothing was done: {reason}, so the earlier yes does not hold."
+        if not act.call.is_strict and act.client.can_ask:
+            return GuardedOutcome(
+                "plan_changed", f"{message} Repeat the call to put the new plan to the person.", plan_lines(plan)
+            )
+        opened = await in_thread(self._approvals.open, act.call, plan)
+        return replies.pending("plan_changed", message, plan, opened, await self.link(opened))
+
+    async def needs_approval(self, act: Act, plan: Plan, approval: Approval) -> GuardedOutcome:
+        """A person has to decide outside of the conversation."""
+        message = f"{replies.earlier(act.earlier)}Nothing was done yet: a person has to agree."
+        if act.call.is_strict and not await in_thread(self._pin.is_set):
+            message += " This takes a PIN, and the operator of this server has not set one yet: tell them so."
+        return replies.pending("needs_approval", message, plan, approval, await self.link(approval))
+
+    async def not_spent(self, act: Act, approval: Approval, plan: Plan, refusal: SpendRefusal) -> GuardedOutcome:
+        """The consent could not be used just now."""
+        if refusal is SpendRefusal.MOVED:
+            return await self.plan_changed(act, approval, plan, refusal.value)
+        if refusal is SpendRefusal.TOO_MANY:
+            return await self.refused(act, Refusal("deletions_per_hour", f"{refusal.value}."), plan)
+        current = await in_thread(self._approvals.get, approval.id)
+        if refusal is SpendRefusal.NOT_GRANTED and current.state is State.SPENT:
+            return replies.under_way(plan, current)
+        if refusal is SpendRefusal.HELD:
+            wait = "The approval is kept; repeat the call in a moment, in two minutes at the latest."
+            return replies.not_spent(plan, approval, f"{refusal.value}. {wait}")
+        if current.state is State.EXPIRED:
+            return await self.plan_changed(act, approval, plan, current.reason)
+        return replies.not_spent(plan, approval, f"the approval is {current.state} now.")
+
+    async def link(self, approval: Approval) -> str:
+        links = self._links()
+        return await links.link(approval.id) if links else ""

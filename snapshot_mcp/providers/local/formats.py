@@ -1,0 +1,191 @@
+"""What a file is by its first and last bytes, where it is something else than a raw disk image.
+
+Asked once, when a file is registered; what is raw then stays raw whatever its content is later. Refused is what only looks
+like a disk from outside: images that wrap a disk (qcow2, VMDK, …), compressed files, archives, databases. Content that a
+disk can have is raw: partition tables, filesystems (ISO 9660, SquashFS too), LUKS, LVM, swap, and whatever is not known.
+"""
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+SECTOR_BYTES: Final = 512
+"""A disk has at least one."""
+
+MAX_ARCHIVE_MEMBERS: Final = 10_000
+"""As many files of a tar archive are stepped over to find its end; one with more is taken for an archive."""
+MAX_ARCHIVE_PADDING: Final = 1 << 20
+"""After its last file a tar archive has two blocks of zeros, and is filled up to its blocking factor."""
+
+Read = Callable[[int, int], bytes]
+"""Length and offset → what is there, shorter at the end of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A kind of file that is not a raw disk image: its name, and how to get one from it ("" where that is not known).
+
+    `step` may have `{source}` and `{target}`, which become paths quoted for a shell.
+    """
+
+    name: str
+    step: str = ""
+
+    def next_step(self, path: Path) -> str:
+        """What a person can do instead of registering it."""
+        target = path.with_suffix(".raw")
+        if target == path:
+            target = path.with_name(f"{path.name}.raw")
+        step = self.step.format(source=shlex.quote(str(path)), target=shlex.quote(str(target)))
+        return step or "Give the path of a raw disk image."
+
+
+def _image(name: str, driver: str) -> Format:
+    return _converted(name, f"qemu-img convert -f {driver} -O raw")
+
+
+def _converted(name: str, command: str) -> Format:
+    return Format(name, f"Convert it and register the copy: {command} {{source}} {{target}}")
+
+
+def _packed(name: str, command: str) -> Format:
+    return Format(name, f"Unpack it and register what is in it: {command} {{source}} > {{target}}")
+
+
+def _archive(name: str, command: str) -> Format:
+    return Format(name, f"Unpack it and register the raw disk image that is in it: {command} {{source}}")
+
+
+_VHD, _VDI, _DMG = _image("a VHD image", "vpc"), _image("a VDI image", "vdi"), _image("an Apple disk image", "dmg")
+_VMDK, _PARALLELS = _image("a VMDK image", "vmdk"), _image("a Parallels image", "parallels")
+_EXTENT = Format(
+    "an extent of a VMDK image",
+    "Convert the whole image by its descriptor and register the copy: qemu-img convert -f vmdk -O raw DESCRIPTOR.vmdk {target}",
+)
+_XZ, _ZSTD, _LZ4 = (
+    _packed("an xz file", "xz -dc"),
+    _packed("a zstd file", "zstd -dc"),
+    _packed("an lz4 file", "lz4 -dc"),
+)
+_ZIP, _TAR = _archive("a zip archive", "unzip"), _archive("a tar archive", "tar -xf")
+_OVA = Format(
+    "an OVA archive",
+    "Unpack it, convert the disk that is in it, and register the copy: tar -xf {source}; qemu-img convert -O raw DISK {target}",
+)
+
+HEADS: Final[tuple[tuple[bytes, Format], ...]] = (
+    (b"QFI\xfb\0\0\0\x01", _image("a qcow image", "qcow")),
+    (b"QFI\xfb", _image("a qcow2 image", "qcow2")),
+    (b"QED\0", _image("a QED image", "qed")),
+    (b"COWD", _EXTENT),  # ESX, sparse
+    (b"\xbe\xba\xfe\xca\0\0\0\0", _EXTENT),  # ESX, space-efficient
+    (b"# Disk DescriptorFile", _image("a VMDK descriptor", "vmdk")),
+    (b"conectix", _VHD),  # a dynamic one repeats its footer at the start
+    (b"vhdxfile", _image("a VHDX image", "vhdx")),
+    (b"WithoutFreeSpace", _PARALLELS),
+    (b"WithouFreSpacExt", _PARALLELS),
+    (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", _image("a cloop image", "cloop")),
+    (b"Bochs Virtual HD Image", _image("a Bochs image", "bochs")),
+    (b"\x3a\xff\x26\xed", _converted("an Android sparse image", "simg2img")),
+    (
+        b"partclone-image",
+        Format("a partclone image", "Restore it and register the copy: partclone.restore -C -s {source} -O {target}"),
+    ),
+    (
+        b"VMA\0",
+        Format("a Proxmox backup", "Unpack it and register the raw disk image in it: vma extract {source} FOLDER"),
+    ),
+    (b"MSWIM\0\0\0", Format("a Windows imaging archive")),
+    (
+        b"SNAPMCP",
+        Format("a snapshot file of snapshot-mcp", "Export the snapshot instead; the export is a disk by itself."),
+    ),
+    (b"SQLite format 3\0", Format("an SQLite database")),
+    (b"\x1f\x8b\x08", _packed("a gzip file", "gzip -dc")),
+    (b"\x1f\x9d\x90", _packed("a compress (.Z) file", "gzip -dc")),
+    (b"\xfd7zXZ\0", _XZ),
+    (b"\x28\xb5\x2f\xfd", _ZSTD),
+    (b"\x04\x22\x4d\x18", _LZ4),
+    (b"\x02\x21\x4c\x18", _LZ4),  # the legacy frame
+    (b"LZIP", _packed("an lzip file", "lzip -dc")),
+    (b"\x89LZO\0\r\n\x1a\n", _packed("an lzop file", "lzop -dc")),
+    (b"PK\x03\x04", _ZIP),
+    (b"PK\x05\x06", _ZIP),  # an empty one
+    (b"PK\x07\x08", _ZIP),  # one in parts
+    (b"7z\xbc\xaf\x27\x1c", _archive("a 7z archive", "7z x")),
+    (b"Rar!\x1a\x07", _archive("a RAR archive", "unrar x")),
+    (b"070701", _archive("a cpio archive", "cpio -id <")),
+)
+"""What files begin with. The first that fits counts."""
+
+
+def recognise(fd: int, size_bytes: int) -> Format | None:
+    """Return what the file is, None where it may be a raw disk image. Reads a few sectors."""
+
+    def read(length: int, offset: int) -> bytes:
+        return os.pread(fd, length, offset)
+
+    start = read(SECTOR_BYTES, 0)
+    by_head = next((form for magic, form in HEADS if start.startswith(magic)), None)
+    return by_head or _by_structure(start) or _by_tail(read, size_bytes) or _by_members(read, size_bytes)
+
+
+def _by_structure(start: bytes) -> Format | None:
+    """What is told by more than its first bytes."""
+    if start.startswith(b"KDMV"):
+        return _VMDK if any(start[28:36]) else _EXTENT  # where its descriptor is, if it has one inside
+    if start.startswith(b"BZh") and start[4:10] in {b"1AY&SY", b"\x17\x72\x45\x38\x50\x90"}:
+        return _packed("a bzip2 file", "bzip2 -dc")
+    if start[1:4] == b"\x2a\x4d\x18" and start[0] & 0xF0 == 0x50:
+        return _ZSTD  # a skippable frame comes first, as pzstd writes it
+    if start[64:68] == b"\x7f\x10\xda\xbe" and start[70:72] in {b"\0\0", b"\x01\0"}:
+        return _VDI
+    return None
+
+
+def _by_tail(read: Read, size_bytes: int) -> Format | None:
+    """What has its header at the end, behind what could be raw content."""
+    tail = read(SECTOR_BYTES, max(0, size_bytes - SECTOR_BYTES))
+    if tail.startswith(b"koly\0\0\0\x04\0\0\x02\0"):
+        return _DMG
+    for footer in (tail, tail[1:]):  # the earliest versions wrote 511 bytes
+        if footer[:8] == b"conectix" and int.from_bytes(footer[64:68]) == ~_sum_without_checksum(footer) & 0xFFFFFFFF:
+            return _VHD
+    return None
+
+
+def _sum_without_checksum(footer: bytes) -> int:
+    return sum(footer[:64]) + sum(footer[68:])
+
+
+def _by_members(read: Read, size_bytes: int) -> Format | None:
+    """A tar archive is one from start to end; a disk that an archive was written to goes on behind it."""
+    at, count = 0, 0
+    name = b""
+    while count < MAX_ARCHIVE_MEMBERS and at < size_bytes:
+        header = read(SECTOR_BYTES, at)
+        length = _member_length(header)
+        if length is None:
+            break
+        name = name or header[:100].rstrip(b"\0")
+        at += SECTOR_BYTES + -(-length // SECTOR_BYTES) * SECTOR_BYTES
+        count += 1
+    if not count or (count < MAX_ARCHIVE_MEMBERS and size_bytes - at > MAX_ARCHIVE_PADDING):
+        return None
+    return _OVA if name.endswith(b".ovf") else _TAR
+
+
+def _member_length(header: bytes) -> int | None:
+    """The size of a tar archive's member; None where that is not a member's header."""
+    if header[257:262] != b"ustar":
+        return None
+    field = header[124:136]
+    if field[0] & 0x80:  # a number of 8 GiB and more, in base 256
+        return int.from_bytes(field) & ((1 << 95) - 1)
+    try:
+        return int(field.rstrip(b"\0 ") or b"0", 8)
+    except ValueError:
+        return None

@@ -1,0 +1,204 @@
+"""Who holds a file: loop devices, processes, locks and leases, read from the kernel's tables alone.
+
+Nothing here opens the file, because opening a disk breaks a lease that a job of ours may have on it (`in_use` asks what the
+tables cannot tell). One walk over /proc answers for any number of files. Other users' processes are seen only as far as
+the system lets this user see them. Our own process is never named.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+MAX_NAMED: Final = 5
+"""A message names as many holders of one file; the rest are counted."""
+
+NOT_TOLD: Final = "another program has it open (which one, the system does not tell this user)"
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class FileId(NamedTuple):
+    """A file as stat() names it."""
+
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One use of a file, in words that follow its name; `can_write` where it may change the file."""
+
+    text: str
+    can_write: bool = False
+    is_lease: bool = False
+
+
+def find_holders(paths: Sequence[Path]) -> dict[Path, list[Holder]]:
+    """Return who holds each file, [] where the tables show nobody; a file that does not exist has no holders."""
+    files = {path: file for path in paths if (file := _file_id(path)) is not None}
+    found: dict[FileId, list[Holder]] = {file: [] for file in files.values()}
+    for file, holder in (*_loop_devices(set(found)), *_open_files(set(found)), *_locks(files)):
+        if holder not in found[file]:
+            found[file].append(holder)
+    return {path: found[files[path]] if path in files else [] for path in paths}
+
+
+def describe(holders: Sequence[Holder]) -> str:
+    """Return the holders as one text: "process 123 (qemu-system-x86) has it open for writing"; "" for none."""
+    named = [holder.text for holder in holders[:MAX_NAMED]]
+    more = len(holders) - len(named)
+    return "; ".join([*named, *([f"{more} more"] if more else [])])
+
+
+def describe_holders(path: Path, *, writers_only: bool = False) -> str:
+    """Return who has the file open, for a message about a file that is known to be in use."""
+    found = [one for one in find_holders([path])[path] if one.can_write or not writers_only]
+    return describe(found or find_mappings(path)) or NOT_TOLD
+
+
+def has_loop_device(path: Path) -> bool:
+    """Return whether a loop device sits on the file."""
+    file = _file_id(path)
+    return file is not None and any(_loop_devices({file}))
+
+
+def has_foreign_lease(path: Path) -> bool:
+    """Return whether another process has a lease on the file, which opening it would break."""
+    file = _file_id(path)
+    return file is not None and any(holder.is_lease for _, holder in _locks({path: file}))
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process has the file locked by flock(); asking this way takes no lock."""
+    file = _file_id(path)
+    keys = {_lock_key(path, file)} if file else set()
+    return any(line[1] == "FLOCK" and line[5] in keys for line in _lock_lines())
+
+
+def find_mappings(path: Path) -> list[Holder]:
+    """Return the processes that have mapped the file for writing, also those that have closed it since.
+
+    Slower than the other tables: ask only where something holds the file and they do not say what.
+    """
+    file = _file_id(path)
+    key = _lock_key(path, file) if file else ""
+    return [Holder(f"process {_name(pid)} has it mapped for writing", True) for pid in _processes() if _maps(pid, key)]
+
+
+def _file_id(path: Path) -> FileId | None:
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return None
+    return FileId(stat.st_dev, stat.st_ino)
+
+
+def _loop_devices(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        file = _file_id(Path("\n".join(_lines(backing))))  # a file's name may have line breaks
+        if file in wanted and file is not None:
+            device = f"/dev/{backing.parts[3]}"
+            where = next((line.split()[1] for line in _lines("/proc/mounts") if line.split()[0] == device), "")
+            yield file, Holder(f"loop device {device} sits on it" + (f", mounted at {where}" if where else ""), True)
+
+
+def _open_files(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
+    for pid in _processes() if wanted else ():
+        modes: dict[FileId, bool] = {}
+        for number, file in _descriptors(pid):
+            if file in wanted:
+                modes[file] = modes.get(file, False) or _is_for_writing(pid, number)
+        for file, can_write in modes.items():
+            use = f"has it open for {'writing' if can_write else 'reading'}"
+            yield file, Holder(f"process {_name(pid)} {use}", can_write)
+
+
+def _processes() -> Iterator[str]:
+    """The ids of the other processes."""
+    own = str(os.getpid())
+    return (name for name in _names("/proc") if name.isdecimal() and name != own)
+
+
+def _descriptors(pid: str) -> Iterator[tuple[str, FileId]]:
+    """The numbers of a process's descriptors and the files behind them; nothing for another user's, or one that has ended."""
+    for number in _names(f"/proc/{pid}/fd"):
+        if file := _file_id(Path(f"/proc/{pid}/fd/{number}")):
+            yield number, file
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder)]
+    except OSError:
+        return []
+
+
+def _is_for_writing(pid: str, number: str) -> bool:
+    flags = next((line.split()[1] for line in _lines(f"/proc/{pid}/fdinfo/{number}") if line.startswith("flags:")), "0")
+    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _locks(files: dict[Path, FileId]) -> Iterator[tuple[FileId, Holder]]:
+    wanted = {_lock_key(path, file): file for path, file in files.items()}
+    own = str(os.getpid())
+    for _, kind, _, mode, pid, key in _lock_lines():
+        if key not in wanted or pid == own:
+            continue
+        what = "holds a lease on it" if kind == "LEASE" else "has locked it"
+        who = "a program" if pid == "-1" else f"process {_name(pid)}"
+        yield wanted[key], Holder(f"{who} {what}", mode == "WRITE", kind == "LEASE")
+
+
+def _lock_lines() -> Iterator[list[str]]:
+    """The first six fields of each lock that is held: number, kind, how strict, mode, process, file."""
+    for line in _lines("/proc/locks"):
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] != "->":  # one who waits for the lock
+            yield fields[:6]
+
+
+def _lock_key(path: Path, file: FileId) -> str:
+    """The file as /proc/locks and /proc/PID/maps name it: by the device of its filesystem.
+
+    stat() answers another device for a btrfs subvolume, so it is taken from the table of mounts.
+    """
+    real = f"{os.path.realpath(path)}/"
+    major, minor = os.major(file.device), os.minor(file.device)
+    longest = -1
+    for point, (its_major, its_minor) in _mounts():
+        if len(point) >= longest and real.startswith(f"{point.rstrip('/')}/"):
+            major, minor, longest = its_major, its_minor, len(point)
+    return f"{major:02x}:{minor:02x}:{file.inode}"
+
+
+def _mounts() -> Iterator[tuple[str, tuple[int, int]]]:
+    """Where each filesystem is mounted, and its device; a later one hides an earlier one at the same place."""
+    for line in _lines("/proc/self/mountinfo"):
+        _, _, device, _, point, *_ = line.split()
+        major, _, minor = device.partition(":")
+        yield _ESCAPE.sub(lambda match: chr(int(match[1], 8)), point), (int(major), int(minor))
+
+
+def _maps(pid: str, key: str) -> bool:
+    """Return whether the process has a shared, writable mapping of the file."""
+    for line in _lines(f"/proc/{pid}/maps"):
+        fields = line.split(maxsplit=5)
+        if len(fields) >= 5 and f"{fields[3]}:{fields[4]}" == key and fields[1][1] == "w" and fields[1][3] == "s":
+            return True
+    return False
+
+
+def _name(pid: str) -> str:
+    name = next(iter(_lines(f"/proc/{pid}/comm")), "")
+    return f"{pid} ({name})" if name else pid
+
+
+def _lines(path: str | Path) -> list[str]:
+    """The lines of one of the kernel's files; names of files and processes in them are bytes, not always UTF-8."""
+    try:
+        return os.fsdecode(Path(path).read_bytes()).split("\n")[:-1]
+    except OSError:
+        return []

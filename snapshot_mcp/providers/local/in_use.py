@@ -1,0 +1,118 @@
+"""Who uses a disk right now: a job of ours, or another program; for many disks in one pass.
+
+First the catalogue's claims and the kernel's tables (`holders`), which touch no disk. Only where neither names anybody is
+the disk opened and a lease asked for, in a transaction in which no job can begin: to open a disk that a job of ours holds
+would break that job's lease.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+from stat import S_ISREG
+from typing import Final
+
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.local import platform
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.holders import NOT_TOLD, describe, find_holders, find_mappings, is_locked
+
+WORKER_LOCK: Final = "worker.lock"
+"""The worker holds it for as long as it lives (`worker`)."""
+
+MAX_TEXT_CHARACTERS: Final = 400
+
+
+class Lease(Enum):
+    """What the system answers to a request for a lease."""
+
+    FREE = "nobody else has the file open"
+    READERS = "somebody has it open for reading"
+    WRITERS = "somebody has it open for writing, or mapped"
+    NOT_OURS = "the file belongs to another user, who alone may ask"
+    UNKNOWN = "this system or filesystem has no leases"
+
+
+def ask_lease(fd: int) -> Lease:
+    """Ask for a lease on a file that is open for reading, and give it back at once."""
+    if not platform.HAS_LEASE:
+        return Lease.UNKNOWN
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # the default signal of a break ends the process
+    for kind, others in ((fcntl.F_RDLCK, Lease.WRITERS), (fcntl.F_WRLCK, Lease.READERS)):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return others
+            return Lease.NOT_OURS if error.errno in {errno.EACCES, errno.EPERM} else Lease.UNKNOWN
+        finally:
+            with suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return Lease.FREE
+
+
+def find_uses(catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str | None]:
+    """Return by id who has each disk, as `Resource.held_by`: "" for nobody, None where that cannot be told."""
+    jobs = _jobs(catalogue, resources)
+    holders = find_holders([Path(row["path"]) for row in resources])
+    named = {row["resource_id"]: describe(holders[Path(row["path"])]) for row in resources}
+    uses: dict[str, str | None] = {}
+    with _no_new_jobs(catalogue) as may_open:
+        jobs |= _jobs(catalogue, resources)
+        for row in resources:
+            one = row["resource_id"]
+            held_by = jobs.get(one) or named[one] or (_ask(Path(row["path"])) if may_open else None)
+            uses[one] = None if held_by is None else clean_text(held_by, MAX_TEXT_CHARACTERS)
+    return uses
+
+
+def _jobs(catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str]:
+    """The jobs of ours that have one of the disks."""
+    wanted = {row["resource_id"] for row in resources}
+    claims = catalogue.rows("SELECT claims.id, jobs.* FROM claims JOIN jobs USING (job_id) WHERE kind = 'resource'")
+    waits = "" if not claims or is_locked(catalogue.folder / WORKER_LOCK) else ", which waits for the zone's worker"
+    return {
+        row["id"]: f"busy with job {row['job_id']} ({row['action']}){waits}" for row in claims if row["id"] in wanted
+    }
+
+
+@contextmanager
+def _no_new_jobs(catalogue: Catalogue) -> Iterator[bool]:
+    """A transaction that changes nothing; False where the catalogue cannot be locked, and then no disk may be opened."""
+    try:
+        catalogue.db.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        catalogue.db.execute("ROLLBACK")
+
+
+def _ask(path: Path) -> str | None:
+    """Who has a disk that the tables say nothing of."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        if not S_ISREG(os.fstat(fd).st_mode):
+            return None
+        lease = ask_lease(fd)
+    finally:
+        os.close(fd)
+    match lease:
+        case Lease.FREE:
+            return ""
+        case Lease.WRITERS:
+            return describe(find_mappings(path)) or NOT_TOLD
+        case Lease.READERS:
+            return NOT_TOLD.replace("open", "open for reading", 1)
+        case _:
+            return None

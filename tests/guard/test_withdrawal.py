@@ -1,0 +1,192 @@
+"""`deny` of an approval that was used: what is submitted is called back, or a person hears how it stands.
+
+design.md, "The guard" 4: “`deny` takes it back until the first byte is overwritten”.
+"""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapshot_mcp import app
+from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.provider import Feature
+from snapshot_mcp.guard import Door, Guard
+from snapshot_mcp.guard.approvals import Approvals
+from snapshot_mcp.guard.errors import NotDecidable
+from tests.conftest import end_worker
+from tests.disks import finish, worker_pid
+from tests.guard.conftest import Bench, Person, agrees, nobody
+from tests.guard.test_person import statuses
+from tests.guard.test_record import command, records, yes
+from tests.server.lab import Lab, back_up, data_of
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    yield Lab(tmp_path)
+    end_worker(tmp_path / "home" / "zones" / "local")
+    shutil.rmtree(tmp_path / "home", ignore_errors=True)
+
+
+@contextmanager
+def hung_worker(folder: Path) -> Iterator[None]:
+    """The worker lives and does nothing: what is submitted waits."""
+    pid = worker_pid(folder)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def submitted(lab: Lab, operation: str) -> tuple[dict[str, Any], str]:
+    """A deletion or a roll-back that a person agreed to, which waits for a hung worker; its answer, and what it is about."""
+    disk = await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=yes) as client:
+        await back_up(client, "web", "full")
+        last = await back_up(client, "web", "monday")
+        with hung_worker(lab.home / "zones" / "local"):
+            if operation == "delete":
+                call = {"snapshot_id": last}
+                started = data_of(await client.call_tool("delete_snapshot", call))
+            else:
+                Path(disk.path or "").write_bytes(b"written since" * 1000)
+                call = {"snapshot_ids": [last], "safety_snapshot": False}
+                started = data_of(await client.call_tool("rollback_to_snapshots", call))
+            assert started["status"] == "started"
+            denied = await command(lab, "deny", started["approval_id"])
+            again = await command(lab, "deny", started["approval_id"])
+        assert (denied.returncode, again.returncode) == (0, 1), denied.stderr
+        assert f"Job {started['job_id']} was cancelled before it had an effect" in denied.stdout
+        assert "Nothing was done" not in denied.stdout
+        assert "is denied already" in again.stderr
+        return started, last
+
+
+async def job_of(lab: Lab, job_id: str) -> Job:
+    zone = app.open_local_zone(lab.settings)
+    job = await finish(zone, await zone.get_job(job_id))
+    await zone.aclose()
+    return job
+
+
+@pytest.mark.parametrize("operation", ["delete", "rollback"])
+async def test_what_waits_is_taken_back_and_never_happens(lab: Lab, operation: str) -> None:
+    """A person who ran `deny` was told that nothing was done, and the next look carried the deletion out."""
+    started, snapshot_id = await submitted(lab, operation)
+    job = await job_of(lab, started["job_id"])
+    assert (job.status, job.error and job.error.code) == ("failed", "cancelled")
+    assert await statuses(lab, [snapshot_id]) == ["available"]
+    if operation == "rollback":
+        assert (lab.folder / "web.img").read_bytes().startswith(b"written since")
+    (taken,), (end,) = records(lab, "taken back"), records(lab, "ended")
+    assert (taken["approval"], taken["by"], taken["door"]) == (started["approval_id"], Path.home().owner(), "terminal")
+    assert (end["status"], end["code"], end["job_id"]) == ("failed", "cancelled", started["job_id"])
+    (approval,) = json.loads((await command(lab, "approvals", "--all", "--json")).stdout)
+    assert (approval["state"], approval["job_end"]["code"]) == ("denied", "cancelled")
+    shown = (await command(lab, "approvals", "--all")).stdout
+    assert "taken back before it had an effect (before: Approved by local through the host" in shown
+    assert app.build_guard(lab.settings).audit.verify().problem == ""
+
+
+async def test_after_it_was_taken_back_the_same_call_is_declined(lab: Lab) -> None:
+    """It is a person's no, as any other."""
+    _, snapshot_id = await submitted(lab, "delete")
+    async with lab.connect(elicitation_callback=yes) as client:
+        again = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": snapshot_id}))
+    assert again["status"] == "declined"
+
+
+async def test_what_has_happened_is_said_and_how_it_ended(lab: Lab) -> None:
+    """“if the job's effect has begun or it has ended, the error says so truthfully and how it ended”."""
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=yes) as client:
+        await back_up(client, "web", "full")
+        last = await back_up(client, "web", "monday")
+        started = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": last}))
+    await job_of(lab, started["job_id"])
+    denied = await command(lab, "deny", started["approval_id"])
+    assert (denied.returncode, denied.stdout) == (1, "")
+    assert f"Approval {started['approval_id']} is used already; it cannot be taken back any more." in denied.stderr
+    assert f"It was started as job {started['job_id']}: it ended successfully." in denied.stderr
+    assert [one["status"] for one in records(lab, "ended")] == ["successful"]
+    assert (await command(lab, "deny", started["approval_id"])).stderr.count("it ended successfully") == 1
+
+
+def guard_with_zone(bench: Bench) -> Guard:
+    return bench.guard(open_zone=lambda name: bench.provider)
+
+
+async def test_a_zone_that_cannot_cancel_says_so(bench: Bench, zone_folder: Path) -> None:
+    """“A provider without CANCEL: say that it cannot be called back there.”"""
+    await bench.back_up(await bench.add_disk("warm"))
+    guard = guard_with_zone(bench)
+    with hung_worker(zone_folder):
+        approval_id = await spent(bench, guard)
+        bench.provider.without = frozenset({Feature.CANCEL})
+        with pytest.raises(NotDecidable, match="Zone local cannot cancel a job") as refused:
+            await guard.deny(approval_id)
+    assert "end not known yet" in refused.value.hint
+    assert (await guard.get_approval(approval_id)).state == "spent"
+
+
+async def spent(bench: Bench, guard: Guard) -> str:
+    """A deletion of what is there already, which a hung worker does not carry out."""
+    snapshot = (await bench.snapshots())[0]
+    outcome = await guard.delete_snapshot(bench.zone, snapshot.snapshot_id, Person([agrees]))
+    assert outcome.status == "started"
+    return outcome.approval_id
+
+
+async def test_an_unreachable_zone_leaves_it_open_what_becomes_of_it(bench: Bench, zone_folder: Path) -> None:
+    """Never “nothing was done” for what is submitted."""
+    await bench.back_up(await bench.add_disk("warm"))
+    guard = guard_with_zone(bench)
+
+    async def cancel_job(job_id: str) -> Job:
+        raise Unavailable("The zone does not answer.")
+
+    with hung_worker(zone_folder):
+        approval_id = await spent(bench, guard)
+        bench.provider.cancel_job = cancel_job
+        with pytest.raises(Unavailable, match="could not be cancelled: The zone does not answer") as refused:
+            await guard.deny(approval_id)
+    assert "It may still be carried out" in refused.value.hint
+    with pytest.raises(NotDecidable, match="no way to its zone"):
+        await bench.guard().deny(approval_id)
+
+
+async def test_what_a_killed_call_had_submitted_is_found_and_taken_back(
+    bench: Bench, zone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ended between the zone's acceptance and the record of it: the job is in the zone all the same."""
+    await bench.back_up(await bench.add_disk("warm"))
+    guard = guard_with_zone(bench)
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with hung_worker(zone_folder):
+        pending = await guard.delete_snapshot(bench.zone, (await bench.snapshots())[0].snapshot_id, nobody())
+        await guard.approve(pending.approval_id, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(Approvals, "settle", killed)
+            with pytest.raises(KeyboardInterrupt):
+                await guard.delete_snapshot(bench.zone, (await bench.snapshots())[0].snapshot_id, nobody())
+        assert (await guard.get_approval(pending.approval_id)).job_id == ""
+        denied = await guard.deny(pending.approval_id, door=Door.APPROVER, by="anna")
+    assert (denied.state, denied.decided_by, bool(denied.job_id)) == ("denied", "anna", True)
+    job = await finish(bench.provider, await bench.provider.get_job(denied.job_id))
+    assert (job.status, job.error and job.error.code) == ("failed", "cancelled")
+    assert [one.status for one in await bench.snapshots()] == ["available"]
