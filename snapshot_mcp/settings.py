@@ -113,7 +113,8 @@ class AnchCloudZoneSettings(_Table):
     """The provider's zone id; the table's name by default."""
     api_revision: Literal["specification", "2016-12"] = "specification"
     ca_file: Path | None = None
-    proxy: str = ""
+    proxy: SecretStr = SecretStr("")
+    """Its URL, which may hold a password."""
     production: bool = False
 
 
@@ -139,6 +140,11 @@ class Settings(_Table):
     zones: dict[ZoneName, ZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
     _environ: Mapping[str, str] | None = PrivateAttr(None)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is, or would be; None for settings that were not loaded."""
+        return None if self._environ is None else config_path(self._environ)
 
     def reread(self) -> "Settings":
         """The settings as the file is now, under the variables of the start. Raises SettingsError."""

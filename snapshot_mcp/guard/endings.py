@@ -64,6 +64,8 @@ class Endings:
         if refusal is SpendRefusal.HELD:
             wait = "The approval is kept; repeat the call in a moment, in two minutes at the latest."
             return replies.not_spent(plan, approval, f"{refusal.value}. {wait}")
+        if current.state is State.EXPIRED:
+            return await self.plan_changed(act, approval, plan, current.reason)
         return replies.not_spent(plan, approval, f"the approval is {current.state} now.")
 
     async def _pending(

@@ -4,7 +4,7 @@ It is light: what a guarded call needs (`calls.py`) and what keeps the records (
 imported with the first use, because every server start pays for imports and most never destroy anything.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,8 @@ class Guard:
 
     `rules` says what the operator's rules for a zone are by now; they are read again whenever it matters, and the stricter
     of them and `policy` holds: an operator who tightens a rule should not have to find every server that runs.
+    `roles` says which people the operator's file names by now, with their roles; None while that is not known, or does not
+    matter: then everybody counts.
     `open_zone` opens a zone of the settings by its name, for what a person does outside of a server: to look how a job ended,
     to take one back. The guard closes what it opened. `doors` says how a person approves here, as it is by now.
     """
@@ -64,6 +66,7 @@ class Guard:
         policy: Policy,
         *,
         rules: Callable[[str], Policy] | None = None,
+        roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
         open_zone: Callable[[str], Provider] | None = None,
         doors: "Callable[[], Doors] | None" = None,
         clock: Clock | None = None,
@@ -71,6 +74,7 @@ class Guard:
     ) -> None:
         self.policy = policy
         self._present_rules = rules
+        self._roles = roles
         self._open_zone = open_zone
         self._present_doors = doors
         self.links: ApprovalLinks | None = None
@@ -264,6 +268,15 @@ class Guard:
         await in_thread(lambda: self._pin.check(pin, door=Door.TERMINAL.value))
         return Door.TERMINAL
 
+    async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
+        """Void what was asked for or granted by people who had the role for it before and do not have it now.
+
+        Both are roles by name, as the operator's file says them.
+        """
+        from snapshot_mcp.guard.standing import Standing
+
+        await in_thread(lambda: self._approvals.void_departed(Standing(before), Standing(now)))
+
     async def has_pin(self) -> bool:
         return await in_thread(self._pin.is_set)
 
@@ -353,8 +366,13 @@ class Guard:
     @cached_property
     def _approvals(self) -> "Approvals":
         from snapshot_mcp.guard.approvals import Approvals
+        from snapshot_mcp.guard.standing import Standing
 
-        return Approvals(self._register)
+        def standing() -> Standing | None:
+            roles = self._roles()
+            return None if roles is None else Standing(roles)
+
+        return Approvals(self._register, standing)
 
     @cached_property
     def _register(self) -> "Register":

@@ -157,7 +157,7 @@ async def test_a_zone_that_cannot_cancel_says_so(bench: Bench, zone_folder: Path
     guard = guard_with_zone(bench)
     with hung_worker(zone_folder):
         approval_id = await spent(bench, guard)
-        bench.provider.without |= {Feature.CANCEL}
+        bench.provider.without = frozenset({Feature.CANCEL})
         with pytest.raises(NotDecidable, match="Zone local cannot cancel a job") as refused:
             await guard.deny(approval_id)
     assert "end not known yet" in refused.value.hint
