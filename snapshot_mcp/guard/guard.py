@@ -112,10 +112,7 @@ class Guard:
 
     @asynccontextmanager
     async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
-        """Record that an act begins, and at the end of the block how it ended, with what the block put into the dictionary.
-
-        Raises: GuardBroken when it cannot be recorded; then the block is not entered.
-        """
+        """Record that an act begins, and how it ended with what the block put into the dictionary. Raises: GuardBroken."""
         found: dict[str, Any] = {}
         act = await in_thread(self._journal.begin, deed)
         try:
