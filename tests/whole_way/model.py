@@ -185,7 +185,7 @@ class Model:
     def _is_explained(self, path: Path, key: Key, acts: list[dict[str, Any]]) -> None:
         file, content = self.files.get(key), read(path)
         assert file is not None, f"a file that nobody made at {path}"
-        if content is None or content == file.content and not file.writing:
+        if content is None or (content == file.content and not file.writing):
             return
         job = next((one for one in acts if one["job_id"] == file.writing), None)
         assert job is not None, f"{path} was written to by nobody's leave"
@@ -194,7 +194,9 @@ class Model:
         if content == wanted:
             file.writing = "" if self._is_over(job) else file.writing
         else:
-            assert is_mixture(content, file.content, wanted), f"{path} holds neither what it held nor what was agreed to"
+            assert is_mixture(content, file.content, wanted), (
+                f"{path} holds neither what it held nor what was agreed to"
+            )
         file.content = content
 
     def _is_over(self, job: dict[str, Any]) -> bool:

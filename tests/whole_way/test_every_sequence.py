@@ -1,6 +1,7 @@
 """The whole way under every sequence (hypothesis): yes and no, workers that hang and die, paths that lead elsewhere, backups and
 deletions by others, clocks that move, reboots, rules that change. What must never be is in `model`."""
 
+import os
 import random
 import shutil
 import signal
@@ -27,7 +28,7 @@ from snapshot_mcp.guard.states import State
 from tests.guard.conftest import Person, agrees
 from tests.whole_way import workers
 from tests.whole_way.model import Model
-from tests.whole_way.paths import DISK_BYTES, REPLACED, put_back
+from tests.whole_way.paths import REPLACED, elsewhere, put_back
 from tests.whole_way.scene import Scene, open_scene
 from tests.whole_way.workers import Nursery
 
@@ -122,7 +123,9 @@ class WholeWay(RuleBasedStateMachine):
             NURSERY[0].start(self.scene.zone_folder)
 
     def _nth_snapshot(self, index: int) -> str:
-        rows = self.scene.rows("SELECT snapshot_id FROM snapshots WHERE resource_id = ? ORDER BY rowid", self.scene.disk_id)
+        rows = self.scene.rows(
+            "SELECT snapshot_id FROM snapshots WHERE resource_id = ? ORDER BY rowid", self.scene.disk_id
+        )
         return str(rows[index % len(rows)]["snapshot_id"]) if rows else "ss-none"
 
     def _approvals(self) -> tuple[Any, ...]:
@@ -226,9 +229,11 @@ class WholeWay(RuleBasedStateMachine):
         index=INDEX,
         safety=st.booleans(),
     )
-    def doom_the_worker_of_a_roll_back(self, step: int, kind: str, how: signal.Signals, index: int, safety: bool) -> None:
+    def doom_the_worker_of_a_roll_back(
+        self, step: int, kind: str, how: signal.Signals, index: int, safety: bool
+    ) -> None:
         """It ends or stops itself at some step of what a person then agrees to."""
-        if not self.is_startable:
+        if not self.is_startable or workers.is_frozen(self.scene.zone_folder):
             return
         workers.kill(self.scene.zone_folder)
         step = 1 + step % 4 if kind == "write" else step
@@ -243,13 +248,16 @@ class WholeWay(RuleBasedStateMachine):
         if kind == "back":
             put_back(path)
         elif path.exists() and not path.is_symlink():
+            elsewhere(path).unlink(missing_ok=True)
             REPLACED[kind](path)
         self.model.note_files()
 
     @rule(seed=st.integers(0, 99))
     def write(self, seed: int) -> None:
         """The disk's user writes to it; whoever holds it is not waited for."""
-        if workers.is_frozen(self.scene.zone_folder) or not self.scene.path.exists():
+        try:
+            os.close(os.open(self.scene.path, os.O_RDWR | os.O_NONBLOCK))
+        except (BlockingIOError, FileNotFoundError):
             return
         self.scene.scribble(seed)
         self.model.note_files(is_written=True)
@@ -330,10 +338,11 @@ SHORT = settings(
 def test_whatever_happens_only_what_was_agreed_to_is_done() -> None:
     """Never: an act without a yes that covers it at that moment, an act twice, a denied act, an overwrite of content that no
     safety snapshot holds (unless it was agreed to go without)."""
-    assert DISK_BYTES
     run_state_machine_as_test(WholeWay, settings=SHORT)
 
 
 @pytest.mark.long
 def test_whatever_happens_for_long_only_what_was_agreed_to_is_done() -> None:
-    run_state_machine_as_test(WholeWay, settings=settings(SHORT, max_examples=120, stateful_step_count=40, phases=Phase))
+    run_state_machine_as_test(
+        WholeWay, settings=settings(SHORT, max_examples=120, stateful_step_count=40, phases=Phase)
+    )

@@ -6,9 +6,7 @@ Each roll-back here was agreed to, and its worker is stopped, ended, or never th
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import anyio
 import pytest
 
 from snapshot_mcp.contract.errors import ZoneError
@@ -25,19 +23,20 @@ pytestmark = pytest.mark.anyio
 DAYS_SECONDS = 3 * 86400.0
 
 
-async def agreed(scene: Scene, snapshot_id: str) -> GuardedOutcome:
+async def agreed(scene: Scene, snapshot_id: str, *, safety: bool = True) -> GuardedOutcome:
     """A roll-back that a person says yes to, as far as the zone accepts it."""
-    outcome = await scene.guard().rollback_to_snapshots(scene.zone, [snapshot_id], Person([agrees]))
+    call = scene.guard().rollback_to_snapshots
+    outcome = await call(scene.zone, [snapshot_id], Person([agrees]), safety_snapshot=safety)
     assert outcome.status == "started", outcome
     return outcome
 
 
-async def waiting(scene: Scene) -> tuple[GuardedOutcome, bytes]:
+async def waiting(scene: Scene, *, safety: bool = True) -> tuple[GuardedOutcome, bytes]:
     """An agreed roll-back whose worker hangs before it has taken it, and what the disk holds."""
     snapshot_id = await scene.back_up("friday")
     content = scene.scribble(2)
     workers.freeze(scene.zone_folder)
-    return await agreed(scene, snapshot_id), content
+    return await agreed(scene, snapshot_id, safety=safety), content
 
 
 async def half_written(scene: Scene, nursery: Nursery) -> tuple[GuardedOutcome, bytes, bytes]:
@@ -91,7 +90,7 @@ async def test_what_waited_too_long_is_not_carried_out_by_whoever_looks_later(
 ) -> None:
     """Time is counted by the zone's own uptime from admission; after a reboot it is over; a read starts nothing whose time
     is over."""
-    outcome, _ = await waiting(scene)
+    outcome, _ = await waiting(scene, safety=False)
     if worker == "is killed":
         workers.kill(scene.zone_folder)
     present = scene.scribble(3)
@@ -119,7 +118,7 @@ async def test_a_yes_that_waits_is_taken_back_by_deny(scene: Scene) -> None:
     from snapshot_mcp import app
     from snapshot_mcp.settings import load_settings
 
-    outcome, content = await waiting(scene)
+    outcome, content = await waiting(scene, safety=False)
     guard = app.build_guard(load_settings(scene.environ))
     await guard.deny(outcome.approval_id)
     workers.thaw(scene.zone_folder)
@@ -143,12 +142,13 @@ async def test_the_worker_that_was_killed_before_it_began_is_replaced_within_the
     await scene.verify(scene.guard())
 
 
+@pytest.mark.parametrize("safety", [True, False], ids=["", "without a safety snapshot"])
 @pytest.mark.parametrize("path", REPLACED)
 async def test_a_path_that_leads_elsewhere_before_the_hold_is_not_overwritten(
-    scene: Scene, nursery: Nursery, path: str
+    scene: Scene, path: str, safety: bool
 ) -> None:
     """Which disk: for a file the filesystem's id, the inode and the birth time. More than one hard link is told in the loss."""
-    outcome, _ = await waiting(scene)
+    outcome, _ = await waiting(scene, safety=safety)
     REPLACED[path](scene.path)
     present = {one: one.read_bytes() for one in (scene.path, elsewhere(scene.path)) if one.exists()}
     workers.thaw(scene.zone_folder)
