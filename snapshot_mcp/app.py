@@ -6,7 +6,8 @@ The commands call these functions and nothing below them. Imports are inside, be
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.journal import Deed as Deed
     from snapshot_mcp.guard.person import PersonAct as PersonAct
     from snapshot_mcp.jobs import Zones
+    from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
-    from snapshot_mcp.server.roles import Caller
+    from snapshot_mcp.server.callers import Callers, Roll
 
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pairs of `zone serve`."""
@@ -43,12 +45,40 @@ def build_zones(settings: Settings) -> Zones:
 
 
 def build_guard(settings: Settings) -> Guard:
-    """Return the guard of this home; it creates nothing before it is needed. What the operator tightens later holds at once."""
+    """Return the guard of this home, for a person's own commands: a person at this machine decides for every principal."""
+    from snapshot_mcp.operator_file import OperatorFile
+
+    return _build_guard(settings, OperatorFile(settings))
+
+
+def _build_guard(
+    settings: Settings,
+    file: OperatorFile,
+    roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
+    url: str = "",
+) -> Guard:
+    """Return a guard that creates nothing before it is needed. What the operator tightens later holds at once.
+
+    With the `url` of a server over HTTP approvers decide there, once the settings have any.
+    """
     from snapshot_mcp.guard import Guard
+    from snapshot_mcp.guard.doors import Doors, shell_command
+
+    command = shell_command(sys.argv[0], sys.executable, settings.variables)
+
+    def doors() -> Doors:
+        try:
+            tokens = file.now().tokens
+        except SettingsError:
+            tokens = file.last_good.tokens
+        if not url or not any("approver" in one.roles for one in tokens.values()):
+            return Doors(command)
+        base = url.rsplit("/", 1)[0]
+        return Doors(command, "/approvals" if base.endswith(":0") else f"{base}/approvals")
 
     def rules(zone: str) -> Policy:
         try:
-            now = settings.reread()
+            now = file.now()
         except SettingsError as error:
             raise InternalError(
                 f"The operator's settings cannot be used any more ({error.message}), so their rules are unknown.",
@@ -57,7 +87,8 @@ def build_guard(settings: Settings) -> Guard:
         is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
-    return Guard(settings.home, settings.guard, rules=rules, open_zone=partial(_build_zone, settings))
+    open_zone = partial(_build_zone, settings)
+    return Guard(settings.home, settings.guard, rules=rules, roles=roles, open_zone=open_zone, doors=doors)
 
 
 def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
@@ -68,14 +99,26 @@ def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
 
 
 def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
-    """Return the MCP server over all zones; with a `url`, for HTTP and the callers that have a token."""
+    """Return the MCP server over all zones, for stdio; with a `url`, as one over HTTP that asks for no token."""
+    from snapshot_mcp.operator_file import OperatorFile
+
+    return _build_server(settings, OperatorFile(settings), url=url)
+
+
+def _build_server(
+    settings: Settings, file: OperatorFile, callers: Callers | None = None, url: str = ""
+) -> MCPServer[Any]:
     from snapshot_mcp.server.build import build_server
+
+    def roles() -> Mapping[str, frozenset[str]] | None:
+        roll = _roll(file)
+        return None if roll.problem else roll.roles
 
     return build_server(
         build_zones(settings),
-        partial(build_guard, settings),
+        partial(_build_guard, settings, file, roles, url),
         read_only=settings.read_only,
-        callers=_callers(settings) if url else (),
+        callers=callers,
         url=url,
     )
 
@@ -92,24 +135,31 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
 
 
 def serve_stdio(settings: Settings) -> None:
-    """Serve MCP on stdin and stdout until stdin ends."""
+    """Serve MCP on stdin and stdout until the host closes them, which it may do in the middle of a call."""
     import anyio
 
     server = build_server(settings)
     _settle_memory()
-    anyio.run(server.run_stdio_async)
+    try:
+        anyio.run(server.run_stdio_async)
+    except* (BrokenPipeError, ConnectionResetError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def serve_http(settings: Settings, address: str) -> None:
     """Serve MCP over streamable HTTP on a loopback address."""
     import anyio
 
+    from snapshot_mcp.operator_file import OperatorFile
+    from snapshot_mcp.server.callers import Callers
     from snapshot_mcp.server.http import PATH, parse_address, serve_http
 
     host, port = parse_address(address)
-    server = build_server(settings, url=f"http://{address}{PATH}")
+    file = OperatorFile(settings)
+    callers = Callers(_roll(file), partial(_roll, file))
+    server = _build_server(settings, file, callers, url=f"http://{address}{PATH}")
     _settle_memory()
-    anyio.run(serve_http, server, host, port)
+    anyio.run(serve_http, server, host, port, callers)
 
 
 def serve_zone(
@@ -175,13 +225,19 @@ def remove_service_key(settings: Settings, client_id: str) -> tuple[str, Path]:
     return str(file.remove(client_id).role), file.path
 
 
-def _callers(settings: Settings) -> list[Caller]:
-    from snapshot_mcp.server.roles import Caller
+def _roll(file: OperatorFile) -> Roll:
+    """The tokens as the operator's file says by now. Blocking."""
+    from snapshot_mcp.server.callers import Caller, Roll
 
-    return [
-        Caller(name, caller.token.get_secret_value(), frozenset(caller.roles))
-        for name, caller in settings.tokens.items()
-    ]
+    problem = ""
+    try:
+        settings = file.now()
+    except SettingsError as error:
+        settings, problem = file.last_good, error.message
+    callers = (
+        Caller(name, one.token.get_secret_value(), frozenset(one.roles)) for name, one in settings.tokens.items()
+    )
+    return Roll(tuple(callers), problem)
 
 
 def _build_zone(settings: Settings, name: str) -> Provider:

@@ -113,7 +113,8 @@ class AnchCloudZoneSettings(_Table):
     """The provider's zone id; the table's name by default."""
     api_revision: Literal["specification", "2016-12"] = "specification"
     ca_file: Path | None = None
-    proxy: str = ""
+    proxy: SecretStr = SecretStr("")
+    """Its URL, which may hold a password."""
     production: bool = False
 
 
@@ -140,6 +141,11 @@ class Settings(_Table):
     tokens: dict[ZoneName, TokenSettings] = {}
     _environ: Mapping[str, str] | None = PrivateAttr(None)
 
+    @property
+    def path(self) -> Path | None:
+        """Where the file is, or would be; None for settings that were not loaded."""
+        return None if self._environ is None else config_path(self._environ)
+
     def reread(self) -> "Settings":
         """The settings as the file is now, under the variables of the start. Raises SettingsError."""
         return self if self._environ is None else load_settings(self._environ)
@@ -158,6 +164,17 @@ class Settings(_Table):
         if self.default_zone and self.default_zone not in self.zones:
             raise ValueError(f"default_zone {self.default_zone!r} is none of the zones: {', '.join(self.zones)}")
         return self
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables that another program needs to use the same home and settings file, where they are not the default."""
+        environ = self._environ or {}
+        found = {f"{PREFIX}HOME": str(self.home)}
+        if self.home == user_data_path(APP) and "XDG_DATA_HOME" not in environ:
+            found = {}
+        if environ.get(f"{PREFIX}CONFIG"):
+            found[f"{PREFIX}CONFIG"] = str(config_path(environ).absolute())
+        return found
 
     @property
     def first_zone(self) -> str:

@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "settings", "contract"},
-    "app": {"settings", "server", "service", "guard", "jobs", "providers", "contract"},
+    "cli": {"app", "settings", "exposure", "contract"},
+    "app": {"settings", "operator_file", "server", "service", "guard", "jobs", "providers", "contract"},
     "settings": {"guard", "contract"},
+    "operator_file": {"settings"},
+    "exposure": {"settings"},
     "server": {"guard", "jobs", "contract"},
     "service": {"jobs", "contract"},
     "guard": {"jobs", "contract"},

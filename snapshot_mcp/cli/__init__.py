@@ -26,6 +26,9 @@ COMMANDS = {
 }
 """Command → module and help."""
 
+WITHOUT_SETTINGS = {"tour", "config"}
+"""They read no settings file."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
@@ -61,6 +64,11 @@ def _run(args: argparse.Namespace) -> int:
     from snapshot_mcp.contract.errors import ZoneError
     from snapshot_mcp.settings import SettingsError
 
+    if args.command not in WITHOUT_SETTINGS:
+        from snapshot_mcp.exposure import describe_exposure
+
+        for line in describe_exposure(os.environ):
+            print(f"snapshot-mcp: {line}", file=sys.stderr)
     try:
         status: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
     except (ZoneError, SettingsError) as error:

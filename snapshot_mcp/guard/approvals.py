@@ -26,6 +26,7 @@ from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.guard.journal import recent_renames
 from snapshot_mcp.guard.plan import Plan
 from snapshot_mcp.guard.register import Register, Rows, new_id, unknown
+from snapshot_mcp.guard.standing import ReadStanding, Standing, void_fallen
 from snapshot_mcp.guard.states import OPEN, Door, State
 
 DENIED_SECONDS = 10 * 60.0
@@ -44,10 +45,11 @@ class SpendRefusal(StrEnum):
 
 
 class Approvals:
-    """The rows, each method one transaction."""
+    """The rows, each method one transaction. `standing` says who still counts."""
 
-    def __init__(self, register: Register) -> None:
+    def __init__(self, register: Register, standing: ReadStanding = lambda: None) -> None:
         self._register = register
+        self._standing = standing
 
     # What a call finds
 
@@ -60,11 +62,12 @@ class Approvals:
 
     def look(self, call: Call, plan: Plan) -> Approval | None:
         """Record the plan, and return what is there for this call: granted, else pending, else denied, else spent lately."""
+        standing = self._standing()
         with self._register.transaction() as rows:
             rows.sweep()
             rows.record_call("plan", call, loss=plan.loss.model_dump(mode="json"), digest=plan.digest)
             found = [one for one in rows.find("call_key = ?", (call.key,)) if _still_counts(one, rows.now)]
-            return min(found, key=_relevance, default=None)
+            return min(void_fallen(rows, found, standing), key=_relevance, default=None)
 
     def refresh(self, approval: Approval, call: Call, plan: Plan) -> Approval:
         """Let a pending approval show the plan as it is now; who looked at the old one has to look again."""
@@ -98,9 +101,12 @@ class Approvals:
 
     def grant(self, id_: str, *, digest: str, door: Door, by: str) -> Approval:
         """Grant what the person saw. Raises: NotFound, NotDecidable."""
+        standing = self._standing()
         with self._register.transaction() as rows:
             rows.sweep()
             approval = rows.get(id_)
+            if standing and (objection := standing.objection_to_grant(approval, door, by)):
+                raise NotDecidable(f"Approval {id_} cannot be granted: {objection}.", hint="Nothing was done.")
             if approval.state is not State.PENDING:
                 raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
             if approval.plan.digest != digest:
@@ -134,8 +140,10 @@ class Approvals:
 
     def spend(self, id_: str, plan: Plan, *, deletions_per_hour: int) -> SpendRefusal | None:
         """Use the approval up for `plan` and raise its targets' epochs, all or nothing."""
+        standing = self._standing()
         with self._register.transaction() as rows:
             rows.sweep()
+            void_fallen(rows, [rows.get(id_)], standing)
             approval = rows.get(id_)
             refusal = _spend_refusal(rows, approval, plan, deletions_per_hour)
             if refusal:
@@ -155,6 +163,17 @@ class Approvals:
                 )
             rows.move(approval, replace(approval, state=State.SPENT, ended=rows.now), "spent")
             return None
+
+    def objection(self, approval: Approval) -> str:
+        """Return why the people behind the approval no longer count, "" if they do."""
+        standing = self._standing()
+        return standing.objection(approval) if standing else ""
+
+    def void_departed(self, before: Standing, now: Standing) -> None:
+        """End the open approvals that counted before the operator's file was changed and do not count now."""
+        if self._register.exists:
+            with self._register.transaction() as rows:
+                void_fallen(rows, [one for one in rows.find() if not before.objection(one)], now)
 
     def jobs_on(self, disks: Iterable[str]) -> frozenset[str]:
         """The jobs that consents were lately spent on for these disks; some may still run."""

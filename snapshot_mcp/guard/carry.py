@@ -146,6 +146,9 @@ class Carrier:
         except BaseException as error:
             await self._give_back(act, approval, error)
             raise
+        if fallen := await in_thread(self._approvals.objection, approval):
+            granted = await in_thread(self._approvals.give_back, approval.id, fallen)
+            return await self._endings.plan_changed(act, granted, look.plan, fallen)
         if not _covers(act, approval, look):
             granted = await in_thread(self._approvals.give_back, approval.id, "the plan changed meanwhile")
             stale = await self._stale(act, granted, look)
@@ -188,6 +191,8 @@ class Carrier:
         """The outcome of a call whose approval does not cover what would happen now; None if it does."""
         if look.refusal:
             return await self._endings.refused(act, look.refusal, look.plan)
+        if fallen := await in_thread(self._approvals.objection, approval):
+            return await self._endings.plan_changed(act, approval, look.plan, fallen)
         if _covers(act, approval, look):
             return None
         reason = what_changed(look.plan.loss, approval.plan.loss)

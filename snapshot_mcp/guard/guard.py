@@ -4,7 +4,7 @@ It is light: what a guarded call needs (`calls.py`) and what keeps the records (
 imported with the first use, because every server start pays for imports and most never destroy anything.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,14 @@ from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from snapshot_mcp.guard.approval import Approval
     from snapshot_mcp.guard.approvals import Approvals
     from snapshot_mcp.guard.audit import Audit
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
+    from snapshot_mcp.guard.doors import Doors
     from snapshot_mcp.guard.ends import Ends
     from snapshot_mcp.guard.journal import Deed, Journal
     from snapshot_mcp.guard.person import PersonAct
@@ -51,8 +54,10 @@ class Guard:
 
     `rules` says what the operator's rules for a zone are by now; they are read again whenever it matters, and the stricter
     of them and `policy` holds: an operator who tightens a rule should not have to find every server that runs.
+    `roles` says which people the operator's file names by now, with their roles; None while that is not known, or does not
+    matter: then everybody counts.
     `open_zone` opens a zone of the settings by its name, for what a person does outside of a server: to look how a job ended,
-    to take one back. The guard closes what it opened.
+    to take one back. The guard closes what it opened. `doors` says how a person approves here, as it is by now.
     """
 
     def __init__(
@@ -61,13 +66,17 @@ class Guard:
         policy: Policy,
         *,
         rules: Callable[[str], Policy] | None = None,
+        roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
         open_zone: Callable[[str], Provider] | None = None,
+        doors: "Callable[[], Doors] | None" = None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
         self.policy = policy
         self._present_rules = rules
+        self._roles = roles
         self._open_zone = open_zone
+        self._present_doors = doors
         self.links: ApprovalLinks | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
@@ -259,6 +268,15 @@ class Guard:
         await in_thread(lambda: self._pin.check(pin, door=Door.TERMINAL.value))
         return Door.TERMINAL
 
+    async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
+        """Void what was asked for or granted by people who had the role for it before and do not have it now.
+
+        Both are roles by name, as the operator's file says them.
+        """
+        from snapshot_mcp.guard.standing import Standing
+
+        await in_thread(lambda: self._approvals.void_departed(Standing(before), Standing(now)))
+
     async def has_pin(self) -> bool:
         return await in_thread(self._pin.is_set)
 
@@ -270,6 +288,33 @@ class Guard:
         if self._present_rules is None:
             return self.policy
         return self.policy.merged(await in_thread(self._present_rules, zone))
+
+    async def how_to_approve(self, approval: "Approval", link: str = "") -> str:
+        """Return what a person does to approve it, in lines, for the door that exists here."""
+        doors = await in_thread(self._doors)
+        return doors.how_to_approve(approval, link=link, has_pin=await self.has_pin())
+
+    @property
+    def home(self) -> Path:
+        """The folder whose approvals these are."""
+        return self._folder
+
+    @property
+    def command(self) -> str:
+        """This program as a person's shell runs it."""
+        return self._doors().command
+
+    def _doors(self) -> "Doors":
+        from snapshot_mcp.guard.doors import Doors
+
+        return self._present_doors() if self._present_doors else Doors()
+
+    async def _recent_renames(self, location: str) -> "dict[str, tuple[str, datetime]]":
+        return await in_thread(self._approvals.recent_renames, location)
+
+    async def _page(self) -> ApprovalLinks | None:
+        """The page where it is a door: approvers have one of their own, on whatever machine they are."""
+        return None if (await in_thread(self._doors)).has_approvers else self.links
 
     # What is imported and opened when it is first needed
 
@@ -289,7 +334,9 @@ class Guard:
             self._pin,
             self._clock,
             self._safety_wait_seconds,
-            lambda: self.links,
+            self._page,
+            self.how_to_approve,
+            self._recent_renames,
         )
 
     @cached_property
@@ -319,8 +366,13 @@ class Guard:
     @cached_property
     def _approvals(self) -> "Approvals":
         from snapshot_mcp.guard.approvals import Approvals
+        from snapshot_mcp.guard.standing import Standing
 
-        return Approvals(self._register)
+        def standing() -> Standing | None:
+            roles = self._roles()
+            return None if roles is None else Standing(roles)
+
+        return Approvals(self._register, standing)
 
     @cached_property
     def _register(self) -> "Register":

@@ -35,6 +35,7 @@ class Announcer:
         self._listeners: dict[str, int] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._sessions: dict[str, dict[int, Any]] = {}
+        self._connections: set[int] = set()
         self._tasks: TaskGroup | None = None
 
     @asynccontextmanager
@@ -64,7 +65,7 @@ class Announcer:
 
     async def _subscribe(self, ctx: Any, params: SubscribeRequestParams) -> EmptyResult:
         uri = str(params.uri)
-        connection = _connection(ctx.session)
+        connection = self._known_connection(ctx.session)
         if connection not in self._sessions.get(uri, {}) and self._follow(uri):
             self._sessions.setdefault(uri, {})[connection] = ctx.session
         return EmptyResult()
@@ -72,6 +73,19 @@ class Announcer:
     async def _unsubscribe(self, ctx: Any, params: UnsubscribeRequestParams) -> EmptyResult:
         self._forget(str(params.uri), _connection(ctx.session))
         return EmptyResult()
+
+    def _known_connection(self, session: Any) -> int:
+        """Return the session's connection; when it is closed its subscriptions end."""
+        connection = _connection(session)
+        if connection not in self._connections:
+            self._connections.add(connection)
+            session._connection.exit_stack.callback(self._forget_all, connection)
+        return connection
+
+    def _forget_all(self, connection: int) -> None:
+        self._connections.discard(connection)
+        for uri in tuple(self._sessions):
+            self._forget(uri, connection)
 
     def _forget(self, uri: str, connection: int) -> None:
         if self._sessions.get(uri, {}).pop(connection, None) is not None:

@@ -1,7 +1,7 @@
 """The server put together: tools, resources, prompts, instructions. Building it does no I/O beyond reading the prompts."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,13 @@ from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.server import changing, guarded, looking, waiting
 from snapshot_mcp.server.announcing import Announcer
+from snapshot_mcp.server.callers import Callers, Roll
 from snapshot_mcp.server.face import Face
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.reading import CompletionReference, add_resources, complete
-from snapshot_mcp.server.roles import Caller, Callers, add_approvals
+from snapshot_mcp.server.roles import add_approvals
 from snapshot_mcp.server.toolbox import DESTROY, READ, WRITE, WRITE_AGAIN, build_tool
+from snapshot_mcp.server.visits import Visits
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard
@@ -88,12 +90,13 @@ def build_server(
     build_guard: "Callable[[], Guard]",
     *,
     read_only: bool = False,
-    callers: Sequence[Caller] = (),
+    callers: Callers | None = None,
     url: str = "",
 ) -> MCPServer[Face]:
     """Return a server over these zones. It is used once: its lifespan owns the zones.
 
-    `callers` may come in over HTTP at `url`, and nobody else; none means that every program of this machine may.
+    `callers` are for HTTP at `url`: who has one of their tokens may come in, and nobody else. Where there were no tokens at the
+    start every program of this machine may.
     """
     bus = InMemorySubscriptionBus()
     announcer = Announcer(zones, bus)
@@ -101,8 +104,13 @@ def build_server(
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Face]) -> AsyncIterator[Face]:
-        async with face.opened(), announcer.running():
+        async with face.opened(), announcer.running(), visits.running() if visits else nullcontext():
             yield face
+
+    async def void_departed(before: Roll, now: Roll) -> None:
+        await (await face.guard()).void_departed(before.roles, now.roles)
+
+    visits = Visits(callers, void_departed, lambda: server.session_manager) if callers else None
 
     server: MCPServer[Face] = MCPServer(
         "snapshot-mcp",
@@ -111,15 +119,19 @@ def build_server(
         instructions=build_instructions(zones, read_only=read_only),
         tools=list(build_tools(read_only=read_only)),
         lifespan=lifespan,
-        middleware=[_tell_unknown_prompt(names := set[str]()), announcer.listening],
+        middleware=[
+            *([visits.admit] if visits else []),
+            _tell_unknown_prompt(names := set[str]()),
+            announcer.listening,
+        ],
         subscriptions=bus,
         request_state_security=RequestStateSecurity.ephemeral(ttl=ROUND_SECONDS),
         cache_hints={"tools/list": CacheHint(ttl_ms=300_000, scope="public")},
         log_level="WARNING",
-        **_authentication(tokens := Callers(callers), url) if callers else {},
+        **_authentication(callers, url) if callers and callers.has_had_tokens else {},
     )
-    if callers:
-        add_approvals(server, tokens, face.guard)
+    if callers and callers.has_had_tokens:
+        add_approvals(server, callers, face.guard)
     for prompt in load_prompts(without=_missing_tools(read_only=read_only)):
         server.add_prompt(prompt)
         names.add(prompt.name)

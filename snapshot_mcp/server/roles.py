@@ -4,22 +4,20 @@ decides over what others want to destroy (never over what the same token asked f
 The approver's door is beside MCP, so that no tool leads to it: `GET /approvals` and `POST /approvals/{id}`.
 """
 
-import hmac
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mcp.server.auth.middleware.auth_context import get_access_token
-from mcp.server.auth.provider import AccessToken
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from snapshot_mcp.contract.errors import BadRequest, Forbidden, Unauthorized, ZoneError
+from snapshot_mcp.contract.errors import BadRequest, Forbidden, InternalError, Unauthorized, ZoneError
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.guard import Door
+from snapshot_mcp.server.callers import APPROVER, OPERATOR, UNCERTAIN, Caller, Callers, Roll
 from snapshot_mcp.server.http import is_loopback
 
 if TYPE_CHECKING:
@@ -28,41 +26,10 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard
     from snapshot_mcp.guard.approval import Approval
 
-OPERATOR = "operator"
-APPROVER = "approver"
-
 MAX_BODY_BYTES = 4096
 """A decision has two short fields."""
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """One token: its name is the principal of what it asks for."""
-
-    name: str
-    token: str
-    roles: frozenset[str]
-
-
-class Callers:
-    """The tokens that were given out; the SDK's token verifier."""
-
-    def __init__(self, callers: Sequence[Caller]) -> None:
-        self._callers = tuple(callers)
-
-    def find(self, token: str) -> Caller | None:
-        """Compare with every token, so that the time tells nothing."""
-        found = None
-        for caller in self._callers:
-            if hmac.compare_digest(caller.token.encode(), token.encode("utf-8", "surrogateescape")):
-                found = caller
-        return found
-
-    async def verify_token(self, token: str) -> AccessToken | None:
-        caller = self.find(token)
-        return AccessToken(token=token, client_id=caller.name, scopes=sorted(caller.roles)) if caller else None
 
 
 def refuse_role(*, reads_only: bool) -> str:
@@ -70,33 +37,39 @@ def refuse_role(*, reads_only: bool) -> str:
     token = get_access_token()
     if token is None or reads_only or OPERATOR in token.scopes:
         return ""
+    if UNCERTAIN in token.scopes:
+        return (
+            "the operator's settings cannot be read, so nobody may change anything. The operator has to correct them."
+        )
     return f"the token {token.client_id!r} may look only. The operator of this server gives out the roles."
 
 
 def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[], Awaitable[Guard]]") -> None:
     """Give the approvers their door."""
 
-    def for_approvers(handle: Callable[[Request, Caller], Awaitable[Any]]) -> Handler:
+    def for_approvers(handle: Callable[[Request, Caller, Roll], Awaitable[Any]]) -> Handler:
         async def checked(request: Request) -> Response:
             try:
                 _refuse_foreign(request)
-                return JSONResponse(await handle(request, _approver(request, callers)), headers=HEADERS)
+                roll = await callers.present()
+                return JSONResponse(await handle(request, _approver(request, roll), roll), headers=HEADERS)
             except ZoneError as error:
                 body = {"code": error.code, "message": str(error)}
                 return JSONResponse(body, error.http_status, headers=HEADERS | _challenge(error))
 
         return checked
 
-    async def list_open(request: Request, caller: Caller) -> Any:
+    async def list_open(request: Request, caller: Caller, roll: Roll) -> Any:
         approvals = await (await guard()).list_approvals()
         return {"approvals": [_to_wire(one) for one in approvals if one.expires_at]}
 
-    async def decide(request: Request, caller: Caller) -> Any:
+    async def decide(request: Request, caller: Caller, roll: Roll) -> Any:
         body = await _read_body(request)
         approval_id = request.path_params["approval_id"]
         keeper = await guard()
         match body:
             case {"decision": "approve", "digest": str(digest), **rest} if not rest:
+                _refuse_uncertain(roll)
                 decided = await keeper.approve(approval_id, None, digest=digest, door=Door.APPROVER, by=caller.name)
             case {"decision": "deny", **rest} if rest.keys() <= {"digest"}:
                 decided = await keeper.deny(approval_id, door=Door.APPROVER, by=caller.name)
@@ -130,9 +103,17 @@ def _host_of(address: str) -> str:
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
-def _approver(request: Request, callers: Callers) -> Caller:
+def _refuse_uncertain(roll: Roll) -> None:
+    if roll.problem:
+        raise InternalError(
+            f"The operator's settings cannot be read ({roll.problem}), so it is not certain who may approve.",
+            hint="Nothing was done. The operator of this server has to correct them.",
+        )
+
+
+def _approver(request: Request, roll: Roll) -> Caller:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    caller = callers.find(token.strip()) if scheme.lower() == "bearer" else None
+    caller = roll.find(token.strip()) if scheme.lower() == "bearer" else None
     if caller is None:
         raise Unauthorized("No valid token.", hint="Send `Authorization: Bearer …`.")
     if APPROVER not in caller.roles:

@@ -60,7 +60,7 @@ def test_other_settings_are_checked_before_the_first_call() -> None:
         {"client_id": "a:b"},
         {"client_secret": SecretStr("")},
         {"api_revision": "2017"},
-        {"proxy": "socks4:hunter2"},
+        {"proxy": SecretStr("socks4:hunter2")},
     ):
         with pytest.raises(BadRequest) as refusal:
             client_of(url, **wrong)
@@ -96,7 +96,7 @@ def test_constructing_a_zone_loads_no_http_client() -> None:
 
 
 def test_secret_stands_in_no_repr() -> None:
-    client = client_of("https://a.example", proxy="http://user:hunter2@proxy.example:3128")
+    client = client_of("https://a.example", proxy=SecretStr("http://user:hunter2@proxy.example:3128"))
     shown = repr(client) + repr(vars(client))
     assert KEY_PAIR.client_secret.get_secret_value() not in shown
     assert "hunter2" not in shown

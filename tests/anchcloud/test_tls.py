@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 import trustme
+from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.models import SnapshotFilter
@@ -53,7 +54,7 @@ async def test_everything_goes_through_the_proxy_that_is_set(wire: Wire) -> None
     page = Canned(200, b'{"snapshots": [], "total_count": 0}')
     wire.proxy.decide = lambda seen: token if seen.is_token else page
     proxy = wire.proxy.url.replace("http://", "http://user:hunter2@")
-    client = client_of("http://127.0.0.1:9", proxy=proxy)
+    client = client_of("http://127.0.0.1:9", proxy=SecretStr(proxy))
     assert (await client.list_snapshots(SnapshotFilter())).items == ()
     await client.aclose()
     assert [seen.target.partition("?")[0] for seen, _ in wire.proxy.seen] == [
@@ -64,7 +65,9 @@ async def test_everything_goes_through_the_proxy_that_is_set(wire: Wire) -> None
 
 
 async def test_a_proxy_that_is_not_there_means_that_nothing_was_sent() -> None:
-    client = client_of("https://api.example.invalid", proxy="http://127.0.0.1:9", patience=replace(HASTY, read_tries=1))
+    client = client_of(
+        "https://api.example.invalid", proxy=SecretStr("http://127.0.0.1:9"), patience=replace(HASTY, read_tries=1)
+    )
     with anyio.fail_after(5), pytest.raises(Unavailable, match="not carried out"):
         await client.delete_snapshot("ss-aaaaaaaa")
     await client.aclose()

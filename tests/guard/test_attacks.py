@@ -97,6 +97,7 @@ class Siege:
         config = self.folder / "config.toml"
         zone = f'provider = "local"\nfolder = "{self.ground.folder / "zone"}"\n'
         flag = "production = true\n" if self.production else ""
+        config.touch(0o600)
         config.write_text(f"[guard]\n{self.rules}\n[zones.local]\n{zone}{flag}[zones.twin]\n{zone}", encoding="utf-8")
         return config
 

@@ -53,7 +53,7 @@ class Lab:
     @property
     def environ(self) -> dict[str, str]:
         config = self.folder / "config.toml"
-        config.touch()
+        config.touch(0o600)
         return {"SNAPSHOT_MCP_HOME": str(self.home), "SNAPSHOT_MCP_CONFIG": str(config), **self.extra}
 
     @property

@@ -41,6 +41,9 @@ PROVIDER_RECOVERY_SECONDS = 7200
 """What the provider documents; our own face says in its headers what its zone can do."""
 
 
+NO_PROXY = SecretStr("")
+
+
 class AnchCloudZone:
     """One zone of one provider. Cheap to construct: nothing is loaded and nobody is called before the first call.
 
@@ -57,7 +60,7 @@ class AnchCloudZone:
         zone_id: str = "",
         api_revision: str = ApiRevision.SPECIFICATION,
         ca_file: Path | None = None,
-        proxy: str = "",
+        proxy: SecretStr = NO_PROXY,
         patience: Patience | None = None,
     ) -> None:
         revisions = [str(revision) for revision in ApiRevision]
@@ -65,7 +68,7 @@ class AnchCloudZone:
             raise BadRequest(f"No API revision {api_revision!r}.", hint=f"One of {', '.join(map(repr, revisions))}.")
         revision = ApiRevision(api_revision)
         self._zone = zone
-        self._endpoint = Endpoint(url, client_id, client_secret, zone_id or zone, revision, ca_file, SecretStr(proxy))
+        self._endpoint = Endpoint(url, client_id, client_secret, zone_id or zone, revision, ca_file, proxy)
         self._patience = patience or Patience()
         self._calls = Calls(revision)
         self._session = Session(self._endpoint, self._patience)

@@ -1,0 +1,71 @@
+"""Whether other users of this machine can read the secrets in the operator's file, or change its rules.
+
+A file that nobody else can touch costs one `stat`, a missing one too.
+"""
+
+import os
+import shlex
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from snapshot_mcp.settings import config_path
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def describe_exposure(environ: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with the settings file's owner and mode, each with the command that mends it."""
+    if os.name == "nt":
+        return []
+    path = config_path(environ)
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    lines = []
+    shown, mode = shlex.quote(str(path)), stat.S_IMODE(found.st_mode)
+    if found.st_uid not in {os.geteuid(), 0}:
+        lines.append(
+            f"{path} belongs to another user (uid {found.st_uid}), who can change the rules in it."
+            f" Run: sudo chown {os.geteuid()} {shown}"
+        )
+    if mode & OTHERS_WRITE:
+        lines.append(f"Other users can change {path} (mode {mode:04o}) and the rules in it. Run: chmod 600 {shown}")
+    elif mode & OTHERS and any(_secrets(_read(path))):
+        lines.append(f"{path} holds secrets, and other users can read it (mode {mode:04o}). Run: chmod 600 {shown}")
+    return lines
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's tables; none where it cannot be read, which whoever needs them says."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return {}
+
+
+def _secrets(table: dict[str, Any]) -> Iterator[bool]:
+    """Whether each table that can hold a secret does."""
+    for token in _tables(table, "tokens"):
+        yield bool(token.get("token"))
+    for zone in _tables(table, "zones"):
+        yield bool(zone.get("client_secret"))
+        yield _has_password(zone.get("proxy"))
+
+
+def _tables(table: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = table.get(name)
+    return [one for one in found.values() if isinstance(one, dict)] if isinstance(found, dict) else []
+
+
+def _has_password(url: object) -> bool:
+    try:
+        return isinstance(url, str) and bool(urlsplit(url).password)
+    except ValueError:
+        return True
