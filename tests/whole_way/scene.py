@@ -110,6 +110,10 @@ class Scene:
         """Of these, the jobs that changed something."""
         return [one for one in self.acts() if one["has_effect"] or one["status"] == "successful"]
 
+    def unfinished(self) -> list[dict[str, Any]]:
+        """The jobs that have not ended, without a look that would start a worker."""
+        return self.rows("SELECT * FROM jobs WHERE status IN ('pending', 'working')")
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass, for the guards and for the jobs that have to begin within some."""
         self.clock.turn(seconds)

@@ -46,6 +46,23 @@ FORBIDS_ALL = ("read-only", "production", "protected")
 PYTHON = sys.executable
 NURSERY: list[Nursery] = []
 INDEX = st.integers(0, 7)
+EVENTS = st.lists(
+    st.sampled_from(
+        [
+            *(f"path {kind}" for kind in REPLACED),
+            "path back",
+            "write",
+            "write",
+            "wait 61",
+            "wait 259200",
+            "deny",
+            "others",
+        ]
+    ),
+    min_size=1,
+    max_size=3,
+)
+"""What happens while there is no worker to see it."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -224,21 +241,56 @@ class WholeWay(RuleBasedStateMachine):
 
     @rule(
         step=st.integers(1, 24),
-        kind=st.sampled_from(["any", "write"]),
         how=st.sampled_from([signal.SIGKILL, signal.SIGSTOP]),
+        operation=st.sampled_from(["roll back", "roll back", "delete"]),
         index=INDEX,
         safety=st.booleans(),
     )
-    def doom_the_worker_of_a_roll_back(
-        self, step: int, kind: str, how: signal.Signals, index: int, safety: bool
-    ) -> None:
-        """It ends or stops itself at some step of what a person then agrees to."""
+    def doom_the_worker(self, step: int, how: signal.Signals, operation: str, index: int, safety: bool) -> None:
+        """It ends or stops itself at some step of what a person then agrees to, and another one goes on."""
         if not self.is_startable or workers.is_frozen(self.scene.zone_folder):
             return
         workers.kill(self.scene.zone_folder)
-        step = 1 + step % 4 if kind == "write" else step
-        NURSERY[0].start(self.scene.zone_folder, step=step, kind=kind, how=how)  # type: ignore[arg-type]
+        NURSERY[0].start(self.scene.zone_folder, step=step, how=how)
+        self._ask(operation, index, "yes", safety=safety)
+
+    @rule(step=st.integers(1, 4), index=INDEX, safety=st.booleans(), events=EVENTS)
+    def break_a_roll_back_off(self, step: int, index: int, safety: bool, events: list[str]) -> None:
+        """Its worker ends after some of the writes, and there is none until other things have happened."""
+        folder = self.scene.zone_folder
+        if not self.is_startable or workers.is_frozen(folder):
+            return
+        workers.kill(folder)
+        NURSERY[0].start(folder, step=step, kind="write")
         self._ask("roll back", index, "yes", safety=safety)
+        workers.until(lambda: workers.worker_pid(folder) is None or not self.scene.unfinished())
+        workers.kill(folder)
+        self.is_startable = False
+        self._happen(events)
+        self.is_startable = True
+
+    @rule(operation=st.sampled_from(["delete", "roll back"]), index=INDEX, safety=st.booleans(), events=EVENTS)
+    def agree_while_the_worker_hangs(self, operation: str, index: int, safety: bool, events: list[str]) -> None:
+        """It goes on when other things have happened, or is ended then."""
+        if not self.is_startable:
+            return
+        self._raise_worker()
+        workers.freeze(self.scene.zone_folder)
+        self._ask(operation, index, "yes", safety=safety)
+        self._happen(events)
+        workers.thaw(self.scene.zone_folder)
+
+    def _happen(self, events: list[str]) -> None:
+        self._compare()
+        for event in events:
+            kind, _, what = event.partition(" ")
+            if kind == "path":
+                self.lead_the_path(what)
+            elif kind == "wait":
+                self.wait(float(what))
+            else:
+                {"write": self.write, "deny": self.deny, "others": self.another_deletes}[kind](0)
+            self._compare()
 
     # The world
 
@@ -301,11 +353,12 @@ class WholeWay(RuleBasedStateMachine):
     def nothing_was_done_that_nobody_agreed_to(self) -> None:
         if self.is_startable and not workers.is_frozen(self.scene.zone_folder):
             self._settle()
-        guard = self.guard()
+        self._compare()
+        self.portal.call(self.scene.verify, self.guard())
+
+    def _compare(self) -> None:
         disk = self.portal.call(self.scene.disk)
-        records = list(guard.audit.records())
-        self.model.compare(self._approvals(), disk, records)
-        self.portal.call(self.scene.verify, guard)
+        self.model.compare(self._approvals(), disk, list(self.guard().audit.records()))
 
     def _settle(self) -> None:
         """Wait until nothing is under way, or the worker has stopped itself."""
