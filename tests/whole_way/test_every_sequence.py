@@ -28,7 +28,7 @@ from snapshot_mcp.guard.states import State
 from tests.guard.conftest import Person, agrees
 from tests.whole_way import workers
 from tests.whole_way.model import Model
-from tests.whole_way.paths import REPLACED, elsewhere, put_back
+from tests.whole_way.paths import CHUNK, REPLACED, elsewhere, put_back
 from tests.whole_way.scene import Scene, open_scene
 from tests.whole_way.workers import Nursery
 
@@ -46,6 +46,17 @@ FORBIDS_ALL = ("read-only", "production", "protected")
 PYTHON = sys.executable
 NURSERY: list[Nursery] = []
 INDEX = st.integers(0, 7)
+EVENTS_WITHOUT_PATHS = (
+    "write",
+    "write",
+    "resize 2",
+    "resize 4",
+    "resize 6",
+    "wait 61",
+    "wait 259200",
+    "deny",
+    "others",
+)
 EVENTS = st.lists(
     st.sampled_from(
         [
@@ -289,7 +300,8 @@ class WholeWay(RuleBasedStateMachine):
             elif kind == "wait":
                 self.wait(float(what))
             else:
-                {"write": self.write, "deny": self.deny, "others": self.another_deletes}[kind](0)
+                acts = {"write": self.write, "deny": self.deny, "others": self.another_deletes, "resize": self.resize}
+                acts[kind](int(what or 0))
             self._compare()
 
     # The world
@@ -308,12 +320,27 @@ class WholeWay(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 99))
     def write(self, seed: int) -> None:
         """The disk's user writes to it; whoever holds it is not waited for."""
+        if self._is_free():
+            self.scene.scribble(seed)
+            self.model.note_files(is_written=True)
+
+    @rule(chunks=st.sampled_from([2, 4, 6]))
+    def resize(self, chunks: int) -> None:
+        """The disk's user cuts it off, or writes something behind its end."""
+        if self._is_free():
+            size = self.scene.path.stat().st_size
+            os.truncate(self.scene.path, min(size, chunks * CHUNK))
+            with self.scene.path.open("ab") as file:
+                file.write(self.chance.randbytes(max(0, chunks * CHUNK - size)))
+            self.model.note_files(is_written=True)
+
+    def _is_free(self) -> bool:
         try:
             os.close(os.open(self.scene.path, os.O_RDWR | os.O_NONBLOCK))
         except (BlockingIOError, FileNotFoundError):
-            return
-        self.scene.scribble(seed)
-        self.model.note_files(is_written=True)
+            return False
+        self.scene.leave_alone()
+        return True
 
     @rule(is_full=st.booleans())
     def back_up(self, is_full: bool) -> None:
@@ -380,7 +407,7 @@ async def _opening(folder: Path) -> Any:
 
 
 SHORT = settings(
-    max_examples=8,
+    max_examples=10,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -3,6 +3,7 @@
 Each roll-back here was agreed to, and its worker is stopped, ended, or never there; then something happens to the disk.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -265,6 +266,31 @@ async def test_what_was_broken_off_does_not_go_on_over_what_was_written_since(
         assert scene.path.read_bytes() == present
     assert (await scene.disk()).problem
     assert scene.content_of(outcome.safety_snapshot_ids[0]) == content
+    await scene.verify(scene.guard())
+
+
+@pytest.mark.parametrize("where", ["over what was cut off", "behind the old end"])
+async def test_what_was_broken_off_does_not_cut_off_what_was_appended_since(
+    scene: Scene, nursery: Nursery, where: str
+) -> None:
+    """What lies beyond the end of the snapshot is content, too."""
+    content = scene.path.read_bytes()
+    os.truncate(scene.path, 2 * CHUNK)
+    snapshot_id = await scene.back_up("friday")
+    scene.path.write_bytes(content[::-1])
+    workers.kill(scene.zone_folder)
+    nursery.start(scene.zone_folder, step=1, kind="write")
+    outcome = await agreed(scene, snapshot_id)
+    until(lambda: workers.worker_pid(scene.zone_folder) is None)
+    assert scene.path.stat().st_size == 2 * CHUNK
+    with scene.path.open("r+b") as file:
+        file.seek(2 * CHUNK if where == "over what was cut off" else 4 * CHUNK)
+        file.write(b"appended" * (2 * CHUNK // 8))
+    present = scene.path.read_bytes()
+    nursery.start(scene.zone_folder)
+    await ends_as(scene, outcome, "terms_changed")
+    assert scene.path.read_bytes() == present
+    assert scene.content_of(outcome.safety_snapshot_ids[0]) == content[::-1]
     await scene.verify(scene.guard())
 
 

@@ -103,7 +103,9 @@ class Round:
 
     async def run(self, seconds: float) -> str:
         """Call, kill within so many seconds, let the zone come to rest, and compare; say what came of it."""
-        available = [one.snapshot_id for one in await self.scene.snapshots() if one.snapshot_id in self.contents]
+        while len(self.contents) < 3:
+            self.contents[await self.scene.back_up("scheduled", is_full=True)] = digest(self.before)
+        available = sorted(self.contents)
         target = self.chance.choice(available)
         is_deletion = len(available) > KEPT or (len(available) > 2 and self.chance.random() < 0.2)
         name = "delete_snapshot" if is_deletion else "rollback_to_snapshots"
