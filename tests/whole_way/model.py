@@ -40,8 +40,14 @@ def read(path: Path) -> bytes | None:
 
 
 def is_mixture(data: bytes, one: bytes, other: bytes) -> bool:
-    sectors = (slice(at, at + SECTOR) for at in range(0, len(data), SECTOR))
-    return len(data) == len(one) == len(other) and all(data[at] in (one[at], other[at]) for at in sectors)
+    """Whether each sector of it is of one of the two, which may be of different lengths."""
+    size = len(data)
+    if size not in (len(one), len(other)):
+        return False
+    one, other = (content[:size].ljust(size, b"\0") for content in (one, other))
+    return all(
+        data[at : at + SECTOR] in (one[at : at + SECTOR], other[at : at + SECTOR]) for at in range(0, size, SECTOR)
+    )
 
 
 @dataclass

@@ -26,8 +26,8 @@ WAIT_SECONDS = 60.0
 class Scene:
     """The disk lies at `path`; `home` is the folder of the settings, which the embedded zone lies in."""
 
-    def __init__(self, folder: Path, zone: Zone, clock: TurnedClock) -> None:
-        self.folder, self.zone, self.clock = folder, zone, clock
+    def __init__(self, folder: Path, zone: Zone, clock: TurnedClock, size_bytes: int) -> None:
+        self.folder, self.zone, self.clock, self.size_bytes = folder, zone, clock, size_bytes
         self.home = folder / "home"
         self.path = quiet_folder(folder) / "disk.img"
         self.disk_id = ""
@@ -81,7 +81,7 @@ class Scene:
         """Write to the disk as its user would, in place; return what it holds then."""
         chance = random.Random(seed)
         with self.path.open("r+b") as file:
-            for chunk in range(DISK_BYTES // CHUNK):
+            for chunk in range(self.size_bytes // CHUNK):
                 file.seek(chunk * CHUNK + chance.randrange(CHUNK - 64))
                 file.write(chance.randbytes(64))
             file.flush()
@@ -110,10 +110,19 @@ class Scene:
         """Of these, the jobs that changed something."""
         return [one for one in self.acts() if one["has_effect"] or one["status"] == "successful"]
 
+    def unfinished(self) -> list[dict[str, Any]]:
+        """The jobs that have not ended, without a look that would start a worker."""
+        return self.rows("SELECT * FROM jobs WHERE status IN ('pending', 'working')")
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass, for the guards and for the jobs that have to begin within some."""
         self.clock.turn(seconds)
         self._inject("begin_until = begin_until - ?", seconds)
+
+    def leave_alone(self, seconds: float = 10.0) -> None:
+        """Let time pass since a roll-back that was interrupted has written to the disk."""
+        with closing(sqlite3.connect(self.zone_folder / "catalogue.sqlite", timeout=WAIT_SECONDS)) as db, db:
+            db.execute("UPDATE resources SET written_at = written_at - ? WHERE applying_id IS NOT NULL", (seconds,))
 
     def reboot(self) -> None:
         """Let another run of the system begin, as far as the zone has noted which one it was."""
@@ -134,13 +143,13 @@ class Scene:
 
 
 @asynccontextmanager
-async def open_scene(folder: Path, *, seed: int = 1) -> AsyncIterator[Scene]:
+async def open_scene(folder: Path, *, seed: int = 1, size_bytes: int = DISK_BYTES) -> AsyncIterator[Scene]:
     """A scene with a disk of random content."""
     zone_folder = folder / "home" / "zones" / "local"
     zone_folder.mkdir(parents=True, exist_ok=True)
     provider = LocalZone(zone_folder)
     async with Zones({"local": lambda: provider}) as zones:
-        scene = Scene(folder, zones.get(), TurnedClock())
-        scene.path.write_bytes(random.Random(seed).randbytes(DISK_BYTES))
+        scene = Scene(folder, zones.get(), TurnedClock(), size_bytes)
+        scene.path.write_bytes(random.Random(seed).randbytes(size_bytes))
         scene.disk_id = (await provider.add_resource(scene.path, "pg-data")).id
         yield scene

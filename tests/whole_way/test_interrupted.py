@@ -3,6 +3,7 @@
 Each roll-back here was agreed to, and its worker is stopped, ended, or never there; then something happens to the disk.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -23,19 +24,20 @@ pytestmark = pytest.mark.anyio
 DAYS_SECONDS = 3 * 86400.0
 
 
-async def agreed(scene: Scene, snapshot_id: str) -> GuardedOutcome:
+async def agreed(scene: Scene, snapshot_id: str, *, safety: bool = True) -> GuardedOutcome:
     """A roll-back that a person says yes to, as far as the zone accepts it."""
-    outcome = await scene.guard().rollback_to_snapshots(scene.zone, [snapshot_id], Person([agrees]))
+    call = scene.guard().rollback_to_snapshots
+    outcome = await call(scene.zone, [snapshot_id], Person([agrees]), safety_snapshot=safety)
     assert outcome.status == "started", outcome
     return outcome
 
 
-async def waiting(scene: Scene) -> tuple[GuardedOutcome, bytes]:
+async def waiting(scene: Scene, *, safety: bool = True) -> tuple[GuardedOutcome, bytes]:
     """An agreed roll-back whose worker hangs before it has taken it, and what the disk holds."""
     snapshot_id = await scene.back_up("friday")
     content = scene.scribble(2)
     workers.freeze(scene.zone_folder)
-    return await agreed(scene, snapshot_id), content
+    return await agreed(scene, snapshot_id, safety=safety), content
 
 
 async def half_written(scene: Scene, nursery: Nursery) -> tuple[GuardedOutcome, bytes, bytes]:
@@ -89,7 +91,7 @@ async def test_what_waited_too_long_is_not_carried_out_by_whoever_looks_later(
 ) -> None:
     """Time is counted by the zone's own uptime from admission; after a reboot it is over; a read starts nothing whose time
     is over."""
-    outcome, _ = await waiting(scene)
+    outcome, _ = await waiting(scene, safety=False)
     if worker == "is killed":
         workers.kill(scene.zone_folder)
     present = scene.scribble(3)
@@ -117,7 +119,7 @@ async def test_a_yes_that_waits_is_taken_back_by_deny(scene: Scene) -> None:
     from snapshot_mcp import app
     from snapshot_mcp.settings import load_settings
 
-    outcome, content = await waiting(scene)
+    outcome, content = await waiting(scene, safety=False)
     guard = app.build_guard(load_settings(scene.environ))
     await guard.deny(outcome.approval_id)
     workers.thaw(scene.zone_folder)
@@ -141,12 +143,13 @@ async def test_the_worker_that_was_killed_before_it_began_is_replaced_within_the
     await scene.verify(scene.guard())
 
 
+@pytest.mark.parametrize("safety", [True, False], ids=["", "without a safety snapshot"])
 @pytest.mark.parametrize("path", REPLACED)
 async def test_a_path_that_leads_elsewhere_before_the_hold_is_not_overwritten(
-    scene: Scene, nursery: Nursery, path: str
+    scene: Scene, path: str, safety: bool
 ) -> None:
     """Which disk: for a file the filesystem's id, the inode and the birth time. More than one hard link is told in the loss."""
-    outcome, _ = await waiting(scene)
+    outcome, _ = await waiting(scene, safety=safety)
     REPLACED[path](scene.path)
     present = {one: one.read_bytes() for one in (scene.path, elsewhere(scene.path)) if one.exists()}
     workers.thaw(scene.zone_folder)
@@ -263,6 +266,31 @@ async def test_what_was_broken_off_does_not_go_on_over_what_was_written_since(
         assert scene.path.read_bytes() == present
     assert (await scene.disk()).problem
     assert scene.content_of(outcome.safety_snapshot_ids[0]) == content
+    await scene.verify(scene.guard())
+
+
+@pytest.mark.parametrize("where", ["over what was cut off", "behind the old end"])
+async def test_what_was_broken_off_does_not_cut_off_what_was_appended_since(
+    scene: Scene, nursery: Nursery, where: str
+) -> None:
+    """What lies beyond the end of the snapshot is content, too."""
+    content = scene.path.read_bytes()
+    os.truncate(scene.path, 2 * CHUNK)
+    snapshot_id = await scene.back_up("friday")
+    scene.path.write_bytes(content[::-1])
+    workers.kill(scene.zone_folder)
+    nursery.start(scene.zone_folder, step=1, kind="write")
+    outcome = await agreed(scene, snapshot_id)
+    until(lambda: workers.worker_pid(scene.zone_folder) is None)
+    assert scene.path.stat().st_size == 2 * CHUNK
+    with scene.path.open("r+b") as file:
+        file.seek(2 * CHUNK if where == "over what was cut off" else 4 * CHUNK)
+        file.write(b"appended" * (2 * CHUNK // 8))
+    present = scene.path.read_bytes()
+    nursery.start(scene.zone_folder)
+    await ends_as(scene, outcome, "terms_changed")
+    assert scene.path.read_bytes() == present
+    assert scene.content_of(outcome.safety_snapshot_ids[0]) == content[::-1]
     await scene.verify(scene.guard())
 
 

@@ -6,6 +6,7 @@ acknowledged stamp must be on the disk, or in the safety snapshot of the roll-ba
 """
 
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,9 +18,10 @@ import pytest
 
 from snapshot_mcp.contract.errors import ZoneError
 from tests.guard.conftest import Person, agrees
-from tests.whole_way.paths import DISK_BYTES
+from tests.whole_way import workers
+from tests.whole_way.paths import CHUNK, DISK_BYTES
 from tests.whole_way.scene import Scene
-from tests.whole_way.workers import PATIENCE_SECONDS, until
+from tests.whole_way.workers import PATIENCE_SECONDS, Nursery, until
 
 pytestmark = pytest.mark.anyio
 
@@ -174,3 +176,40 @@ async def test_no_acknowledged_write_is_lost_by_two_hundred_roll_backs(scene: Sc
     ends = await tries(scene, 200)
     print(ends)
     assert ends["carried out"] >= 20, ends
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [1, 2, 3])
+async def test_a_worker_that_hangs_while_it_overwrites_goes_on_over_nothing_that_was_let_in(
+    scene: Scene, nursery: Nursery, step: int
+) -> None:
+    """The kernel lets a waiting writer in after 45 s (`lease-break-time`), whatever became of who holds the disk off."""
+    target = await scene.back_up("friday")
+    content = scene.scribble(2)
+    workers.kill(scene.zone_folder)
+    nursery.start(scene.zone_folder, step=step, kind="write", how=signal.SIGSTOP)
+    outcome = await scene.guard().rollback_to_snapshots(scene.zone, [target], Person([agrees]))
+    until(lambda: workers.is_frozen(scene.zone_folder))
+    command = [sys.executable, "-c", LATE_WRITER, str(scene.path), str(3 * CHUNK + 512)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=True).stdout
+    assert said == "acknowledged\n"
+    workers.thaw(scene.zone_folder)
+    job = await scene.finish(outcome.job_id, "failed")
+    assert "in use" in job.info
+    for _ in range(2):
+        workers.kill(scene.zone_folder)
+        nursery.start(scene.zone_folder)
+        await scene.settle()
+        assert b"precious" in scene.path.read_bytes()
+    assert scene.content_of(outcome.safety_snapshot_ids[0]) == content
+    assert (await scene.disk()).problem
+    await scene.verify(scene.guard())
+
+
+LATE_WRITER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(fd, b"precious", int(sys.argv[2]))
+os.fsync(fd)
+print("acknowledged")
+"""

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ def doom(step, kind, how, gate):
                 left -= 1
                 if left == 0:
                     os.kill(os.getpid(), how)
+                    time.sleep(1)  # the signal reaches the threads one by one
     def counted(function, one):
         def run(*args, **options):
             result = function(*args, **options)
@@ -147,11 +149,13 @@ def freeze(folder: Path) -> None:
     pid = worker_pid(folder)
     if pid is None:
         return
-    os.kill(pid, signal.SIGSTOP)
-    while _is_locked(folder):
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: is_frozen(folder))
+        if not _is_locked(folder):
+            return
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.01)
-        os.kill(pid, signal.SIGSTOP)
 
 
 def _is_locked(folder: Path) -> bool:
@@ -172,15 +176,17 @@ def thaw(folder: Path) -> None:
 def is_frozen(folder: Path) -> bool:
     """Whether the folder's worker was stopped, by itself or by the test."""
     pid = worker_pid(folder)
-    try:
-        return pid is not None and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except FileNotFoundError:
+    if pid is None:
         return False
+    try:
+        threads = [one.read_text() for one in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(threads) and all(one.rpartition(")")[2].split()[0] == "T" for one in threads)
 
 
-def until(condition: "object") -> None:
+def until(condition: Callable[[], object]) -> None:
     """Wait for what another process is about to do."""
-    assert callable(condition)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
