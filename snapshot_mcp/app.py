@@ -52,10 +52,29 @@ def build_guard(settings: Settings) -> Guard:
 
 
 def _build_guard(
-    settings: Settings, file: OperatorFile, roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None
+    settings: Settings,
+    file: OperatorFile,
+    roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
+    url: str = "",
 ) -> Guard:
-    """Return a guard that creates nothing before it is needed. What the operator tightens later holds at once."""
+    """Return a guard that creates nothing before it is needed. What the operator tightens later holds at once.
+
+    With the `url` of a server over HTTP approvers decide there, once the settings have any.
+    """
     from snapshot_mcp.guard import Guard
+    from snapshot_mcp.guard.doors import Doors, shell_command
+
+    command = shell_command(sys.argv[0], sys.executable, settings.variables)
+
+    def doors() -> Doors:
+        try:
+            tokens = file.now().tokens
+        except SettingsError:
+            tokens = file.last_good.tokens
+        if not url or not any("approver" in one.roles for one in tokens.values()):
+            return Doors(command)
+        base = url.rsplit("/", 1)[0]
+        return Doors(command, "/approvals" if base.endswith(":0") else f"{base}/approvals")
 
     def rules(zone: str) -> Policy:
         try:
@@ -69,7 +88,7 @@ def _build_guard(
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
     open_zone = partial(_build_zone, settings)
-    return Guard(settings.home, settings.guard, rules=rules, roles=roles, open_zone=open_zone)
+    return Guard(settings.home, settings.guard, rules=rules, roles=roles, open_zone=open_zone, doors=doors)
 
 
 def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
@@ -79,11 +98,11 @@ def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
     return Deed(operation, zone.zone, zone.location, by, "command line", arguments)
 
 
-def build_server(settings: Settings) -> MCPServer[Any]:
-    """Return the MCP server over all zones, for stdio."""
+def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
+    """Return the MCP server over all zones, for stdio; with a `url`, as one over HTTP that asks for no token."""
     from snapshot_mcp.operator_file import OperatorFile
 
-    return _build_server(settings, OperatorFile(settings))
+    return _build_server(settings, OperatorFile(settings), url=url)
 
 
 def _build_server(
@@ -97,7 +116,7 @@ def _build_server(
 
     return build_server(
         build_zones(settings),
-        partial(_build_guard, settings, file, roles),
+        partial(_build_guard, settings, file, roles, url),
         read_only=settings.read_only,
         callers=callers,
         url=url,

@@ -166,6 +166,17 @@ class Settings(_Table):
         return self
 
     @property
+    def variables(self) -> dict[str, str]:
+        """The variables that another program needs to use the same home and settings file, where they are not the default."""
+        environ = self._environ or {}
+        found = {f"{PREFIX}HOME": str(self.home)}
+        if self.home == user_data_path(APP) and "XDG_DATA_HOME" not in environ:
+            found = {}
+        if environ.get(f"{PREFIX}CONFIG"):
+            found[f"{PREFIX}CONFIG"] = str(config_path(environ).absolute())
+        return found
+
+    @property
     def first_zone(self) -> str:
         """The zone that is meant when none is named: `default_zone`, else `local` if there is one, else the file's first."""
         return self.default_zone or (LOCAL if LOCAL in self.zones else next(iter(self.zones)))

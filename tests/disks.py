@@ -1,6 +1,7 @@
 """Disk images for tests, the end of a job, and the worker behind it."""
 
 import fcntl
+import os
 import random
 from pathlib import Path
 
@@ -34,6 +35,20 @@ def change(path: Path, size_bytes: int, seed: int = 2, count: int = 4) -> None:
         for _ in range(count):
             file.seek(chance.randrange(0, max(1, length - size_bytes // count)))
             file.write(chance.randbytes(size_bytes // count))
+
+
+def free_bytes(folder: Path) -> int:
+    """The room on a folder's filesystem."""
+    usage = os.statvfs(folder)
+    return usage.f_bavail * usage.f_frsize
+
+
+def fill(folder: Path, leave: int = 0) -> Path:
+    """Take all the room of a filesystem but `leave` bytes."""
+    filler = folder / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free_bytes(folder) - leave)
+    return filler
 
 
 def worker_pid(folder: Path) -> int | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from snapshot_mcp.cli.person import need_terminal, user_name
-from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.errors import BadRequest, NotFound
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.text import clean_text
 
@@ -46,7 +46,13 @@ def run(args: argparse.Namespace) -> int:
 
     guard = app.build_guard(load_settings(os.environ))
     commands: dict[str, Run] = {"approvals": _list, "approve": _approve, "deny": _deny, "pin": _pin}
-    return commands[args.command](guard, args)
+    try:
+        return commands[args.command](guard, args)
+    except NotFound as error:
+        raise NotFound(
+            f"{error.message.removesuffix('.')} in {str(guard.home)!r}.",
+            hint=f"`{guard.command} approvals` lists them; SNAPSHOT_MCP_HOME names another home.",
+        ) from None
 
 
 def _list(guard: "Guard", args: argparse.Namespace) -> int:
@@ -57,7 +63,7 @@ def _list(guard: "Guard", args: argparse.Namespace) -> int:
         print(json.dumps([_to_json(one) for one in shown], indent=2))
         return 0
     if not shown:
-        print("Nothing waits for you.")
+        print(f"Nothing waits for you in {str(guard.home)!r}.")
         return 0
     from rich.console import Console
 
@@ -65,7 +71,8 @@ def _list(guard: "Guard", args: argparse.Namespace) -> int:
     for approval in shown:
         _draw(console, approval)
     if any(one.state == "pending" for one in shown):
-        console.print("Say yes with [bold]snapshot-mcp approve ID[/], no with [bold]snapshot-mcp deny ID[/].")
+        console.print("Say yes or no with one of these:")
+        console.print(f"{guard.command} approve ID\n{guard.command} deny ID", markup=False, soft_wrap=True)
     return 0
 
 

@@ -5,7 +5,7 @@ Each call is a straight coroutine that may be run again from its start: until th
 a second run would not find.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -48,7 +48,8 @@ class GuardedCalls:
         pin: Pin,
         clock: Clock,
         safety_wait_seconds: float,
-        links: "Callable[[], ApprovalLinks | None]",
+        links: "Callable[[], Awaitable[ApprovalLinks | None]]",
+        how_to_approve: Callable[[Approval, str], Awaitable[str]],
         renames: RenamesOf = no_renames,
     ) -> None:
         self._rules = rules
@@ -57,7 +58,7 @@ class GuardedCalls:
         self._pin = pin
         self._clock = clock
         self._planner = Planner(rules, approvals, clock, safety_wait_seconds, renames)
-        self._endings = Endings(approvals, pin, links)
+        self._endings = Endings(approvals, links, how_to_approve)
         self._carrier = Carrier(approvals, self._endings, clock)
 
     async def delete(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:

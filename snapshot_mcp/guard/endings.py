@@ -1,14 +1,13 @@
 """How a guarded call ends when nothing was started: recorded, and answered in the words of `replies`."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal
 
 from snapshot_mcp.guard import replies
 from snapshot_mcp.guard.acts import Act
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.approvals import Approvals, SpendRefusal
 from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.pin import Pin
 from snapshot_mcp.guard.plan import Plan
 from snapshot_mcp.guard.rules import Refusal
 from snapshot_mcp.guard.states import State
@@ -20,12 +19,17 @@ if TYPE_CHECKING:
 
 
 class Endings:
-    """`links` gives the approval page, None while there is none."""
+    """`links` gives the approval page, None while it is no door; `how_to_approve` what a person does, with the page's link."""
 
-    def __init__(self, approvals: Approvals, pin: Pin, links: "Callable[[], ApprovalLinks | None]") -> None:
+    def __init__(
+        self,
+        approvals: Approvals,
+        links: "Callable[[], Awaitable[ApprovalLinks | None]]",
+        how_to_approve: Callable[[Approval, str], Awaitable[str]],
+    ) -> None:
         self._approvals = approvals
-        self._pin = pin
         self._links = links
+        self._how_to_approve = how_to_approve
 
     async def refused(self, act: Act, refusal: Refusal, plan: Plan | None = None) -> GuardedOutcome:
         """A rule forbids it."""
@@ -41,14 +45,12 @@ class Endings:
                 "plan_changed", f"{message} Repeat the call to put the new plan to the person.", plan_lines(plan)
             )
         opened = await in_thread(self._approvals.open, act.call, plan)
-        return replies.pending("plan_changed", message, plan, opened, await self.link(opened))
+        return await self._pending("plan_changed", message, plan, opened)
 
     async def needs_approval(self, act: Act, plan: Plan, approval: Approval) -> GuardedOutcome:
         """A person has to decide outside of the conversation."""
         message = f"{replies.earlier(act.earlier)}Nothing was done yet: a person has to agree."
-        if act.call.is_strict and not await in_thread(self._pin.is_set):
-            message += " This takes a PIN, and the operator of this server has not set one yet: tell them so."
-        return replies.pending("needs_approval", message, plan, approval, await self.link(approval))
+        return await self._pending("needs_approval", message, plan, approval)
 
     async def not_spent(self, act: Act, approval: Approval, plan: Plan, refusal: SpendRefusal) -> GuardedOutcome:
         """The consent could not be used just now."""
@@ -66,6 +68,12 @@ class Endings:
             return await self.plan_changed(act, approval, plan, current.reason)
         return replies.not_spent(plan, approval, f"the approval is {current.state} now.")
 
+    async def _pending(
+        self, status: Literal["needs_approval", "plan_changed"], message: str, plan: Plan, approval: Approval
+    ) -> GuardedOutcome:
+        link = await self.link(approval)
+        return replies.pending(status, message, plan, approval, link, await self._how_to_approve(approval, link))
+
     async def link(self, approval: Approval) -> str:
-        links = self._links()
+        links = await self._links()
         return await links.link(approval.id) if links else ""

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from anyio import CancelScope
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
-from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot
+from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.outcome import GuardedOutcome
@@ -25,11 +24,14 @@ from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from snapshot_mcp.guard.approval import Approval
     from snapshot_mcp.guard.approvals import Approvals
     from snapshot_mcp.guard.audit import Audit
     from snapshot_mcp.guard.calls import GuardedCalls
     from snapshot_mcp.guard.database import Database
+    from snapshot_mcp.guard.doors import Doors
     from snapshot_mcp.guard.ends import Ends
     from snapshot_mcp.guard.journal import Deed, Journal
     from snapshot_mcp.guard.person import PersonAct
@@ -54,7 +56,7 @@ class Guard:
     `roles` says which people the operator's file names by now, with their roles; None while that is not known, or does not
     matter: then everybody counts.
     `open_zone` opens a zone of the settings by its name, for what a person does outside of a server: to look how a job ended,
-    to take one back. The guard closes what it opened.
+    to take one back. The guard closes what it opened. `doors` says how a person approves here, as it is by now.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Guard:
         rules: Callable[[str], Policy] | None = None,
         roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
         open_zone: Callable[[str], Provider] | None = None,
+        doors: "Callable[[], Doors] | None" = None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
@@ -72,6 +75,7 @@ class Guard:
         self._present_rules = rules
         self._roles = roles
         self._open_zone = open_zone
+        self._present_doors = doors
         self.links: ApprovalLinks | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
@@ -108,10 +112,7 @@ class Guard:
 
     @asynccontextmanager
     async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
-        """Record that an act begins, and at the end of the block how it ended, with what the block put into the dictionary.
-
-        Raises: GuardBroken when it cannot be recorded; then the block is not entered.
-        """
+        """Record that an act begins, and how it ended with what the block put into the dictionary. Raises: GuardBroken."""
         found: dict[str, Any] = {}
         act = await in_thread(self._journal.begin, deed)
         try:
@@ -132,20 +133,9 @@ class Guard:
         if not name or name == snapshot.snapshot_name:
             yield
             return
-        from snapshot_mcp.guard.journal import RENAME, Deed
+        from snapshot_mcp.guard.journal import rename_deed
 
-        names = {"old_name": snapshot.snapshot_name, "name": name}
-        deed = Deed(
-            operation=RENAME,
-            zone=zone.name,
-            location=zone.provider.location,
-            by=client.principal,
-            door=Door.CLIENT,
-            arguments={"snapshot_id": snapshot.snapshot_id}
-            | {key: clean_text(value, MAX_NAME_CHARACTERS) for key, value in names.items()},
-            client=clean_text(f"{client.name} {client.version}".strip()),
-        )
-        async with self.recorded(deed):
+        async with self.recorded(rename_deed(zone, snapshot, name, client)):
             yield
 
     # How the acts ended
@@ -284,6 +274,33 @@ class Guard:
             return self.policy
         return self.policy.merged(await in_thread(self._present_rules, zone))
 
+    async def how_to_approve(self, approval: "Approval", link: str = "") -> str:
+        """Return what a person does to approve it, in lines, for the door that exists here."""
+        doors = await in_thread(self._doors)
+        return doors.how_to_approve(approval, link=link, has_pin=await self.has_pin())
+
+    @property
+    def home(self) -> Path:
+        """The folder whose approvals these are."""
+        return self._folder
+
+    @property
+    def command(self) -> str:
+        """This program as a person's shell runs it."""
+        return self._doors().command
+
+    def _doors(self) -> "Doors":
+        from snapshot_mcp.guard.doors import Doors
+
+        return self._present_doors() if self._present_doors else Doors()
+
+    async def _recent_renames(self, location: str) -> "dict[str, tuple[str, datetime]]":
+        return await in_thread(self._approvals.recent_renames, location)
+
+    async def _page(self) -> ApprovalLinks | None:
+        """The page where it is a door: approvers have one of their own, on whatever machine they are."""
+        return None if (await in_thread(self._doors)).has_approvers else self.links
+
     # What is imported and opened when it is first needed
 
     @property
@@ -302,7 +319,9 @@ class Guard:
             self._pin,
             self._clock,
             self._safety_wait_seconds,
-            lambda: self.links,
+            self._page,
+            self.how_to_approve,
+            self._recent_renames,
         )
 
     @cached_property

@@ -92,19 +92,18 @@ def without_safety(plan: Plan, approval: Approval, safety: SafetyState, now: Mom
 
 
 def pending(
-    status: Literal["needs_approval", "plan_changed"], message: str, plan: Plan, approval: Approval, link: str
+    status: Literal["needs_approval", "plan_changed"], message: str, plan: Plan, approval: Approval, link: str, how: str
 ) -> GuardedOutcome:
-    """A person has to decide outside of the conversation; `message` says why."""
-    page = f" or open {link}" if link else ""
-    how = (
-        f"Tell them what the plan says, and that they can run `snapshot-mcp approve {approval.id}` in a terminal of their"
-        f" own{page}; this is theirs to do, not yours. Then repeat this same call."
+    """A person has to decide outside of the conversation; `message` says why, `how` what they do (`doors.py`)."""
+    theirs = (
+        "Tell them what the plan says and how they approve; it is theirs to do, not yours. Then repeat this same call."
     )
     return GuardedOutcome(
         status,
-        f"{message} {how}",
+        f"{message} {theirs}\n{how}",
         plan_lines(plan),
         approval_id=approval.id,
         approval_link=link,
+        how_to_approve=how,
         approval_expires_at=approval.expires_at,
     )

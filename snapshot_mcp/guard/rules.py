@@ -71,7 +71,12 @@ def _refuse_deletion(
             "protect", "the zone does not say which disk this is a snapshot of, so the disk may be protected."
         )
     if loss.takes_last_good_copy and policy.last_good_copy == "refuse":
-        return Refusal("last_good_copy", "it would take the last good restore point of this disk.")
+        what = (
+            "restore points of this disk, though none counts as good"
+            if loss.is_none_good
+            else "good restore point of this disk"
+        )
+        return Refusal("last_good_copy", f"it would take the last {what}.")
     if policy.minimum_age_hours:
         newest_allowed = now - timedelta(hours=policy.minimum_age_hours)
         for one in going:

@@ -250,6 +250,7 @@ class Guarded(Result):
     job_id: str | None = None
     approval_id: str | None = None
     approval_link: str | None = None
+    how_to_approve: str | None = None
     approval_expires_at: str | None = None
     safety_job_id: str | None = None
     safety_snapshot_ids: list[str] | None = None
@@ -264,6 +265,7 @@ class Guarded(Result):
             job_id=clean_text(outcome.job_id) or None,
             approval_id=outcome.approval_id or None,
             approval_link=outcome.approval_link or None,
+            how_to_approve=outcome.how_to_approve or None,
             approval_expires_at=format_time(outcome.approval_expires_at) or None,
             safety_job_id=clean_text(outcome.safety_job_id) or None,
             safety_snapshot_ids=[clean_text(one) for one in outcome.safety_snapshot_ids] or None,

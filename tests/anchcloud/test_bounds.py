@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -17,9 +18,13 @@ from snapshot_mcp.providers.anchcloud.bounds import MAX_TEXT_CHARACTERS, bounded
 from snapshot_mcp.providers.anchcloud.transport import MAX_ANSWER_BYTES
 from snapshot_mcp.server.targets import all_snapshots, find_resource
 from tests.faulty_proxy import Canned, Seen
+from tests.rest_face import HASTY
 from tests.strange_zone import answer, error, snapshots, strange_zone
 
 pytestmark = pytest.mark.anyio
+
+PATIENT = replace(HASTY, read_seconds=50, change_seconds=50, total_seconds=50)
+"""Megabytes take a while on a busy machine."""
 
 LONG = "n" * (5 << 20)
 """A 5 MB name."""
@@ -39,7 +44,7 @@ async def test_a_name_of_5_mb_is_cut_where_it_is_read() -> None:
         "tags": [LONG, "kept"],
         "more": {"note": LONG},
     }
-    async with strange_zone() as (zone, client):
+    async with strange_zone(patience=PATIENT) as (zone, client):
         zone.answers = {
             "GET volume_snapshots": snapshots({"snapshot_id": "ss-1", "snapshot_name": f"é{LONG}", **fields}),
             "GET volumes": answer({"volumes": [{"volume_id": "vol-a", "volume_name": LONG}], "total_count": 1}),
@@ -61,7 +66,7 @@ async def test_an_item_with_an_endless_id_is_refused() -> None:
     """ids at most 255 characters: an item with a longer id is refused with a clear Unavailable"."""
     parent = {"snapshot_id": "ss-1", "parent_id": LONG}
     disk = {"snapshot_id": "ss-1", "resource": {"resource_id": LONG}}
-    async with strange_zone() as (zone, client):
+    async with strange_zone(patience=PATIENT) as (zone, client):
         for row in ({"snapshot_id": LONG}, {"snapshot_id": "x" * 256}, parent, disk):
             zone.answers = {"GET volume_snapshots": snapshots(row)}
             with pytest.raises(Unavailable, match=r"id of the answer has \d+ characters") as refused:
@@ -79,7 +84,7 @@ async def test_an_item_with_an_endless_id_is_refused() -> None:
 
 async def test_an_error_text_of_5_mb_is_cut() -> None:
     """error texts are capped when they are parsed"."""
-    async with strange_zone() as (zone, client):
+    async with strange_zone(patience=PATIENT) as (zone, client):
         for told in (error(404, LONG, LONG), answer({"code": "not_found", "message": LONG, "hint": LONG}, 404)):
             zone.answers = {"GET job/": told}
             with pytest.raises(NotFound) as refused:
@@ -90,9 +95,9 @@ async def test_an_error_text_of_5_mb_is_cut() -> None:
 async def test_a_body_beyond_all_measure_is_refused_while_it_comes_in() -> None:
     """a body larger than a sane maximum is refused while it streams", once: it would be as large again."""
     body = b'{"snapshots": [' + b" " * (MAX_ANSWER_BYTES + 1) + b"]}"
-    async with strange_zone() as (zone, client):
+    async with strange_zone(patience=PATIENT) as (zone, client):
         zone.answers = {"GET volume_snapshots": Canned(200, body)}
-        with anyio.fail_after(30), pytest.raises(Unavailable, match=str(MAX_ANSWER_BYTES)):
+        with anyio.fail_after(60), pytest.raises(Unavailable, match=str(MAX_ANSWER_BYTES)):
             await client.list_snapshots(SnapshotFilter())
         assert zone.asked("volume_snapshots") == 1
 
@@ -100,7 +105,7 @@ async def test_a_body_beyond_all_measure_is_refused_while_it_comes_in() -> None:
 async def test_what_a_header_says_is_bounded_too() -> None:
     """A number of thousands of digits is none."""
     headers = ("x-snapshot-features: recover", f"x-snapshot-recovery-seconds: {'9' * 5000}")
-    async with strange_zone() as (zone, client):
+    async with strange_zone(patience=PATIENT) as (zone, client):
         zone.answers = {"GET volume_snapshots": answer({"snapshots": [], "total_count": 0}, 200, *headers)}
         await client.list_snapshots(SnapshotFilter())
         assert client.recovery_seconds == 7200
@@ -123,7 +128,7 @@ def endless(kind: str, key: str) -> dict[str, Callable[[Seen], Canned]]:
 
 async def test_lists_that_never_end_are_left() -> None:
     """a list that never ends must end": every reading of pages has a bound, and so has its memory."""
-    async with strange_zone() as (zone, client):
+    async with strange_zone(patience=PATIENT) as (zone, client):
         zone.answers = {**endless("snapshots", "snapshot_id"), **endless("volumes", "volume_id")}
         tracemalloc.start()
         with anyio.fail_after(60):
@@ -137,9 +142,12 @@ async def test_lists_that_never_end_are_left() -> None:
     assert peak < 50 << 20
 
 
-TEXTS = st.recursive(
-    st.text(max_size=400) | st.integers() | st.none(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=300), inner, max_size=3),
+LEAVES = st.text(max_size=400) | st.integers() | st.none()
+OBJECTS = st.dictionaries(st.text(max_size=300), LEAVES, max_size=3)
+TEXTS = (
+    LEAVES
+    | st.lists(LEAVES | OBJECTS, max_size=4)
+    | st.dictionaries(st.text(max_size=300), LEAVES | OBJECTS, max_size=3)
 )
 
 
@@ -155,3 +163,11 @@ def test_what_is_nested_without_end_is_left_out() -> None:
     for _ in range(500):
         value = [value]
     assert "deep" not in json.dumps(bounded(value, "Looking"))
+
+
+@pytest.mark.parametrize("length", [254, 255, 256, 257])
+@pytest.mark.parametrize("before", [0, 1, 254, 255, 256, 600])
+def test_the_cheap_look_is_exact(length: int, before: int) -> None:
+    """255 characters are taken, 256 are not, wherever they stand among others."""
+    names = ["n"] * before + ["x" * length] + ["n"] * 300
+    assert is_within_bounds(json.dumps(names).encode()) == (length <= 255)

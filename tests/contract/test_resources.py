@@ -5,6 +5,7 @@ import pytest
 from snapshot_mcp.contract.models import ResourceFilter
 from tests.contract.conftest import Subject
 from tests.disks import MIB
+from tests.local.test_in_use import holder
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +55,20 @@ async def test_resources_filter_and_page(subject: Subject) -> None:
     assert {one.id for one in (*found.items, *rest.items)} == set(made)
     assert (await zone.list_volumes(ResourceFilter(ids=tuple(made), status=("suspended",)))).total_count == 0
     assert (await zone.list_volumes(ResourceFilter(search_word=made[0]))).items[0].id == made[0]
+
+
+@pytest.mark.own_rules
+async def test_resource_says_who_has_it(subject: Subject) -> None:
+    """design.md, "Terms": `held_by` of volumes and instances, asked for with `verbose`; "" where nobody has the disk."""
+    made = {await subject.volume(): subject.zone.list_volumes, await subject.instance(): subject.zone.list_instances}
+    for resource_id, list_some in made.items():
+        query = ResourceFilter(ids=(resource_id,), verbose=1)
+        assert (await list_some(query)).items[0].held_by == ""
+        with holder(f"f = os.open({str(subject.paths[resource_id])!r}, os.O_RDWR)") as process:
+            held_by = str((await list_some(query)).items[0].held_by)
+            assert f"process {process.pid} (" in held_by
+            assert held_by.endswith("has it open for writing")
+            assert (await list_some(ResourceFilter(ids=(resource_id,)))).items[0].held_by is None
 
 
 async def test_quota_says_what_is_left(subject: Subject) -> None:

@@ -186,6 +186,19 @@ def test_a_key_that_an_earlier_version_wrote_gets_its_mark_with_the_next_record(
     assert (mark["sequence"], Audit(Database(home)).verify()) == (12, Verdict(12))
 
 
+def test_a_home_of_the_version_before_is_brought_forward(home: Path) -> None:
+    """What it holds is kept, and it verifies as before."""
+    with closing(sqlite3.connect(home / "guard.sqlite", isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE approvals DROP COLUMN job_end")
+        connection.execute("DROP TABLE pin_attempts")
+        connection.execute("DROP TABLE renames")
+        connection.execute("PRAGMA user_version = 1")
+    (home / "audit.key").write_bytes((home / "audit.key").read_bytes()[:KEY_BYTES])
+    assert [(one.state, one.job_end) for one in approvals(home).list_all()] == [(State.PENDING, None)] * 5
+    go_on(home)
+    assert Audit(Database(home)).verify() == Verdict(12)
+
+
 def test_a_first_record_that_was_never_committed_is_no_removal(tmp_path: Path) -> None:
     database = Database(tmp_path / "home")
     audit = Audit(database)

@@ -12,6 +12,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
 from tests.guard.conftest import OLD_ZONE, Bench, Person, agrees, nobody
 from tests.guard.test_safety import safeties
+from tests.local.test_in_use import holder
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +39,22 @@ async def test_nobody_is_asked_to_roll_back_a_disk_that_somebody_has_open(
     bench.provider.holders.clear()
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert outcome.status == "started"
+
+
+@pytest.mark.parametrize("without", [ONE_HOLD, SEPARATE], ids=["one hold", "separate"])
+async def test_the_program_that_has_the_disk_open_is_named_and_nothing_is_left_behind(
+    bench: Bench, without: frozenset[Feature]
+) -> None:
+    """The same with a real program, and the zone's own word for it."""
+    bench.provider.without = without
+    disk = await bench.add_disk("db")
+    full = await bench.back_up(disk, "full")
+    person = Person([agrees])
+    with holder(f"f = os.open({disk.path!r}, os.O_RDWR)") as process:
+        with pytest.raises(ResourceBusy, match=str(process.pid)):
+            await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
+        assert (person.questions, await safeties(bench)) == ([], [])
+    assert (await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)).status == "started"
 
 
 @pytest.mark.parametrize("without", [ONE_HOLD, SEPARATE], ids=["one hold", "separate"])

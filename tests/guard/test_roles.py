@@ -136,6 +136,24 @@ async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(
     assert audit.verify().problem == ""
 
 
+async def test_an_approver_who_denies_too_late_hears_how_it_ended(victim: Victim, url: str) -> None:
+    """Never that nothing was done, of what was carried out."""
+    base = url.rsplit("/", 1)[0]
+    call = {"snapshot_id": victim.last}
+    async with httpx.AsyncClient() as browser, connect(url, "olga") as olga:
+        pending = status_of(await olga.call_tool("delete_snapshot", call))[1]["approval_id"]
+        (listed,) = (await browser.get(f"{base}/approvals", headers=bearer("anna"))).json()["approvals"]
+        decision = {"decision": "approve", "digest": listed["digest"]}
+        await browser.post(f"{base}/approvals/{pending}", json=decision, headers=bearer("anna"))
+        job_id = status_of(await olga.call_tool("delete_snapshot", call))[1]["job_id"]
+        await olga.call_tool("wait_for_job", {"job_ids": [job_id]})
+        late = await browser.post(f"{base}/approvals/{pending}", json={"decision": "deny"}, headers=bearer("anna"))
+    assert late.status_code == 400
+    assert f"It was started as job {job_id}: it ended successfully." in late.json()["message"]
+    (ended,) = [record for record in victim.siege.guard.audit.records() if record["event"] == "ended"]
+    assert (ended["by"], ended["door"], ended["principal"]) == ("anna", "approver", "olga")
+
+
 async def test_who_asked_cannot_approve(victim: Victim, url: str) -> None:
     base = url.rsplit("/", 1)[0]
     async with httpx.AsyncClient() as browser, connect(url, "both", says({"answer": "delete"})) as client:

@@ -34,15 +34,16 @@ def type_into(
     home: Path, words: list[str], answers: list[tuple[str, str]], extra: dict[str, str] | None = None
 ) -> tuple[int, str]:
     """The command on a terminal of its own; each answer is typed once its prompt is there."""
-    terminal, inside = pty.openpty()
     command = [sys.executable, "-m", "snapshot_mcp", *words]
+    return type_to(command, environment(home) | (extra or {}), answers)
+
+
+def type_to(
+    command: list[str], environ: dict[str, str], answers: list[tuple[str, str]], folder: Path | None = None
+) -> tuple[int, str]:
+    terminal, inside = pty.openpty()
     process = subprocess.Popen(
-        command,
-        env=environment(home) | (extra or {}),
-        stdin=inside,
-        stdout=inside,
-        stderr=inside,
-        start_new_session=True,
+        command, env=environ, cwd=folder, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
     )
     os.close(inside)
     shown = ""
@@ -164,9 +165,10 @@ async def test_denying_needs_no_terminal_and_no_pin(bench: Bench) -> None:
 
 async def test_nothing_waits_in_an_empty_home(tmp_path: Path) -> None:
     listed = await anyio.to_thread.run_sync(lambda: run(tmp_path / "none", "approvals"))
-    assert (listed.returncode, listed.stdout) == (0, "Nothing waits for you.\n")
+    assert (listed.returncode, listed.stdout) == (0, f"Nothing waits for you in '{tmp_path / 'none'}'.\n")
     unknown = await anyio.to_thread.run_sync(lambda: run(tmp_path / "none", "approve", "ap-x"))
-    assert (unknown.returncode, unknown.stderr.startswith("snapshot-mcp: There is no approval")) == (1, True)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith(f"snapshot-mcp: There is no approval “ap-x” in '{tmp_path / 'none'}'.")
     assert not (tmp_path / "none").exists()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ from snapshot_mcp.guard.errors import NotDecidable
 from tests.conftest import end_worker
 from tests.disks import finish, worker_pid
 from tests.guard.conftest import Bench, Person, agrees, nobody
-from tests.guard.test_person import statuses
+from tests.guard.test_page import fields_of, origin_of, served
+from tests.guard.test_person import end_idle_worker, statuses
 from tests.guard.test_record import command, records, yes
 from tests.server.lab import Lab, back_up, data_of
 
@@ -108,6 +110,27 @@ async def test_after_it_was_taken_back_the_same_call_is_declined(lab: Lab) -> No
     assert again["status"] == "declined"
 
 
+async def test_a_job_whose_worker_cannot_start_does_not_happen_after_the_deny(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """“A person who then ran `deny` was told "nothing was done", and the next server's `list_jobs` deleted the snapshot.”"""
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=yes) as client:
+        await back_up(client, "web", "full")
+        last = await back_up(client, "web", "monday")
+        end_idle_worker(lab.home / "zones" / "local")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/nowhere/python")
+            await client.call_tool("delete_snapshot", {"snapshot_id": last})
+    (approval,) = await app.build_guard(lab.settings).list_approvals()
+    denied = await command(lab, "deny", approval.id)
+    assert (denied.returncode, "Nothing was done" in denied.stdout) == (0, False), denied.stderr
+    async with lab.connect() as client:
+        for job in data_of(await client.call_tool("list_jobs", {}))["jobs"]:
+            await client.call_tool("wait_for_job", {"job_ids": [job["job_id"]]})
+    assert await statuses(lab, [last]) == ["available"]
+
+
 async def test_what_has_happened_is_said_and_how_it_ended(lab: Lab) -> None:
     """“if the job's effect has begun or it has ended, the error says so truthfully and how it ended”."""
     await lab.add_disk("web")
@@ -134,7 +157,7 @@ async def test_a_zone_that_cannot_cancel_says_so(bench: Bench, zone_folder: Path
     guard = guard_with_zone(bench)
     with hung_worker(zone_folder):
         approval_id = await spent(bench, guard)
-        bench.provider.features = bench.provider.features - {Feature.CANCEL}
+        bench.provider.without = frozenset({Feature.CANCEL})
         with pytest.raises(NotDecidable, match="Zone local cannot cancel a job") as refused:
             await guard.deny(approval_id)
     assert "end not known yet" in refused.value.hint
@@ -165,6 +188,25 @@ async def test_an_unreachable_zone_leaves_it_open_what_becomes_of_it(bench: Benc
     assert "It may still be carried out" in refused.value.hint
     with pytest.raises(NotDecidable, match="no way to its zone"):
         await bench.guard().deny(approval_id)
+
+
+async def test_the_page_takes_back_too(bench: Bench, zone_folder: Path) -> None:
+    """“used by CLI `deny`, the page's deny and the approver's deny over HTTP”; it needs no PIN, as every no."""
+    await bench.back_up(await bench.add_disk("warm"))
+    guard = guard_with_zone(bench)
+    async with served(guard) as browser:
+        with hung_worker(zone_folder):
+            approval_id = await spent(bench, guard)
+            assert guard.links is not None
+            link = await guard.links.link(approval_id)
+            page = await browser.get(link)
+            assert "While it has had no effect, you can take it back" in page.text
+            form = fields_of(page) | {"decision": "deny"}
+            done = await browser.post(link, data=form, headers=origin_of(link), follow_redirects=True)
+        assert "taken back before it had an effect" in done.text
+        late = await browser.post(link, data=form, headers=origin_of(link))
+        assert (late.status_code, "is denied already" in late.text) == (409, True)
+    assert [one.status for one in await bench.snapshots()] == ["available"]
 
 
 async def test_what_a_killed_call_had_submitted_is_found_and_taken_back(

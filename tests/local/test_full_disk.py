@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,9 @@ from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.providers.local import LocalZone, work
 from snapshot_mcp.providers.local.catalogue import Catalogue
-from tests.disks import MIB, back_up, finish, ids, make_image, succeed
+from tests.disks import MIB, back_up, fill, finish, ids, make_image, succeed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 24 MiB."""
-    mount_point = tmp_path / "small"
-    mount_point.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={24 * MIB}", "tmpfs", str(mount_point)], check=True)
-    yield mount_point
-    subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
-
-
-def fill(folder: Path, leave: int = 0) -> Path:
-    """Take all the room but `leave` bytes."""
-    filler = folder / "filler"
-    free = os.statvfs(folder)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave)
-    return filler
 
 
 async def test_a_backup_without_room_fails_whole_and_the_next_one_succeeds(small_disk: Path, tmp_path: Path) -> None:

@@ -289,12 +289,19 @@ async def test_an_exported_volume_can_be_forgotten_and_registered_again(local_zo
 
 
 def test_the_command_knows_the_home_folder(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The files of a home that is in use; the refusal leaves them whole."""
+    home = tmp_path / "home"
     monkeypatch.setenv("SNAPSHOT_MCP_HOME", str(home))
     monkeypatch.setenv("SNAPSHOT_MCP_CONFIG", "")
-    assert main(["zone", "add", str(home / "audit.key")]) != 0
-    assert "keeps its own files" in " ".join(capsys.readouterr().err.split())
+    assert main(["zone", "add", str(make_image(tmp_path / "disk.img", MIB))]) == 0
+    files = [one for one in home.iterdir() if one.is_file()]
+    assert {"guard.sqlite", "audit.key"} <= {one.name for one in files}
+    for path in files:
+        assert main(["zone", "add", str(path)]) != 0
+        assert "keeps its own files" in " ".join(capsys.readouterr().err.split())
+    assert main(["zone", "add", str(make_image(tmp_path / "other.img", MIB))]) == 0
 
 
 # what this user cannot read, write, lease or own

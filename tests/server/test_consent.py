@@ -267,10 +267,11 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_disk_in_use_is_refused_in_the_tools_own_shape(lab: Lab, mode: str) -> None:
-    """design.md: a guarded tool answers one model with `status`; a refusal for now is an error too, and keeps the consent."""
+async def test_a_disk_in_use_is_refused_in_the_tools_own_shape_and_nobody_is_asked(lab: Lab, mode: str) -> None:
+    """design.md: a guarded tool answers one model with `status`; what cannot be now is refused "before a person is asked"."""
     disk = await lab.add_disk("web")
-    async with lab.connect(mode, elicitation_callback=Person("roll back")) as client:
+    person = Person("roll back")
+    async with lab.connect(mode, elicitation_callback=person) as client:
         first, _ = await two_snapshots(client, "web")
         with Path(disk.path or "").open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -278,7 +279,7 @@ async def test_a_disk_in_use_is_refused_in_the_tools_own_shape(lab: Lab, mode: s
         assert result.is_error
         assert result.structured_content["status"] == "refused"
         assert "is in use" in text_of(result)
-        assert "The approval is kept until" in result.structured_content["hint"]
+        assert (person.questions, await total(client)) == ([], 2)
         again = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [first]})
         assert data_of(again)["status"] == "started"
 

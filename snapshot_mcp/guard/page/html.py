@@ -70,6 +70,7 @@ class View:
     approval: Approval
     token: str
     has_pin: bool
+    command: str
     problem: str = ""
 
 
@@ -178,8 +179,8 @@ def _decision(view: View) -> str:
     if not view.has_pin:
         return (
             _form(view, '<button class="keep" name="decision" value="deny">Deny, keep everything</button>')
-            + '<p class="soft">No PIN is set, so this page can show and deny, not approve. Set one with <code>snapshot-mcp'
-            f" pin</code> in a terminal, or approve there with <code>snapshot-mcp approve {escape(view.approval.id)}</code>."
+            + '<p class="soft">No PIN is set, so this page can show and deny, not approve. Set one in a terminal with'
+            f" <code>{escape(view.command)} pin</code>{_approve_there(view)}."
             "</p>"
         )
     question = view.approval.question
@@ -199,6 +200,13 @@ def _decision(view: View) -> str:
         '<button class="keep" name="decision" value="deny">Deny, keep everything</button>'
     )
     return _form(view, buttons, fields)
+
+
+def _approve_there(view: View) -> str:
+    """What takes no PIN can be approved in a terminal all the same."""
+    approval = view.approval
+    command = f"<code>{escape(view.command)} approve {escape(approval.id)}</code>"
+    return "" if approval.call.is_strict else f", or approve there with {command}"
 
 
 def _withdrawal(view: View, note: str) -> str:

@@ -136,6 +136,7 @@ class _Page:
             approval=approval,
             token=self._token(approval.id, approval.plan.digest),
             has_pin=await self._guard.has_pin(),
+            command=self._guard.command,
             problem=problem,
         )
         return _answer(render_approval(view), status)

@@ -41,10 +41,18 @@ IDS = frozenset(
 def is_within_bounds(body: bytes) -> bool:
     """Whether no text in the JSON can be too long, for a cheap look at what is as usual.
 
-    Without escaped quotes each text lies between two quotes. UTF-8 and escapes only make it longer than it is.
+    Without escaped quotes each text lies between two quotes; UTF-8 and escapes only make it longer than it is. So from
+    each quote there must be another one near enough, and the last of those is looked from next.
     """
-    shortest = min(MAX_NAME_CHARACTERS, MAX_ID_CHARACTERS)
-    return b'\\"' not in body and len(max(body.split(b'"'), key=len)) <= shortest
+    if b'\\"' in body:
+        return False
+    longest = min(MAX_NAME_CHARACTERS, MAX_ID_CHARACTERS)
+    quote = -1
+    while quote + longest + 1 < len(body):
+        quote = body.rfind(b'"', quote + 1, quote + longest + 2)
+        if quote < 0:
+            return False
+    return True
 
 
 def bounded(value: Any, what: str) -> Any:

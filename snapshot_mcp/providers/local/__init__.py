@@ -2,8 +2,10 @@
 
 `zone` is the Provider, `admission` checks what is asked (`lookup` finds it, or refuses) and enters jobs, `worker` carries them
 out (`work`), `catalogue` (tables: `schema`) and `listing` hold and list what there is, `snapshot_file` is the on-disk format,
-`capture` and `restore` move the bytes, `disk` and `platform` are the ground. Invariants that every change here keeps
-(engine_notes.md):
+`capture` and `restore` move the bytes, `disk` and `platform` are the ground. `registration` (`formats`) decides what may be
+a disk, `in_use` (`holders`) says who has one, `room` what a job takes and what stays free.
+
+Invariants that every change here keeps (engine_notes.md):
 
 1. A file is never unlinked while a file that builds on it exists; children go before parents (`work.delete`).
 2. A create and a roll-back hold their resource alone, an export holds its snapshot; a deletion that meets one is

@@ -20,7 +20,6 @@ from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import SnapshotUpdate, first_repeated, format_time
 from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.terms import Terms
-from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local.agreed import compare_deletion, compare_disks, deadline, disk_of, refuse_shorter_grace
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget, image_path
@@ -39,7 +38,7 @@ from snapshot_mcp.providers.local.lookup import (
     refuse_going,
     refuse_incomplete,
 )
-from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file
+from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file, refuse_registered
 from snapshot_mcp.providers.local.room import Room
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -76,14 +75,8 @@ def register(catalogue: Catalogue, path: Path, name: str, resource_type: Resourc
     real = image_path(path)
     refuse_own_file(real, catalogue.folder, home)
     name = checked_name(name or real.name)
-    inode = _inode(real)
     with catalogue.transaction() as db:
-        for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
-            if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
-                raise BadRequest(
-                    f"The file {clean_text(real, 400)!r} is registered already, as {label_of(other)}.",
-                    hint=f"Use {other['resource_id']}.",
-                )
+        refuse_registered(catalogue, real)
         check_disk(real)
         resource_id = new_id("vol" if resource_type == ResourceType.VOLUME else "ins")
         insert_resource(db, resource_id, resource_type, name, real)
@@ -97,28 +90,6 @@ def insert_resource(db: sqlite3.Connection, resource_id: str, resource_type: str
         "INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at) VALUES (?, ?, ?, ?, ?, ?)",
         (resource_id, resource_type, name, str(path), now(), now()),
     )
-
-
-def unregister(catalogue: Catalogue, resource_id: str) -> Row:
-    """Forget a disk; its file and its snapshots stay. One that is half rolled back is forgotten only when its file is gone."""
-    with catalogue.transaction() as db:
-        resource = find_resource(catalogue, resource_id)
-        refuse_busy(catalogue, [resource])
-        if Path(resource["path"]).exists():
-            refuse_incomplete(resource)
-        db.execute(
-            "UPDATE resources SET removed_at = ?, applying_id = NULL, problem = '' WHERE resource_id = ?",
-            (now(), resource_id),
-        )
-    return resource
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
 
 
 def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> Row:

@@ -218,7 +218,7 @@ class ReadLease:
 
     def release(self) -> None:
         if self.kind == "unchanged":
-            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            _give_back_lease(self.fd)
 
     def _identity(self) -> tuple[int, int, int]:
         stat = os.fstat(self.fd)
@@ -309,8 +309,14 @@ class WriteHold:
         fcntl.lockf(self.fd, fcntl.LOCK_UN)
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         if self.is_alone:
-            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            _give_back_lease(self.fd)
             self.is_alone = False
+
+
+def _give_back_lease(fd: int) -> None:
+    """The system has taken it already where somebody waited for longer than it keeps them waiting."""
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def _set_lease(fd: int, kind: int) -> None:

@@ -1,6 +1,7 @@
 """What may be registered as a disk: a raw image that this user can read, write and lease, and no file of snapshot-mcp itself.
 
-Looked at once. Later the disk's content is its own affair: a guest may write anything, the magic number of an image too.
+It is looked at once, when it is registered (`admission.register`). Later the disk's content is its own affair: a guest may
+write anything, the magic number of an image too.
 """
 
 import errno
@@ -12,10 +13,11 @@ from typing import Final
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local.catalogue import FILE_NAME, FOLDERS
+from snapshot_mcp.providers.local.catalogue import FILE_NAME, FOLDERS, Catalogue, Row, now
 from snapshot_mcp.providers.local.formats import SECTOR_BYTES, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
+from snapshot_mcp.providers.local.lookup import find_resource, label_of, refuse_busy, refuse_incomplete
 
 _RAW_IMAGE: Final = "Give the path of a raw disk image."
 
@@ -47,6 +49,39 @@ def refuse_own_file(real: Path, folder: Path, home: Path | None) -> None:
 
 def _is_zone(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file() and (folder / FOLDERS[0]).is_dir()
+
+
+def refuse_registered(catalogue: Catalogue, real: Path) -> None:
+    """Raise BadRequest for a file that is a disk of the zone already, by whatever name."""
+    inode = _inode(real)
+    for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
+        if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
+            raise BadRequest(
+                f"The file {_shown(real)} is registered already, as {label_of(other)}.",
+                hint=f"Use {other['resource_id']}.",
+            )
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def unregister(catalogue: Catalogue, resource_id: str) -> Row:
+    """Forget a disk; its file and its snapshots stay. One that is half rolled back is forgotten only when its file is gone."""
+    with catalogue.transaction() as db:
+        resource = find_resource(catalogue, resource_id)
+        refuse_busy(catalogue, [resource])
+        if Path(resource["path"]).exists():
+            refuse_incomplete(resource)
+        db.execute(
+            "UPDATE resources SET removed_at = ?, applying_id = NULL, problem = '' WHERE resource_id = ?",
+            (now(), resource_id),
+        )
+    return resource
 
 
 def check_disk(real: Path) -> None:

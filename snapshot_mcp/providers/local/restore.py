@@ -6,6 +6,7 @@
 """
 
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
@@ -189,10 +190,14 @@ def verify_before(chain: Chain, before: Chain, differences: Differences, advance
 
 
 def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences) -> int | None:
-    """The offset of a chunk that holds neither what the roll-back writes nor what was there before; None for none.
+    """The offset of what is neither what the roll-back writes nor what was there before; None for none.
 
-    An interruption can leave a chunk of both, so it is compared by sectors.
+    An interruption can leave a chunk of both, so it is compared by sectors. What lies beyond the end of the snapshot was there
+    before, or the roll-back would cut off what it does not know.
     """
+    size, end = os.fstat(fd).st_size, chain.header.virtual_size_bytes
+    if size not in (end, before.header.virtual_size_bytes):
+        return min(size, end)
 
     def look(window: Window) -> int | None:
         for offset, length, place in chunks(chain, window):
@@ -202,7 +207,13 @@ def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences)
                     return offset
         return None
 
-    return next((at for _, at in in_order(look, differences.windows(chain)) if at is not None), None)
+    def look_beyond(offset: int) -> int | None:
+        length = min(WINDOW_SIZE, size - offset)
+        return None if read_exactly(fd, length, offset) == content_at(before, offset, length) else offset
+
+    inside = (at for _, at in in_order(look, differences.windows(chain)) if at is not None)
+    beyond = (at for _, at in in_order(look_beyond, range(end, size, WINDOW_SIZE)) if at is not None)
+    return next(itertools.chain(inside, beyond), None)
 
 
 def _is_mixture(data: bytes, one: bytes, other: bytes) -> bool:
@@ -217,12 +228,15 @@ def write_back(
     chain: Chain,
     differences: Differences,
     advance: Advance,
+    check: Callable[[], None],
     checkpoint: Callable[[int], None] | None = None,
 ) -> None:
     """Make the disk what the snapshot is, and durable; `fd` is open for writing. Advances by the bytes written.
 
-    `checkpoint` is told now and then up to which offset all that differs is durable. Raises DamagedFile, OSError, and what
-    `advance` raises; the disk is then neither old nor new and must not be called whole.
+    `check` is called right before each write and raises where the disk is not held any more: a process can be stopped for
+    longer than the system keeps others waiting. `checkpoint` is told now and then up to which offset all that differs is
+    durable. Raises DamagedFile, OSError, and what `advance` and `check` raise; the disk is then neither old nor new and must
+    not be called whole.
     """
 
     def write(window: Window) -> int:
@@ -230,13 +244,16 @@ def write_back(
         for offset, length, place in chunks(chain, window):
             if offset not in differences:
                 continue
+            data = b"" if place.is_zero else read_verified(chain, place, length)
+            check()
             if place.is_zero:
                 write_zeros(fd, offset, length)
             else:
-                write_at(fd, read_verified(chain, place, length), offset)
+                write_at(fd, data, offset)
             done += length
         return done
 
+    check()
     if os.fstat(fd).st_size != chain.header.virtual_size_bytes:
         os.ftruncate(fd, chain.header.virtual_size_bytes)
     unsynced = 0

@@ -33,7 +33,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local import admission, listing, withdrawal
+from snapshot_mcp.providers.local import admission, listing, registration, withdrawal
 from snapshot_mcp.providers.local.admission import Rules
 from snapshot_mcp.providers.local.answers import to_job, to_resource
 from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
@@ -120,7 +120,7 @@ class LocalZone:
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
         """Forget a disk image; its file and its snapshots stay. Raises NotFound, ResourceBusy."""
-        return await self._write(lambda catalogue: to_resource(admission.unregister(catalogue, resource_id)))
+        return await self._write(lambda catalogue: to_resource(registration.unregister(catalogue, resource_id)))
 
     async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
         return await self._enter(

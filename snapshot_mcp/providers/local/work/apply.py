@@ -184,7 +184,7 @@ class _Rollback:
 
         self.progress.beside = lambda: _note_written_now(self.catalogue, disk.id)
         checkpoint = None if disk.target.identity.is_certain else lambda end: self._note_durable(disk, end)
-        restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, checkpoint)
+        restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, disk.target.check, checkpoint)
         if not disk.target.is_alone:
             _compare_again(disk)
         if not disk.target.is_at_its_path:

@@ -18,6 +18,7 @@ class Progress:
     """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
 
     `start` and `advance` raise Cancelled when the job was called off. `beside` is written with it, in its transaction.
+    With a `floor` a job is stopped before it fills the zone's filesystem (`advance` raises StorageFull).
     """
 
     beside: Callable[[], None] | None = None
