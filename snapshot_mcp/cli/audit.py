@@ -142,7 +142,7 @@ def _details(record: dict[str, Any]) -> str:
         parts.append(f"decided by {by}")
     if principal:
         client = f" ({record['client']})" if record.get("client") else ""
-        parts.append(f"asked by {principal}{client}")
+        parts.append(f"{'by' if ACT in record else 'asked by'} {principal}{client}")
     return clean_text("; ".join(parts), 400)
 
 

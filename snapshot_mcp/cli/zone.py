@@ -64,7 +64,7 @@ async def _run(args: argparse.Namespace) -> int:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
                 path = str(args.path.absolute())
-                deed = app.deed("zone add", zone, user_name(), path=path, name=args.name or args.path.stem)
+                deed = app.deed("zone add", zone, user_name(), path=path, name=args.name or args.path.name)
                 async with guard.recorded(deed) as found:
                     added = await zone.add_resource(args.path, args.name, kind)
                     found["resource_id"] = added.id

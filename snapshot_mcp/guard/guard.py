@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from anyio import CancelScope
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
-from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot
+from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.outcome import GuardedOutcome
@@ -113,10 +112,7 @@ class Guard:
 
     @asynccontextmanager
     async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
-        """Record that an act begins, and at the end of the block how it ended, with what the block put into the dictionary.
-
-        Raises: GuardBroken when it cannot be recorded; then the block is not entered.
-        """
+        """Record that an act begins, and how it ended with what the block put into the dictionary. Raises: GuardBroken."""
         found: dict[str, Any] = {}
         act = await in_thread(self._journal.begin, deed)
         try:
@@ -137,20 +133,9 @@ class Guard:
         if not name or name == snapshot.snapshot_name:
             yield
             return
-        from snapshot_mcp.guard.journal import RENAME, Deed
+        from snapshot_mcp.guard.journal import rename_deed
 
-        names = {"old_name": snapshot.snapshot_name, "name": name}
-        deed = Deed(
-            operation=RENAME,
-            zone=zone.name,
-            location=zone.provider.location,
-            by=client.principal,
-            door=Door.CLIENT,
-            arguments={"snapshot_id": snapshot.snapshot_id}
-            | {key: clean_text(value, MAX_NAME_CHARACTERS) for key, value in names.items()},
-            client=clean_text(f"{client.name} {client.version}".strip()),
-        )
-        async with self.recorded(deed):
+        async with self.recorded(rename_deed(zone, snapshot, name, client)):
             yield
 
     # How the acts ended

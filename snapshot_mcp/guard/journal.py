@@ -10,9 +10,13 @@ from datetime import datetime
 from typing import Any
 
 from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Snapshot
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard.approval import moment_from_text, moment_to_text
+from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.register import Register, Rows, new_id
+from snapshot_mcp.guard.states import Door
+from snapshot_mcp.jobs import Zone
 
 RENAME = "rename"
 RECENT_SECONDS = 24 * 3600.0
@@ -36,6 +40,21 @@ class Deed:
         """As the record has it; whoever does it themselves is also the one who asked."""
         about = {"operation": self.operation, "arguments": self.arguments, "zone": self.zone, "location": self.location}
         return about | {"principal": self.by, "client": self.client, "door": self.door, "by": self.by}
+
+
+def rename_deed(zone: Zone, snapshot: Snapshot, name: str, client: Client) -> Deed:
+    """Return what `rename_snapshot` is about to do, and who asked for it."""
+    names = {"old_name": snapshot.snapshot_name, "name": name}
+    return Deed(
+        operation=RENAME,
+        zone=zone.name,
+        location=zone.provider.location,
+        by=client.principal,
+        door=Door.CLIENT,
+        arguments={"snapshot_id": snapshot.snapshot_id}
+        | {key: clean_text(value, MAX_NAME_CHARACTERS) for key, value in names.items()},
+        client=clean_text(f"{client.name} {client.version}".strip()),
+    )
 
 
 class Journal:

@@ -64,7 +64,7 @@ class Rows:
         if approval.state is State.PENDING and self.execute(query).fetchone()[0] >= MAX_PENDING:
             raise TooManyRequests(
                 f"{MAX_PENDING} approvals wait for a person already; this one was not added.",
-                hint="Nothing was done. A person has to decide about some of them first (`snapshot-mcp approvals`).",
+                hint="Nothing was done. A person has to decide about some of them first.",
             )
         self.execute(
             f"DELETE FROM approvals WHERE state NOT IN {_OPEN_SQL} AND (job_id = '' OR job_end != '')"

@@ -142,9 +142,12 @@ async def test_lists_that_never_end_are_left() -> None:
     assert peak < 50 << 20
 
 
-TEXTS = st.recursive(
-    st.text(max_size=400) | st.integers() | st.none(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=300), inner, max_size=3),
+LEAVES = st.text(max_size=400) | st.integers() | st.none()
+OBJECTS = st.dictionaries(st.text(max_size=300), LEAVES, max_size=3)
+TEXTS = (
+    LEAVES
+    | st.lists(LEAVES | OBJECTS, max_size=4)
+    | st.dictionaries(st.text(max_size=300), LEAVES | OBJECTS, max_size=3)
 )
 
 

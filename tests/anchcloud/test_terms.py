@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -28,12 +28,14 @@ from tests.anchcloud.test_faults import once
 from tests.disks import back_up, make_image, succeed
 from tests.faulty_proxy import Canned, Fault, FaultyProxy, Seen, faulty_proxy
 from tests.recording_zone import TOLD, RecordingZone
-from tests.rest_face import served
+from tests.rest_face import HASTY, client_of, served
 from tests.strange_zone import answer, error, strange_zone
 
 pytestmark = pytest.mark.anyio
 
 TERMS = Terms(may_go=("ss-1", "ss-é &=+%"), must_stay=("ss-2",), recovery_seconds=7200)
+PATIENT = replace(HASTY, lookup_seconds=20)
+"""Of what is found a busy machine may take its time."""
 OLD = frozenset({Feature.TERMS, Feature.ONE_HOLD, Feature.CANCEL})
 
 
@@ -162,8 +164,10 @@ async def test_a_lost_deletion_with_terms_is_looked_up(fault: Fault, wire: Wire)
         with pytest.raises(OutcomeUnknown, match=wire.snapshot):
             await wire.client.delete_snapshot(wire.snapshot, terms=TERMS)
     else:
-        job = await wire.client.delete_snapshot(wire.snapshot, terms=TERMS)
+        client = client_of(wire.proxy.url, patience=PATIENT)
+        job = await client.delete_snapshot(wire.snapshot, terms=TERMS)
         assert job.action == "DeleteSnapshots"
+        await client.aclose()
     assert len(wire.sent) == 1
 
 
@@ -184,7 +188,7 @@ async def test_a_lost_roll_back_that_is_over_names_its_safety_snapshot() -> None
         rows[:] = [safety, {**target, "is_head": 1}]
         return error(502, "x", "lost")
 
-    async with strange_zone() as (zone, client):
+    async with strange_zone(patience=PATIENT) as (zone, client):
         zone.answers = {"GET volume_snapshots": listed, "POST apply": applied}
         job = await client.apply_snapshots(["ss-1"], terms=Terms(), safety_snapshot_name="before")
     assert job.is_successful
@@ -227,7 +231,8 @@ async def test_a_lost_cancel_is_settled_by_reading_the_job(
         return lost
 
     read: Callable[[Seen], Canned] = lambda seen: answer(state, 200, "x-snapshot-features: cancel")  # noqa: E731
-    async with strange_zone() as (zone, client):
+    patience = HASTY if raised is OutcomeUnknown else PATIENT
+    async with strange_zone(patience=patience) as (zone, client):
         zone.answers = {"GET job/": read, "DELETE job/": cancel}
         if raised is None:
             job = await client.cancel_job("j-1")

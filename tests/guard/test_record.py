@@ -170,6 +170,24 @@ async def test_a_rename_is_recorded_with_both_names_and_who_did_it(lab: Lab) -> 
     assert "not known yet" not in shown
 
 
+async def test_the_question_names_a_recent_rename(lab: Lab) -> None:
+    """“the question names a recent rename”: made over MCP right before, by whoever asks for the deletion."""
+    await lab.add_disk("web")
+    asked: list[str] = []
+
+    async def no(context: Any, params: Any) -> ElicitResult:
+        asked.append(params.message)
+        return ElicitResult(action="accept", content={"answer": "keep"})
+
+    async with lab.connect(elicitation_callback=no) as client:
+        await back_up(client, "web", "full")
+        snapshot_id = await back_up(client, "web", "before the migration")
+        await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": "tmp junk"})
+        await client.call_tool("delete_snapshot", {"snapshot_id": snapshot_id})
+    assert "tmp junk" in asked[0]
+    assert "before the migration" in asked[0]
+
+
 async def test_a_rename_that_the_zone_refuses_is_recorded_as_refused(lab: Lab) -> None:
     await lab.add_disk("web")
     guard, unknown = app.build_guard(lab.settings), Snapshot(snapshot_id="ss-gone", snapshot_name="keep me")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from snapshot_mcp.contract.errors import TooManyRequests, ZoneError
-from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call
+from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call, JobEnd
 from snapshot_mcp.guard.approvals import DENIED_SECONDS, Approvals, SpendRefusal
 from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.clock import Moment
@@ -27,6 +27,9 @@ from tests.guard.test_plan import CHAIN, deletion
 CALLS = tuple(
     Call("delete", (("snapshot_id", "ss-0002"),), "local", "/zone", principal) for principal in ("alice", "bob")
 )
+
+
+CANCELLED = JobEnd("failed", "cancelled")
 
 
 class HandClock:
@@ -155,6 +158,19 @@ class ApprovalStates(RuleBasedStateMachine):
             else:
                 self.store.leave_unknown(one.id, "lost")
 
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        """A person takes back what was used, and the zone has cancelled its job."""
+        one = self._draw(data)
+        try:
+            taken = self.store.take_back(one.id, CANCELLED, door=Door.PAGE, by="operator")
+        except NotDecidable:
+            assert one.state is not State.SPENT
+            return
+        assert (one.state, taken.state, taken.job_end) == (State.SPENT, State.DENIED, CANCELLED)
+        self.yeses.pop(one.id, None)
+
     @invariant()
     def a_call_has_one_open_approval_at_most(self) -> None:
         open_ones = [one.call.key for one in self.store.list_all() if one.state in OPEN]
@@ -222,6 +238,17 @@ def test_a_consent_that_was_given_back_leaves_the_other_ones_alone(tmp_path: Pat
     store.spend(first.id, first.plan, deletions_per_hour=10)
     store.give_back(first.id, "busy")
     assert store.spend(second.id, second.plan, deletions_per_hour=10) is None
+
+
+def test_what_a_person_took_back_is_not_given_back(tmp_path: Path) -> None:
+    """The call that asks the zone hears late that it refused; the no holds."""
+    store = fresh(tmp_path)
+    one = granted(store, CALLS[0])
+    store.spend(one.id, one.plan, deletions_per_hour=10)
+    store.take_back(one.id, CANCELLED, door=Door.TERMINAL, by="operator")
+    assert store.give_back(one.id, "busy").state is State.DENIED
+    store.settle(one.id, "j-1")
+    assert store.get(one.id).state is State.DENIED
 
 
 def test_the_limit_of_deletions_holds_between_look_and_act(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.conftest import end_worker
 from tests.disks import finish, worker_pid
 from tests.guard.conftest import Bench, Person, agrees, nobody
 from tests.guard.test_page import fields_of, origin_of, served
-from tests.guard.test_person import statuses
+from tests.guard.test_person import end_idle_worker, statuses
 from tests.guard.test_record import command, records, yes
 from tests.server.lab import Lab, back_up, data_of
 
@@ -107,6 +108,27 @@ async def test_after_it_was_taken_back_the_same_call_is_declined(lab: Lab) -> No
     async with lab.connect(elicitation_callback=yes) as client:
         again = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": snapshot_id}))
     assert again["status"] == "declined"
+
+
+async def test_a_job_whose_worker_cannot_start_does_not_happen_after_the_deny(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """“A person who then ran `deny` was told "nothing was done", and the next server's `list_jobs` deleted the snapshot.”"""
+    await lab.add_disk("web")
+    async with lab.connect(elicitation_callback=yes) as client:
+        await back_up(client, "web", "full")
+        last = await back_up(client, "web", "monday")
+        end_idle_worker(lab.home / "zones" / "local")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/nowhere/python")
+            await client.call_tool("delete_snapshot", {"snapshot_id": last})
+    (approval,) = await app.build_guard(lab.settings).list_approvals()
+    denied = await command(lab, "deny", approval.id)
+    assert (denied.returncode, "Nothing was done" in denied.stdout) == (0, False), denied.stderr
+    async with lab.connect() as client:
+        for job in data_of(await client.call_tool("list_jobs", {}))["jobs"]:
+            await client.call_tool("wait_for_job", {"job_ids": [job["job_id"]]})
+    assert await statuses(lab, [last]) == ["available"]
 
 
 async def test_what_has_happened_is_said_and_how_it_ended(lab: Lab) -> None:
