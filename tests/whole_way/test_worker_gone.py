@@ -16,6 +16,7 @@ from mcp.types import ElicitRequestParams, ElicitResult
 from snapshot_mcp import app
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.settings import load_settings
+from tests.guard.conftest import Person
 from tests.server.lab import data_of, text_of
 from tests.whole_way import workers
 from tests.whole_way.scene import Scene
@@ -69,16 +70,16 @@ async def agrees(context: Any, params: ElicitRequestParams) -> ElicitResult:
     return ElicitResult(action="accept", content={"answer": word})
 
 
-async def is_not_asked(context: Any, params: ElicitRequestParams) -> ElicitResult:
-    raise AssertionError(params.message)
+NOT_ASKED = Person([])
+"""Whoever asks it, fails."""
 
 
 @asynccontextmanager
-async def server(scene: Scene, what: str, person: Any = agrees) -> AsyncIterator[Client]:
+async def server(scene: Scene, what: str) -> AsyncIterator[Client]:
     """A client of a server process whose worker cannot be started, "" for one without trouble."""
     arguments = ["-c", SERVER, str(scene.zone_folder), what]
     parameters = StdioServerParameters(command=sys.executable, args=arguments, env=scene.environ)
-    async with Client(parameters, elicitation_callback=person) as client:
+    async with Client(parameters, elicitation_callback=agrees) as client:
         yield client
 
 
@@ -109,12 +110,11 @@ async def test_where_no_worker_can_be_started_nothing_is_entered_and_the_yes_is_
     assert scene.path.read_bytes() == content
     assert scene.effects() == []
 
-    async with server(scene, "", is_not_asked) as client:
-        started = data_of(await client.call_tool("delete_snapshot", {"snapshot_id": other}))
-        assert started["status"] == "started", started
-        again = data_of(await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [snapshot_id]}))
-        assert again["status"] == "declined", again
-        await scene.finish(started["job_id"], "successful")
+    started = await guard.delete_snapshot(scene.zone, other, NOT_ASKED)
+    assert started.status == "started", started
+    again = await guard.rollback_to_snapshots(scene.zone, [snapshot_id], NOT_ASKED)
+    assert again.status == "declined", again
+    await scene.finish(started.job_id, "successful")
     assert [one["action"] for one in scene.effects()] == ["DeleteSnapshots"]
     assert scene.path.read_bytes() == content
     events = [one["event"] for one in guard.audit.records()]
