@@ -33,7 +33,10 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(purged) or "Nothing was purged.")
     if left := len(set(act.ids) - set(purged)):
         what = "1 snapshot" if left == 1 else f"{left} snapshots"
-        print(f"{what} could not be purged because a job is using their disk. Run purge again when it has finished.")
+        print(
+            f"{what} could not be purged: a job is using the disk, or what was deleted with it is protected."
+            " Run purge again when the job has finished."
+        )
     return 0
 
 

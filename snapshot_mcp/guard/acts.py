@@ -15,7 +15,7 @@ from snapshot_mcp.contract.tree import SnapshotTree
 from snapshot_mcp.guard.approval import Approval, Call
 from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.clock import Clock
+from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, gather_deletion_facts, gather_rollback_facts
 from snapshot_mcp.guard.plan import (
     DeletionLoss,
@@ -29,7 +29,7 @@ from snapshot_mcp.guard.plan import (
 from snapshot_mcp.guard.policy import Policy
 from snapshot_mcp.guard.rules import Refusal, refuse
 from snapshot_mcp.guard.safety import OnProgress, SafetySnapshot, SafetyState
-from snapshot_mcp.guard.terms import deletion_terms, rollback_terms
+from snapshot_mcp.guard.terms import agreed_terms, deletion_terms, rollback_terms
 from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.jobs import Zone
 
@@ -147,8 +147,11 @@ class Act:
     async def _look(self, spent: Plan | None) -> Look:
         raise NotImplementedError
 
-    async def start(self, consented: Plan, look: Look, safety: SafetyState | None) -> Job:
-        """Ask the zone for what was consented to, as the last `look` saw it; `safety` is what was taken before."""
+    async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
+        """Ask the zone for what was approved, as the last `look` saw it.
+
+        `safety` is what was taken before, `spent` when the consent was spent.
+        """
         raise NotImplementedError
 
     def way_back(self, job: Job, safety: SafetyState | None) -> SafetyState | None:
@@ -197,13 +200,13 @@ class Deletion(Act):
             facts, lambda epochs, renames: plan_deletion(facts, epochs, renames), [key], spent
         )
 
-    async def start(self, consented: Plan, look: Look, safety: SafetyState | None) -> Job:
+    async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
         if not self._has_terms:
             return await self.zone.provider.delete_snapshot(self._snapshot_id)
-        agreed, now = consented.loss, look.plan.loss
+        agreed, now = approval.plan.loss, look.plan.loss
         assert isinstance(agreed, DeletionLoss)
         assert isinstance(now, DeletionLoss)
-        terms = deletion_terms(agreed, now, look.trees[0])
+        terms = deletion_terms(agreed_terms(approval.id, spent), agreed, now, look.trees[0])
         return await self.zone.provider.delete_snapshot(self._snapshot_id, terms=terms)
 
     def started_message(self, job: Job, safety: SafetyState | None) -> str:
@@ -246,10 +249,12 @@ class Rollback(Act):
         )
         return replace(look, obstacles=facts.obstacles(safety_snapshot=self._has_safety))
 
-    async def start(self, consented: Plan, look: Look, safety: SafetyState | None) -> Job:
+    async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
         loss = look.plan.loss
         assert isinstance(loss, RollbackLoss)
-        options: dict[str, Any] = {"terms": rollback_terms(loss, look.plan.heads)} if self._has_terms else {}
+        options: dict[str, Any] = {}
+        if self._has_terms:
+            options["terms"] = rollback_terms(agreed_terms(approval.id, spent), loss, look.plan.heads)
         if self._has_safety and safety is None:
             options["safety_snapshot_name"] = safety_name(loss, self._planner.now)
         return await self.zone.provider.apply_snapshots(self._snapshot_ids, **options)
@@ -258,8 +263,8 @@ class Rollback(Act):
         if safety is not None or not self._has_safety:
             return safety
         told = job.details.get("safety_snapshots")
-        ids = told.values() if isinstance(told, dict) else ()
-        return SafetyState(is_there=True, snapshot_ids=tuple(one for one in ids if isinstance(one, str)))
+        ids = list(told.values() if isinstance(told, dict) else ())[: len(self._snapshot_ids)]
+        return SafetyState(is_there=True, snapshot_ids=tuple(clean_text(one) for one in ids if isinstance(one, str)))
 
     def started_message(self, job: Job, safety: SafetyState | None) -> str:
         message = (

@@ -226,11 +226,6 @@ class Approvals:
             rows.move(approval, denied, "taken back", job_id=approval.job_id)
             return denied if denied.job_end else rows.end(denied, end)
 
-    def job_ids(self) -> frozenset[str]:
-        """Every job that an approval is known to have started."""
-        with self._register.transaction() as rows:
-            return frozenset(one.job_id for one in rows.find("job_id != ''"))
-
     def leave_unknown(self, id_: str, reason: str) -> None:
         """What became of the change is not known: the consent stays spent."""
         with self._register.transaction() as rows:

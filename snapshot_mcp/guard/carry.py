@@ -14,7 +14,7 @@ from snapshot_mcp.guard import replies
 from snapshot_mcp.guard.acts import Act, Look
 from snapshot_mcp.guard.approval import Approval, Safety
 from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals
-from snapshot_mcp.guard.clock import Clock
+from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.endings import Endings
 from snapshot_mcp.guard.errors import GuardBroken
 from snapshot_mcp.guard.outcome import GuardedOutcome
@@ -74,7 +74,7 @@ class Carrier:
         self, act: Act, approval: Approval, look: Look, safety: SafetyState | None, tries: int
     ) -> GuardedOutcome | None:
         """Spend the consent and ask the zone; None where its terms had changed and it should be looked at again."""
-        plan = look.plan
+        plan, spent = look.plan, self._clock.read()
         refusal = await in_thread(
             lambda: self._approvals.spend(approval.id, plan, deletions_per_hour=look.policy.deletions_per_hour)
         )
@@ -83,7 +83,7 @@ class Carrier:
         last = await self._last_look(act, approval, plan, safety)
         if isinstance(last, GuardedOutcome):
             return last
-        job = await self._start(act, approval, last, safety, tries)
+        job = await self._start(act, approval, last, safety, spent, tries)
         return await self._started(act, approval, plan, job, safety) if job else None
 
     async def _started(
@@ -108,11 +108,11 @@ class Carrier:
         )
 
     async def _start(
-        self, act: Act, approval: Approval, look: Look, safety: SafetyState | None, tries: int
+        self, act: Act, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment, tries: int
     ) -> Job | None:
         """Ask the zone. The consent comes back only if the zone refuses for certain; None where it can be tried again."""
         try:
-            return await act.start(approval.plan, look, safety)
+            return await act.start(approval, look, safety, spent)
         except TermsChanged as error:
             if tries > 1:
                 granted = await in_thread(self._approvals.give_back, approval.id, _reason(error))

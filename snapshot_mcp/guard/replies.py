@@ -56,12 +56,19 @@ def earlier(job: Job | None) -> str:
     if job is None or not job.is_finished or job.is_successful:
         return ""
     why = clean_text(job.reason, MESSAGE_CHARACTERS) or "the zone gives no reason"
-    nothing = " and changed nothing" if job.error and job.error.code in WITHOUT_EFFECT else ""
+    is_early = job.error is not None and job.error.code in WITHOUT_EFFECT
+    nothing = " and changed nothing" if is_early and not _has_changed_something(job) else ""
     return f"What was agreed to before is over: job {clean_text(job.job_id)} failed{nothing} ({why}). "
 
 
+def _has_changed_something(job: Job) -> bool:
+    """Whether a roll-back says of a disk that it was written to."""
+    outcomes = job.details.get("resources")
+    return isinstance(outcomes, dict) and any(outcome != "unchanged" for outcome in outcomes.values())
+
+
 WITHOUT_EFFECT = frozenset(error.code for error in (Cancelled, Expired, TermsChanged))
-"""Codes of jobs that ended before they had an effect."""
+"""Codes of jobs that mostly ended before they had an effect."""
 
 
 def stray(plan: Plan, job: Job) -> str:

@@ -11,7 +11,6 @@ import anyio
 from snapshot_mcp.contract.errors import Cancelled, Forbidden, NotFound, NotUsable, Unsupported, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
-from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.approvals import Approvals
@@ -23,8 +22,6 @@ from snapshot_mcp.guard.threads import in_thread
 STOP_SECONDS = 10.0
 """A job that was told to stop does so at its next step."""
 POLL_SECONDS = 0.1
-
-ACTIONS = {"delete": JobAction.DELETE, "rollback": JobAction.APPLY}
 
 
 class Withdrawal:
@@ -53,17 +50,18 @@ class Withdrawal:
         return await in_thread(lambda: self._approvals.take_back(approval.id, end, door=door, by=by))
 
     async def _with_job(self, approval: Approval) -> Approval:
-        """The approval with its job, looked for in the zone where the call that started it was cut off before it was told."""
+        """The approval with its job, looked for in the zone where the call that started it was cut off before it was told.
+
+        Only a job that names the approval is its job: another one on the same disk may be what somebody else agreed to.
+        """
         if approval.job_id:
             return approval
-        known = await in_thread(self._approvals.job_ids)
         try:
             jobs = await self._provider.list_unfinished_jobs()
         except (Unsupported, Forbidden):
             jobs = ()
         for job in jobs:
-            is_like_it = job.action == ACTIONS[approval.call.operation] and approval.plan.ids & set(job.resource_ids)
-            if is_like_it and job.job_id not in known:
+            if job.details.get("agreement") == approval.id:
                 await in_thread(self._approvals.settle, approval.id, job.job_id, "found in the zone")
                 return await in_thread(self._approvals.get, approval.id)
         raise NotDecidable(

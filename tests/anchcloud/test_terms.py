@@ -88,7 +88,8 @@ async def test_terms_arrive_as_they_were_given(wire: Wire) -> None:
     ((name, text),) = parse_qsl(urlsplit(wire.sent[0].target).query)
     assert name == "terms"
     assert ": " not in text
-    assert set(json.loads(text)) == {"may_go", "must_stay", "recovery_seconds", "begin_within_seconds"}
+    given_fields = {"may_go", "must_stay", "recovery_seconds", "begin_within_seconds"}
+    assert set(json.loads(text)) == given_fields | {"must_exist", "agreement"}
 
 
 async def test_terms_and_the_safety_snapshot_of_a_roll_back_arrive(wire: Wire) -> None:

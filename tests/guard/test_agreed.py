@@ -6,6 +6,7 @@ refusal)"; "an entered job is never reported as refused".
 
 import json
 import os
+import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -14,10 +15,14 @@ from typing import Any
 
 import pytest
 
-from snapshot_mcp.contract.errors import ERRORS_BY_CODE, NotUsable, TermsChanged, ZoneError
+from snapshot_mcp.contract.errors import ERRORS_BY_CODE, NotUsable, OutcomeUnknown, TermsChanged, ZoneError
 from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.guard import Guard, Policy
+from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.catalogue import Catalogue
+from tests.disks import worker_pid
 from tests.guard.conftest import DISK_BYTES, OLD_ZONE, Bench, Person, agrees, nobody, scribble
 
 pytestmark = pytest.mark.anyio
@@ -79,9 +84,11 @@ async def test_a_deletion_carries_what_may_go_what_must_stay_and_the_promised_gr
     outcome = await bench.guard().delete_snapshot(bench.zone, monday.snapshot_id, Person([agrees]))
     assert outcome.status == "started"
     (asked,) = bench.provider.asked
-    assert asked["terms"] == Terms(
+    terms = asked["terms"]
+    assert terms.model_copy(update={"agreement": "", "not_after": None}) == Terms(
         may_go=(monday.snapshot_id, tuesday.snapshot_id), must_stay=(full.snapshot_id,), recovery_seconds=7200
     )
+    assert terms.agreement == outcome.approval_id
     assert asked["terms"].begin_within_seconds == 60
 
 
@@ -354,3 +361,66 @@ async def test_a_call_whose_job_came_to_nothing_says_so_and_asks_anew(bench: Ben
     assert "job j-1 failed and changed nothing (too late)" in again.message
     assert again.approval_id != first
     assert (await guard.get_approval(first)).state == "spent"
+
+
+async def test_two_deletions_never_take_the_last_copies_where_none_of_them_is_good(
+    bench: Bench, zone_folder: Path
+) -> None:
+    """“No good one left, or none at all left” counts as the last copy, also between two homes."""
+    disk = await bench.add_disk()
+    one, two = [await bench.back_up(disk, name, is_full=True) for name in ("one", "two")]
+    with Catalogue(zone_folder) as catalogue, catalogue.transaction() as db:
+        db.execute("UPDATE snapshots SET consistency = 'fuzzy' WHERE resource_id = ?", (disk.id,))
+    guard, other = bench.guard(), Guard(bench.folder / "other", Policy(), clock=bench.clock)
+    await approved(guard, lambda: guard.delete_snapshot(bench.zone, one.snapshot_id, nobody()))
+    await approved(other, lambda: other.delete_snapshot(bench.zone, two.snapshot_id, nobody()))
+
+    async def the_other_goes() -> None:
+        outcome = await other.delete_snapshot(bench.zone, two.snapshot_id, nobody())
+        await bench.finish(outcome.job_id)
+
+    once(bench, the_other_goes)
+    outcome = await guard.delete_snapshot(bench.zone, one.snapshot_id, nobody())
+    assert outcome.status == "plan_changed"
+    assert [left.snapshot_name for left in await bench.snapshots()] == ["one"]
+
+
+async def test_deny_calls_back_its_own_job_alone(bench: Bench, zone_folder: Path) -> None:
+    """A job of the same kind on the same disk may be what somebody agreed to in another home."""
+    one = await bench.back_up(await bench.add_disk(), "one")
+    guard = bench.guard(open_zone=lambda name: LocalZone(zone_folder))
+    other = Guard(bench.folder / "other", Policy(), clock=bench.clock)
+    mine = await approved(guard, lambda: guard.rollback_to_snapshots(bench.zone, [one.snapshot_id], nobody()))
+
+    async def is_lost() -> None:
+        raise OutcomeUnknown("The answer was lost.")
+
+    once(bench, is_lost)
+    with pytest.raises(OutcomeUnknown):
+        await guard.rollback_to_snapshots(bench.zone, [one.snapshot_id], nobody())
+    await approved(other, lambda: other.rollback_to_snapshots(bench.zone, [one.snapshot_id], nobody()))
+    worker = worker_pid(zone_folder)
+    assert worker
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        theirs = await other.rollback_to_snapshots(bench.zone, [one.snapshot_id], nobody())
+        with pytest.raises(NotDecidable):
+            await guard.deny(mine)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert (await bench.finish(theirs.job_id)).is_successful
+
+
+@pytest.mark.parametrize("has_safety", [True, False])
+async def test_nobody_is_asked_about_a_disk_whose_path_is_a_symbolic_link_by_now(
+    bench: Bench, has_safety: bool
+) -> None:
+    """The plan must know which file the disk is: a yes to an unknown one would cover any."""
+    disk = await bench.add_disk()
+    one = await bench.back_up(disk, "one")
+    assert disk.path
+    path = Path(disk.path)
+    path.rename(path.with_suffix(".aside"))
+    path.symlink_to(path.with_suffix(".aside"))
+    with pytest.raises(NotUsable, match="does not lead to a regular file"):
+        await bench.guard().rollback_to_snapshots(bench.zone, [one.snapshot_id], nobody(), safety_snapshot=has_safety)

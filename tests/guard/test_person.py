@@ -177,7 +177,7 @@ async def test_what_could_not_be_purged_is_said(lab: Lab) -> None:
         (disk,) = catalogue.rows("SELECT resource_id FROM resources")
         admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())
     status, shown = await in_terminal(lab, ["zone", "purge"], YES)
-    assert (status, "Nothing was purged.\r\n1 snapshot could not be purged because a job" in shown) == (0, True)
+    assert (status, "Nothing was purged.\r\n1 snapshot could not be purged: a job" in shown) == (0, True)
     assert await statuses(lab, ids) == ["deleted"]
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import anyio
 import pytest
 
-from snapshot_mcp.contract.errors import NotUsable, ResourceBusy, TermsChanged, Unavailable, ZoneError
+from snapshot_mcp.contract.errors import Expired, NotUsable, ResourceBusy, TermsChanged, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotUpdate, Volume
-from snapshot_mcp.contract.terms import ResourceTerms, Terms
+from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
 from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
 from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.platform import running_since
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work import apply, end_failed, former, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
@@ -821,3 +822,60 @@ async def test_what_an_earlier_version_left_half_overwritten_waits_for_a_person(
     assert image.read_bytes() == half
     assert (await volume_of(zone, volume_id)).status == "pending"
     await succeed(zone, await zone.apply_snapshots([snapshot_id]))
+
+
+@pytest.mark.parametrize("operation", ["delete", "apply"])
+async def test_who_stood_still_before_the_zone_was_asked_is_too_late(rolled: Rolled, operation: str) -> None:
+    """“A stall between the last look and the zone's admission (a frozen process)": the machine's uptime tells."""
+    zone, image, _, snapshot_id, content = rolled
+    boot, uptime = running_since()
+    terms = Terms(not_after=Uptime(boot=boot, seconds=uptime - 1))
+    with pytest.raises(Expired, match="too late") as refusal:
+        await (
+            zone.delete_snapshot(snapshot_id, terms=terms)
+            if operation == "delete"
+            else zone.apply_snapshots([snapshot_id], terms=terms)
+        )
+    assert refusal.value.is_definite
+    assert image.read_bytes() == content
+    elsewhere = Terms(not_after=Uptime(boot="another machine", seconds=0))
+    await succeed(zone, await zone.delete_snapshot(snapshot_id, terms=elsewhere))
+
+
+async def test_what_a_half_restored_disk_needs_is_not_deleted(rolled: Rolled) -> None:
+    """Its safety snapshot alone holds what was overwritten, and tells what may be overwritten still."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, "before")
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+        row = catalogue.job(job.job_id)
+        assert row
+        end_failed(catalogue, row, ResourceBusy("somebody had it open"))
+        db.execute("UPDATE resources SET is_stopped = 1")
+    for one in (snapshot_id, job.details["safety_snapshots"][volume_id]):
+        with pytest.raises(NotUsable, match="is needed"):
+            await zone.delete_snapshot(one)
+
+
+async def test_a_half_restored_file_that_comes_back_is_still_half_restored(rolled: Rolled) -> None:
+    """“No disk half rolled back and called whole”, also after another file at its path was rolled back."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, "before")
+    half = image.with_suffix(".half")
+    image.rename(half)
+    make_image(image, seed=9)
+    assert not (await finish(zone, await zone.get_job(job.job_id))).is_successful
+    await succeed(zone, await zone.apply_snapshots([snapshot_id]))
+    assert (await volume_of(zone, volume_id)).status == "available"
+    image.unlink()
+    half.rename(image)
+    assert (await volume_of(zone, volume_id)).status == "pending"
+    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+        await zone.create_snapshots([volume_id], "of a mixture")
+
+
+async def test_an_identity_that_nobody_wrote_is_refused_in_words(rolled: Rolled) -> None:
+    zone, _, volume_id, snapshot_id, _ = rolled
+    for nonsense in ("", "x", "a.1.ffffffffffffffffffffff.1", "f." + "9" * 5000 + ".1.1", "é.1.1"):
+        terms = Terms(resources={volume_id: ResourceTerms(identity=nonsense)})
+        with pytest.raises(TermsChanged, match="a file that is not known"):
+            await zone.apply_snapshots([snapshot_id], terms=terms)

@@ -27,13 +27,14 @@ PAGE = 100
 class Change:
     """What is asked: `ids` are resources for a create, snapshots otherwise; `name` of what is made.
 
-    `safety_name`: of the snapshots that a roll-back takes first.
+    `safety_name`: of the snapshots that a roll-back takes first. `agreement`: the job of a change with terms repeats it.
     """
 
     action: JobAction
     ids: tuple[str, ...]
     name: str = ""
     safety_name: str = ""
+    agreement: str = ""
 
     @property
     def is_making(self) -> bool:
@@ -92,6 +93,7 @@ def find(change: Change, before: Picture, after: Picture, claimed: Collection[st
         for job_id, job in after.jobs.items()
         if job.action == change.action and job_id not in before.jobs and job_id not in claimed
         if _name_of(job) in {None, change.name} and not strangers & set(job.resource_ids)
+        if not change.agreement or job.details.get("agreement") == change.agreement
     ]
     touching = [job for job in jobs if _touches(job, change, effect, after)]
     if len(touching) > 1:

@@ -172,7 +172,9 @@ class AnchCloudZone:
     async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
         needed = () if terms is None else (Feature.TERMS,)
         call = self._calls.delete_snapshot(snapshot_id, terms)
-        return await self._changes.carry_out(call, Change(JobAction.DELETE, (snapshot_id,)), needed)
+        return await self._changes.carry_out(
+            call, Change(JobAction.DELETE, (snapshot_id,), agreement=_agreement(terms)), needed
+        )
 
     async def apply_snapshots(
         self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
@@ -182,7 +184,8 @@ class AnchCloudZone:
         needed = [Feature.TERMS] if terms is not None else []
         needed += [Feature.ONE_HOLD] if safety_snapshot_name else []
         call = self._calls.apply_snapshots(snapshot_ids, terms, safety_snapshot_name)
-        change = Change(JobAction.APPLY, tuple(snapshot_ids), safety_name=safety_snapshot_name)
+        agreement = _agreement(terms)
+        change = Change(JobAction.APPLY, tuple(snapshot_ids), safety_name=safety_snapshot_name, agreement=agreement)
         return await self._changes.carry_out(call, change, needed)
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
@@ -215,3 +218,7 @@ class AnchCloudZone:
 
 def _total_count(answer: object, call: Call) -> int:
     return whole_number(member(answer, "total_count", call.what), "total_count", call.what)
+
+
+def _agreement(terms: Terms | None) -> str:
+    return terms.agreement if terms else ""

@@ -20,9 +20,17 @@ from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import SnapshotUpdate, first_repeated, format_time
 from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.terms import Terms
-from snapshot_mcp.providers.local.agreed import compare_deletion, compare_disks, deadline, disk_of, refuse_shorter_grace
+from snapshot_mcp.providers.local.agreed import (
+    compare_deletion,
+    compare_disks,
+    deadline,
+    named,
+    outcome_of,
+    probe_disks,
+    refuse_shorter_grace,
+)
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
-from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget, image_path
+from snapshot_mcp.providers.local.disk import CaptureSource, image_path
 from snapshot_mcp.providers.local.lookup import (
     busy,
     check_ids,
@@ -30,13 +38,13 @@ from snapshot_mcp.providers.local.lookup import (
     find_resource,
     find_snapshot,
     find_usable,
-    is_half_overwritten,
     label_of,
     not_usable,
     owner_of,
     refuse_busy,
     refuse_going,
     refuse_incomplete,
+    refuse_needed,
 )
 from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file, refuse_registered
 from snapshot_mcp.providers.local.room import Room
@@ -175,7 +183,8 @@ def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules, terms: Terms | 
         for one in going:
             if holder := catalogue.row("SELECT job_id FROM claims WHERE kind = 'snapshot' AND id = ?", one):
                 raise busy(catalogue, f"Snapshot {one}", holder["job_id"])
-        agreed = {"may_go": terms.may_go, "must_stay": terms.must_stay} if terms else {}
+        refuse_needed(catalogue, going)
+        agreed = terms.model_dump(include={"may_go", "must_stay", "must_exist"}) if terms else {}
         compare_deletion(catalogue, snapshot["resource_id"], going, agreed)
         refuse_shorter_grace(terms, rules.recovery_seconds)
         free_at = now() + rules.recovery_seconds
@@ -186,7 +195,8 @@ def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules, terms: Terms | 
             going,
             resource_claims=[snapshot["resource_id"]],
             begin_by=deadline(terms),
-            extra={"space_free_at": format_time(moment(free_at)), "recoverable_seconds": rules.recovery_seconds},
+            extra={"space_free_at": format_time(moment(free_at)), "recoverable_seconds": rules.recovery_seconds}
+            | named(terms),
         )
 
 
@@ -212,7 +222,7 @@ def apply(
                 hint="Name one snapshot a resource.",
             )
         refuse_busy(catalogue, resources)
-        disks = {one: _probe_target(resource, has_safety=bool(name)) for one, resource in by_id.items()}
+        disks = probe_disks(by_id, has_safety=bool(name))
         compare_disks(terms, disks, {one: label_of(resource) for one, resource in by_id.items()})
         safety = {one: _insert_snapshot(catalogue, resource, name, rules) for one, resource in by_id.items() if name}
         return _insert_job(
@@ -222,29 +232,10 @@ def apply(
             list(by_id),
             resource_claims=list(by_id),
             begin_by=deadline(terms),
-            extra={"resources": {one: _outcome_of(resource) for one, resource in by_id.items()}}
-            | ({"safety_snapshots": safety} if safety else {}),
+            extra={"resources": {one: outcome_of(resource) for one, resource in by_id.items()}}
+            | ({"safety_snapshots": safety} if safety else {})
+            | named(terms),
         )
-
-
-def _outcome_of(resource: Row) -> str:
-    """What a roll-back that never reaches the disk leaves: an earlier one may have been broken off on it."""
-    return "incomplete" if is_half_overwritten(resource) else "unchanged"
-
-
-def _probe_target(resource: Row, *, has_safety: bool) -> dict[str, str]:
-    """Return which disk it is (`agreed.disk_of`), if it can be rolled back now."""
-    if resource["removed_at"] is not None:
-        raise NotUsable(
-            f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
-            hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
-        )
-    if has_safety:
-        refuse_incomplete(resource)
-    with RollbackTarget(resource["path"], label_of(resource)) as target:
-        if has_safety:
-            target.refuse_company()
-        return disk_of(resource, target)
 
 
 def enter_resumption(catalogue: Catalogue, resource: Row) -> Row:

@@ -7,31 +7,47 @@ is the system's uptime, sleep included, so that no clock can bring a job back; a
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from snapshot_mcp.contract.errors import Expired, TermsChanged
-from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.contract.errors import Expired, NotUsable, TermsChanged
+from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS, Terms
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.disk import RollbackTarget
 from snapshot_mcp.providers.local.identity import described
+from snapshot_mcp.providers.local.lookup import is_half_overwritten, label_of, refuse_incomplete
 from snapshot_mcp.providers.local.platform import running_since
+
+DESTRUCTIVE: Final = frozenset({JobAction.APPLY, JobAction.DELETE})
 
 NOTHING_CHANGED = "Nothing was changed. Look at what would happen now, and have it agreed to again."
 
 
 def deadline(terms: Terms | None) -> tuple[str, float]:
-    """Return the run of the system and the uptime by which a job that is admitted now must have begun."""
+    """Return the run of the system and the uptime by which a job that is admitted now must have begun. Raises Expired."""
     seconds = min(terms.begin_within_seconds, BEGIN_WITHIN_SECONDS) if terms else BEGIN_WITHIN_SECONDS
     boot, uptime = _present()
-    return boot, uptime + seconds
+    latest = terms.not_after if terms else None
+    if latest is None or latest.boot != boot:
+        return boot, uptime + seconds
+    if uptime > latest.seconds:
+        raise Expired("What was agreed to was asked for too late, so it was not begun.", hint=NOTHING_CHANGED)
+    return boot, min(uptime + seconds, latest.seconds)
+
+
+def named(terms: Terms | None) -> dict[str, str]:
+    """What of the terms a job's `extra` repeats, so that who agreed knows it again."""
+    return {"agreement": terms.agreement} if terms and terms.agreement else {}
 
 
 def is_overdue(job: Row) -> bool:
-    """Whether the time within which the job had to begin is over."""
+    """Whether the time within which the job had to begin is over.
+
+    One that destroys and has no such time was entered by a program of an earlier version: nothing says until when it may begin.
+    """
     if not job["begin_until"]:
-        return False
+        return job["action"] in DESTRUCTIVE and not job["has_effect"]
     boot, uptime = _present()
     return bool(boot != job["begin_boot"] or uptime > job["begin_until"])
 
@@ -71,6 +87,22 @@ def compare_deletion(
             " take the last good one.",
             hint=NOTHING_CHANGED,
         )
+    must_exist = request.get("must_exist") or ()
+    if must_exist and not any(_is_there(catalogue, one, resource_id, going) for one in must_exist):
+        raise TermsChanged(
+            f"None of the restore points that were to remain is there any more ({_ids(must_exist)}), so the deletion could"
+            " take the last one.",
+            hint=NOTHING_CHANGED,
+        )
+
+
+def _is_there(catalogue: Catalogue, snapshot_id: str, resource_id: str, without: Collection[str]) -> bool:
+    row = catalogue.snapshot(snapshot_id)
+    return (
+        row is not None
+        and (row["resource_id"], row["status"]) == (resource_id, SnapshotStatus.AVAILABLE)
+        and snapshot_id not in without
+    )
 
 
 def is_good(catalogue: Catalogue, snapshot_id: str, resource_id: str, without: Collection[str] = ()) -> bool:
@@ -97,6 +129,35 @@ def refuse_shorter_grace(terms: Terms | None, recovery_seconds: int) -> None:
             " that were promised.",
             hint=NOTHING_CHANGED,
         )
+
+
+PATIENT_DISKS: Final = 3
+"""A passing reader is waited for while nobody else can change the catalogue, so not on many disks."""
+
+
+def probe_disks(resources: Mapping[str, Row], *, has_safety: bool) -> dict[str, dict[str, str]]:
+    """Return which disks they are (`disk_of`), if all of them can be rolled back now. Raises ResourceBusy, NotUsable."""
+    is_patient = len(resources) <= PATIENT_DISKS
+    return {one: _probe(row, has_safety=has_safety, is_patient=is_patient) for one, row in resources.items()}
+
+
+def _probe(resource: Row, *, has_safety: bool, is_patient: bool) -> dict[str, str]:
+    if resource["removed_at"] is not None:
+        raise NotUsable(
+            f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
+            hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
+        )
+    if has_safety:
+        refuse_incomplete(resource)
+    with RollbackTarget(resource["path"], label_of(resource), is_patient=is_patient) as target:
+        if has_safety:
+            target.refuse_company()
+        return disk_of(resource, target)
+
+
+def outcome_of(resource: Row) -> str:
+    """What a roll-back that never reaches the disk leaves: an earlier one may have been broken off on it."""
+    return "incomplete" if is_half_overwritten(resource) else "unchanged"
 
 
 def compare_disks(terms: Terms | None, disks: Mapping[str, Mapping[str, str]], labels: Mapping[str, str]) -> None:

@@ -133,6 +133,8 @@ def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = Non
     }
     if is_verbose and (identity := identity_at(Path(row["path"]))):
         common |= {"identity": str(identity), "hard_links": identity.links}
+    elif is_verbose and not problem:
+        common["problem"] = "its path does not lead to a regular file any more"
     if row["resource_type"] == ResourceType.VOLUME:
         status = "pending" if is_half else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)

@@ -146,14 +146,14 @@ class RollbackTarget(OpenDisk):
 
     consistency = "held"
 
-    def __init__(self, path: str, label: str) -> None:
+    def __init__(self, path: str, label: str, *, is_patient: bool = True) -> None:
         self._hold: WriteHold | None = None
         self.path, self.label = Path(path), label
         try:
             with OpenDisk(path, label, os.O_RDONLY) as reader:
                 WriteHold.refuse_writers(reader.fd, reader.path)
             super().__init__(path, label, os.O_RDWR)
-            self._hold = WriteHold(self.fd, self.path)
+            self._hold = WriteHold(self.fd, self.path, tries=WriteHold.TRIES if is_patient else 1)
             self.identity = identity_of(self.fd, self.path)
             self.size_bytes = os.fstat(self.fd).st_size
         except DiskInUse as error:

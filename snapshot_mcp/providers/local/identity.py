@@ -20,6 +20,8 @@ from snapshot_mcp.providers.local.platform import IS_LINUX
 
 HAS_BIRTH_TIME = IS_LINUX
 
+MAX_TEXT_CHARACTERS: Final = 200
+
 _GET_FILESYSTEM_UUID: Final = 0x80111500
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = -100, 0x100, 0x1000
 _BASIC_AND_BIRTH, _BIRTH = 0xFFF, 0x800
@@ -45,6 +47,8 @@ class Identity:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Read what `str` wrote; None for anything else, such as what another zone calls an identity."""
+        if len(text) > MAX_TEXT_CHARACTERS:
+            return None
         try:
             filesystem, *numbers = text.split(".")
             inode, born_ns, links = (int(number, 16) for number in numbers)
@@ -64,9 +68,12 @@ class Identity:
     @property
     def description(self) -> str:
         """The file in words, for a person."""
+        try:
+            born = datetime.fromtimestamp(self.born_ns // 1_000_000_000, UTC)
+        except (OverflowError, ValueError, OSError):  # not one that we wrote
+            return "a file that is not known"
         if not self.born_ns:
             return f"inode {self.inode}"
-        born = datetime.fromtimestamp(self.born_ns // 1_000_000_000, UTC)
         names = "" if self.links == 1 else f", {self.links} names"
         return f"inode {self.inode}, made {born:%Y-%m-%d %H:%M:%S} UTC{names}"
 

@@ -1,7 +1,7 @@
 """What a request names: the rows behind its ids, or the refusal in words (contract.md, "Busy", "Usable", "Names")."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -104,6 +104,17 @@ def refuse_incomplete(resource: Row) -> None:
             hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot,"
             " without a safety snapshot.",
         )
+
+
+def refuse_needed(catalogue: Catalogue, snapshot_ids: Collection[str]) -> None:
+    """Raise NotUsable for what a half overwritten disk needs: what it goes back to, and what holds its former content."""
+    for resource in catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL"):
+        if needed := {resource["applying_id"], resource["applying_safety_id"]} & set(snapshot_ids):
+            raise NotUsable(
+                f"Snapshot {sorted(needed)[0]} is needed: a roll-back of {label_of(resource)} was interrupted, and it holds"
+                " what the disk goes back to or what it held before.",
+                hint="Bring the disk into one state first: let the roll-back end, or roll back again.",
+            )
 
 
 def refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:

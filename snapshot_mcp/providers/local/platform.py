@@ -24,6 +24,7 @@ HAS_PUNCH_HOLE = IS_LINUX
 HAS_CLONE = IS_LINUX
 HAS_LEASE = IS_LINUX
 
+_LEASE_BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FICLONE: Final = 0x40049409
 _GET_FLAGS, _SET_FLAGS, _NO_COPY_ON_WRITE = 0x80086601, 0x40086602, 0x00800000
@@ -211,7 +212,7 @@ class ReadLease:
         if self.kind == "unchanged":
             if fcntl.fcntl(self.fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
                 self._last_whole = now
-            elif now - self._last_whole > self.PATIENCE_SECONDS:
+            elif now - self._last_whole > _patience(self.PATIENCE_SECONDS):
                 raise DiskInUse("a program began to write to it while it was being read")
         elif identity != self._before and not self._allow_in_use:
             raise DiskInUse("it was written to while it was being read")
@@ -242,8 +243,8 @@ class WriteHold:
     PATIENCE_SECONDS: Final = 30.0
     """How long a new writer is kept waiting; the kernel lets it in after 45 s."""
 
-    def __init__(self, fd: int, path: Path) -> None:
-        self.fd, self.path = fd, path
+    def __init__(self, fd: int, path: Path, tries: int = TRIES) -> None:
+        self.fd, self.path, self._tries = fd, path, tries
         self.is_alone = False
         self._last_whole = time.monotonic()
         if has_loop_device(path):
@@ -289,17 +290,17 @@ class WriteHold:
         now = time.monotonic()
         if not self.is_alone or fcntl.fcntl(self.fd, fcntl.F_GETLEASE) != fcntl.F_UNLCK:
             self._last_whole = now
-        elif now - self._last_whole > self.PATIENCE_SECONDS:
+        elif now - self._last_whole > _patience(self.PATIENCE_SECONDS):
             raise DiskInUse("a program began to write to it meanwhile")
 
     def _lease(self) -> bool:
-        for attempt in range(self.TRIES):
+        for attempt in range(self._tries):
             try:
                 _set_lease(self.fd, fcntl.F_WRLCK)
             except OSError as error:
                 if error.errno != errno.EAGAIN:
                     return False
-                if attempt + 1 < self.TRIES:
+                if attempt + 1 < self._tries:
                     time.sleep(0.1)
             else:
                 return True
@@ -311,6 +312,14 @@ class WriteHold:
         if self.is_alone:
             _give_back_lease(self.fd)
             self.is_alone = False
+
+
+def _patience(seconds: float) -> float:
+    """How long a new writer may be kept waiting: well below what the system is set to (`fs.lease-break-time`)."""
+    try:
+        return min(seconds, int(_LEASE_BREAK_TIME.read_text("ascii")) * 2 / 3)
+    except (OSError, ValueError):
+        return seconds
 
 
 def _give_back_lease(fd: int) -> None:

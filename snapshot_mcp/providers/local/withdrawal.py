@@ -3,7 +3,7 @@
 from snapshot_mcp.contract.errors import NotFound, NotUsable, ZoneError
 from snapshot_mcp.contract.states import JobStatus
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local.agreed import expired, is_overdue
+from snapshot_mcp.providers.local.agreed import DESTRUCTIVE, expired, is_overdue
 from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
 from snapshot_mcp.providers.local.work import end_failed
 from snapshot_mcp.providers.local.work.outcome import cancelled
@@ -60,4 +60,5 @@ def find_job(catalogue: Catalogue, job_id: str) -> Row:
 
 def _bound(catalogue: Catalogue) -> list[Row]:
     """The waiting jobs that must begin within some time."""
-    return catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND begin_until != 0")
+    rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'")
+    return [row for row in rows if row["action"] in DESTRUCTIVE]

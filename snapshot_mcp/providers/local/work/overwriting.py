@@ -15,6 +15,7 @@ from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.agreed import NOTHING_CHANGED
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
 from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.identity import Identity
 from snapshot_mcp.providers.local.lookup import label_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import Taken
@@ -137,9 +138,9 @@ def reserve_room(disk: Disk) -> None:
 def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) -> None:
     if outcome == "applied":
         execute(
-            """UPDATE resources SET applying_id = NULL, applying_identity = '', applying_safety_id = NULL,
-            is_stopped = 0, problem = '', head_id = ?, status_at = ? WHERE resource_id = ?""",
-            (disk.chain.tip.snapshot_id, now(), disk.id),
+            """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = ?,
+            problem = ?, head_id = ?, status_at = ? WHERE resource_id = ?""",
+            (*_left_half(disk), disk.chain.tip.snapshot_id, now(), disk.id),
         )
     else:
         execute(
@@ -147,6 +148,15 @@ def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) 
             problem = '', status_at = ? WHERE resource_id = ?""",
             (disk.chain.tip.snapshot_id, str(disk.target.identity), safety_id, now(), disk.id),
         )
+
+
+def _left_half(disk: Disk) -> tuple[str | None, str, str | None, int, str]:
+    """What stays marked when the disk is rolled back: another file that was half overwritten may come back to the path."""
+    before = disk.resource
+    begun = Identity.parse(before["applying_identity"])
+    if before["applying_id"] is None or begun is None or begun.is_same_file(disk.target.identity):
+        return None, "", None, 0, ""
+    return before["applying_id"], before["applying_identity"], before["applying_safety_id"], 1, before["problem"]
 
 
 def _compare_again(disk: Disk) -> None:
