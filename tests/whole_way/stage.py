@@ -133,16 +133,14 @@ class Stage(RuleBasedStateMachine):
         before = {one.id for one in self._approvals()}
         identity = self.model.present_identity()
         arguments = {"snapshot_id": target, "snapshot_ids": [target], "safety_snapshot": safety}
-        outcome = self._make(operation, arguments, person)
+        self._make(operation, arguments, person)
         for one in self._approvals():
             if one.id not in before and one.decided and one.state is not State.DENIED:
                 self.model.note_yes(one, seen[-1] if seen else identity)
-            elif one.state is State.PENDING and outcome and outcome.approval_id == one.id:
-                self.shown[one.id] = identity
 
     def _make(self, operation: str, arguments: dict[str, Any], person: Person) -> Any:
         """Make a guarded call; what the rules forbid starts nothing, whoever agreed."""
-        guard, count = self.guard(), len(self.scene.acts())
+        guard, count, identity = self.guard(), len(self.scene.acts()), self.model.present_identity()
         if operation == "delete":
             outcome = self.call(guard.delete_snapshot, self.scene.zone, arguments["snapshot_id"], person)
         else:
@@ -150,6 +148,9 @@ class Stage(RuleBasedStateMachine):
             outcome = self.call(call, self.scene.zone, arguments["snapshot_ids"], person, safety_snapshot=safety)
         if self.policy in FORBIDS_ALL:
             assert len(self.scene.acts()) == count, f"{self.policy}, and yet {outcome}"
+        for one in self._approvals():
+            if one.state is State.PENDING and (one.id not in self.shown or (outcome and outcome.approval_id == one.id)):
+                self.shown[one.id] = identity
         return outcome
 
     # What must be true
