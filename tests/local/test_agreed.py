@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from snapshot_mcp.contract.terms import ResourceTerms, Terms
 from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work import apply
+from snapshot_mcp.providers.local.work import apply, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
@@ -328,10 +329,10 @@ async def test_a_roll_back_that_fails_before_the_first_byte_leaves_no_safety_sna
     change(image, MIB)
     content = image.read_bytes()
 
-    def fails(disk: apply.Disk) -> None:
+    def fails(disk: overwriting.Disk) -> None:
         raise ResourceBusy("somebody came")
 
-    monkeypatch.setattr(apply, "_look_once_more", fails)
+    monkeypatch.setattr(overwriting, "look_once_more", fails)
     job = await finish(here, await here.apply_snapshots([snapshot_id], safety_snapshot_name="before"))
     assert job.error
     assert job.error.code == "resource_busy"
@@ -374,26 +375,29 @@ async def test_a_damaged_ancestor_makes_the_safety_snapshot_a_full_one(rolled: R
 
 async def interrupted(zone: LocalZone, image: Path, volume_id: str, snapshot_id: str, safety: str = "") -> Job:
     """A roll-back whose worker was killed while it wrote: half of the disk is as the snapshot has it."""
-    terms = zone.folder / "snapshots"
     with standing_still(zone):
         job = await zone.apply_snapshots([snapshot_id], safety_snapshot_name=safety)
         await kill_worker(zone.folder)
+    write_half(zone, job)
+    return job
+
+
+def write_half(zone: LocalZone, job: Job) -> None:
+    """Carry a roll-back out until half of the first disk is written, as a worker does that is killed then."""
+
+    class Killed(BaseException):
+        pass
+
+    def half(fd: int, chain: Chain, *_: Any) -> None:
+        os.pwrite(fd, restore.content_at(chain, 0, os.fstat(fd).st_size // 2 + 700), 0)
+        raise Killed
+
     with Catalogue(zone.folder) as catalogue:
         with catalogue.transaction():
             catalogue.set_job(job.job_id, status="working", run_count=1)
         row = catalogue.job(job.job_id)
         assert row
-
-        class Killed(BaseException):
-            pass
-
-        def half(fd: int, chain: Chain, differences: restore.Differences, *_: Any) -> None:
-            with Chain(terms, snapshot_id) as target:
-                length = os.fstat(fd).st_size
-                os.pwrite(fd, restore.content_at(target, 0, length // 2 + 700), 0)
-            raise Killed
-
-        roll_back = apply._Rollback(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
+        roll_back = apply.Rollback(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
         was, restore.write_back = restore.write_back, half
         try:
             roll_back.run()
@@ -401,7 +405,6 @@ async def interrupted(zone: LocalZone, image: Path, volume_id: str, snapshot_id:
             pass
         finally:
             restore.write_back = was
-    return job
 
 
 def worker_progress(catalogue: Catalogue, row: Any) -> Any:
@@ -448,7 +451,7 @@ async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
         assert shown.status == "available"
         await back_up(zone, volume_id)
     with Catalogue(zone.folder) as catalogue:
-        apply.resume(catalogue)
+        resumption.resume(catalogue)
     assert await zone.list_unfinished_jobs() == ()
     assert image.read_bytes() == own
 
@@ -467,7 +470,7 @@ async def test_what_was_written_to_a_half_restored_disk_is_not_overwritten(rolle
     assert image.read_bytes() == own
     assert (await volume_of(zone, volume_id)).status == "pending"
     with Catalogue(zone.folder) as catalogue:
-        apply.resume(catalogue)
+        resumption.resume(catalogue)
     assert await zone.list_unfinished_jobs() == ()
     with pytest.raises(NotUsable, match="neither the old one nor the new one"):
         await zone.apply_snapshots([snapshot_id], safety_snapshot_name="of a mixture")
@@ -482,7 +485,7 @@ async def test_what_was_copied_into_a_half_restored_disk_is_not_overwritten_with
     job = await interrupted(zone, image, volume_id, snapshot_id)
     own = make_image(image.with_suffix(".own"), seed=9)
     with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
-        db.execute("UPDATE resources SET written_at = written_at - 5")
+        db.execute("UPDATE resources SET held_at = held_at - 5")
     shutil.copyfile(own, image)
     job = await finish(zone, await zone.get_job(job.job_id))
     assert job.error
@@ -504,7 +507,7 @@ async def test_without_a_birth_time_the_content_tells_which_file_it_is(
         row = catalogue.job(job.job_id)
     assert row
     with Catalogue(zone.folder) as catalogue:
-        again = apply._Rollback(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
+        again = resumption.Resumption(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
         if is_told:
             again.run()
         else:
@@ -674,3 +677,137 @@ async def test_a_rename_changes_no_terms(rolled: Rolled) -> None:
     terms = await terms_for(zone, volume_id, snapshot_id)
     await zone.update_snapshot(snapshot_id, SnapshotUpdate(snapshot_name="another name"))
     await succeed(zone, await zone.apply_snapshots([snapshot_id], terms=terms))
+
+
+# Several disks, smaller disks, company, and what an earlier version left
+
+
+async def two_interrupted(
+    zone: LocalZone, folder: Path, safety: str
+) -> tuple[Job, list[Path], list[bytes], list[bytes]]:
+    """A roll-back of two disks whose worker was killed in the middle of the first: job, disks, target, present content."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    images = [make_image(folder / f"{number}.img", seed=number) for number in (1, 2)]
+    volumes = [await zone.add_resource(image) for image in images]
+    taken = (await succeed(zone, await zone.create_snapshots([one.id for one in volumes], "both"))).resource_ids
+    target = [image.read_bytes() for image in images]
+    for image in images:
+        change(image, MIB)
+    present = [image.read_bytes() for image in images]
+    with standing_still(zone):
+        job = await zone.apply_snapshots(taken, safety_snapshot_name=safety)
+        await kill_worker(zone.folder)
+    write_half(zone, job)
+    return job, images, target, present
+
+
+@pytest.mark.parametrize("safety", ["", "before"])
+async def test_both_disks_are_brought_to_the_end_when_nobody_touched_them(
+    local_zone: LocalZone, ext4: Path, safety: str
+) -> None:
+    """“No disk half rolled back and called whole, the job resumed or truthfully failed"."""
+    job, images, target, _ = await two_interrupted(local_zone, ext4, safety)
+    await succeed(local_zone, await local_zone.get_job(job.job_id))
+    assert [image.read_bytes() for image in images] == target
+
+
+@pytest.mark.parametrize("safety", ["", "before"])
+async def test_a_disk_that_was_not_reached_keeps_what_was_written_since(
+    local_zone: LocalZone, ext4: Path, safety: str
+) -> None:
+    """Only the other one, which is half overwritten, goes on."""
+    job, images, target, _ = await two_interrupted(local_zone, ext4, safety)
+    pass_time(local_zone, job, is_rebooted=True)
+    with Catalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
+        db.execute("UPDATE resources SET held_at = held_at - 5")  # an hour goes by before somebody works with it
+        os.utime(images[0])
+        db.execute("UPDATE resources SET held_at = held_at + 10 WHERE path = ?", (str(images[0]),))
+    with images[1].open("r+b") as file:
+        file.write(b"days of work after the reboot")
+    own = images[1].read_bytes()
+    job = await finish(local_zone, await local_zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "terms_changed"
+    assert sorted(job.details["resources"].values()) == ["applied", "unchanged"]
+    assert [image.read_bytes() for image in images] == [target[0], own]
+
+
+async def test_what_a_smaller_disk_has_no_room_for_is_read_back_too(local_zone: LocalZone, tmp_path: Path) -> None:
+    """The safety snapshot must hold what is cut off: a parent that is damaged right there makes it a full one."""
+    image = make_image(tmp_path / "disk.img")
+    volume = await local_zone.add_resource(image)
+    small = await back_up(local_zone, volume.id, "small")
+    with image.open("ab") as file:
+        file.write(random.Random(5).randbytes(4 * MIB))
+    big = await back_up(local_zone, volume.id, "big")
+    content = image.read_bytes()
+    with (local_zone.folder / "snapshots" / f"{big}.snap").open("r+b") as file:
+        file.seek(2 * MIB)
+        file.write(b"flipped")
+    job = await succeed(local_zone, await local_zone.apply_snapshots([small], safety_snapshot_name="before"))
+    assert image.stat().st_size == 4 * MIB
+    await succeed(local_zone, await local_zone.apply_snapshots([job.details["safety_snapshots"][volume.id]]))
+    assert image.read_bytes() == content
+
+
+async def test_an_interrupted_roll_back_waits_until_nobody_reads_the_disk(rolled: Rolled) -> None:
+    """Beside a reader there is no lease, and a writer would be let in between the comparison and the write."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, "before")
+    half = image.read_bytes()
+    with image.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as reader:
+        job = await finish(zone, await zone.get_job(job.job_id))
+        reader.kill()
+    assert job.error
+    assert job.error.code == "resource_busy"
+    assert image.read_bytes() == half
+    with Catalogue(zone.folder) as catalogue:
+        resumption.resume(catalogue)
+    for unfinished in await zone.list_unfinished_jobs():
+        await succeed(zone, unfinished)
+    assert (await volume_of(zone, volume_id)).status == "available"
+
+
+def as_an_earlier_version_left_it(zone: LocalZone) -> None:
+    """The catalogue without what migration 4 adds."""
+    with Catalogue(zone.folder) as catalogue:
+        for table, added in (
+            ("jobs", "begin_boot begin_until is_cancelled has_effect"),
+            ("resources", "applying_identity applying_safety_id applied_bytes held_at is_stopped"),
+        ):
+            for column in added.split():
+                catalogue.db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        catalogue.db.execute("PRAGMA user_version = 3")
+
+
+@pytest.mark.parametrize("operation", ["delete", "apply"])
+async def test_what_an_earlier_version_left_waiting_is_not_begun(rolled: Rolled, operation: str) -> None:
+    """Nothing says until when it was agreed to."""
+    zone, image, _, snapshot_id, content = rolled
+    with standing_still(zone):
+        job = await (
+            zone.delete_snapshot(snapshot_id) if operation == "delete" else zone.apply_snapshots([snapshot_id])
+        )
+        await kill_worker(zone.folder)
+    await zone.aclose()
+    as_an_earlier_version_left_it(zone)
+    job = await finish(zone, await zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "expired"
+    assert image.read_bytes() == content
+    assert (await get(zone, snapshot_id)).status == "available"
+
+
+async def test_what_an_earlier_version_left_half_overwritten_waits_for_a_person(rolled: Rolled) -> None:
+    """Nothing says which file it was."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id)
+    half = image.read_bytes()
+    await zone.aclose()
+    as_an_earlier_version_left_it(zone)
+    job = await finish(zone, await zone.get_job(job.job_id))
+    assert job.error
+    assert job.error.code == "terms_changed"
+    assert image.read_bytes() == half
+    assert (await volume_of(zone, volume_id)).status == "pending"
+    await succeed(zone, await zone.apply_snapshots([snapshot_id]))

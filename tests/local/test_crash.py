@@ -147,7 +147,7 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     """contract.md, "Apply of several": unchanged, incomplete; engine_notes.md: pending meanwhile, creates refused."""
     from snapshot_mcp.contract.errors import NotUsable
     from snapshot_mcp.providers.local import restore
-    from snapshot_mcp.providers.local.work import apply
+    from snapshot_mcp.providers.local.work import resumption
 
     image, other = make_image(tmp_path / "disk.img"), make_image(tmp_path / "other.img", seed=5)
     before, other_before = image.read_bytes(), other.read_bytes()
@@ -180,7 +180,7 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
         await here.remove_resource(volumes[0].id)
 
     with Catalogue(here.folder) as catalogue:
-        apply.resume(catalogue)
+        resumption.resume(catalogue)
     for unfinished in await here.list_unfinished_jobs():
         await succeed(here, unfinished)
     assert image.read_bytes() == before

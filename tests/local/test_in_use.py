@@ -20,7 +20,7 @@ from snapshot_mcp.providers.local import LocalZone, admission, restore, work
 from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.disk import RollbackTarget
-from snapshot_mcp.providers.local.work import apply
+from snapshot_mcp.providers.local.work import overwriting
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
@@ -307,8 +307,8 @@ async def test_a_roll_back_lets_go_of_the_disk_before_it_says_that_it_is_done(
         ended.append(job["job_id"])
         succeed_as_ever(catalogue, job, extra)
 
-    succeed_as_ever = apply.succeed
-    monkeypatch.setattr(apply, "succeed", end)
+    succeed_as_ever = overwriting.succeed
+    monkeypatch.setattr(overwriting, "succeed", end)
     with Catalogue(local_zone.folder) as catalogue:
         job_id = admission.apply(catalogue, [snapshot_id], admission.Rules())["job_id"]
         work.carry_out(catalogue, job_id)

@@ -112,10 +112,16 @@ def compare_disks(terms: Terms | None, disks: Mapping[str, Mapping[str, str]], l
         _compare_disk({**disk, **agreed}, disk, labels[resource_id])
 
 
-def compare_again(request: Mapping[str, Any], resource: Row, target: RollbackTarget) -> None:
-    """Raise TermsChanged where the disk is not the one that the job was admitted for any more."""
+def compare_again(
+    request: Mapping[str, Any], resource: Row, target: RollbackTarget, *, is_head_ours: bool = False
+) -> None:
+    """Raise TermsChanged where the disk is not the one that the job was admitted for any more.
+
+    `is_head_ours`: the job itself has moved the head since, to the safety snapshot that it took.
+    """
     present = disk_of(resource, target)
-    _compare_disk(request.get("disks", {}).get(resource["resource_id"], present), present, target.label)
+    agreed = request.get("disks", {}).get(resource["resource_id"], present)
+    _compare_disk(agreed | {"head_id": present["head_id"]} if is_head_ours else agreed, present, target.label)
 
 
 def disk_of(resource: Row, target: RollbackTarget) -> dict[str, str]:

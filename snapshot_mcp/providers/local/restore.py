@@ -179,13 +179,23 @@ def _place_at(chain: Chain, region: int, index: int) -> Place:
 
 
 def verify_before(chain: Chain, before: Chain, differences: Differences, advance: Advance) -> None:
-    """Read in `before` what a roll-back to `chain` will overwrite: it is the way back. Raises DamagedFile."""
+    """Read in `before` what a roll-back to `chain` will overwrite or cut off: it is the way back. Raises DamagedFile."""
 
     def read(window: Window) -> int:
         differing = [one for one in chunks(chain, window) if one[0] in differences]
         return sum(len(content_at(before, offset, length)) for offset, length, _ in differing)
 
+    def read_beyond(window: Window) -> int:
+        """What a smaller disk has no room for."""
+        for offset, length, place in chunks(before, window):
+            if not place.is_zero and offset + length > chain.header.virtual_size_bytes:
+                read_verified(before, place, length)
+        return 0
+
     for _, done in in_order(read, differences.windows(chain)):
+        advance(done)
+    beyond = (one for one in windows(before) if one.end > chain.header.virtual_size_bytes and not one.is_empty)
+    for _, done in in_order(read_beyond, beyond):
         advance(done)
 
 

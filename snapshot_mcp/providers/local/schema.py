@@ -159,10 +159,17 @@ def _bind_destruction(db: sqlite3.Connection) -> None:
         "resources ADD COLUMN applying_identity TEXT NOT NULL DEFAULT ''",  # the file that is half overwritten
         "resources ADD COLUMN applying_safety_id TEXT",  # the snapshot that holds what is overwritten
         "resources ADD COLUMN applied_bytes INTEGER NOT NULL DEFAULT 0",  # so much is durable, where files have no birth time
-        "resources ADD COLUMN written_at REAL NOT NULL DEFAULT 0",  # when the roll-back last wrote to it, by the clock
+        "resources ADD COLUMN held_at REAL NOT NULL DEFAULT 0",  # when a roll-back last had hold of it, by the clock
         "resources ADD COLUMN is_stopped INTEGER NOT NULL DEFAULT 0",  # what is half overwritten waits for a person
     ):
         db.execute(f"ALTER TABLE {column}")
+    # What an earlier version has left: nothing says on which file it was begun, or until when it was agreed to.
+    left = "status IN ('pending', 'working') AND action IN ('ApplySnapshots', 'DeleteSnapshots')"
+    db.execute(f"UPDATE jobs SET begin_boot = 'an earlier version', begin_until = -1 WHERE {left}")
+    db.execute(
+        """UPDATE jobs SET has_effect = 1 WHERE status = 'working' AND action = 'ApplySnapshots' AND job_id IN (
+        SELECT job_id FROM claims JOIN resources ON resource_id = id WHERE kind = 'resource' AND applying_id IS NOT NULL)"""
+    )
 
 
 def _execute(db: sqlite3.Connection, script: str) -> None:

@@ -24,7 +24,7 @@ from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.providers.local import schema
 from snapshot_mcp.providers.local.catalogue import FOLDERS, IS_UNFINISHED, Catalogue, now
 from snapshot_mcp.providers.local.platform import lift_file_limit
-from snapshot_mcp.providers.local.work import RETRY_SECONDS, apply, carry_out, delete
+from snapshot_mcp.providers.local.work import RETRY_SECONDS, carry_out, delete, resumption
 
 LOCK_NAME: Final = "worker.lock"
 LOG_NAME: Final = "worker.log"
@@ -167,7 +167,7 @@ class _Worker:
                     "UPDATE jobs SET run_count = run_count + 1 WHERE job_id = ?", (orphan["job_id"],)
                 )
             self._start(orphan["job_id"])
-        apply.resume(self.catalogue)
+        resumption.resume(self.catalogue)
         self._in_thread("upkeep", self._purge)
         version, idle_since = -1, time.monotonic()
         while True:

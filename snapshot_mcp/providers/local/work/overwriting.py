@@ -1,0 +1,176 @@
+"""What a roll-back and its resumption share: disks that are held and compared, and the bytes written over them.
+
+Where each disk stands is written down before and after it is written to, so that a worker that takes over knows.
+"""
+
+import errno
+import json
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
+from snapshot_mcp.contract.text import clean_text, format_bytes
+from snapshot_mcp.providers.local import restore
+from snapshot_mcp.providers.local.agreed import NOTHING_CHANGED
+from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
+from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.lookup import label_of
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.work.create import Taken
+from snapshot_mcp.providers.local.work.outcome import refuse_cancelled, succeed
+from snapshot_mcp.providers.local.work.progress import Progress
+
+
+class Disk(NamedTuple):
+    """One disk of a roll-back, held; `chain` is what it goes back to."""
+
+    resource: Row
+    target: RollbackTarget
+    chain: Chain
+    differences: restore.Differences
+
+    @property
+    def id(self) -> str:
+        return str(self.resource["resource_id"])
+
+
+class Held(NamedTuple):
+    """A disk before it is compared."""
+
+    resource: Row
+    target: RollbackTarget
+    chain: Chain
+
+
+class Overwriting:
+    """One apply under way; `outcomes` names each disk as applied, unchanged or incomplete (contract.md)."""
+
+    def __init__(self, catalogue: Catalogue, job: Row, request: Mapping[str, Any], progress: Progress) -> None:
+        self.catalogue, self.job, self.request, self.progress = catalogue, job, request, progress
+        self.outcomes: dict[str, str] = json.loads(job["extra"]).get("resources", {})
+        self.safety: dict[str, str] = request.get("safety") or {}
+        self.folder = catalogue.folder / "snapshots"
+
+    def hold(self, stack: ExitStack, resource: Row) -> Held:
+        """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedFile."""
+        chain = stack.enter_context(Chain(self.folder, self.request["targets"][resource["resource_id"]]))
+        target = RollbackTarget(resource["path"], label_of(resource))
+        return Held(resource, stack.enter_context(target), chain)
+
+    def compare(self, held: Held) -> Disk:
+        """Find what is to be written, and verify all of it."""
+        return Disk(*held, restore.compare(held.target.fd, held.chain, self.progress.advance))
+
+    def overwrite(self, disk: Disk, beside: Iterable[Disk], *, is_first: bool = False) -> None:
+        """Write one disk while those `beside` it, itself among them, are held."""
+        self._note(disk, "incomplete", is_first=is_first)
+        self._write(disk, [one.id for one in beside])
+        self._note(disk, "applied")
+
+    def finish(self) -> None:
+        """Say that it is done, after the disks are let go: whoever hears of it may use them at once."""
+        with self.catalogue.transaction():
+            succeed(self.catalogue, self.job, {"resources": self.outcomes})
+
+    def resource(self, resource_id: str) -> Row:
+        resource = self.catalogue.resource(resource_id)
+        assert resource is not None, "a claim"
+        return resource
+
+    def note_held(self, resource_ids: Iterable[str]) -> None:
+        """Write down that the disks are held now: nobody else has written to them so far."""
+        ids = list(resource_ids)
+        with self.catalogue.transaction():
+            note_held_now(self.catalogue, ids)
+
+    def _write(self, disk: Disk, held_ids: list[str]) -> None:
+        def advance(amount: int) -> None:
+            disk.target.check()
+            self.progress.advance(amount)
+
+        self.progress.beside = lambda: note_held_now(self.catalogue, held_ids)
+        checkpoint = None if disk.target.identity.is_certain else lambda end: self._note_durable(disk, end)
+        restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, disk.target.check, checkpoint)
+        if not disk.target.is_alone:
+            _compare_again(disk)
+        if not disk.target.is_at_its_path:
+            raise TermsChanged(
+                f"The file of {disk.target.label} was moved or given another name while it was rolled back: what lies at"
+                f" its path is not what was written to ({disk.target.identity.description}).",
+                hint="Look at the path. The file that was overwritten holds the snapshot's content.",
+            )
+
+    def _note(self, disk: Disk, outcome: str, *, is_first: bool = False) -> None:
+        """Write down durably where a disk stands; the first time is the point of no return."""
+        if outcome == "incomplete":
+            look_once_more(disk)
+        self.outcomes |= {disk.id: outcome}
+        with self.catalogue.transaction() as db:
+            if is_first:
+                refuse_cancelled(self.catalogue, self.job)
+                note_held_now(self.catalogue, self.request["targets"])
+                for safety_id in self.safety.values():
+                    Taken.read(self.folder, safety_id).make_available(db)
+            _write_state(db.execute, disk, outcome, self.safety.get(disk.id) or disk.resource["applying_safety_id"])
+            extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
+            self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
+
+    def _note_durable(self, disk: Disk, end: int) -> None:
+        with self.catalogue.transaction() as db:
+            db.execute("UPDATE resources SET applied_bytes = ? WHERE resource_id = ?", (end, disk.id))
+
+
+def look_once_more(disk: Disk) -> None:
+    """Right before the first byte of a disk: it is still held, and still at its path. Raises ResourceBusy, TermsChanged."""
+    disk.target.check()
+    if not disk.target.is_at_its_path:
+        raise TermsChanged(
+            f"The file of {disk.target.label} was replaced, moved or given another name meanwhile.",
+            hint=NOTHING_CHANGED,
+        )
+
+
+def reserve_room(disk: Disk) -> None:
+    """Raises StorageFull, naming the disk and what it takes."""
+    try:
+        restore.reserve_room(disk.target.fd, disk.chain, disk.differences)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise StorageFull(
+            f"There is no room for the roll-back of {disk.target.label} on the filesystem of its file"
+            f" {clean_text(disk.target.path, 400)!r}: it writes {format_bytes(disk.differences.byte_count)}.",
+            hint="Free some space there and roll back again; nothing was changed.",
+        ) from None
+
+
+def note_held_now(catalogue: Catalogue, resource_ids: Iterable[str]) -> None:
+    """As `Overwriting.note_held`, within a transaction of the caller's."""
+    for resource_id in resource_ids:
+        catalogue.db.execute("UPDATE resources SET held_at = ? WHERE resource_id = ?", (time.time(), resource_id))
+
+
+def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) -> None:
+    if outcome == "applied":
+        execute(
+            """UPDATE resources SET applying_id = NULL, applying_identity = '', applying_safety_id = NULL, applied_bytes = 0,
+            is_stopped = 0, problem = '', head_id = ?, status_at = ? WHERE resource_id = ?""",
+            (disk.chain.tip.snapshot_id, now(), disk.id),
+        )
+    else:
+        execute(
+            """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = 0,
+            problem = '', status_at = ? WHERE resource_id = ?""",
+            (disk.chain.tip.snapshot_id, str(disk.target.identity), safety_id, now(), disk.id),
+        )
+
+
+def _compare_again(disk: Disk) -> None:
+    """Others have the disk open and no lease holds them off: see whether it holds now what was written."""
+    if restore.compare(disk.target.fd, disk.chain, lambda amount: None).byte_count:
+        raise ResourceBusy(
+            f"{disk.target.label} was written to by another program while it was rolled back.",
+            hint="Stop what uses it; the roll-back is resumed at the next start, or roll back again.",
+        )
