@@ -120,9 +120,9 @@ class Scene:
         self._inject("begin_until = begin_until - ?", seconds)
 
     def leave_alone(self, seconds: float = 10.0) -> None:
-        """Let time pass since a roll-back that was interrupted has written to the disk."""
+        """Let time pass since an interrupted roll-back last held the disk."""
         with closing(sqlite3.connect(self.zone_folder / "catalogue.sqlite", timeout=WAIT_SECONDS)) as db, db:
-            db.execute("UPDATE resources SET written_at = written_at - ? WHERE applying_id IS NOT NULL", (seconds,))
+            db.execute("UPDATE resources SET held_at = held_at - ?", (seconds,))
 
     def reboot(self) -> None:
         """Let another run of the system begin, as far as the zone has noted which one it was."""

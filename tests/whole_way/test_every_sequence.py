@@ -228,7 +228,7 @@ class WholeWay(Stage):
 
 
 SHORT = settings(
-    max_examples=10,
+    max_examples=8,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),
