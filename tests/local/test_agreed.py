@@ -21,7 +21,7 @@ from snapshot_mcp.contract.terms import ResourceTerms, Terms
 from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work import apply, overwriting, resumption
+from snapshot_mcp.providers.local.work import apply, end_failed, former, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
@@ -329,10 +329,10 @@ async def test_a_roll_back_that_fails_before_the_first_byte_leaves_no_safety_sna
     change(image, MIB)
     content = image.read_bytes()
 
-    def fails(disk: overwriting.Disk) -> None:
+    def fails(self: overwriting.Overwriting, disk: overwriting.Disk, *, is_first: bool) -> None:
         raise ResourceBusy("somebody came")
 
-    monkeypatch.setattr(overwriting, "look_once_more", fails)
+    monkeypatch.setattr(overwriting.Overwriting, "_look_once_more", fails)
     job = await finish(here, await here.apply_snapshots([snapshot_id], safety_snapshot_name="before"))
     assert job.error
     assert job.error.code == "resource_busy"
@@ -484,8 +484,6 @@ async def test_what_was_copied_into_a_half_restored_disk_is_not_overwritten_with
     zone, image, volume_id, snapshot_id, _ = rolled
     job = await interrupted(zone, image, volume_id, snapshot_id)
     own = make_image(image.with_suffix(".own"), seed=9)
-    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
-        db.execute("UPDATE resources SET held_at = held_at - 5")
     shutil.copyfile(own, image)
     job = await finish(zone, await zone.get_job(job.job_id))
     assert job.error
@@ -501,9 +499,10 @@ async def test_without_a_birth_time_the_content_tells_which_file_it_is(
     zone, image, volume_id, snapshot_id, _ = rolled
     monkeypatch.setattr(identity, "HAS_BIRTH_TIME", False)
     job = await interrupted(zone, image, volume_id, snapshot_id)
-    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+    if not is_told:
+        former.path_of(zone.folder / "snapshots", volume_id).unlink()
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction():
         assert catalogue.row("SELECT applying_identity LIKE '%.0.1' AS is_so FROM resources")["is_so"]  # type: ignore[index]
-        db.execute("UPDATE resources SET applied_bytes = ?", (MIB if is_told else 0,))
         row = catalogue.job(job.job_id)
     assert row
     with Catalogue(zone.folder) as catalogue:
@@ -718,10 +717,6 @@ async def test_a_disk_that_was_not_reached_keeps_what_was_written_since(
     """Only the other one, which is half overwritten, goes on."""
     job, images, target, _ = await two_interrupted(local_zone, ext4, safety)
     pass_time(local_zone, job, is_rebooted=True)
-    with Catalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
-        db.execute("UPDATE resources SET held_at = held_at - 5")  # an hour goes by before somebody works with it
-        os.utime(images[0])
-        db.execute("UPDATE resources SET held_at = held_at + 10 WHERE path = ?", (str(images[0]),))
     with images[1].open("r+b") as file:
         file.write(b"days of work after the reboot")
     own = images[1].read_bytes()
@@ -768,12 +763,27 @@ async def test_an_interrupted_roll_back_waits_until_nobody_reads_the_disk(rolled
     assert (await volume_of(zone, volume_id)).status == "available"
 
 
+async def test_a_way_back_that_is_interrupted_goes_on(rolled: Rolled) -> None:
+    """A half overwritten disk goes back to its safety snapshot: what it holds is compared with what it held then."""
+    zone, image, volume_id, snapshot_id, content = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, "before")
+    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+        row = catalogue.job(job.job_id)
+        assert row
+        end_failed(catalogue, row, ResourceBusy("somebody had it open"))
+        db.execute("UPDATE resources SET is_stopped = 1")
+    await back_up(zone, (await zone.add_resource(make_image(image.with_suffix(".other")))).id)
+    job = await interrupted(zone, image, volume_id, job.details["safety_snapshots"][volume_id])
+    await succeed(zone, await zone.get_job(job.job_id))
+    assert image.read_bytes() == content
+
+
 def as_an_earlier_version_left_it(zone: LocalZone) -> None:
     """The catalogue without what migration 4 adds."""
     with Catalogue(zone.folder) as catalogue:
         for table, added in (
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
-            ("resources", "applying_identity applying_safety_id applied_bytes held_at is_stopped"),
+            ("resources", "applying_identity applying_safety_id is_stopped"),
         ):
             for column in added.split():
                 catalogue.db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")

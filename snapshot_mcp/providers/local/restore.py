@@ -18,15 +18,12 @@ from snapshot_mcp.providers.local.capture import (
     in_order,
     read_exactly,
 )
-from snapshot_mcp.providers.local.platform import data_extents, fdatasync, reserve, write_at, write_zeros
+from snapshot_mcp.providers.local.platform import data_extents, reserve, write_at, write_zeros
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
 SECTOR_SIZE: Final = 512
 """The least that a disk writes whole."""
-
-CHECKPOINT_BYTES: Final = 32 << 20
-"""Written between two checkpoints."""
 
 
 class Window(NamedTuple):
@@ -42,16 +39,22 @@ class Window(NamedTuple):
 
 
 class Differences:
-    """Which chunks of the disk are not as the snapshot has them: a flag a chunk, and how many bytes they are."""
+    """Which chunks of the disk are not as the snapshot has them: a flag a chunk, and how many bytes they are.
+
+    `hashes` are of what the disk holds there, 32 bytes each, in the order of the chunks.
+    """
 
     def __init__(self, chunk_size: int, virtual_size_bytes: int) -> None:
         self.chunk_size = chunk_size
         self.virtual_size_bytes = virtual_size_bytes
         self.flags = bytearray(-(-virtual_size_bytes // chunk_size))
+        self.hashes = bytearray()
         self.byte_count = 0
 
-    def add(self, offset: int, length: int) -> None:
+    def add(self, offset: int, length: int, digest: bytes) -> None:
+        """To be called in the order of the chunks."""
         self.flags[offset // self.chunk_size] = 1
+        self.hashes += digest
         self.byte_count += length
 
     def __contains__(self, offset: int) -> bool:
@@ -103,23 +106,24 @@ def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
     """
     differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes)
 
-    def look(window: Window) -> list[tuple[int, int]]:
+    def look(window: Window) -> list[tuple[int, int, bytes]]:
         with_data = set(chunks_with_data(fd, window.start, window.end, chain.header.chunk_size))
-        differing: list[tuple[int, int]] = []
+        differing: list[tuple[int, int, bytes]] = []
         if window.is_empty and not with_data:
             return differing
         for index, (offset, length, place) in enumerate(chunks(chain, window)):
+            data = read_exactly(fd, length, offset) if index in with_data else b""
             if place.is_zero:
-                if index in with_data and read_exactly(fd, length, offset) != bytes(length):
-                    differing.append((offset, length))
-            elif index not in with_data or hash_of(read_exactly(fd, length, offset)) != place.hash:
+                if data.strip(b"\0"):
+                    differing.append((offset, length, hash_of(data)))
+            elif (digest := hash_of(data or bytes(length))) != place.hash:
                 read_verified(chain, place, length)
-                differing.append((offset, length))
+                differing.append((offset, length, digest))
         return differing
 
     for window, differing in in_order(look, windows(chain)):
-        for offset, length in differing:
-            differences.add(offset, length)
+        for one in differing:
+            differences.add(*one)
         advance(window.end - window.start)
     return differences
 
@@ -239,14 +243,12 @@ def write_back(
     differences: Differences,
     advance: Advance,
     check: Callable[[], None],
-    checkpoint: Callable[[int], None] | None = None,
 ) -> None:
     """Make the disk what the snapshot is, and durable; `fd` is open for writing. Advances by the bytes written.
 
     `check` is called right before each write and raises where the disk is not held any more: a process can be stopped for
-    longer than the system keeps others waiting. `checkpoint` is told now and then up to which offset all that differs is
-    durable. Raises DamagedFile, OSError, and what `advance` and `check` raise; the disk is then neither old nor new and must
-    not be called whole.
+    longer than the system keeps others waiting. Raises DamagedFile, OSError, and what `advance` and `check` raise; the disk is
+    then neither old nor new and must not be called whole.
     """
 
     def write(window: Window) -> int:
@@ -266,14 +268,8 @@ def write_back(
     check()
     if os.fstat(fd).st_size != chain.header.virtual_size_bytes:
         os.ftruncate(fd, chain.header.virtual_size_bytes)
-    unsynced = 0
-    for window, done in in_order(write, differences.windows(chain)):
+    for _, done in in_order(write, differences.windows(chain)):
         advance(done)
-        unsynced += done
-        if checkpoint and unsynced >= CHECKPOINT_BYTES:
-            fdatasync(fd)
-            checkpoint(window.end)
-            unsynced = 0
     os.fsync(fd)
 
 

@@ -158,8 +158,6 @@ def _bind_destruction(db: sqlite3.Connection) -> None:
         "jobs ADD COLUMN has_effect INTEGER NOT NULL DEFAULT 0",  # a disk is being overwritten: too late to call it off
         "resources ADD COLUMN applying_identity TEXT NOT NULL DEFAULT ''",  # the file that is half overwritten
         "resources ADD COLUMN applying_safety_id TEXT",  # the snapshot that holds what is overwritten
-        "resources ADD COLUMN applied_bytes INTEGER NOT NULL DEFAULT 0",  # so much is durable, where files have no birth time
-        "resources ADD COLUMN held_at REAL NOT NULL DEFAULT 0",  # when a roll-back last had hold of it, by the clock
         "resources ADD COLUMN is_stopped INTEGER NOT NULL DEFAULT 0",  # what is half overwritten waits for a person
     ):
         db.execute(f"ALTER TABLE {column}")

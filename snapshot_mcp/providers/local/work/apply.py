@@ -16,6 +16,7 @@ from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import capture_one, discard, make_full
+from snapshot_mcp.providers.local.work.former import FormerContent, path_of
 from snapshot_mcp.providers.local.work.overwriting import Disk, Overwriting, reserve_room
 from snapshot_mcp.providers.local.work.progress import Progress
 from snapshot_mcp.providers.local.work.resumption import Resumption
@@ -34,9 +35,13 @@ class Rollback(Overwriting):
         with ExitStack() as stack:
             disks = self._opened(stack)
             self._take_safety([disk for disk in disks if disk.id in self.safety])
+            for disk in disks:
+                if disk.id not in self.safety:
+                    FormerContent.of(disk).write(path_of(self.folder, disk.id))
             self.progress.start("writing", sum(disk.differences.byte_count for disk in disks))
             for number, disk in enumerate(disks):
-                self.overwrite(disk, disks, is_first=number == 0)
+                self.overwrite(disk, is_first=number == 0)
+                path_of(self.folder, disk.id).unlink(missing_ok=True)
             self.progress.finish()
         self.finish()
 
@@ -94,6 +99,9 @@ def clean_up(catalogue: Catalogue, request: dict[str, Any], error: ZoneError) ->
             "UPDATE resources SET problem = ? WHERE resource_id = ? AND applying_id IS NOT NULL AND problem = ''",
             (error.message, resource_id),
         )
+        resource = catalogue.resource(resource_id)
+        if resource and resource["applying_id"] is None:
+            path_of(catalogue.folder / "snapshots", resource_id).unlink(missing_ok=True)
 
 
 def _is_pending(catalogue: Catalogue, snapshot_id: str) -> bool:

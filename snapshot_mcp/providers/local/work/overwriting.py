@@ -5,8 +5,7 @@ Where each disk stands is written down before and after it is written to, so tha
 
 import errno
 import json
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -63,11 +62,16 @@ class Overwriting:
         """Find what is to be written, and verify all of it."""
         return Disk(*held, restore.compare(held.target.fd, held.chain, self.progress.advance))
 
-    def overwrite(self, disk: Disk, beside: Iterable[Disk], *, is_first: bool = False) -> None:
-        """Write one disk while those `beside` it, itself among them, are held."""
+    def overwrite(self, disk: Disk, *, is_first: bool = False) -> None:
+        """Write one disk; with the first one of a roll-back there is no way back."""
+        self._look_once_more(disk, is_first=is_first)
         self._note(disk, "incomplete", is_first=is_first)
-        self._write(disk, [one.id for one in beside])
+        self._write(disk)
         self._note(disk, "applied")
+
+    def safety_of(self, disk: Disk) -> str | None:
+        """The snapshot that holds what is overwritten."""
+        return self.safety.get(disk.id)
 
     def finish(self) -> None:
         """Say that it is done, after the disks are let go: whoever hears of it may use them at once."""
@@ -79,20 +83,12 @@ class Overwriting:
         assert resource is not None, "a claim"
         return resource
 
-    def note_held(self, resource_ids: Iterable[str]) -> None:
-        """Write down that the disks are held now: nobody else has written to them so far."""
-        ids = list(resource_ids)
-        with self.catalogue.transaction():
-            note_held_now(self.catalogue, ids)
-
-    def _write(self, disk: Disk, held_ids: list[str]) -> None:
+    def _write(self, disk: Disk) -> None:
         def advance(amount: int) -> None:
             disk.target.check()
             self.progress.advance(amount)
 
-        self.progress.beside = lambda: note_held_now(self.catalogue, held_ids)
-        checkpoint = None if disk.target.identity.is_certain else lambda end: self._note_durable(disk, end)
-        restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, disk.target.check, checkpoint)
+        restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, disk.target.check)
         if not disk.target.is_alone:
             _compare_again(disk)
         if not disk.target.is_at_its_path:
@@ -102,34 +98,26 @@ class Overwriting:
                 hint="Look at the path. The file that was overwritten holds the snapshot's content.",
             )
 
+    def _look_once_more(self, disk: Disk, *, is_first: bool) -> None:
+        """Right before the first byte: the disk is held still, and still at its path. Raises ResourceBusy, TermsChanged."""
+        disk.target.check()
+        if not disk.target.is_at_its_path:
+            raise TermsChanged(
+                f"The file of {disk.target.label} was replaced, moved or given another name meanwhile.",
+                hint=NOTHING_CHANGED if is_first else "It was left alone; the job says of each disk where it stands.",
+            )
+
     def _note(self, disk: Disk, outcome: str, *, is_first: bool = False) -> None:
         """Write down durably where a disk stands; the first time is the point of no return."""
-        if outcome == "incomplete":
-            look_once_more(disk)
         self.outcomes |= {disk.id: outcome}
         with self.catalogue.transaction() as db:
             if is_first:
                 refuse_cancelled(self.catalogue, self.job)
-                note_held_now(self.catalogue, self.request["targets"])
                 for safety_id in self.safety.values():
                     Taken.read(self.folder, safety_id).make_available(db)
-            _write_state(db.execute, disk, outcome, self.safety.get(disk.id) or disk.resource["applying_safety_id"])
+            _write_state(db.execute, disk, outcome, self.safety_of(disk))
             extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
-
-    def _note_durable(self, disk: Disk, end: int) -> None:
-        with self.catalogue.transaction() as db:
-            db.execute("UPDATE resources SET applied_bytes = ? WHERE resource_id = ?", (end, disk.id))
-
-
-def look_once_more(disk: Disk) -> None:
-    """Right before the first byte of a disk: it is still held, and still at its path. Raises ResourceBusy, TermsChanged."""
-    disk.target.check()
-    if not disk.target.is_at_its_path:
-        raise TermsChanged(
-            f"The file of {disk.target.label} was replaced, moved or given another name meanwhile.",
-            hint=NOTHING_CHANGED,
-        )
 
 
 def reserve_room(disk: Disk) -> None:
@@ -146,16 +134,10 @@ def reserve_room(disk: Disk) -> None:
         ) from None
 
 
-def note_held_now(catalogue: Catalogue, resource_ids: Iterable[str]) -> None:
-    """As `Overwriting.note_held`, within a transaction of the caller's."""
-    for resource_id in resource_ids:
-        catalogue.db.execute("UPDATE resources SET held_at = ? WHERE resource_id = ?", (time.time(), resource_id))
-
-
 def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) -> None:
     if outcome == "applied":
         execute(
-            """UPDATE resources SET applying_id = NULL, applying_identity = '', applying_safety_id = NULL, applied_bytes = 0,
+            """UPDATE resources SET applying_id = NULL, applying_identity = '', applying_safety_id = NULL,
             is_stopped = 0, problem = '', head_id = ?, status_at = ? WHERE resource_id = ?""",
             (disk.chain.tip.snapshot_id, now(), disk.id),
         )

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 import time
-from collections.abc import Callable
 from typing import Final
 
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
@@ -17,11 +16,9 @@ PROGRESS_SECONDS: Final = 0.25
 class Progress:
     """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
 
-    `start` and `advance` raise Cancelled when the job was called off. `beside` is written with it, in its transaction.
+    `start` and `advance` raise Cancelled when the job was called off.
     With a `floor` a job is stopped before it fills the zone's filesystem (`advance` raises StorageFull).
     """
-
-    beside: Callable[[], None] | None = None
 
     def __init__(self, catalogue: Catalogue, job: Row) -> None:
         self._catalogue, self._job, self._job_id = catalogue, job, job["job_id"]
@@ -52,7 +49,5 @@ class Progress:
         try:
             with self._catalogue.transaction():
                 self._catalogue.set_job(self._job_id, progress=text)
-                if self.beside:
-                    self.beside()
         except sqlite3.OperationalError:
             """Progress is a courtesy: a full disk or a busy catalogue must not end the job through it."""

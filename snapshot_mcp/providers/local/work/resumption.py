@@ -1,13 +1,12 @@
 """A roll-back that was interrupted after its first byte goes on: at every start of a worker (`resume`), until it is done.
 
 Each disk by itself, so that what holds one up leaves no other one half overwritten. A half overwritten disk is written to only
-if it is the very file that was begun; any disk only if it holds nothing but what the safety snapshot holds or the roll-back
-has written. Without a safety snapshot it must have been left alone since it was last held. What fails that waits for a person.
+if it is the very file that was begun; any disk only if it holds nothing but what it held before, as the safety snapshot or the
+hashes of its former content tell, and what the roll-back has written. What fails that waits for a person.
 """
 
 import os
 from contextlib import ExitStack
-from typing import Final
 
 from snapshot_mcp.contract.errors import NotUsable, TermsChanged, ZoneError
 from snapshot_mcp.contract.states import SnapshotStatus
@@ -18,10 +17,8 @@ from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.identity import Identity, described
 from snapshot_mcp.providers.local.lookup import is_half_overwritten, label_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.work.former import FormerContent, path_of
 from snapshot_mcp.providers.local.work.overwriting import Disk, Overwriting, reserve_room
-
-LEFT_SECONDS: Final = 2.0
-"""A roll-back may have written for so long after it last said that it holds the disk."""
 
 
 class Resumption(Overwriting):
@@ -34,7 +31,8 @@ class Resumption(Overwriting):
                 with ExitStack() as stack:
                     disk = self._opened(stack, resource)
                     self.progress.start("writing", disk.differences.byte_count)
-                    self.overwrite(disk, [disk])
+                    self.overwrite(disk)
+                    path_of(self.folder, disk.id).unlink(missing_ok=True)
             except ZoneError as error:
                 errors.append(error)
                 self._hold_up(resource, error)
@@ -64,21 +62,25 @@ class Resumption(Overwriting):
             compare_again(self.request, resource, held.target, is_head_ours=True)
         self.progress.start("verifying", held.chain.header.virtual_size_bytes)
         disk = self.compare(held)
-        if not self._is_left_alone(disk, is_half):
+        if not self._is_left_alone(disk):
             raise TermsChanged(
                 f"The roll-back of {disk.target.label} was interrupted, and the disk was written to by another program"
                 " since, or what it held before cannot be compared any more: it is not overwritten any further.",
                 hint="Look at the disk. A roll-back that is agreed to anew puts it into one state.",
             )
-        self.note_held([disk.id])
         reserve_room(disk)
         return disk
 
-    def _is_left_alone(self, disk: Disk, is_half: bool) -> bool:
+    def safety_of(self, disk: Disk) -> str | None:
+        is_half = self._is_half(disk.resource)
+        return disk.resource["applying_safety_id"] if is_half else super().safety_of(disk)
+
+    def _is_left_alone(self, disk: Disk) -> bool:
         """Whether nothing would be overwritten that came after the roll-back began."""
-        safety_id = disk.resource["applying_safety_id"] if is_half else self.safety.get(disk.id)
+        safety_id = self.safety_of(disk)
         if not safety_id:
-            return _is_as_it_was_held(disk, is_half)
+            former = FormerContent.read(path_of(self.folder, disk.id))
+            return former is not None and former.accounts_for(disk)
         disk.target.refuse_company()
         safety = self.catalogue.snapshot(safety_id)
         if safety is None or safety["status"] != SnapshotStatus.AVAILABLE:
@@ -107,20 +109,6 @@ def _refuse_another_file(resource: Row) -> None:
         f" ({described(resource['applying_identity'])}).",
         hint="It was left alone. Bring that file back to the path and roll back again, or roll back what lies there now.",
     )
-
-
-def _is_as_it_was_held(disk: Disk, is_half: bool) -> bool:
-    """Whether a disk without a safety snapshot was left alone since the roll-back last held it.
-
-    A file's time of change cannot be set by programs. A half overwritten one without a time of birth must also hold what was
-    written so far.
-    """
-    if os.fstat(disk.target.fd).st_ctime > disk.resource["held_at"] + LEFT_SECONDS:
-        return False
-    if not is_half or disk.target.identity.is_certain:
-        return True
-    done = disk.resource["applied_bytes"]
-    return bool(done) and disk.differences.flags.find(1, 0, done // disk.differences.chunk_size) < 0
 
 
 def resume(catalogue: Catalogue) -> None:

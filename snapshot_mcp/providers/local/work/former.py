@@ -1,0 +1,128 @@
+"""What a disk held before it is overwritten without a safety snapshot: hashes, so that nothing that came since is lost.
+
+One file a disk, durable before the first byte is written and gone when the disk is rolled back. It brings nothing back; it
+tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to lose.
+
+    magic, length of the header, header (JSON)
+    flags    a byte a chunk of the snapshot: 1 where the disk differed from it
+    hashes   BLAKE3 of what each of those chunks held, in order
+    tail     BLAKE3 of what the disk held beyond the snapshot's end
+    digest   BLAKE3 of everything above
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from snapshot_mcp.providers.local import restore
+from snapshot_mcp.providers.local.capture import THREADS, WINDOW_SIZE, read_exactly
+from snapshot_mcp.providers.local.platform import data_extents, fsync_folder
+from snapshot_mcp.providers.local.snapshot_file.format import LENGTH, hash_of
+from snapshot_mcp.providers.local.work.overwriting import Disk
+
+MAGIC: Final = b"former\x00\x01"
+HASH_BYTES: Final = 32
+PAGE_SIZE: Final = 4096
+
+MAX_TORN: Final = THREADS
+"""A process that is killed leaves at most one chunk a thread half written."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormerContent:
+    """The content of one disk, as it was compared with the snapshot `snapshot_id` before the first byte was written."""
+
+    snapshot_id: str
+    size_bytes: int
+    flags: bytes
+    hashes: bytes
+    tail: bytes
+
+    @classmethod
+    def of(cls, disk: Disk) -> Self:
+        size = os.fstat(disk.target.fd).st_size
+        found = disk.differences
+        tail = _hash_beyond(disk.target.fd, disk.chain.header.virtual_size_bytes, size)
+        return cls(disk.chain.tip.snapshot_id, size, bytes(found.flags), bytes(found.hashes), tail)
+
+    def write(self, path: Path) -> None:
+        """Make it durable."""
+        header = json.dumps({"snapshot_id": self.snapshot_id, "size_bytes": self.size_bytes, "chunks": len(self.flags)})
+        body = b"".join((MAGIC, LENGTH.pack(len(header)), header.encode(), self.flags, self.hashes, self.tail))
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            file.write(body + hash_of(body))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        fsync_folder(path.parent)
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """None where there is none, or it is damaged."""
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        body, digest = data[:-HASH_BYTES], data[-HASH_BYTES:]
+        if not body.startswith(MAGIC) or hash_of(body) != digest:
+            return None
+        start = len(MAGIC) + LENGTH.size
+        (length,) = LENGTH.unpack(body[len(MAGIC) : start])
+        header, end = json.loads(body[start : start + length]), start + length
+        flags, rest = body[end : end + header["chunks"]], body[end + header["chunks"] :]
+        return cls(header["snapshot_id"], header["size_bytes"], flags, rest[:-HASH_BYTES], rest[-HASH_BYTES:])
+
+    def accounts_for(self, disk: Disk) -> bool:
+        """Whether the disk holds nothing but what it held, what the roll-back has written, and what a kill left of both."""
+        target_size, size = disk.chain.header.virtual_size_bytes, os.fstat(disk.target.fd).st_size
+        if self.snapshot_id != disk.chain.tip.snapshot_id or len(self.flags) != len(disk.differences.flags):
+            return False
+        if size not in (target_size, self.size_bytes):
+            return False
+        if size > target_size and _hash_beyond(disk.target.fd, target_size, size) != self.tail:
+            return False
+        torn = 0
+        former = dict(_by_chunk(self.flags, self.hashes))
+        for index, digest in _by_chunk(disk.differences.flags, disk.differences.hashes):
+            if former.get(index) != digest:
+                torn += 1
+                if index not in former or torn > MAX_TORN or not _begins_as_written(disk, index):
+                    return False
+        return True
+
+
+def path_of(folder: Path, resource_id: str) -> Path:
+    return folder / f".{resource_id}.former"
+
+
+def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
+    """The indexes of the chunks that differ, each with the hash of what the disk holds there."""
+    at = 0
+    index = flags.find(1)
+    while index >= 0:
+        yield index, bytes(hashes[at : at + HASH_BYTES])
+        at, index = at + HASH_BYTES, flags.find(1, index + 1)
+
+
+def _begins_as_written(disk: Disk, index: int) -> bool:
+    """Whether the chunk begins as the snapshot has it: what is written is written from its start."""
+    offset = index * disk.differences.chunk_size
+    length = min(PAGE_SIZE, disk.chain.header.virtual_size_bytes - offset)
+    return read_exactly(disk.target.fd, length, offset) == restore.content_at(disk.chain, offset, length)
+
+
+def _hash_beyond(fd: int, start: int, size: int) -> bytes:
+    """A hash of [start, size) that does not depend on what of its zeros are holes."""
+    digest = hash_of(b"")
+    for offset in range(start, size, WINDOW_SIZE):
+        end = min(offset + WINDOW_SIZE, size)
+        if next(data_extents(fd, offset, end), None) is None:
+            continue
+        data = read_exactly(fd, end - offset, offset)
+        if data.strip(b"\0"):
+            digest = hash_of(digest + offset.to_bytes(8, "big") + hash_of(data))
+    return digest
