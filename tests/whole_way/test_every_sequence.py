@@ -191,7 +191,6 @@ class WholeWay(Stage):
             os.close(os.open(self.scene.path, os.O_RDWR | os.O_NONBLOCK))
         except (BlockingIOError, FileNotFoundError):
             return False
-        self.scene.leave_alone()
         return True
 
     @rule(is_full=st.booleans())
