@@ -119,11 +119,6 @@ class Scene:
         self.clock.turn(seconds)
         self._inject("begin_until = begin_until - ?", seconds)
 
-    def leave_alone(self, seconds: float = 10.0) -> None:
-        """Let time pass since a roll-back that was interrupted has written to the disk."""
-        with closing(sqlite3.connect(self.zone_folder / "catalogue.sqlite", timeout=WAIT_SECONDS)) as db, db:
-            db.execute("UPDATE resources SET written_at = written_at - ? WHERE applying_id IS NOT NULL", (seconds,))
-
     def reboot(self) -> None:
         """Let another run of the system begin, as far as the zone has noted which one it was."""
         self._inject("begin_boot = ?", "another run")

@@ -2,72 +2,30 @@
 deletions by others, clocks that move, reboots, rules that change. What must never be is in `model`."""
 
 import os
-import random
-import shutil
 import signal
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import rule, run_state_machine_as_test
 
-from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.guard import Policy, withdrawal
+from snapshot_mcp.guard import withdrawal
 from snapshot_mcp.guard.approval import GRANTED_SECONDS
-from snapshot_mcp.guard.client import Question
-from snapshot_mcp.guard.clock import Moment
-from snapshot_mcp.guard.policy import Protect
 from snapshot_mcp.guard.states import State
-from tests.guard.conftest import Person, agrees
+from tests.guard.conftest import Person
 from tests.whole_way import workers
-from tests.whole_way.model import Model
 from tests.whole_way.paths import CHUNK, REPLACED, elsewhere, put_back
-from tests.whole_way.scene import Scene, open_scene
+from tests.whole_way.stage import NURSERY, POLICIES, Stage
 from tests.whole_way.workers import Nursery
 
-POLICIES = {
-    "as usual": Policy(),
-    "read-only": Policy(read_only=True),
-    "production": Policy(consent="human"),
-    "protected": Policy(protect=Protect(names=frozenset({"pg-*"}))),
-    "safety required": Policy(safety_snapshot="required"),
-    "last copy stays": Policy(last_good_copy="refuse"),
-}
-FORBIDS_ALL = ("read-only", "production", "protected")
-"""Without a PIN no door is strong enough for production."""
-
-PYTHON = sys.executable
-NURSERY: list[Nursery] = []
 INDEX = st.integers(0, 7)
-EVENTS_WITHOUT_PATHS = (
-    "write",
-    "write",
-    "resize 2",
-    "resize 4",
-    "resize 6",
-    "wait 61",
-    "wait 259200",
-    "deny",
-    "others",
-)
 EVENTS = st.lists(
     st.sampled_from(
         [
             *(f"path {kind}" for kind in REPLACED),
-            "path back",
-            "write",
-            "write",
-            "wait 61",
-            "wait 259200",
-            "deny",
-            "others",
+            *("path back", "write", "write", "resize 2", "resize 4", "resize 6"),
+            *("wait 61", "wait 259200", "deny", "others"),
         ]
     ),
     min_size=1,
@@ -86,116 +44,8 @@ def nursery_of_the_module(nursery: Nursery) -> Iterator[None]:
     NURSERY.clear()
 
 
-class TurnedUptime:
-    """The guards' clock: a wall clock that can be set, an uptime that only passes, and a run of the system."""
-
-    def __init__(self, scene: Scene) -> None:
-        self._real = scene.clock
-        self.wall, self.run, self.uptime = 0.0, 0, 0.0
-
-    def read(self) -> Moment:
-        now = self._real.read()
-        return Moment(now.wall + self.wall, f"run {self.run}", now.uptime + self.uptime)
-
-    def turn(self, seconds: float) -> None:
-        self.wall += seconds
-        self.uptime += seconds
-
-
-class WholeWay(RuleBasedStateMachine):
-    """One disk, one home, one person, and everything else that can happen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="whole-way-"))
-        self.stack = ExitStack()
-        self.portal = self.stack.enter_context(start_blocking_portal())
-        opening = self.portal.call(_opening, self.folder)
-        self.scene: Scene = self.stack.enter_context(self.portal.wrap_async_context_manager(opening))
-        self.clock = TurnedUptime(self.scene)
-        self.scene.clock = self.clock  # type: ignore[assignment]
-        self.model = Model(self.scene)
-        self.model.note_files()
-        self.policy = "as usual"
-        self.is_startable = True
-        self.is_stuck = False
-        self.chance = random.Random(3)
-
-    def teardown(self) -> None:
-        sys.executable = PYTHON
-        workers.kill(self.scene.zone_folder)
-        self.stack.close()
-        shutil.rmtree(self.folder)
-
-    # Who does something
-
-    def guard(self) -> Any:
-        return self.scene.guard(rules=lambda zone: POLICIES[self.policy])
-
-    def call(self, work: Any, *args: Any, **options: Any) -> Any:
-        """Run it to its end; None where it is refused in the contract's words."""
-
-        async def run() -> Any:
-            try:
-                return await work(*args, **options)
-            except ZoneError:
-                return None
-
-        self._raise_worker()
-        return self.portal.call(run)
-
-    def _raise_worker(self) -> None:
-        """The product starts one by itself; this is the same one, sooner."""
-        sys.executable = PYTHON if self.is_startable else "/nowhere/python"
-        if self.is_startable:
-            NURSERY[0].start(self.scene.zone_folder)
-
-    def _nth_snapshot(self, index: int) -> str:
-        rows = self.scene.rows(
-            "SELECT snapshot_id FROM snapshots WHERE resource_id = ? ORDER BY rowid", self.scene.disk_id
-        )
-        return str(rows[index % len(rows)]["snapshot_id"]) if rows else "ss-none"
-
-    def _approvals(self) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = self.portal.call(self.guard().list_approvals)
-        return tuple(sorted(found, key=lambda one: (one.opened.wall, one.id)))
-
-    @initialize()
-    def begin(self) -> None:
-        for name in ("full", "monday"):
-            self._raise_worker()
-            self.portal.call(self.scene.back_up, name)
-            self.scene.scribble(len(name))
-            self.model.note_files(is_written=True)
-
-    def _ask(self, operation: str, index: int, answer: str, *, safety: bool) -> None:
-        target, guard = self._nth_snapshot(index), self.guard()
-        seen: list[str] = []
-
-        def reply(question: Question) -> str:
-            seen.append(self.model.present_identity())
-            return agrees(question) if answer == "yes" else "keep"
-
-        person = Person([reply] * 4) if answer != "nobody" else Person(can_ask=False)
-        before = {one.id for one in self._approvals()}
-        identity, count = self.model.present_identity(), len(self.scene.acts())
-        if operation == "delete":
-            outcome = self.call(guard.delete_snapshot, self.scene.zone, target, person)
-        else:
-            roll_back = guard.rollback_to_snapshots
-            outcome = self.call(roll_back, self.scene.zone, [target], person, safety_snapshot=safety)
-        if self.policy in FORBIDS_ALL:
-            assert len(self.scene.acts()) == count, f"{self.policy}, and yet {outcome}"
-        for one in self._approvals():
-            if one.id not in before and one.decided and one.state is not State.DENIED:
-                self.model.note_yes(one, seen[-1] if seen else identity)
-            elif one.state is State.PENDING and outcome and outcome.approval_id == one.id:
-                self.shown[one.id] = identity
-
-    @property
-    def shown(self) -> dict[str, str]:
-        """Which file the disk was in the plan that a pending approval shows."""
-        return self.__dict__.setdefault("_shown", {})
+class WholeWay(Stage):
+    """Everything that can happen."""
 
     @rule(index=INDEX, safety=st.sampled_from([True, True, False]))
     def agree_to_a_roll_back(self, index: int, safety: bool) -> None:
@@ -214,8 +64,8 @@ class WholeWay(RuleBasedStateMachine):
     def ask(self, operation: str, index: int, answer: str, safety: bool) -> None:
         self._ask(operation, index, answer, safety=safety)
 
-    @rule(index=INDEX, operation=st.sampled_from(["delete", "roll back"]))
-    def approve_and_repeat(self, index: int, operation: str) -> None:
+    @rule(index=INDEX, is_repeated=st.booleans())
+    def approve(self, index: int, is_repeated: bool) -> None:
         """A person says yes to what waits, in a terminal; then the same call comes again, or does not."""
         waiting = [one for one in self._approvals() if one.state is State.PENDING]
         if not waiting:
@@ -223,6 +73,8 @@ class WholeWay(RuleBasedStateMachine):
         one = waiting[index % len(waiting)]
         if granted := self.call(self.guard().approve, one.id, None):
             self.model.note_yes(granted, self.shown[one.id])
+        if is_repeated:
+            self._make(one.call.operation, dict(one.call.arguments), Person(can_ask=False))
 
     @rule(index=INDEX)
     def deny(self, index: int) -> None:
@@ -339,7 +191,6 @@ class WholeWay(RuleBasedStateMachine):
             os.close(os.open(self.scene.path, os.O_RDWR | os.O_NONBLOCK))
         except (BlockingIOError, FileNotFoundError):
             return False
-        self.scene.leave_alone()
         return True
 
     @rule(is_full=st.booleans())
@@ -374,40 +225,9 @@ class WholeWay(RuleBasedStateMachine):
     def edit_the_rules(self, policy: str) -> None:
         self.policy = policy
 
-    # What must be true
-
-    @invariant()
-    def nothing_was_done_that_nobody_agreed_to(self) -> None:
-        if self.is_startable and not workers.is_frozen(self.scene.zone_folder):
-            self._settle()
-        self._compare()
-        self.portal.call(self.scene.verify, self.guard())
-
-    def _compare(self) -> None:
-        disk = self.portal.call(self.scene.disk)
-        self.model.compare(self._approvals(), disk, list(self.guard().audit.records()))
-
-    def _settle(self) -> None:
-        """Wait until nothing is under way, or the worker has stopped itself."""
-
-        async def is_over() -> bool:
-            return not await self.scene.provider.list_unfinished_jobs()
-
-        def is_settled() -> bool:
-            if workers.is_frozen(self.scene.zone_folder):
-                return True
-            self._raise_worker()
-            return bool(self.portal.call(is_over))
-
-        workers.until(is_settled)
-
-
-async def _opening(folder: Path) -> Any:
-    return open_scene(folder)
-
 
 SHORT = settings(
-    max_examples=10,
+    max_examples=8,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),
