@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 
 def test_the_large_zone_benchmark_measures_every_query(tmp_path: Path) -> None:
     script = Path(__file__).parent / "bench_large_zone.py"

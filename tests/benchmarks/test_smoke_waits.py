@@ -4,7 +4,7 @@ import pytest
 
 from tests.benchmarks.bench_waits import run
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.long]
 
 
 @pytest.mark.parametrize("way", ["local", "rest"])

@@ -161,7 +161,7 @@ async def until(condition: Any) -> None:
             await anyio.sleep(0.05)
 
 
-@pytest.mark.parametrize("production", [False, True])
+@pytest.mark.parametrize("production", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("change", ["removed", "role taken away"])
 async def test_a_revoked_approvers_yes_does_not_count(victim: Victim, mode: str, change: str, production: bool) -> None:
     """ "A revoked approver still destroys. An approver's table removed from the file under a running server: that token's

@@ -30,6 +30,7 @@ async def exported(zone: LocalZone, snapshot_id: str) -> str:
     return volume.path
 
 
+@pytest.mark.long
 async def test_256_mib_go_back_and_forth_to_the_byte(local_zone: LocalZone, tmp_path: Path) -> None:
     """Must show 3: random, zero and hole regions, 1 % changed, roll back, forward, export each."""
     image = make_image(tmp_path / "disk.img", 256 * MIB)

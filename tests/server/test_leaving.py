@@ -147,7 +147,7 @@ async def test_a_host_dies_in_the_middle_of_a_line(lab: Lab, mode: str) -> None:
     assert host.end() == (0, "")
 
 
-@pytest.mark.parametrize("milliseconds", [0, 20, 100, None])
+@pytest.mark.parametrize("milliseconds", [0, *(pytest.param(one, marks=pytest.mark.long) for one in (20, 100)), None])
 async def test_what_was_going_on_when_the_host_left_stays_true(lab: Lab, mode: str, milliseconds: int | None) -> None:
     """What the server was doing stays true: a deletion is begun and its yes used, or the yes is kept; the record is whole."""
     snapshot_id = await prepare(lab)
