@@ -77,7 +77,6 @@ class Model:
     effective: set[str] = field(default_factory=set)
     overdue: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
-    last_begun: str = ""
 
     # What the test does itself
 
@@ -160,7 +159,7 @@ class Model:
         identity = Identity.parse(agreed["identity"])
         assert identity is not None
         file = self.files[key_of(identity)]
-        file.writing = self.last_begun = job["job_id"]
+        file.writing = job["job_id"]
         assert bool(request["safety"]) or not loss.has_safety_snapshot, f"without a safety snapshot: {job}"
         for safety_id in request["safety"].values():
             assert self.scene.content_of(safety_id) == file.content, "content that no safety snapshot holds"
@@ -210,10 +209,10 @@ class Model:
         return job["status"] in ("successful", "failed")
 
     def _is_said(self, disk: Volume) -> None:
-        """A disk that is neither the old one nor the new one says so, unless another file was rolled back in its place since."""
+        """A disk that is neither the old one nor the new one says so."""
         at_path = next((key for path, key in self.places() if path == self.scene.path), None)
         file = self.files.get(at_path) if at_path else None
-        if file and file.writing == self.last_begun != "" and read(self.scene.path) is not None:
+        if file and file.writing and read(self.scene.path) is not None:
             job = self.scene.rows("SELECT * FROM jobs WHERE job_id = ?", file.writing)[0]
             (target,) = json.loads(job["request"])["targets"].values()
             if file.content != self.scene.content_of(target) and self._is_over(job):
