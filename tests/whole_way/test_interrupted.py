@@ -294,9 +294,6 @@ async def test_what_was_broken_off_does_not_cut_off_what_was_appended_since(
     await scene.verify(scene.guard())
 
 
-@pytest.mark.xfail(
-    reason="the zone remembers one interrupted roll-back of a disk, not one of each of its files", strict=True
-)
 async def test_a_half_rolled_back_file_that_comes_back_after_another_was_rolled_back_is_not_called_whole(
     scene: Scene, nursery: Nursery
 ) -> None:
