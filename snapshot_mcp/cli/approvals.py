@@ -84,10 +84,10 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
         )
     has_pin = anyio.run(guard.has_pin)
     if approval.call.is_strict and not has_pin:
-        raise BadRequest("This approval needs a PIN, and none is set.", hint="Set one with `snapshot-mcp pin`.")
+        raise BadRequest("This approval needs a PIN, and none is set.", hint=f"Set one with `{guard.command} pin`.")
     if args.pin_stdin:
         if not has_pin:
-            raise BadRequest("There is no PIN to read.", hint="Set one with `snapshot-mcp pin`.")
+            raise BadRequest("There is no PIN to read.", hint=f"Set one with `{guard.command} pin`.")
         _show_plan(approval)
         pin: str | None = sys.stdin.readline().rstrip("\r\n")
     else:
@@ -104,7 +104,8 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
     until = granted.expires_at
     print(f"Approved, until {until:%H:%M} UTC. The assistant can repeat its call now." if until else "Approved.")
     if not has_pin:
-        print("No PIN is set, so nothing proves that a person was here; `snapshot-mcp pin` sets one.", file=sys.stderr)
+        note = f"No PIN is set, so nothing proves that a person was here; `{guard.command} pin` sets one."
+        print(note, file=sys.stderr)
     return 0
 
 
@@ -114,7 +115,7 @@ def _deny(guard: "Guard", args: argparse.Namespace) -> int:
         print(f"Taken back: {denied.title}. Job {clean_text(denied.job_id)} was cancelled before it had an effect.")
     else:
         print(f"Denied: {denied.title}. It is not carried out.")
-    if denied.safety.is_started:
+    if denied.safety.job_id:  # one of its own; the one that a roll-back takes itself is gone with it
         print("The safety snapshot that was begun for it stays; delete it if you do not need it.")
     print("The assistant cannot ask for it again for ten minutes.")
     return 0

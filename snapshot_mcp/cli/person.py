@@ -48,7 +48,7 @@ def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
     has_pin = anyio.run(guard.has_pin)
     if act.is_strict and not has_pin:
         message = f"`snapshot-mcp {act.operation}` needs a PIN in this zone, and none is set."
-        raise BadRequest(message, hint="Set one with `snapshot-mcp pin`.")
+        raise BadRequest(message, hint=f"Set one with `{guard.command} pin`.")
     print("\n".join([act.title, *act.lines]))
     answer = input(f"Type {act.word} to agree, anything else to leave it: ").strip()
     if answer != act.word:

@@ -202,7 +202,8 @@ class Guard:
         if door is Door.TERMINAL and not await self.has_pin():
             if approval.call.is_strict:
                 raise WrongPin(
-                    "This approval needs a PIN, and none is set.", hint="The operator sets one with `snapshot-mcp pin`."
+                    "This approval needs a PIN, and none is set.",
+                    hint="The operator sets one with the command `pin` in this home.",
                 )
             door = Door.UNPROVEN
         elif door is Door.APPROVER and approval.call.principal == by:

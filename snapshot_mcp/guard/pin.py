@@ -71,7 +71,7 @@ class Pin:
     def check(self, pin: str | None, *, door: str) -> None:
         """Return if `pin` is the PIN. Raises: WrongPin, PinLocked."""
         if not pin:
-            raise WrongPin("The PIN is needed.", hint="Enter the PIN that was set with `snapshot-mcp pin`.")
+            raise WrongPin("The PIN is needed.", hint="Enter the PIN that was set in this home.")
         attempt, salt, expected = self._begin(door)
         is_right = hmac.compare_digest(_hash(pin[: MAX_CHARACTERS + 1], salt), expected)
         failures = self._end(attempt, door, expected, is_right=is_right)
@@ -89,7 +89,7 @@ class Pin:
             now = self._clock.read()
             row = connection.execute("SELECT * FROM pin").fetchone()
             if row is None:
-                raise WrongPin("No PIN is set.", hint="A person sets one with `snapshot-mcp pin`.")
+                raise WrongPin("No PIN is set.", hint="A person sets one with the command `pin` in this home.")
             self._count_cut_off(connection, now)
             is_locked = _is_locked(connection, now)
             attempt = secrets.token_hex(8)

@@ -10,7 +10,7 @@ import anyio
 
 from snapshot_mcp.contract.errors import Cancelled, Forbidden, NotFound, NotUsable, Unsupported, ZoneError
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.contract.provider import Feature, Provider
+from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.approvals import Approvals
@@ -70,14 +70,14 @@ class Withdrawal:
         )
 
     async def _cancel(self, approval: Approval) -> Job:
-        if Feature.CANCEL not in self._provider.features:
-            raise await self._too_late(approval, f"Zone {approval.call.zone} cannot cancel a job.")
         try:
             return await self._provider.cancel_job(approval.job_id)
         except NotFound:
             await in_thread(self._ends.record, approval.id, FORGOTTEN)
             raise await self._too_late(approval) from None
-        except (NotUsable, Unsupported) as error:
+        except Unsupported:  # asked, not read from `features`: a zone that was not spoken to yet has not said them
+            raise await self._too_late(approval, f"Zone {approval.call.zone} cannot cancel a job.") from None
+        except NotUsable as error:
             raise await self._too_late(approval, error.message) from None
         except ZoneError as error:
             error.message = (

@@ -109,7 +109,7 @@ async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: B
 async def test_that_a_pin_is_missing_is_said_before_anything_is_typed(bench: Bench) -> None:
     approval_id, _ = await waiting(bench, Policy(consent="human"))
     status, shown = await in_terminal(bench.home, ["approve", approval_id])
-    assert (status, "needs a PIN, and none is set" in shown, "snapshot-mcp pin" in shown) == (1, True, True)
+    assert (status, "needs a PIN, and none is set" in shown, " pin`" in shown) == (1, True, True)
 
 
 async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:

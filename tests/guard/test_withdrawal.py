@@ -19,15 +19,17 @@ from snapshot_mcp import app
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
-from snapshot_mcp.guard import Door, Guard
+from snapshot_mcp.guard import Door, Guard, Policy
 from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.jobs import Zones
 from tests.conftest import end_worker
 from tests.disks import finish, worker_pid
 from tests.guard.conftest import Bench, Person, agrees, nobody
 from tests.guard.test_page import fields_of, origin_of, served
 from tests.guard.test_person import end_idle_worker, statuses
 from tests.guard.test_record import command, records, yes
+from tests.rest_face import served as served_over_rest
 from tests.server.lab import Lab, back_up, data_of
 
 pytestmark = pytest.mark.anyio
@@ -232,3 +234,21 @@ async def test_what_a_killed_call_had_submitted_is_found_and_taken_back(
     job = await finish(bench.provider, await bench.provider.get_job(denied.job_id))
     assert (job.status, job.error and job.error.code) == ("failed", "cancelled")
     assert [one.status for one in await bench.snapshots()] == ["available"]
+
+
+async def test_a_deny_reaches_a_zone_over_rest_that_this_process_has_not_spoken_to(
+    bench: Bench, zone_folder: Path
+) -> None:
+    """A person's shell is a new process: what the zone can do it learns by asking."""
+    one = await bench.back_up(await bench.add_disk(), "one")
+    async with served_over_rest(bench.provider._provider) as face, Zones({"remote": face.client}) as zones:
+        guard = Guard(bench.home, Policy(), clock=bench.clock, open_zone=lambda name: face.client())
+        asked = await guard.rollback_to_snapshots(zones.get(), [one.snapshot_id], nobody())
+        await guard.approve(asked.approval_id, None)
+        with hung_worker(zone_folder):
+            started = await guard.rollback_to_snapshots(zones.get(), [one.snapshot_id], nobody())
+            assert started.status == "started"
+            denied = await guard.deny(asked.approval_id)
+    assert (denied.state, denied.job_id) == ("denied", started.job_id)
+    job = await bench.provider.get_job(started.job_id)
+    assert job.error.code == "cancelled"

@@ -22,7 +22,7 @@ from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.platform import running_since
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work import apply, end_failed, former, overwriting, resumption
+from snapshot_mcp.providers.local.work import apply, carry_out, end_failed, former, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
 
 pytestmark = pytest.mark.anyio
@@ -215,6 +215,27 @@ async def test_a_worker_that_comes_too_late_begins_nothing(rolled: Rolled, opera
     assert job.error
     assert job.error.code == "expired"
     assert image.read_bytes() == content
+
+
+@pytest.mark.parametrize("operation", ["delete", "apply"])
+async def test_time_that_runs_out_after_the_worker_has_taken_the_job_counts(rolled: Rolled, operation: str) -> None:
+    """“Begun” is the hold on the disk, or the transaction that marks: not that a worker has picked the job up."""
+    zone, image, _, snapshot_id, content = rolled
+    with standing_still(zone):
+        job = await (
+            zone.delete_snapshot(snapshot_id) if operation == "delete" else zone.apply_snapshots([snapshot_id])
+        )
+        await kill_worker(zone.folder)
+    pass_time(zone, job)
+    with Catalogue(zone.folder) as catalogue:
+        with catalogue.transaction():
+            catalogue.set_job(job.job_id, status="working", run_count=1)
+        carry_out(catalogue, job.job_id)
+    job = await zone.get_job(job.job_id)
+    assert job.error
+    assert job.error.code == "expired"
+    assert image.read_bytes() == content
+    assert (await get(zone, snapshot_id)).status == "available"
 
 
 async def test_a_roll_back_does_not_wait_for_exports(

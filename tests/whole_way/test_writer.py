@@ -168,7 +168,10 @@ async def tries(scene: Scene, count: int) -> Counter[str]:
 
 async def test_no_acknowledged_write_is_lost_by_a_roll_back(scene: Scene) -> None:
     """82 synced writes by another program were accepted in between and overwritten, and the safety snapshot lacked them."""
-    await tries(scene, 10)
+    ends = await tries(scene, 10)
+    while not ends["carried out"] and ends.total() < 80:  # a writer that leaves no gap proves nothing
+        ends += await tries(scene, 10)
+    assert ends["carried out"], ends
 
 
 @pytest.mark.long
