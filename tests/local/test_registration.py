@@ -304,6 +304,55 @@ def test_the_command_knows_the_home_folder(
     assert main(["zone", "add", str(make_image(tmp_path / "other.img", MIB))]) == 0
 
 
+# the operator's settings
+
+
+SETTINGS = '[tokens.ada]\nroles = ["viewer"]\ntoken = "a token of 24 characters"\n'.ljust(672, "#")
+IS_SETTINGS, IN_SETTINGS = "is the settings file of snapshot-mcp, no disk", "where snapshot-mcp's settings are"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_settings_are_no_disk(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A `config.toml` with a token was accepted as a disk: where the platform has it, and where a variable says."""
+    own = tmp_path / "config" / "snapshot-mcp"
+    (own / "old").mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(own.parent))
+    monkeypatch.setenv("SNAPSHOT_MCP_HOME", str(tmp_path / "home"))
+    named_file = tmp_path / "disks" / "operators.toml"
+    named_file.parent.mkdir()
+    monkeypatch.setenv("SNAPSHOT_MCP_CONFIG", str(named_file) if named else "")
+    for path in (own / "config.toml", own / "config.toml.orig", own / "old" / "config.toml", named_file):
+        path.write_text(SETTINGS)
+    used = named_file if named else own / "config.toml"
+    (tmp_path / "link.img").symlink_to(used)
+    (tmp_path / "hard.img").hardlink_to(used)
+    refused = dict.fromkeys((used, tmp_path / "link.img", tmp_path / "hard.img"), IS_SETTINGS)
+    refused |= dict.fromkeys((own / "config.toml.orig", own / "old" / "config.toml"), IN_SETTINGS)
+    if named:
+        refused[own / "config.toml"] = IN_SETTINGS
+    for path, says in refused.items():
+        assert main(["zone", "add", str(path)]) != 0
+        assert says in " ".join(capsys.readouterr().err.split())
+        assert path.read_text() == SETTINGS
+    beside = make_image((named_file.parent if named else tmp_path) / "disk.img", MIB)
+    assert main(["zone", "add", str(beside)]) == 0
+
+
+async def test_settings_behind_a_link_are_no_disk(tmp_path: Path) -> None:
+    """As who keeps them in a repository has them: the file that is there is meant, by its own path too."""
+    (tmp_path / "dotfiles").mkdir()
+    (tmp_path / "dotfiles" / "config.toml").write_text(SETTINGS)
+    (tmp_path / "config.toml").symlink_to(tmp_path / "dotfiles" / "config.toml")
+    zone = LocalZone(tmp_path / "zone", configuration=[tmp_path / "config.toml", tmp_path / "missing"])
+    for path in (tmp_path / "config.toml", tmp_path / "dotfiles" / "config.toml"):
+        with pytest.raises(BadRequest, match=IS_SETTINGS):
+            await zone.add_resource(path)
+    await zone.add_resource(make_image(tmp_path / "dotfiles" / "disk.img", MIB))
+    await zone.aclose()
+
+
 # what this user cannot read, write, lease or own
 
 
