@@ -62,6 +62,8 @@ def a_vmdk_extent(descriptor_sector: int) -> bytes:
 CONVERT = "Convert it and register the copy: qemu-img convert -f {} -O raw {{path}} {{raw}}"
 UNPACK = "Unpack it and register what is in it: {} {{path}} > {{raw}}"
 DESCRIPTOR = "by its descriptor and register the copy: qemu-img convert -f vmdk -O raw DESCRIPTOR.vmdk {raw}"
+DAMAGED_VHD = "a VHD image with a damaged footer"
+COPY_BEFORE = "copy what is before the footer and register the copy: head -c -{} {{path}} > {{raw}}"
 
 NO_DISKS: dict[str, tuple[bytes, str, str]] = {
     "qcow2": (b"QFI\xfb\0\0\0\x03", "a qcow2 image", CONVERT.format("qcow2")),
@@ -80,6 +82,8 @@ NO_DISKS: dict[str, tuple[bytes, str, str]] = {
     "vhd, dynamic": (a_vhd_footer(3) + bytes(4096) + a_vhd_footer(3), "a VHD image", CONVERT.format("vpc")),
     "vhd, fixed": (bytes(1 << 16) + a_vhd_footer(2), "a VHD image", CONVERT.format("vpc")),
     "vhd, fixed, of old": (bytes(1 << 16) + a_vhd_footer(2)[:511], "a VHD image", CONVERT.format("vpc")),
+    "vhd, footer damaged": (bytes(1 << 16) + b"conectix".ljust(SECTOR, b"\0"), DAMAGED_VHD, COPY_BEFORE.format(512)),
+    "vhd, of old, damaged": (bytes(1 << 16) + b"conectix".ljust(511, b"\0"), DAMAGED_VHD, COPY_BEFORE.format(511)),
     "vhdx": (b"vhdxfile" + "QEMU".encode("utf-16-le"), "a VHDX image", CONVERT.format("vhdx")),
     "parallels": (b"WithoutFreeSpace\2\0\0\0", "a Parallels image", CONVERT.format("parallels")),
     "parallels, larger": (b"WithouFreSpacExt\2\0\0\0", "a Parallels image", CONVERT.format("parallels")),
@@ -89,6 +93,9 @@ NO_DISKS: dict[str, tuple[bytes, str, str]] = {
         CONVERT.format("cloop"),
     ),
     "dmg": (bytes(8192) + struct.pack(">4sII", b"koly", 4, 512).ljust(SECTOR, b"\0"), "an Apple disk image", "-f dmg"),
+    "dmg, only the name": (bytes(8192) + b"koly".ljust(SECTOR, b"\0"), "an Apple disk image", CONVERT.format("dmg")),
+    "uml cow": (b"OOOM\0\0\0\3", "a COW file of User-Mode Linux", "uml_moo {path} {raw}"),
+    "uml cow, version 1": (b"MOOO\1\0\0\0", "a COW file of User-Mode Linux", "uml_moo {path} {raw}"),
     "gzip": (gzip.compress(os.urandom(4096)), "a gzip file", UNPACK.format("gzip -dc")),
     "a small gzip": (gzip.compress(b"x"), "a gzip file", UNPACK.format("gzip -dc")),
     "xz": (lzma.compress(os.urandom(4096)), "an xz file", UNPACK.format("xz -dc")),
@@ -171,7 +178,9 @@ RAW: dict[str, Callable[[Path], None]] = {
     "a hybrid ISO image": holding((0, boot_sector((0x17, 16000))), (0x8000, b"\1CD001\1")),
     "SquashFS": holding((0, b"hsqs")),
     "a disk that an archive was written to": holding((0, a_tar("letter.txt"))),
-    "a footer of a VHD that is none": holding((8 * MIB - SECTOR, b"conectix")),
+    "names of footers, elsewhere": holding(
+        (8 * MIB - 2 * SECTOR, b"conectix"), (8 * MIB - SECTOR + 8, b"koly conectix")
+    ),
     "an odd size": lambda path: path.write_bytes(bytes(70_001)) and None,
 }
 
