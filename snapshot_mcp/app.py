@@ -265,6 +265,7 @@ def _build_local(settings: Settings, name: str, zone: LocalZoneSettings) -> Loca
         allow_fuzzy=zone.allow_fuzzy,
         keep_free=zone.keep_free,
         home=settings.home,
+        configuration=settings.own_paths,
     )
 
 

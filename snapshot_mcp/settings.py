@@ -146,6 +146,11 @@ class Settings(_Table):
         """Where the file is, or would be; None for settings that were not loaded."""
         return None if self._environ is None else config_path(self._environ)
 
+    @property
+    def own_paths(self) -> tuple[Path, ...]:
+        """The settings file, and the folder that is snapshot-mcp's own for it, whether the file is there or elsewhere."""
+        return () if self.path is None else (self.path, user_config_path(APP))
+
     def reread(self) -> "Settings":
         """The settings as the file is now, under the variables of the start. Raises SettingsError."""
         return self if self._environ is None else load_settings(self._environ)

@@ -62,6 +62,8 @@ def a_vmdk_extent(descriptor_sector: int) -> bytes:
 CONVERT = "Convert it and register the copy: qemu-img convert -f {} -O raw {{path}} {{raw}}"
 UNPACK = "Unpack it and register what is in it: {} {{path}} > {{raw}}"
 DESCRIPTOR = "by its descriptor and register the copy: qemu-img convert -f vmdk -O raw DESCRIPTOR.vmdk {raw}"
+DAMAGED_VHD = "a VHD image with a damaged footer"
+COPY_BEFORE = "copy what is before the footer and register the copy: head -c -{} {{path}} > {{raw}}"
 
 NO_DISKS: dict[str, tuple[bytes, str, str]] = {
     "qcow2": (b"QFI\xfb\0\0\0\x03", "a qcow2 image", CONVERT.format("qcow2")),
@@ -80,6 +82,8 @@ NO_DISKS: dict[str, tuple[bytes, str, str]] = {
     "vhd, dynamic": (a_vhd_footer(3) + bytes(4096) + a_vhd_footer(3), "a VHD image", CONVERT.format("vpc")),
     "vhd, fixed": (bytes(1 << 16) + a_vhd_footer(2), "a VHD image", CONVERT.format("vpc")),
     "vhd, fixed, of old": (bytes(1 << 16) + a_vhd_footer(2)[:511], "a VHD image", CONVERT.format("vpc")),
+    "vhd, footer damaged": (bytes(1 << 16) + b"conectix".ljust(SECTOR, b"\0"), DAMAGED_VHD, COPY_BEFORE.format(512)),
+    "vhd, of old, damaged": (bytes(1 << 16) + b"conectix".ljust(511, b"\0"), DAMAGED_VHD, COPY_BEFORE.format(511)),
     "vhdx": (b"vhdxfile" + "QEMU".encode("utf-16-le"), "a VHDX image", CONVERT.format("vhdx")),
     "parallels": (b"WithoutFreeSpace\2\0\0\0", "a Parallels image", CONVERT.format("parallels")),
     "parallels, larger": (b"WithouFreSpacExt\2\0\0\0", "a Parallels image", CONVERT.format("parallels")),
@@ -89,6 +93,9 @@ NO_DISKS: dict[str, tuple[bytes, str, str]] = {
         CONVERT.format("cloop"),
     ),
     "dmg": (bytes(8192) + struct.pack(">4sII", b"koly", 4, 512).ljust(SECTOR, b"\0"), "an Apple disk image", "-f dmg"),
+    "dmg, only the name": (bytes(8192) + b"koly".ljust(SECTOR, b"\0"), "an Apple disk image", CONVERT.format("dmg")),
+    "uml cow": (b"OOOM\0\0\0\3", "a COW file of User-Mode Linux", "uml_moo {path} {raw}"),
+    "uml cow, version 1": (b"MOOO\1\0\0\0", "a COW file of User-Mode Linux", "uml_moo {path} {raw}"),
     "gzip": (gzip.compress(os.urandom(4096)), "a gzip file", UNPACK.format("gzip -dc")),
     "a small gzip": (gzip.compress(b"x"), "a gzip file", UNPACK.format("gzip -dc")),
     "xz": (lzma.compress(os.urandom(4096)), "an xz file", UNPACK.format("xz -dc")),
@@ -171,7 +178,9 @@ RAW: dict[str, Callable[[Path], None]] = {
     "a hybrid ISO image": holding((0, boot_sector((0x17, 16000))), (0x8000, b"\1CD001\1")),
     "SquashFS": holding((0, b"hsqs")),
     "a disk that an archive was written to": holding((0, a_tar("letter.txt"))),
-    "a footer of a VHD that is none": holding((8 * MIB - SECTOR, b"conectix")),
+    "names of footers, elsewhere": holding(
+        (8 * MIB - 2 * SECTOR, b"conectix"), (8 * MIB - SECTOR + 8, b"koly conectix")
+    ),
     "an odd size": lambda path: path.write_bytes(bytes(70_001)) and None,
 }
 
@@ -302,6 +311,55 @@ def test_the_command_knows_the_home_folder(
         assert main(["zone", "add", str(path)]) != 0
         assert "keeps its own files" in " ".join(capsys.readouterr().err.split())
     assert main(["zone", "add", str(make_image(tmp_path / "other.img", MIB))]) == 0
+
+
+# the operator's settings
+
+
+SETTINGS = '[tokens.ada]\nroles = ["viewer"]\ntoken = "a token of 24 characters"\n'.ljust(672, "#")
+IS_SETTINGS, IN_SETTINGS = "is the settings file of snapshot-mcp, no disk", "where snapshot-mcp's settings are"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_settings_are_no_disk(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A `config.toml` with a token was accepted as a disk: where the platform has it, and where a variable says."""
+    own = tmp_path / "config" / "snapshot-mcp"
+    (own / "old").mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(own.parent))
+    monkeypatch.setenv("SNAPSHOT_MCP_HOME", str(tmp_path / "home"))
+    named_file = tmp_path / "disks" / "operators.toml"
+    named_file.parent.mkdir()
+    monkeypatch.setenv("SNAPSHOT_MCP_CONFIG", str(named_file) if named else "")
+    for path in (own / "config.toml", own / "config.toml.orig", own / "old" / "config.toml", named_file):
+        path.write_text(SETTINGS)
+    used = named_file if named else own / "config.toml"
+    (tmp_path / "link.img").symlink_to(used)
+    (tmp_path / "hard.img").hardlink_to(used)
+    refused = dict.fromkeys((used, tmp_path / "link.img", tmp_path / "hard.img"), IS_SETTINGS)
+    refused |= dict.fromkeys((own / "config.toml.orig", own / "old" / "config.toml"), IN_SETTINGS)
+    if named:
+        refused[own / "config.toml"] = IN_SETTINGS
+    for path, says in refused.items():
+        assert main(["zone", "add", str(path)]) != 0
+        assert says in " ".join(capsys.readouterr().err.split())
+        assert path.read_text() == SETTINGS
+    beside = make_image((named_file.parent if named else tmp_path) / "disk.img", MIB)
+    assert main(["zone", "add", str(beside)]) == 0
+
+
+async def test_settings_behind_a_link_are_no_disk(tmp_path: Path) -> None:
+    """As who keeps them in a repository has them: the file that is there is meant, by its own path too."""
+    (tmp_path / "dotfiles").mkdir()
+    (tmp_path / "dotfiles" / "config.toml").write_text(SETTINGS)
+    (tmp_path / "config.toml").symlink_to(tmp_path / "dotfiles" / "config.toml")
+    zone = LocalZone(tmp_path / "zone", configuration=[tmp_path / "config.toml", tmp_path / "missing"])
+    for path in (tmp_path / "config.toml", tmp_path / "dotfiles" / "config.toml"):
+        with pytest.raises(BadRequest, match=IS_SETTINGS):
+            await zone.add_resource(path)
+    await zone.add_resource(make_image(tmp_path / "dotfiles" / "disk.img", MIB))
+    await zone.aclose()
 
 
 # what this user cannot read, write, lease or own

@@ -75,13 +75,20 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
-def register(catalogue: Catalogue, path: Path, name: str, resource_type: ResourceType, home: Path | None = None) -> Row:
+def register(
+    catalogue: Catalogue,
+    path: Path,
+    name: str,
+    resource_type: ResourceType,
+    home: Path | None = None,
+    configuration: Sequence[Path] = (),
+) -> Row:
     """Enter a disk image as a volume or an instance. One file is registered once (engine_notes.md, invariant 6).
 
     It is opened last: to open a disk that is registered would break the lease of a job that has it.
     """
     real = image_path(path)
-    refuse_own_file(real, catalogue.folder, home)
+    refuse_own_file(real, catalogue.folder, home, configuration)
     name = checked_name(name or real.name)
     with catalogue.transaction() as db:
         refuse_registered(catalogue, real)

@@ -65,6 +65,10 @@ _EXTENT = Format(
     "an extent of a VMDK image",
     "Convert the whole image by its descriptor and register the copy: qemu-img convert -f vmdk -O raw DESCRIPTOR.vmdk {target}",
 )
+_UML = Format(
+    "a COW file of User-Mode Linux",
+    "Merge it with the disk behind it and register the result: uml_moo {source} {target}",
+)
 _XZ, _ZSTD, _LZ4 = (
     _packed("an xz file", "xz -dc"),
     _packed("a zstd file", "zstd -dc"),
@@ -85,6 +89,8 @@ HEADS: Final[tuple[tuple[bytes, Format], ...]] = (
     (b"# Disk DescriptorFile", _image("a VMDK descriptor", "vmdk")),
     (b"conectix", _VHD),  # a dynamic one repeats its footer at the start
     (b"vhdxfile", _image("a VHDX image", "vhdx")),
+    (b"OOOM", _UML),
+    (b"MOOO\1\0\0\0", _UML),  # version 1 has the byte order of its machine
     (b"WithoutFreeSpace", _PARALLELS),
     (b"WithouFreSpacExt", _PARALLELS),
     (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", _image("a cloop image", "cloop")),
@@ -149,12 +155,22 @@ def _by_structure(start: bytes) -> Format | None:
 def _by_tail(read: Read, size_bytes: int) -> Format | None:
     """What has its header at the end, behind what could be raw content."""
     tail = read(SECTOR_BYTES, max(0, size_bytes - SECTOR_BYTES))
-    if tail.startswith(b"koly\0\0\0\x04\0\0\x02\0"):
+    if tail.startswith(b"koly"):  # whatever is behind it: a damaged footer makes no disk of it
         return _DMG
     for footer in (tail, tail[1:]):  # the earliest versions wrote 511 bytes
-        if footer[:8] == b"conectix" and int.from_bytes(footer[64:68]) == ~_sum_without_checksum(footer) & 0xFFFFFFFF:
-            return _VHD
+        if footer.startswith(b"conectix"):
+            is_whole = int.from_bytes(footer[64:68]) == ~_sum_without_checksum(footer) & 0xFFFFFFFF
+            return _VHD if is_whole else _damaged_vhd(len(footer))
     return None
+
+
+def _damaged_vhd(footer_bytes: int) -> Format:
+    """One that qemu-img does not open. Its kind is not known; a fixed one is the raw image and the footer."""
+    return Format(
+        "a VHD image with a damaged footer",
+        f"If it is of the fixed kind, copy what is before the footer and register the copy: head -c -{footer_bytes}"
+        " {source} > {target}",
+    )
 
 
 def _sum_without_checksum(footer: bytes) -> int:

@@ -7,6 +7,7 @@ write anything, the magic number of an image too.
 import errno
 import os
 import pwd
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Final
@@ -22,9 +23,10 @@ from snapshot_mcp.providers.local.lookup import find_resource, label_of, refuse_
 _RAW_IMAGE: Final = "Give the path of a raw disk image."
 
 
-def refuse_own_file(real: Path, folder: Path, home: Path | None) -> None:
-    """Raise BadRequest for a file of this zone, of another one, or of the home folder: a roll-back would overwrite it.
+def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: Sequence[Path] = ()) -> None:
+    """Raise BadRequest for a file of this zone, of another one, of the home folder or of the operator's settings.
 
+    A roll-back would overwrite it, and a backup would copy the tokens in it. `configuration`: files, whole folders.
     Only a volume that this zone exported itself, and that was forgotten since, is a disk in the zone's folder.
     """
     folder = folder.resolve()
@@ -45,6 +47,15 @@ def refuse_own_file(real: Path, folder: Path, home: Path | None) -> None:
             f"The file {_shown(real)} lies in {_shown(home)}, where snapshot-mcp keeps its own files.",
             hint="Move the disk image out of that folder and register it there.",
         )
+    inode = _inode(real)
+    for own in configuration:
+        if real == own.resolve() or (inode is not None and inode == _inode(own)):  # a hard link too
+            raise BadRequest(f"The file {_shown(real)} is the settings file of snapshot-mcp, no disk.", hint=_RAW_IMAGE)
+        if real.is_relative_to(own.resolve()):
+            raise BadRequest(
+                f"The file {_shown(real)} lies in {_shown(own)}, where snapshot-mcp's settings are.",
+                hint="If it is a disk image, move it out of that folder and register it there.",
+            )
 
 
 def _is_zone(folder: Path) -> bool:

@@ -82,12 +82,14 @@ class LocalZone:
         allow_fuzzy: bool = False,
         keep_free: KeepFree = DEFAULT_KEEP_FREE,
         home: Path | None = None,
+        configuration: Sequence[Path] = (),
     ) -> None:
         self.folder = folder.absolute()
         self.zone = zone
         self.recovery_seconds = recovery_seconds
         self.keep_free = keep_free
         self.home = home
+        self.configuration = tuple(configuration)
         self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy, keep_free)
         self._catalogue: Catalogue | None = None
         self._lock = threading.Lock()
@@ -115,7 +117,9 @@ class LocalZone:
     ) -> Volume | Instance:
         """Register a raw disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
         return await self._write(
-            lambda catalogue: to_resource(admission.register(catalogue, path, name, resource_type, self.home))
+            lambda catalogue: to_resource(
+                admission.register(catalogue, path, name, resource_type, self.home, self.configuration)
+            )
         )
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
