@@ -21,8 +21,8 @@ from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.consent import HostClient
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.looking import ZoneArgument
-from snapshot_mcp.server.results import Change
-from snapshot_mcp.server.targets import all_snapshots, find_resources, find_snapshot
+from snapshot_mcp.server.results import Change, mixture_warning
+from snapshot_mcp.server.targets import all_snapshots, find_resources, find_snapshot, look_at
 
 Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
 """A zone takes any text; what nobody can see is a slip."""
@@ -135,28 +135,33 @@ async def recover_snapshots(
     comes back as a whole. Submits a job."""
     place = face_of(ctx).zone(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
-    result = _submitted(place, job, snapshot_ids=[clean_text(one) for one in snapshot_ids])
+    coming, _ = await look_at(place, [*snapshot_ids, *job.resource_ids])
+    result = _submitted(
+        place, job, snapshot_ids=[clean_text(one) for one in snapshot_ids], warning=mixture_warning(coming)
+    )
     shown = clean_text(snapshot_ids[0]) if len(snapshot_ids) == 1 else f"{len(snapshot_ids)} snapshots"
     return result.with_text(
         f"Recovery of {shown} in zone {place.name} is submitted as job {result.job_id}.", result.hint
     )
 
 
-def _submitted(zone: Zone, job: Job, *, snapshot_ids: list[str] | None, size_bytes: int | None = None) -> Change:
+def _submitted(
+    zone: Zone, job: Job, *, snapshot_ids: list[str] | None, size_bytes: int | None = None, warning: str = ""
+) -> Change:
     return Change(
         zone=zone.name,
         status="submitted",
         job_id=clean_text(job.job_id),
         snapshot_ids=snapshot_ids,
         size_bytes=size_bytes,
-        hint=WAIT_HINT,
+        hint=f"{WAIT_HINT} {warning}".rstrip(),
     )
 
 
 def _exported(zone: Zone, job: Job, snapshot: Snapshot, what: str) -> CallToolResult:
     size = snapshot.virtual_size_bytes
     shown = clean_text(snapshot.snapshot_id)
-    result = _submitted(zone, job, snapshot_ids=[shown], size_bytes=size)
+    result = _submitted(zone, job, snapshot_ids=[shown], size_bytes=size, warning=mixture_warning([snapshot]))
     of_size = f" ({format_bytes(size)})" if size else ""
     return result.with_text(
         f"Export of {shown} {quoted(snapshot.snapshot_name)} to {what}{of_size} in zone {zone.name} is submitted as job "
@@ -203,6 +208,8 @@ async def _answer_existing(zone: Zone, existing: Sequence[Snapshot], *, wants_fu
     moment = min((one.snapshot_time or one.create_time for one in existing), key=format_time)
     made_at = format_time(moment)
     sizes = [one.virtual_size_bytes or 0 for one in existing]
+    next_step = "Still being made: call wait_for_job." if job else "For a new one give another name."
+    warning = mixture_warning(existing)
     result = Change(
         zone=zone.name,
         status="exists",
@@ -210,7 +217,7 @@ async def _answer_existing(zone: Zone, existing: Sequence[Snapshot], *, wants_fu
         snapshot_ids=ids,
         made_at=made_at,
         size_bytes=sum(sizes) if all(sizes) else None,
-        hint="Still being made: call wait_for_job." if job else "For a new one give another name.",
+        hint=f"{next_step} {warning}".rstrip(),
     )
     state = "is being made already, started" if is_unfinished else "exists already, made"
     kind = " It is no full one." if wants_full and not all(one.is_full for one in existing) else ""
@@ -218,4 +225,5 @@ async def _answer_existing(zone: Zone, existing: Sequence[Snapshot], *, wants_fu
         f"Nothing new was started: {', '.join(ids)} {quoted(existing[0].snapshot_name)} in zone {zone.name} {state} at "
         f"{made_at}.{kind} What was written since is not in it; for a new one give another name.",
         f"Its job is {result.job_id}; call wait_for_job." if job else "",
+        warning,
     )

@@ -4,6 +4,7 @@ Built from the contract's models here and nowhere else; text from outside is cle
 out. `hint` is the next step.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from mcp.types import CallToolResult, TextContent
@@ -11,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from snapshot_mcp.contract.models import Image, Instance, Job, Snapshot, Volume, format_time
 from snapshot_mcp.contract.states import JobStatus
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, consistency_in_words
+from snapshot_mcp.contract.text import CONSISTENCIES, MESSAGE_CHARACTERS, clean_text, consistency_in_words
+from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.guard.outcome import GuardedOutcome
 
 
@@ -193,11 +195,33 @@ class JobList(Result):
     hint: str = ""
 
 
+class Made(Result):
+    """A snapshot that a job has made; `counts_as_good` is set, to false, where it may be a mixture."""
+
+    snapshot_id: str
+    zone: str
+    consistency: str | None = None
+    counts_as_good: bool | None = None
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, zone: str) -> Self:
+        return cls(
+            snapshot_id=clean_text(snapshot.snapshot_id),
+            zone=zone,
+            consistency=consistency_of(snapshot),
+            counts_as_good=False if is_fuzzy(snapshot) else None,
+        )
+
+
 class Waited(Result):
-    """`outcome` is about all of them: `failed` if one failed, `still_running` if one runs."""
+    """`outcome` is about all of them: `failed` if one failed, `still_running` if one runs.
+
+    `made` are the snapshots of the backups that have ended well, as far as the zone lists them.
+    """
 
     outcome: Literal["successful", "failed", "still_running"]
     jobs: list[JobRow]
+    made: list[Made] | None = None
     hint: str = ""
 
 
@@ -286,3 +310,11 @@ def status_of(snapshot: Snapshot) -> str:
 def consistency_of(snapshot: Snapshot) -> str | None:
     """How far it is one state of its disk, in words; None where the zone does not say."""
     return consistency_in_words(snapshot.consistency) or None
+
+
+def mixture_warning(snapshots: Iterable[Snapshot]) -> str:
+    """Say which of them may be a mixture; "" where none is."""
+    ids = dict.fromkeys(clean_text(one.snapshot_id) for one in snapshots if is_fuzzy(one))
+    if not ids:
+        return ""
+    return f"{', '.join(ids)}: {CONSISTENCIES['fuzzy']} (fuzzy); this does not count as a good restore point."

@@ -13,12 +13,13 @@ from mcp.types import CallToolResult
 from pydantic import Field
 
 from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
-from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.face import Face, face_of
-from snapshot_mcp.server.results import Cancellation, JobList, JobRow, Unreachable, Waited
+from snapshot_mcp.server.results import Cancellation, JobList, JobRow, Made, Unreachable, Waited, mixture_warning
+from snapshot_mcp.server.targets import look_at
 
 AnyZone = Annotated[str, Field(description="Zone; every one if left out")]
 Tell = Callable[[dict[str, Job]], Awaitable[None]]
@@ -80,8 +81,14 @@ async def wait_for_job(
         hint = " ".join(
             dict.fromkeys(NEXT_STEPS[JobAction(row.action)] for row in rows if row.action in set(JobAction))
         )
-    result = Waited(outcome=outcome, jobs=rows, hint=hint)
-    return result.with_text(*map(job_line, rows), hint)
+    made, unseen = await _look_at_made(places, jobs)
+    if warning := mixture_warning(one for _, one in made):
+        hint += f" {warning} Back up again while nothing else has the disk open."
+    if unseen:
+        hint += f" How consistent each one is could not be read in {', '.join(unseen)}: list_snapshots tells."
+    points = [Made.of(one, name) for name, one in made]
+    result = Waited(outcome=outcome, jobs=rows, made=points or None, hint=hint)
+    return result.with_text(*map(job_line, rows), *map(_made_line, points), hint)
 
 
 async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResult, JobList]:
@@ -208,6 +215,35 @@ async def _note_ends(face: Face, places: dict[str, Zone], jobs: dict[str, Job]) 
             by_zone.setdefault(places[job_id].name, []).append(job)
     for name, seen in by_zone.items():
         await face.note_ends(face.zone(name), seen)
+
+
+async def _look_at_made(
+    places: dict[str, Zone], jobs: dict[str, Job]
+) -> tuple[list[tuple[str, Snapshot]], tuple[str, ...]]:
+    """The snapshots that these jobs have made, each with its zone's name, and the zones that did not list all of them."""
+    by_zone: dict[str, list[str]] = {}
+    for job_id, job in jobs.items():
+        if job.is_successful and job.action == JobAction.CREATE:
+            by_zone.setdefault(places[job_id].name, []).extend(job.resource_ids)
+    zones = {place.name: place for place in places.values()}
+    found: dict[str, tuple[list[Snapshot], bool]] = {}
+
+    async def look(name: str) -> None:
+        found[name] = await look_at(zones[name], by_zone[name])
+
+    async with anyio.create_task_group() as tasks:
+        for name in by_zone:
+            tasks.start_soon(look, name)
+    made = [(name, one) for name in by_zone for one in found[name][0]]
+    return made, tuple(name for name in by_zone if not found[name][1])
+
+
+def _made_line(point: Made) -> str:
+    """How far a snapshot is one state of its disk; "" where the zone does not say."""
+    if point.consistency is None:
+        return ""
+    verdict = "; does not count as good" if point.counts_as_good is False else ""
+    return f"Snapshot {point.snapshot_id} in zone {point.zone}: {point.consistency}{verdict}"
 
 
 def job_line(row: JobRow) -> str:
