@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import ResourceType
@@ -148,6 +149,12 @@ class Wrapped:
             await self.on_change()
         job: Job = await self._provider.delete_snapshot(snapshot_id, **terms)
         self.destroyed.append(("delete", snapshot_id))
+        return job
+
+    async def cancel_job(self, job_id: str) -> Job:
+        if Feature.CANCEL in self.without:
+            raise Unsupported("It cancels no jobs.")
+        job: Job = await self._provider.cancel_job(job_id)
         return job
 
     async def apply_snapshots(self, snapshot_ids: Sequence[str], **terms: Any) -> Job:
