@@ -46,8 +46,10 @@ SCRATCH_BYTES = 1 << 30
 """What the tour may take on the disk, and what must be free before it begins."""
 WORKER_END_SECONDS = 5.0
 FACE_START_SECONDS = 20.0
-ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
 """A closed terminal ends the tour as Ctrl-C does: half a gigabyte must not stay behind."""
+AGAIN_SECONDS = 10
+"""An interruption that met a finalizer is swallowed by the interpreter, so it is repeated."""
 
 
 class TourFailed(Exception):
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     except* Exception as group:
         tour.failure = tour.describe(_innermost(group))
     finally:
+        _set_alarm(0)
         for one, handler in previous.items():
             signal.signal(one, handler)
         _clean_up(scratch)
@@ -348,7 +351,13 @@ def _innermost(group: BaseException) -> BaseException:
 
 
 def _interrupt(signum: int, frame: object) -> None:
+    _set_alarm(AGAIN_SECONDS)
     raise KeyboardInterrupt
+
+
+def _set_alarm(seconds: int) -> None:
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
 
 
 def _clean_up(scratch: Path) -> None:

@@ -48,8 +48,15 @@ async def connect(siege: Siege, url: str, reply: Any = None) -> AsyncIterator[Cl
         yield client
 
 
-@pytest.mark.parametrize("transport", ["stdio", "http"])
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize(
+    ("mode", "transport"),
+    [
+        ("auto", "stdio"),
+        ("legacy", "http"),
+        pytest.param("auto", "http", marks=pytest.mark.long),
+        pytest.param("legacy", "stdio", marks=pytest.mark.long),
+    ],
+)
 async def test_every_attempt_over_the_wire_comes_to_nothing(
     ground: Ground, tmp_path: Path, mode: str, transport: str
 ) -> None:

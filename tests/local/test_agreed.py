@@ -164,7 +164,7 @@ async def test_another_file_at_the_path_is_not_overwritten_when_it_was_agreed_be
     assert await zone.list_unfinished_jobs() == ()
 
 
-@pytest.mark.parametrize("has_safety", [False, True])
+@pytest.mark.parametrize("has_safety", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("is_changed", CHANGES)
 async def test_another_file_at_the_path_is_not_overwritten_by_a_job_that_waited(
     rolled: Rolled, is_changed: Callable[[Path], None], has_safety: bool

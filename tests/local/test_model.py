@@ -147,6 +147,6 @@ class Zone(RuleBasedStateMachine):
 
 
 Zone.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 test_random_sequences_keep_every_byte = Zone.TestCase
