@@ -98,7 +98,7 @@ def without_way_back(disk: Disk) -> NotUsable | None:
     """
     if disk.status != "pending":
         return None
-    why = clean_text(disk.problem or "what was begun on it is not finished", MESSAGE_CHARACTERS)
+    why = clean_text(disk.problem or "what was begun on it is not finished", MESSAGE_CHARACTERS).rstrip(".")
     return NotUsable(
         f"No sound safety snapshot of disk {label_of(disk)} can be taken: {why}.",
         hint="Nothing was done. A roll-back without one needs a person's yes to that: repeat the call with"
@@ -110,7 +110,7 @@ def unwritable(disk: Disk) -> NotUsable | None:
     """Why the disk cannot be overwritten at all, as an error: a zone that knows its disks does not know this one."""
     if not disk.problem or disk.identity is not None or disk.status == "pending":
         return None
-    why = clean_text(disk.problem, MESSAGE_CHARACTERS)
+    why = clean_text(disk.problem, MESSAGE_CHARACTERS).rstrip(".")
     return NotUsable(
         f"Disk {label_of(disk)} cannot be rolled back: {why}.",
         hint="Nothing was done. export_to_volume restores the snapshot into a new volume.",

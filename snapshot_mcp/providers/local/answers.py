@@ -115,7 +115,7 @@ def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = Non
     `held_by`: see `in_use.find_uses`.
     """
     is_half = is_half_overwritten(row)
-    size, problem = 0, _problem(row, is_half=is_half)
+    size, problem = 0, _problem(row, is_half=is_half, held_by=held_by or "")
     try:
         size = Path(row["path"]).stat().st_size
     except OSError as error:
@@ -142,8 +142,13 @@ def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = Non
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 
-def _problem(row: Row, *, is_half: bool) -> str:
-    """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for."""
+def _problem(row: Row, *, is_half: bool, held_by: str) -> str:
+    """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for.
+
+    Nothing is wrong with one that a job of ours is just overwriting.
+    """
+    if is_half and not row["problem"] and held_by.startswith("busy with job") and "waits for" not in held_by:
+        return ""
     if row["applying_id"] is None:
         return str(row["problem"])
     if not is_half:
