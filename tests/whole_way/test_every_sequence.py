@@ -179,8 +179,7 @@ class WholeWay(Stage):
     @rule(chunks=st.sampled_from([2, 4, 6]))
     def resize(self, chunks: int) -> None:
         """The disk's user cuts it off, or writes something behind its end."""
-        if self._is_free():
-            size = self.scene.path.stat().st_size
+        if self._is_free() and (size := self.scene.path.stat().st_size) != chunks * CHUNK:
             os.truncate(self.scene.path, min(size, chunks * CHUNK))
             with self.scene.path.open("ab") as file:
                 file.write(self.chance.randbytes(max(0, chunks * CHUNK - size)))
