@@ -2,7 +2,7 @@
 
 Each action has its module. They run in a thread of the worker with a connection of their own. Errors of the contract
 end the job as `failed` with their code; anything else is a bug: the job fails as `internal_error` and the traceback goes
-to the log. After an interruption (engine_notes.md, invariant 4): an apply and a delete go on, an export starts again, a
+to the log. After an interruption (engine_notes.md, invariant 4): what destroys goes on if it had begun, an export starts again, a
 create fails truthfully, since its instant is gone, unless its files were complete.
 """
 
