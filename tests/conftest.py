@@ -1,21 +1,33 @@
 """Fixtures that every part's tests share."""
 
+import json
 import os
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
+from jsonschema import Draft202012Validator
 
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import worker_pid
+from tests.patience import PATIENCE_SECONDS
+from tests.whole_way.workers import Nursery
 
 NEEDS_SETTINGS = "not configured: "
 """Begins the reason of a skip that a missing setting causes (a real provider's address); any other is a missing tool."""
+
+LONG_RUN = "long"
+"""What `-m` says in a run of the long tests."""
 
 _skipped: list[str] = []
 
@@ -32,6 +44,49 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("CI") and _skipped:
         print("\nSkipped in CI, which counts as failed:", *_skipped, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Property tests try few examples by default; `-m long` runs them again with many."""
+    examples = 300 if config.option.markexpr == LONG_RUN else 30
+    settings.register_profile(
+        "house", max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("house")
+    _check_schemas_once()
+
+
+def _check_schemas_once() -> None:
+    """The MCP client checks a tool's output schema in each of a thousand connections: a third of their time."""
+    check = Draft202012Validator.check_schema
+    checked: set[str] = set()
+
+    def check_once(schema: Any, **options: Any) -> None:
+        if (text := json.dumps(schema)) not in checked:
+            check(schema, **options)
+            checked.add(text)
+
+    Draft202012Validator.check_schema = check_once
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    if is_property and item.config.option.markexpr == LONG_RUN:
+        item.add_marker(pytest.mark.long)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what each file took, where the long tests ran."""
+    if "not long" in config.option.markexpr:
+        return
+    seconds: Counter[str] = Counter()
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if type(report) is pytest.TestReport:  # a subtest's time is in its test's
+            seconds[report.nodeid.partition("::")[0]] += report.duration
+    terminalreporter.section("seconds by file")
+    for name, total in seconds.most_common():
+        terminalreporter.write_line(f"{total:8.1f}  {name}")
+    terminalreporter.write_line(f"{seconds.total():8.1f}  all, over all workers")
 
 
 ON_THE_LOOP = [
@@ -63,6 +118,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Forks workers from a process that has imported one already: the start of a new interpreter costs 0.2 s of CPU each."""
+    with Nursery() as nursery:
+        yield nursery
+
+
 @pytest.fixture
 def zone_folder(tmp_path: Path) -> Iterator[Path]:
     """A zone's folder; the worker that a test started on it ends with the test."""
@@ -79,10 +141,19 @@ def end_worker(folder: Path) -> None:
 
 
 @pytest.fixture
-async def local_zone(zone_folder: Path) -> AsyncIterator[LocalZone]:
+async def unused_zone(zone_folder: Path) -> AsyncIterator[LocalZone]:
+    """A zone whose folder does not exist yet."""
     zone = LocalZone(zone_folder)
     yield zone
     await zone.aclose()
+
+
+@pytest.fixture
+def local_zone(unused_zone: LocalZone, nursery: Nursery) -> LocalZone:
+    """A zone whose worker lives; once it has ended, the product starts the next one."""
+    Catalogue(unused_zone.folder).close()
+    nursery.start(unused_zone.folder)
+    return unused_zone
 
 
 @pytest.fixture
@@ -95,4 +166,4 @@ async def here(zone_folder: Path) -> AsyncIterator[LocalZone]:
     yield zone
     await zone.aclose()
     shutil.rmtree(zone_folder)
-    worker.join(5)
+    worker.join(PATIENCE_SECONDS)

@@ -10,6 +10,7 @@ import anyio
 from snapshot_mcp.contract.models import Job, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.providers.local.worker import LOCK_NAME
+from tests.patience import PATIENCE_SECONDS
 
 MIB = 1 << 20
 
@@ -64,7 +65,7 @@ def worker_pid(folder: Path) -> int | None:
     return None
 
 
-async def finish(zone: Provider, job: Job, timeout_seconds: float = 60) -> Job:
+async def finish(zone: Provider, job: Job, timeout_seconds: float = PATIENCE_SECONDS) -> Job:
     """The job at its end, whatever that is."""
     with anyio.fail_after(timeout_seconds):
         while not (job := await zone.get_job(job.job_id)).is_finished:
@@ -72,7 +73,7 @@ async def finish(zone: Provider, job: Job, timeout_seconds: float = 60) -> Job:
     return job
 
 
-async def succeed(zone: Provider, job: Job, timeout_seconds: float = 60) -> Job:
+async def succeed(zone: Provider, job: Job, timeout_seconds: float = PATIENCE_SECONDS) -> Job:
     job = await finish(zone, job, timeout_seconds)
     assert job.is_successful, job.info
     return job

@@ -4,7 +4,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.providers.anchcloud import AnchCloudZone, Patience
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service import KeyFile, KeyPair, TokenBook, bind, build_service, running
+from tests.patience import PATIENCE_SECONDS
 
 KEY_PAIR = KeyPair(client_id="key-test", client_secret=SecretStr("a-secret-that-nobody-may-see"))
 ZONE_ID = "ac1"
@@ -37,6 +38,8 @@ HASTY = Patience(
     stream_retry_seconds=1,
 )
 """A client's patience for tests: everything is near."""
+PATIENT = replace(HASTY, lookup_seconds=20, read_seconds=20, token_seconds=20, total_seconds=50)
+"""For what must come through, or be found, on a busy machine too; a change's lost answer is given up as soon."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ async def ask(
 async def send_raw(url: str, sent: bytes, *, hang_up: bool = False) -> RawAnswer | None:
     """These very bytes on a socket of their own, and what came back; None for who hangs up instead of reading it."""
     host, port = url.removeprefix("http://").rsplit(":", 1)
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with await anyio.connect_tcp(host, int(port)) as stream:
             await stream.send(sent)
             if hang_up:

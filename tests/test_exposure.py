@@ -9,6 +9,7 @@ import pytest
 
 from snapshot_mcp.exposure import describe_exposure
 from snapshot_mcp.settings import AnchCloudZoneSettings, load_settings
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners")
 
@@ -66,7 +67,13 @@ def test_every_command_says_it_once_and_goes_on(tmp_path: Path, words: list[str]
     environ = {**os.environ, **write(tmp_path, TOKEN, 0o644)}
     command = [sys.executable, "-m", "snapshot_mcp", *words]
     done = subprocess.run(
-        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert done.returncode == 0
     assert done.stderr.count("chmod 600") == 1

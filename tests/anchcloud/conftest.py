@@ -12,7 +12,7 @@ from snapshot_mcp.providers.local import LocalZone
 from tests.conftest import end_worker
 from tests.disks import make_image, succeed
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
-from tests.rest_face import Served, served_in_thread
+from tests.rest_face import PATIENT, Served, served_in_thread
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Wire:
     face: Served
     proxy: FaultyProxy
     client: AnchCloudZone
+    patient: AnchCloudZone
     volume: str
     disks: Path
 
@@ -51,6 +52,8 @@ async def wire(wire_folder: Path, wire_face: Served, tmp_path: Path) -> AsyncIte
     volume = await local.add_resource(make_image(tmp_path / "disk", 1 << 18), "disk")
     async with faulty_proxy(wire_face.url) as proxy:
         client = wire_face.client(url=proxy.url)
-        yield Wire(local, wire_face, proxy, client, volume.id, tmp_path)
+        patient = wire_face.client(url=proxy.url, patience=PATIENT)
+        yield Wire(local, wire_face, proxy, client, patient, volume.id, tmp_path)
+        await patient.aclose()
         await client.aclose()
     await local.aclose()

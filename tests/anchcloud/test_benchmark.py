@@ -4,7 +4,7 @@ import pytest
 
 from tests.benchmarks.bench_rest import run
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.long]
 
 
 async def test_the_benchmark_measures_both_sides() -> None:

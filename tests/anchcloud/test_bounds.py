@@ -18,6 +18,7 @@ from snapshot_mcp.providers.anchcloud.bounds import MAX_TEXT_CHARACTERS, bounded
 from snapshot_mcp.providers.anchcloud.transport import MAX_ANSWER_BYTES
 from snapshot_mcp.server.targets import all_snapshots, find_resource
 from tests.faulty_proxy import Canned, Seen
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY
 from tests.strange_zone import answer, error, snapshots, strange_zone
 
@@ -97,7 +98,7 @@ async def test_a_body_beyond_all_measure_is_refused_while_it_comes_in() -> None:
     body = b'{"snapshots": [' + b" " * (MAX_ANSWER_BYTES + 1) + b"]}"
     async with strange_zone(patience=PATIENT) as (zone, client):
         zone.answers = {"GET volume_snapshots": Canned(200, body)}
-        with anyio.fail_after(60), pytest.raises(Unavailable, match=str(MAX_ANSWER_BYTES)):
+        with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(Unavailable, match=str(MAX_ANSWER_BYTES)):
             await client.list_snapshots(SnapshotFilter())
         assert zone.asked("volume_snapshots") == 1
 
@@ -131,7 +132,7 @@ async def test_lists_that_never_end_are_left() -> None:
     async with strange_zone(patience=PATIENT) as (zone, client):
         zone.answers = {**endless("snapshots", "snapshot_id"), **endless("volumes", "volume_id")}
         tracemalloc.start()
-        with anyio.fail_after(60):
+        with anyio.fail_after(PATIENCE_SECONDS):
             found, _ = await all_snapshots(at(client), SnapshotFilter(), 1000)
             assert len(found) == 1000
             with pytest.raises(NotFound):

@@ -20,6 +20,7 @@ from snapshot_mcp.contract.states import JobAction
 from tests.anchcloud.conftest import Wire
 from tests.disks import get, ids
 from tests.faulty_proxy import IS_DELIVERED, Canned, Decision, Fault, Seen
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY, client_of
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +49,7 @@ async def test_reads_come_through(fault: Fault, wire: Wire) -> None:
 async def test_reads_give_up_in_bounded_time(wire: Wire) -> None:
     """bounded tries and time"."""
     wire.proxy.decide = lambda seen: Fault.NONE if seen.is_token else Fault.GATEWAY_BEFORE
-    with anyio.fail_after(5), pytest.raises(Unavailable, match="502"):
+    with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(Unavailable, match="502"):
         await wire.client.list_snapshots(SnapshotFilter())
     assert len([seen for seen, _ in wire.proxy.seen if is_list(seen)]) == HASTY.read_tries
 
@@ -59,7 +60,7 @@ async def test_lost_create_is_looked_up_and_never_repeated(fault: Fault, wire: W
     await wire.back_up("before")
     wire.proxy.decide, wire.proxy.late_seconds = once(fault, lambda seen: seen.is_change), 3
     if IS_DELIVERED[fault] and fault != Fault.LATE:
-        job = await wire.client.create_snapshots([wire.volume], "wanted")
+        job = await wire.patient.create_snapshots([wire.volume], "wanted")
         assert job.action == JobAction.CREATE
         job = await wire.done(job)
         assert {(await get(wire.local, one)).snapshot_name for one in job.resource_ids} == {"wanted"}
@@ -78,7 +79,7 @@ async def test_lost_delete_is_looked_up(fault: Fault, wire: Wire) -> None:
     root, leaf = await wire.back_up("root"), await wire.back_up("leaf")
     wire.proxy.decide = once(fault, lambda seen: seen.is_change)
     if IS_DELIVERED[fault]:
-        await wire.done(await wire.client.delete_snapshot(leaf))
+        await wire.done(await wire.patient.delete_snapshot(leaf))
         assert await ids(wire.local, resource_id=wire.volume) == {root}
     else:
         with pytest.raises(OutcomeUnknown, match=leaf):
@@ -92,16 +93,16 @@ async def test_lost_roll_back_recovery_export_and_rename_are_looked_up(wire: Wir
     first, second = await wire.back_up("first"), await wire.back_up("second")
     changes = lambda seen: seen.is_change  # noqa: E731
     wire.proxy.decide = once(Fault.RESET_AFTER, changes)
-    await wire.done(await wire.client.apply_snapshots([first]))
+    await wire.done(await wire.patient.apply_snapshots([first]))
     assert (await get(wire.local, first)).is_head == 1
 
     wire.proxy.decide = once(Fault.RESET_AFTER, changes)
-    job = await wire.done(await wire.client.create_volume(first, "a copy of it"))
+    job = await wire.done(await wire.patient.create_volume(first, "a copy of it"))
     assert (await wire.local.list_volumes(ResourceFilter(ids=job.resource_ids))).items[0].name == "a copy of it"
 
     await wire.done(await wire.client.delete_snapshot(second))
     wire.proxy.decide = once(Fault.RESET_AFTER, changes)
-    await wire.done(await wire.client.recover_snapshots([second]))
+    await wire.done(await wire.patient.recover_snapshots([second]))
     assert second in await ids(wire.local, resource_id=wire.volume)
 
     wire.proxy.decide = once(Fault.RESET_AFTER, changes)
@@ -204,7 +205,7 @@ async def test_many_waiting_calls_fetch_one_token(wire: Wire) -> None:
     wire.proxy.decide = lambda seen: Fault.SLOW if seen.is_token else Fault.NONE
     async with anyio.create_task_group() as tasks:
         for _ in range(40):
-            tasks.start_soon(wire.client.list_snapshots, SnapshotFilter())
+            tasks.start_soon(wire.patient.list_snapshots, SnapshotFilter())
     assert len([seen for seen, _ in wire.proxy.seen if seen.is_token]) == 1
 
 
@@ -212,7 +213,7 @@ async def test_retry_after_is_honoured(wire: Wire) -> None:
     """429: the zone's wish counts; a wish beyond our time is told, not waited for."""
     busy = Canned(429, b"{}", ("Retry-After: 3600",))
     wire.proxy.decide = lambda seen: busy if is_list(seen) else Fault.NONE
-    with anyio.fail_after(3), pytest.raises(TooManyRequests) as refusal:
+    with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(TooManyRequests) as refusal:
         await wire.client.list_snapshots(SnapshotFilter())
     assert refusal.value.retry_after_seconds == 3600
     assert len([seen for seen, _ in wire.proxy.seen if is_list(seen)]) == 1

@@ -185,7 +185,7 @@ async def run_sequences(count: int, seed: int, folder: Path, disks: Path) -> lis
 
 async def test_sequences_over_a_failing_network_end_as_told(wire_folder: Path, tmp_path: Path) -> None:
     """Must show 3, a few."""
-    outcomes = await run_sequences(12, 1, wire_folder, tmp_path)
+    outcomes = await run_sequences(6, 1, wire_folder, tmp_path)
     assert outcomes.count("carried out") > len(outcomes) / 4
 
 

@@ -31,6 +31,7 @@ from snapshot_mcp.guard.facts import gather_deletion_facts
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.anchcloud.asked import NotAsked, resources_page, snapshots_page
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY, KEY_PAIR, client_of
 from tests.strange_zone import TOKEN, answer, error, page, snapshots, strange_zone
 
@@ -119,7 +120,7 @@ async def test_a_short_pause_is_waited_for() -> None:
         async with strange_zone() as (zone, client):
             left = [error(status, "x", "busy", "Retry-After: 0")] * 2
             zone.answers = {"GET volume_snapshots": lambda seen, left=left: left.pop() if left else snapshots()}
-            with anyio.fail_after(2):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 assert (await client.list_snapshots(SnapshotFilter())).items == ()
 
 
@@ -151,7 +152,7 @@ async def test_a_zone_without_a_list_of_jobs_can_be_worked_with() -> None:
             async def end(jobs: object) -> None:
                 states.update(a="successful", b="failed")
 
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 async with Zones({"remote": lambda client=client: client}) as zones:
                     jobs = await zones.get().watcher.wait(["a", "b"], 8, end)
             assert [job.status for job in jobs] == ["successful", "failed"]
@@ -164,12 +165,12 @@ async def test_a_key_that_may_not_list_jobs_may_follow_its_own() -> None:
             "GET unfinished_jobs": error(403, "PermissionDenied", "not yours"),
             "GET job/": lambda seen: answer({"job_id": seen.target[-1], "status": "successful"}),
         }
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             async with Zones({"remote": lambda: client}) as zones:
                 jobs = await zones.get().watcher.wait(["a", "b"], 8)
         assert all(job.is_successful for job in jobs)
         zone.answers["GET job/"] = error(403, "PermissionDenied", "not yours either")
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             async with Zones({"remote": lambda: client}) as zones:
                 with pytest.raises(Forbidden, match="not permitted"):
                     await zones.get().watcher.wait(["a", "b"], 8)
@@ -226,7 +227,7 @@ async def test_a_list_that_never_ends_is_given_up() -> None:
     """A page that brings nothing new will not be followed by one that does."""
     async with strange_zone() as (zone, client):
         zone.answers = {"GET volume_snapshots": snapshots(row("ss-a1"), total_count=10**15)}
-        with anyio.fail_after(5), pytest.raises(Unavailable, match="kept changing"):
+        with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(Unavailable, match="kept changing"):
             await gather_deletion_facts(client, "remote", "ss-a1")
         assert len(zone.proxy.seen) < 20
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -28,14 +28,12 @@ from tests.anchcloud.test_faults import once
 from tests.disks import back_up, make_image, succeed
 from tests.faulty_proxy import Canned, Fault, FaultyProxy, Seen, faulty_proxy
 from tests.recording_zone import TOLD, RecordingZone
-from tests.rest_face import HASTY, client_of, served
+from tests.rest_face import HASTY, PATIENT, client_of, served
 from tests.strange_zone import answer, error, strange_zone
 
 pytestmark = pytest.mark.anyio
 
 TERMS = Terms(may_go=("ss-1", "ss-é &=+%"), must_stay=("ss-2",), recovery_seconds=7200)
-PATIENT = replace(HASTY, lookup_seconds=20)
-"""Of what is found a busy machine may take its time."""
 OLD = frozenset({Feature.TERMS, Feature.ONE_HOLD, Feature.CANCEL})
 
 

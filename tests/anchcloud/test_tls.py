@@ -16,6 +16,7 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service import TokenBook, bind, build_service, running, url_of
 from tests.anchcloud.conftest import Wire
 from tests.faulty_proxy import Canned
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY, KEY_PAIR, ZONE_ID, client_of
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +69,6 @@ async def test_a_proxy_that_is_not_there_means_that_nothing_was_sent() -> None:
     client = client_of(
         "https://api.example.invalid", proxy=SecretStr("http://127.0.0.1:9"), patience=replace(HASTY, read_tries=1)
     )
-    with anyio.fail_after(5), pytest.raises(Unavailable, match="not carried out"):
+    with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(Unavailable, match="not carried out"):
         await client.delete_snapshot("ss-aaaaaaaa")
     await client.aclose()

@@ -15,6 +15,7 @@ from snapshot_mcp.providers.anchcloud.events import MAX_EVENT_BYTES, Event, Even
 from snapshot_mcp.providers.anchcloud.memory import JobMemory, News
 from tests.anchcloud.conftest import Wire
 from tests.faulty_proxy import Canned, Fault
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY, client_of
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +38,7 @@ class Watcher:
         return [job.status for job in self.told if job.job_id == job_id]
 
     async def end_of(self, job_id: str) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             while not any(job.job_id == job_id and job.is_finished for job in self.told):
                 await self.changed.wait()
 
@@ -108,11 +109,11 @@ async def test_a_watch_ends_with_an_error_when_waiting_does_not_help(wire: Wire)
     """Ends only by being closed, or by an error of the tree"."""
     refusal = Canned(403, b'{"code": "forbidden", "message": "not yours"}')
     wire.proxy.decide = lambda seen: refusal if seen.is_stream else Fault.NONE
-    with anyio.fail_after(5), pytest.raises(Forbidden, match="not yours"):
+    with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(Forbidden, match="not yours"):
         await anext(aiter(wire.client.watch_jobs()))
     wire.proxy.is_down = True
     client = client_of(wire.proxy.url, patience=replace(HASTY, outage_seconds=0.3, total_seconds=0.3))
-    with anyio.fail_after(10), pytest.raises(Unavailable):
+    with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(Unavailable):
         await anext(aiter(client.watch_jobs()))
     await client.aclose()
 

@@ -24,6 +24,7 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.worker import LOCK_NAME
 from tests.conftest import end_worker
 from tests.disks import MIB, change, make_image, succeed
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import Served, served, served_in_thread
 
 PROVIDER = "SNAPSHOT_MCP_TEST_API_"
@@ -73,7 +74,7 @@ class Subject:
         return self.paths[resource_id].read_bytes()
 
     async def done(self, job: Job) -> Job:
-        return await succeed(self.zone, job, timeout_seconds=20 if self.local else 1800)
+        return await succeed(self.zone, job, timeout_seconds=PATIENCE_SECONDS if self.local else 1800)
 
     async def back_up(self, resource_id: str, name: str = "", *, is_full: bool = False) -> str:
         """Create a snapshot of one resource and return its id."""

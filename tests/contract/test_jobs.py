@@ -11,6 +11,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, JobStatus
 from tests.contract.conftest import Subject
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +67,7 @@ async def test_watch_tells_each_change_of_status_to_the_end(subject: Subject) ->
                 if job.is_finished and job.job_id in wanted:
                     return
 
-    with anyio.fail_after(20 if subject.local else 1800):
+    with anyio.fail_after(PATIENCE_SECONDS if subject.local else 1800):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             while not ready.is_set():  # jobs, until the first is told: then the watch stands
@@ -98,7 +99,7 @@ async def test_two_watches_are_told_the_same(subject: Subject) -> None:
                 if job_ids and job_ids <= ends[number]:
                     return
 
-    with anyio.fail_after(20 if subject.local else 1800):
+    with anyio.fail_after(PATIENCE_SECONDS if subject.local else 1800):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch, 0)
             tasks.start_soon(watch, 1)

@@ -19,6 +19,7 @@ from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
 from snapshot_mcp.contract.terms import ResourceTerms, Terms
 from tests.contract.conftest import Subject
 from tests.disks import MIB, change, finish, get, ids
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -312,7 +313,7 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(subject: Subject, k
     volume = await subject.volume(size_bytes=64 * MIB)
     snapshot = await subject.back_up(volume)
     files = set(subject.local.folder.rglob("*")) if subject.local else set()
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while True:
             job = await (
                 subject.zone.create_snapshots([volume], "never", is_full=True)

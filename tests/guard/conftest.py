@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
@@ -20,11 +19,9 @@ from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
 from snapshot_mcp.guard.clock import Moment, SystemClock
 from snapshot_mcp.jobs import Zone, Zones
 from snapshot_mcp.providers.local import LocalZone
+from tests.patience import PATIENCE_SECONDS
 
 DISK_BYTES = 1 << 18
-
-settings.register_profile("guard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("guard")
 
 
 @pytest.fixture
@@ -228,7 +225,7 @@ class Bench:
 
     async def finish(self, job: Job | str) -> Job:
         job_id = job if isinstance(job, str) else job.job_id
-        (done,) = await self.zone.watcher.wait([job_id], 20)
+        (done,) = await self.zone.watcher.wait([job_id], PATIENCE_SECONDS)
         assert done.is_successful, done
         return done
 

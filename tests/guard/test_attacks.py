@@ -23,7 +23,10 @@ from snapshot_mcp.contract.models import SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.guard import Guard, tighten_policy
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.settings import Settings, load_settings
+from tests.conftest import end_worker
 from tests.guard.conftest import HAND_CLOCK, scribble
+from tests.patience import PATIENCE_SECONDS
+from tests.whole_way.workers import Nursery
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +71,7 @@ DESTRUCTIVE_JOBS = "SELECT 1 FROM jobs WHERE action IN ('DeleteSnapshots', 'Appl
 
 async def back_up(zone: LocalZone, resource_id: str, name: str) -> str:
     job = await zone.create_snapshots([resource_id], name)
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while not (job := await zone.get_job(job.job_id)).is_finished:
             await anyio.sleep(0.02)
     assert job.is_successful, job
@@ -654,25 +657,27 @@ class Victim:
         return len(await self.zone._read(lambda catalogue: catalogue.rows(DESTRUCTIVE_JOBS), []))
 
     async def settle(self) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_SECONDS):
             while await self.zone.list_unfinished_jobs():
                 await anyio.sleep(0.02)
 
 
 @pytest.fixture
-async def victim(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Victim]:
+async def victim(tmp_path: Path, anyio_backend: str, nursery: Nursery) -> AsyncIterator[Victim]:
     ground = Ground(tmp_path / "ground")
     ground.folder.mkdir()
     zone = ground.zone()
     path = ground.folder / "disk.img"
     path.write_bytes(bytes(DISK_BYTES))
     disk = await zone.add_resource(path, "pg-data")
+    nursery.start(zone.folder)
     full = await back_up(zone, disk.id, "full")
     scribble(path)
     last = await back_up(zone, disk.id, "monday")
     ground.ids = {"full": full, "last": last}
     yield Victim(Siege(ground, tmp_path, "auto"), zone, disk.id, path, full, last)
     await zone.aclose()
+    end_worker(zone.folder)
 
 
 async def test_a_sealed_answer_replayed_after_the_deletion_and_its_recovery(victim: Victim) -> None:
@@ -862,7 +867,7 @@ async def test_the_answer_to_a_call_that_the_host_gave_up(victim: Victim) -> Non
         answered.set()
         return ElicitResult(action="accept", content={"answer": "delete"})
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with victim.siege.connect(slow) as client:
             async with anyio.create_task_group() as call:
                 call.start_soon(client.call_tool, "delete_snapshot", {"snapshot_id": victim.last})

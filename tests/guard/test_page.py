@@ -13,6 +13,7 @@ from snapshot_mcp.contract.models import SnapshotUpdate
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.page import ApprovalPage
 from tests.guard.conftest import Bench, Person, nobody
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +22,7 @@ PIN = "483920"
 
 @asynccontextmanager
 async def served(guard: Guard) -> AsyncIterator[httpx.AsyncClient]:
-    async with ApprovalPage(guard), httpx.AsyncClient(timeout=10) as browser:
+    async with ApprovalPage(guard), httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         yield browser
 
 
@@ -229,7 +230,7 @@ async def test_nothing_is_served_before_the_first_link_and_nothing_after_the_end
         assert (await browser.get(link)).status_code == 200
         assert link.startswith("http://127.0.0.1:")
         assert (await ApprovalPageLinks(guard).of("ap-x")).startswith(origin_of(link)["Origin"])
-    async with httpx.AsyncClient() as browser:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         with pytest.raises(httpx.TransportError):
             await browser.get(link)
     outcome = await guard.delete_snapshot(bench.zone, (await bench.snapshots())[0].snapshot_id, nobody())
@@ -314,7 +315,7 @@ async def test_a_host_that_is_about_to_give_up_is_answered_before_the_person_dec
         await guard.approve(approval_id, PIN)
 
     async with served(guard):
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             late = Person(can_open_url=True, opens=looks_at_it, seconds_left=0)
             assert (await guard.delete_snapshot(bench.zone, last.snapshot_id, late)).status == "needs_approval"
             just = Person(can_open_url=True, opens=decided_in_time, seconds_left=0)

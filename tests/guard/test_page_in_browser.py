@@ -82,6 +82,7 @@ async def test_a_person_decides_in_a_browser(bench: Bench, tmp_path: Path) -> No
         assert problems == []
 
 
+@pytest.mark.long
 async def test_denied_expired_and_without_a_pin(bench: Bench, tmp_path: Path) -> None:
     guard = bench.guard()
     async with ApprovalPage(guard), browser() as chromium:

@@ -21,7 +21,9 @@ from tests.conftest import end_worker
 from tests.disks import back_up, worker_pid
 from tests.guard.test_record import command, records
 from tests.guard.test_terminal import PIN, type_into
+from tests.marks import long
 from tests.server.lab import Lab
+from tests.whole_way.workers import Nursery
 
 pytestmark = pytest.mark.anyio
 
@@ -29,8 +31,8 @@ YES = ("Type purge to agree", "purge")
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    yield Lab(tmp_path)
+def lab(tmp_path: Path, nursery: Nursery) -> Iterator[Lab]:
+    yield Lab(tmp_path, nursery=nursery)
     end_worker(tmp_path / "home" / "zones" / "local")
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
 
@@ -106,7 +108,7 @@ async def test_the_plan_names_disks_restore_points_sizes_and_the_end_of_their_re
     assert "That ends with this: nothing brings them back afterwards." in act.lines[-2]
 
 
-@pytest.mark.parametrize("answer", ["", "yes", "y", "PURGE!"])
+@pytest.mark.parametrize("answer", ["yes", long(""), long("y"), long("PURGE!")])
 async def test_any_other_word_leaves_it(lab: Lab, answer: str) -> None:
     ids = await deleted(lab, "monday")
     status, shown = await in_terminal(lab, ["zone", "purge"], ("anything else to leave it", answer))
@@ -136,7 +138,7 @@ async def test_a_zone_that_takes_a_proven_yes_only_needs_a_pin(lab: Lab) -> None
     assert await statuses(lab, ids) == ["deleted"]
 
 
-@pytest.mark.parametrize("rules", ['protect = { names = ["mon*"] }', "read_only = true"])
+@pytest.mark.parametrize("rules", ['protect = { names = ["mon*"] }', long("read_only = true")])
 async def test_what_a_rule_forbids_is_not_purged_by_any_word(lab: Lab, rules: str) -> None:
     """“policy (protect, read_only: refuse purging protected ones)”."""
     ids = await deleted(lab, "monday")

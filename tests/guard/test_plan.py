@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshot_mcp.contract.models import Snapshot, SnapshotResource, Volume
@@ -271,7 +271,6 @@ def test_the_digest_is_of_the_loss_alone_and_moves_with_nothing_else(points: tup
 
 
 @given(trees(), st.text(max_size=300), st.text(max_size=300))
-@settings(max_examples=150)
 def test_a_question_is_twelve_short_lines_whatever_the_names(
     points: tuple[Snapshot, ...], name: str, disk: str
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from snapshot_mcp.guard import Guard
 from tests.guard.conftest import OLD_ZONE, Bench, nobody
+from tests.marks import long
 
 pytestmark = pytest.mark.anyio
 
@@ -113,8 +114,15 @@ async def test_of_four_processes_that_race_for_one_approval_one_goes_through(ben
     assert (await Guard(bench.home, bench.guard().policy).get_approval(approval_id)).state == "spent"
 
 
-@pytest.mark.parametrize(("kill", "jobs"), [("before", 0), ("after", 1)])
-@pytest.mark.parametrize(("operation", "action"), [("delete", "DeleteSnapshots"), ("rollback", "ApplySnapshots")])
+@pytest.mark.parametrize(
+    ("operation", "action", "kill", "jobs"),
+    [
+        ("delete", "DeleteSnapshots", "before", 0),
+        ("rollback", "ApplySnapshots", "after", 1),
+        long("delete", "DeleteSnapshots", "after", 1),
+        long("rollback", "ApplySnapshots", "before", 0),
+    ],
+)
 async def test_a_process_killed_at_the_change_runs_it_once_at_most(
     bench: Bench, operation: str, action: str, kill: str, jobs: int
 ) -> None:
@@ -135,7 +143,7 @@ async def test_a_process_killed_at_the_change_runs_it_once_at_most(
     assert sum(record["event"] == "spent" for record in guard.audit.records()) == 1
 
 
-@pytest.mark.parametrize("kill", ["safety before", "safety after"])
+@pytest.mark.parametrize("kill", [long("safety before"), "safety after"])
 async def test_a_process_killed_at_the_safety_snapshot_leaves_the_approval(bench: Bench, kill: str) -> None:
     """Killed at any point, it goes on under the same approval."""
     bench.provider.without = OLD_ZONE

@@ -28,14 +28,16 @@ from snapshot_mcp.jobs import Zone
 from tests.conftest import end_worker
 from tests.guard.conftest import nobody
 from tests.guard.test_states import HandClock
+from tests.patience import PATIENCE_SECONDS
 from tests.server.lab import Lab, back_up, data_of
+from tests.whole_way.workers import Nursery
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    yield Lab(tmp_path)
+def lab(tmp_path: Path, nursery: Nursery) -> Iterator[Lab]:
+    yield Lab(tmp_path, nursery=nursery)
     end_worker(tmp_path / "home" / "zones" / "local")
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
 
@@ -77,7 +79,7 @@ async def deleted(lab: Lab, wait: bool) -> str:
 async def ended(lab: Lab, job_id: str) -> None:
     """Wait past the guard."""
     async with app.build_zones(lab.settings) as zones:
-        await zones.get().watcher.wait([job_id], 20)
+        await zones.get().watcher.wait([job_id], PATIENCE_SECONDS)
 
 
 async def test_the_end_that_the_server_sees_is_recorded_once(lab: Lab) -> None:

@@ -17,6 +17,7 @@ from mcp.types import ElicitResult
 
 from tests.guard.test_attacks import Siege, Victim, ask, says, status_of, yes
 from tests.guard.test_attacks import victim as victim
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +60,7 @@ def url(victim: Victim) -> Iterator[str]:
 @asynccontextmanager
 async def connect(url: str, name: str, reply: Any = None, mode: str = "auto") -> AsyncIterator[Client]:
     headers = {"Authorization": f"Bearer {TOKENS[name][1]}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+    async with httpx2.AsyncClient(headers=headers, timeout=PATIENCE_SECONDS) as http:
         transport = streamable_http_client(url, http_client=http)
         async with Client(transport, mode=mode, elicitation_callback=reply) as client:
             yield client
@@ -72,7 +73,7 @@ def bearer(name: str) -> dict[str, str]:
 async def test_without_a_token_nobody_gets_in(victim: Victim, url: str) -> None:
     base = url.rsplit("/", 1)[0]
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-    async with httpx.AsyncClient() as browser:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKENS["olga"][1]}):
             assert (await browser.post(url, json=body, headers=headers)).status_code == 401
             assert (await browser.get(f"{base}/approvals", headers=headers)).status_code == 401
@@ -98,7 +99,11 @@ async def test_a_viewer_looks_and_changes_nothing(victim: Victim, url: str) -> N
 async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(victim: Victim, url: str) -> None:
     base = url.rsplit("/", 1)[0]
     call = {"snapshot_id": victim.last}
-    async with httpx.AsyncClient() as browser, connect(url, "olga") as olga, connect(url, "omar") as omar:
+    async with (
+        httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser,
+        connect(url, "olga") as olga,
+        connect(url, "omar") as omar,
+    ):
         pending = status_of(await olga.call_tool("delete_snapshot", call))[1]["approval_id"]
         for name in ("vera", "olga", "omar"):
             assert (await browser.get(f"{base}/approvals", headers=bearer(name))).status_code == 403
@@ -140,7 +145,7 @@ async def test_an_approver_who_denies_too_late_hears_how_it_ended(victim: Victim
     """Never that nothing was done, of what was carried out."""
     base = url.rsplit("/", 1)[0]
     call = {"snapshot_id": victim.last}
-    async with httpx.AsyncClient() as browser, connect(url, "olga") as olga:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser, connect(url, "olga") as olga:
         pending = status_of(await olga.call_tool("delete_snapshot", call))[1]["approval_id"]
         (listed,) = (await browser.get(f"{base}/approvals", headers=bearer("anna"))).json()["approvals"]
         decision = {"decision": "approve", "digest": listed["digest"]}
@@ -156,7 +161,10 @@ async def test_an_approver_who_denies_too_late_hears_how_it_ended(victim: Victim
 
 async def test_who_asked_cannot_approve(victim: Victim, url: str) -> None:
     base = url.rsplit("/", 1)[0]
-    async with httpx.AsyncClient() as browser, connect(url, "both", says({"answer": "delete"})) as client:
+    async with (
+        httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser,
+        connect(url, "both", says({"answer": "delete"})) as client,
+    ):
         call = {"snapshot_id": victim.last}
         pending = status_of(await client.call_tool("delete_snapshot", call))[1]["approval_id"]
         (listed,) = (await browser.get(f"{base}/approvals", headers=bearer("both"))).json()["approvals"]

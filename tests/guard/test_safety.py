@@ -13,6 +13,7 @@ from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate, Volume
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.guard import GuardedOutcome
 from tests.guard.conftest import OLD_ZONE, Bench, Person, agrees, nobody, scribble
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +130,7 @@ async def test_a_host_that_is_about_to_give_up_is_not_kept_waiting_for_it(bench:
     _, full = await prepared(bench)
     bench.provider.is_slow = True
     person = Person([agrees], seconds_left=0)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_SECONDS):
         outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
     assert outcome.status == "safety_running"
     bench.provider.is_slow = False

@@ -200,7 +200,7 @@ class ApprovalStates(RuleBasedStateMachine):
 
 
 TestApprovalStates = ApprovalStates.TestCase
-TestApprovalStates.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+TestApprovalStates.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
 
 
 @pytest.mark.long

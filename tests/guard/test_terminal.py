@@ -13,6 +13,8 @@ import pytest
 
 from snapshot_mcp.guard import Policy
 from tests.guard.conftest import Bench, nobody
+from tests.marks import long
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +51,7 @@ def type_to(
     shown = ""
     for prompt, answer in answers:
         while prompt not in shown:
-            assert select.select([terminal], [], [], 30)[0], f"no {prompt!r} in {shown!r}"
+            assert select.select([terminal], [], [], PATIENCE_SECONDS)[0], f"no {prompt!r} in {shown!r}"
             shown += os.read(terminal, 4096).decode(errors="replace")
         shown = shown.split(prompt, 1)[1]
         os.write(terminal, f"{answer}\n".encode())
@@ -86,7 +88,7 @@ async def test_a_person_approves_with_the_word_and_the_call_goes_through(bench: 
     assert (await bench.guard().delete_snapshot(bench.zone, snapshot_id, nobody())).status == "started"
 
 
-@pytest.mark.parametrize("answer", ["", "yes", "keep"])
+@pytest.mark.parametrize("answer", ["yes", long(""), long("keep")])
 async def test_any_other_word_leaves_it(bench: Bench, answer: str) -> None:
     approval_id, _ = await waiting(bench)
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", answer))
@@ -145,6 +147,7 @@ async def test_a_password_manager_can_pipe_the_pin(bench: Bench) -> None:
     assert (await bench.guard().get_approval(approval_id)).state == "granted"
 
 
+@pytest.mark.long
 async def test_changing_the_pin_needs_the_old_one(bench: Bench) -> None:
     await bench.guard().set_pin(PIN)
     for old, expected in (("000111", 1), (PIN, 0)):

@@ -19,16 +19,17 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import SubscriptionLost
 
 from snapshot_mcp.guard import Door
+from snapshot_mcp.server.waiting import MAX_WAIT_SECONDS
 from tests.disks import worker_pid
 from tests.guard.conftest import Bench, nobody
 from tests.guard.test_attacks import Victim, status_of
 from tests.guard.test_attacks import victim as victim
+from tests.marks import legacy_first, long, modern_first
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
 SERVE = [sys.executable, "-m", "snapshot_mcp", "serve", "--http", "127.0.0.1:0"]
-SOON = 5
-"""Seconds within which what is open has ended; the server looks at the file every second."""
 EVERYBODY = {"vera": "viewer", "olga": "operator", "anna": "approver", "axel": "approver"}
 
 
@@ -81,26 +82,26 @@ class Service:
 
     @asynccontextmanager
     async def connect(self, name: str, mode: str = "auto", reply: Any = None) -> AsyncIterator[Client]:
-        async with httpx2.AsyncClient(headers=self.bearer(name), timeout=30) as http:
+        async with httpx2.AsyncClient(headers=self.bearer(name), timeout=PATIENCE_SECONDS) as http:
             transport = streamable_http_client(self.url, http_client=http)
             async with Client(transport, mode=mode, elicitation_callback=reply) as client:
                 yield client
 
     async def status(self, headers: dict[str, str], method: str = "POST") -> int:
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
-        async with httpx.AsyncClient() as browser:
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
             return (await browser.request(method, self.url, json=body, headers=headers)).status_code
 
     async def decide(self, name: str, decision: str, approval_id: str) -> httpx.Response:
         """Look at what waits and decide about one of them, as an approver does."""
-        async with httpx.AsyncClient(headers=self.bearer(name)) as browser:
+        async with httpx.AsyncClient(headers=self.bearer(name), timeout=PATIENCE_SECONDS) as browser:
             found = (await browser.get(f"{self.base}/approvals")).json().get("approvals", [])
             digest = next((one["digest"] for one in found if one["id"] == approval_id), "0" * 64)
             body = {"decision": decision} | ({"digest": digest} if decision == "approve" else {})
             return await browser.post(f"{self.base}/approvals/{approval_id}", json=body)
 
     async def approvals(self, name: str = "axel") -> list[str]:
-        async with httpx.AsyncClient(headers=self.bearer(name)) as browser:
+        async with httpx.AsyncClient(headers=self.bearer(name), timeout=PATIENCE_SECONDS) as browser:
             return [one["id"] for one in (await browser.get(f"{self.base}/approvals")).json()["approvals"]]
 
 
@@ -156,13 +157,21 @@ def records(victim: Victim, event: str) -> list[dict[str, Any]]:
 
 
 async def until(condition: Any) -> None:
-    with anyio.fail_after(SOON):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while not await condition():
             await anyio.sleep(0.05)
 
 
-@pytest.mark.parametrize("production", [pytest.param(False, marks=pytest.mark.long), True])
-@pytest.mark.parametrize("change", ["removed", "role taken away"])
+@pytest.mark.parametrize(
+    ("mode", "change", "production"),
+    [
+        ("auto", "removed", True),
+        ("legacy", "role taken away", True),
+        long("auto", "role taken away", True),
+        long("legacy", "removed", True),
+        *(long(mode, change, False) for mode in ("auto", "legacy") for change in ("removed", "role taken away")),
+    ],
+)
 async def test_a_revoked_approvers_yes_does_not_count(victim: Victim, mode: str, change: str, production: bool) -> None:
     """ "A revoked approver still destroys. An approver's table removed from the file under a running server: that token's
     approval was granted and the deletion carried out, in a production zone." """
@@ -194,7 +203,7 @@ async def test_a_revoked_approver_cannot_approve(victim: Victim) -> None:
         pending = status_of(await olga.call_tool("delete_snapshot", call))[1]["approval_id"]
         gone = service.bearer("anna")
         service.remove("anna")
-        async with httpx.AsyncClient(headers=gone) as browser:
+        async with httpx.AsyncClient(headers=gone, timeout=PATIENCE_SECONDS) as browser:
             assert (await browser.get(f"{service.base}/approvals")).status_code == 401
             for decision in ("approve", "deny"):
                 body = {"decision": decision, "digest": "0" * 64}
@@ -247,6 +256,7 @@ async def test_a_removed_principals_requests_are_void_even_if_it_comes_back(vict
     assert {one["approval"] for one in records(victim, "voided")} == {granted, waiting}
 
 
+@legacy_first
 async def test_an_operator_who_became_a_viewer_changes_nothing_more(victim: Victim, mode: str) -> None:
     """A role that is taken away no longer works; in an open session, too."""
     async with serve(victim) as service, service.connect("olga", mode) as olga:
@@ -275,22 +285,32 @@ async def test_a_removed_token_is_refused_at_once_and_a_new_one_works(victim: Vi
         assert [await service.status(gone, method) for method in ("POST", "GET", "DELETE")] == [401, 401, 401]
 
 
+@dataclass
+class Endless:
+    """A job that does not end before the test says so: the worker is stopped."""
+
+    job_id: str
+    worker: int
+
+    def end(self) -> None:
+        os.kill(self.worker, signal.SIGCONT)
+
+
 @pytest.fixture
-async def endless_job(victim: Victim) -> AsyncIterator[str]:
-    """A job that does not end while the test lasts: the worker is stopped."""
+async def endless_job(victim: Victim) -> AsyncIterator[Endless]:
     pid = worker_pid(victim.zone.folder)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     try:
-        yield (await victim.zone.create_snapshots([victim.disk_id], "endless")).job_id
+        yield Endless((await victim.zone.create_snapshots([victim.disk_id], "endless")).job_id, pid)
     finally:
         os.kill(pid, signal.SIGCONT)
         await victim.settle()
 
 
-async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless_job: str) -> None:
+async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless_job: Endless) -> None:
     """ "A removed token is refused at once, its open sessions, streams and subscriptions end"; those of others go on."""
-    wait = {"job_ids": [endless_job], "timeout_seconds": 10}
+    wait = {"job_ids": [endless_job.job_id], "timeout_seconds": MAX_WAIT_SECONDS}
     async with serve(victim) as service, service.connect("vera", mode) as vera:
         others: list[Any] = []
 
@@ -299,19 +319,20 @@ async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait_longer)
-            with suppress_mcp_errors(), anyio.fail_after(SOON):
+            with suppress_mcp_errors(), anyio.fail_after(PATIENCE_SECONDS):
                 async with service.connect("olga", mode) as olga:
                     tasks.start_soon(call_later, 0.5, lambda: service.remove("olga"))
                     others.append(await olga.call_tool("wait_for_job", wait))
             assert others == []
-        assert others[0].structured_content["outcome"] == "still_running"
+            endless_job.end()
+        assert others[0].structured_content["outcome"] == "successful"
 
 
 async def test_a_stream_of_a_removed_token_ends(victim: Victim) -> None:
     """ "Its open sessions, streams and subscriptions end": the stream that a modern host listens on."""
     async with serve(victim) as service, service.connect("vera") as vera:
         uris = [f"snapshot://local/{victim.last}"]
-        with anyio.fail_after(SOON):
+        with anyio.fail_after(PATIENCE_SECONDS):
             with suppress_mcp_errors():
                 async with service.connect("olga") as olga, olga.listen(resource_subscriptions=uris) as events:
                     service.remove("olga")
@@ -336,13 +357,13 @@ async def test_a_session_of_a_removed_token_ends(victim: Victim) -> None:
     subscribe = {"jsonrpc": "2.0", "id": 2, "method": "resources/subscribe", "params": {"uri": uri}}
     accept = {"Accept": "application/json, text/event-stream"}
     async with serve(victim) as service, service.connect("vera", "legacy") as vera:
-        async with httpx.AsyncClient(headers=service.bearer("olga") | accept, timeout=SOON) as raw:
+        async with httpx.AsyncClient(headers=service.bearer("olga") | accept, timeout=PATIENCE_SECONDS) as raw:
             opened = await raw.post(service.url, json=hello)
             session = {"Mcp-Session-Id": opened.headers["mcp-session-id"], "MCP-Protocol-Version": "2025-11-25"}
             ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
             assert (await raw.post(service.url, json=ready, headers=session)).status_code == 202
             assert (await raw.post(service.url, json=subscribe, headers=session)).status_code == 200
-            with anyio.fail_after(SOON):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 async with raw.stream("GET", service.url, headers=session) as stream:
                     assert stream.status_code == 200
                     service.remove("olga")
@@ -354,6 +375,7 @@ async def test_a_session_of_a_removed_token_ends(victim: Victim) -> None:
         assert not (await vera.call_tool("list_snapshots", {})).is_error
 
 
+@modern_first
 async def test_while_the_file_cannot_be_read_nobody_changes_anything(victim: Victim, mode: str) -> None:
     """The tokens of the last good file still look; what changes something fails closed, as the guard's rules do."""
     call = {"snapshot_id": victim.last}
@@ -393,10 +415,11 @@ async def test_a_server_that_has_lost_its_last_token_lets_nobody_in(victim: Vict
             assert not (await vera.call_tool("list_snapshots", {})).is_error
 
 
+@legacy_first
 async def test_a_server_without_tokens_closes_with_the_first_one(victim: Victim, mode: str) -> None:
     """Who gives out the first token expects that nobody else gets in from then on."""
     async with serve(victim, roles={}) as service:
-        with suppress_mcp_errors(), anyio.fail_after(SOON):
+        with suppress_mcp_errors(), anyio.fail_after(PATIENCE_SECONDS):
             async with Client(service.url, mode=mode) as anybody:
                 assert not (await anybody.call_tool("list_snapshots", {})).is_error
                 service.give("vera", "viewer")

@@ -18,6 +18,8 @@ from mcp.types import ElicitResult, InputRequiredResult
 from tests.guard.test_attacks import ANSWERS, Ground, Siege, Victim, ask, says, status_of, yes
 from tests.guard.test_attacks import ground as ground
 from tests.guard.test_attacks import victim as victim
+from tests.marks import legacy_first, long
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -53,8 +55,8 @@ async def connect(siege: Siege, url: str, reply: Any = None) -> AsyncIterator[Cl
     [
         ("auto", "stdio"),
         ("legacy", "http"),
-        pytest.param("auto", "http", marks=pytest.mark.long),
-        pytest.param("legacy", "stdio", marks=pytest.mark.long),
+        long("auto", "http"),
+        long("legacy", "stdio"),
     ],
 )
 async def test_every_attempt_over_the_wire_comes_to_nothing(
@@ -131,7 +133,7 @@ async def forge(siege: Siege, url: str) -> None:
 async def knock(url: str) -> None:
     """What is on the port beside MCP: no door to approve through, for any Host or Origin."""
     base = url.rsplit("/", 1)[0]
-    async with httpx.AsyncClient(timeout=10) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as client:
         for path in ("/approvals", "/approvals/ap-22222222", "/approve", "/pin", "/"):
             for method in ("GET", "POST"):
                 response = await client.request(method, base + path, json={"pin": "483920", "decision": "approve"})
@@ -157,7 +159,7 @@ async def test_a_host_that_can_open_the_page_leads_a_person_there_and_proves_not
         opened.append(params.url)
         action, decision = next(replies)
         if decision:
-            async with httpx.AsyncClient(timeout=20) as browser:
+            async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
                 page = await browser.get(params.url)
                 fields = dict(re.findall(r'name="(token|digest)" value="([^"]*)"', page.text))
                 form = fields | {"decision": decision, "pin": "483920"}
@@ -187,7 +189,7 @@ async def test_a_server_that_ends_while_it_asks_destroys_nothing(ground: Ground,
         async with connect(siege, "", never) as client:
             await client.call_tool("delete_snapshot", {"snapshot_id": siege["tuesday"]})
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
             await asked.wait()
@@ -196,14 +198,14 @@ async def test_a_server_that_ends_while_it_asks_destroys_nothing(ground: Ground,
     assert not [one for one in await siege.guard.list_approvals() if one.state == "granted"]
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@legacy_first
 async def test_the_page_of_a_server_on_stdio_lets_a_person_in_and_nobody_else(victim: Victim, mode: str) -> None:
     """Issue 4, "Doors": started when it is first needed, also from stdio; gone with the server."""
     siege = victim.siege
     siege.mode, siege.rules = mode, 'consent = "human"'
     await siege.guard.set_pin("483920")
     call = {"snapshot_id": victim.last}
-    async with httpx.AsyncClient(timeout=20) as browser:
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         async with connect(siege, "", says(None, "decline")) as client:
             _, data = status_of(await client.call_tool("delete_snapshot", call))
             link = data["approval_link"]

@@ -29,15 +29,17 @@ from tests.guard.conftest import Bench, Person, agrees, nobody
 from tests.guard.test_page import fields_of, origin_of, served
 from tests.guard.test_person import end_idle_worker, statuses
 from tests.guard.test_record import command, records, yes
+from tests.marks import long
 from tests.rest_face import served as served_over_rest
 from tests.server.lab import Lab, back_up, data_of
+from tests.whole_way.workers import Nursery
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    yield Lab(tmp_path)
+def lab(tmp_path: Path, nursery: Nursery) -> Iterator[Lab]:
+    yield Lab(tmp_path, nursery=nursery)
     end_worker(tmp_path / "home" / "zones" / "local")
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
 
@@ -85,7 +87,7 @@ async def job_of(lab: Lab, job_id: str) -> Job:
     return job
 
 
-@pytest.mark.parametrize("operation", ["delete", "rollback"])
+@pytest.mark.parametrize("operation", [long("delete"), "rollback"])
 async def test_what_waits_is_taken_back_and_never_happens(lab: Lab, operation: str) -> None:
     """A person who ran `deny` was told that nothing was done, and the next look carried the deletion out."""
     started, snapshot_id = await submitted(lab, operation)

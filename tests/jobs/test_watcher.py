@@ -12,6 +12,7 @@ from snapshot_mcp.contract.errors import NotFound, Unavailable, UnknownZone, Uns
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.jobs import Zones
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -106,9 +107,9 @@ async def test_a_wait_ends_when_its_jobs_have(features: tuple[Feature, ...]) -> 
         if len(seen) == 1:
             model.set("a", "failed")
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
-            jobs = await zones.get().watcher.wait(["b", "a"], 4, on_change)
+            jobs = await zones.get().watcher.wait(["b", "a"], PATIENCE_SECONDS, on_change)
     assert [job.job_id for job in jobs] == ["b", "a"]
     assert seen[0] == ("successful", "working")
     assert seen[-1] == ("successful", "failed")
@@ -119,7 +120,7 @@ async def test_a_wait_ends_when_its_jobs_have(features: tuple[Feature, ...]) -> 
 async def test_still_running_is_a_result_and_the_job_is_left_alone() -> None:
     model = JobsOnly(Feature.WATCH)
     model.set("a", "working")
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
             (job,) = await zones.get().watcher.wait(["a"], 0)
     assert job.status == "working"
@@ -129,7 +130,7 @@ async def test_still_running_is_a_result_and_the_job_is_left_alone() -> None:
 async def test_an_unknown_job_is_not_found_whatever_else_is_waited_for() -> None:
     model = JobsOnly(Feature.WATCH)
     model.set("a", "working")
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
             with pytest.raises(NotFound, match="'x'"):
                 await zones.get().watcher.wait(["a", "x"], 4)
@@ -146,7 +147,7 @@ async def test_a_job_that_the_zone_forgets_is_told_at_once_and_is_not_done(featu
     async def forget(jobs: tuple[Job, ...]) -> None:
         model.jobs.pop("a", None)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
             with pytest.raises(NotFound, match="does not know job a any more; it was “working”"):
                 await zones.get().watcher.wait(["a", "b"], 60, forget)
@@ -157,12 +158,12 @@ async def test_an_unreachable_zone_is_told_and_a_later_wait_works() -> None:
     model = JobsOnly(Feature.WATCH)
     model.set("a", "successful")
     model.is_reachable = False
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
             with pytest.raises(Unavailable, match="cannot be reached"):
                 await zones.get().watcher.wait(["a"], 4)
             model.is_reachable = True
-            (job,) = await zones.get().watcher.wait(["a"], 4)
+            (job,) = await zones.get().watcher.wait(["a"], PATIENCE_SECONDS)
     assert job.is_successful
 
 
@@ -174,7 +175,7 @@ async def test_a_zone_that_goes_away_during_a_wait_is_told_at_its_end() -> None:
     async def go_away(jobs: tuple[Job, ...]) -> None:
         model.is_reachable = False
 
-    with anyio.fail_after(8):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
             with pytest.raises(Unavailable):
                 await zones.get().watcher.wait(["a"], 1.5, go_away)
@@ -191,9 +192,9 @@ async def test_a_broken_stream_is_replaced_by_reading() -> None:
             model.break_streams()
             model.set("a", "successful", announced=False)
 
-    with anyio.fail_after(8):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
-            (job,) = await zones.get().watcher.wait(["a"], 6, break_and_finish)
+            (job,) = await zones.get().watcher.wait(["a"], PATIENCE_SECONDS, break_and_finish)
     assert job.is_successful
 
 
@@ -205,9 +206,9 @@ async def test_an_end_that_the_stream_missed_while_it_began_is_read_after_it() -
     async def finish_unannounced(jobs: tuple[Job, ...]) -> None:
         model.set("a", "successful", announced=False)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
-            (job,) = await zones.get().watcher.wait(["a"], 4, finish_unannounced)
+            (job,) = await zones.get().watcher.wait(["a"], PATIENCE_SECONDS, finish_unannounced)
     assert job.is_successful
 
 
@@ -215,7 +216,7 @@ async def test_an_end_that_the_stream_missed_while_it_began_is_read_after_it() -
 async def test_a_cancelled_wait_leaves_the_other_waiters_alone() -> None:
     model = JobsOnly(Feature.WATCH)
     model.set("a", "working")
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones, anyio.create_task_group() as tasks:
 
             async def short(scope: anyio.CancelScope) -> None:
@@ -243,7 +244,7 @@ async def test_a_thousand_waits_share_one_stream_and_a_handful_of_reads() -> Non
     for name in names:
         model.set(name, "working")
     ended: set[str] = set()
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones, anyio.create_task_group() as tasks:
             started = anyio.Event()
             known: set[str] = set()
@@ -272,7 +273,7 @@ async def test_a_thousand_waits_share_one_stream_and_a_handful_of_reads() -> Non
 async def test_new_waits_do_not_keep_the_poller_from_the_older_ones() -> None:
     model = JobsOnly()
     model.set("old", "working")
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones, anyio.create_task_group() as tasks:
 
             async def keep_arriving() -> None:
@@ -313,7 +314,7 @@ async def test_waits_that_are_given_up_leave_nothing_open() -> None:
     """A leak test: open and close fifty times, and fifty at once."""
     model = JobsOnly(Feature.WATCH)
     model.set("a", "working")
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         for _ in range(50):
             async with zones_of(model) as zones, anyio.create_task_group() as tasks:
                 tasks.start_soon(zones.get().watcher.wait, ["a"], 60)

@@ -24,6 +24,7 @@ from snapshot_mcp.providers.local.platform import running_since
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work import apply, carry_out, end_failed, former, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +47,7 @@ async def kill_worker(folder: Path) -> None:
     pid = worker_pid(folder)
     assert pid
     os.kill(pid, signal.SIGKILL)
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while worker_pid(folder) == pid:
             await anyio.sleep(0.005)
 
@@ -666,7 +667,7 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(
             job = await here.create_volume(snapshot_id, "copy")
         case _:
             job = await here.apply_snapshots([snapshot_id], safety_snapshot_name="before")
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while (await here.get_job(job.job_id)).progress is None:
             await anyio.sleep(0.005)
     assert (await here.cancel_job(job.job_id)).status == "working"

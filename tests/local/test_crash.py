@@ -17,6 +17,7 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.worker import _take_lock
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -25,14 +26,14 @@ async def kill_worker(folder: Path) -> None:
     """SIGKILL the worker that this test's zone started, and wait until the kernel has its lock back."""
     if pid := worker_pid(folder):
         os.kill(pid, signal.SIGKILL)
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_SECONDS):
             while worker_pid(folder) == pid:
                 await anyio.sleep(0.005)
 
 
 async def until_working(zone: LocalZone, job: Job) -> None:
     """Wait until the job has begun to read or to write."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while True:
             job = await zone.get_job(job.job_id)
             if job.is_finished or (job.progress):
@@ -236,7 +237,7 @@ async def test_four_processes_on_one_home_run_every_job_once(local_zone: LocalZo
         )
         for volume in volumes
     ]
-    created = [line for server in servers for line in server.communicate(timeout=60)[0].splitlines()]
+    created = [line for server in servers for line in server.communicate(timeout=PATIENCE_SECONDS)[0].splitlines()]
     assert all(server.returncode == 0 for server in servers)
     assert len(set(created)) == 20
     with Catalogue(local_zone.folder) as catalogue:
@@ -300,11 +301,11 @@ async def test_a_worker_that_meets_an_error_of_its_own_keeps_its_lock_to_the_end
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dying:
         assert dying.stdout is not None
         dying.stdout.readline()
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             while (lock := _take_lock(zone_folder)) is None:
                 await anyio.sleep(0.005)
         os.close(lock)
-        assert dying.wait(1) == 1
+        assert dying.wait(PATIENCE_SECONDS) == 1
 
 
 async def test_a_full_catalogue_ends_no_job_that_runs(

@@ -17,6 +17,7 @@ from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.providers.local import LocalZone, work
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from tests.disks import MIB, back_up, fill, finish, ids, make_image, succeed
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")]
 
@@ -201,5 +202,5 @@ async def test_a_job_that_cannot_be_ended_for_want_of_room_ends_when_there_is_so
     volume = await here.add_resource(make_image(tmp_path / "disk.img"))
     snapshot_id = await back_up(here, volume.id)
     (here.folder / "snapshots" / f"{snapshot_id}.snap").unlink()
-    job = await finish(here, await here.create_volume(snapshot_id, "copy"), timeout_seconds=5)
+    job = await finish(here, await here.create_volume(snapshot_id, "copy"), timeout_seconds=PATIENCE_SECONDS)
     assert (job.error and job.error.code, failures) == ("damaged", -1)

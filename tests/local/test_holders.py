@@ -26,6 +26,7 @@ from snapshot_mcp.providers.local.worker import LOCK_NAME
 from tests.conftest import end_worker
 from tests.disks import MIB, back_up, change, finish, get, make_image, worker_pid
 from tests.local.test_in_use import holder, needs_root
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -168,7 +169,7 @@ async def test_a_disk_that_a_job_reads_is_busy_and_not_opened(
 
     def paused(*arguments: Any) -> None:
         reached.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE_SECONDS)
         capture(*arguments)
 
     monkeypatch.setattr(create, "capture", paused)
@@ -195,7 +196,7 @@ async def test_a_look_does_not_break_the_hold_of_a_roll_back(
 
     def paused(fd: int, *arguments: Any) -> None:
         reached.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE_SECONDS)
         leases.append(fcntl.fcntl(fd, fcntl.F_GETLEASE))
         write_back(fd, *arguments)
 

@@ -21,6 +21,7 @@ from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.conftest import end_worker
 from tests.disks import MIB, back_up, fill, finish, free_bytes, get, ids, make_image, succeed, worker_pid
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -179,7 +180,7 @@ async def small_here(small_disk: Path) -> AsyncIterator[LocalZone]:
     yield zone
     await zone.aclose()
     shutil.rmtree(folder)
-    worker.join(5)
+    worker.join(PATIENCE_SECONDS)
 
 
 def once_filled(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, small_disk: Path) -> None:

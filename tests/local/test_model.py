@@ -10,13 +10,14 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import Job, SnapshotFilter
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import succeed
+from tests.patience import PATIENCE_SECONDS
 
 CHUNK = 65536
 LIMIT = 4
@@ -45,7 +46,7 @@ class Zone(RuleBasedStateMachine):
         assert anyio.run(self.zone.check).is_clean
         anyio.run(self.zone.aclose)
         shutil.rmtree(self.folder)
-        self.worker.join(5)
+        self.worker.join(PATIENCE_SECONDS)
 
     def job(self, start: object, *arguments: object) -> Job:
         async def run() -> Job:
@@ -146,7 +147,13 @@ class Zone(RuleBasedStateMachine):
         assert [one.snapshot_id for one in page.items if one.is_head] == ([self.head] if self.head else [])
 
 
-Zone.TestCase.settings = settings(
-    max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
-test_random_sequences_keep_every_byte = Zone.TestCase
+SHORT = settings(max_examples=4, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_random_sequences_keep_every_byte() -> None:
+    run_state_machine_as_test(Zone, settings=SHORT)
+
+
+@pytest.mark.long
+def test_long_random_sequences_keep_every_byte() -> None:
+    run_state_machine_as_test(Zone, settings=settings(SHORT, max_examples=60, stateful_step_count=50))

@@ -14,6 +14,8 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed
+from tests.marks import long
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -218,8 +220,10 @@ async def test_empty_room_costs_a_roll_back_and_an_export_little(local_zone: Loc
         file.write(b"overwritten")
         file.seek(50 << 30)
         file.write(b"to go")
-    await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]), timeout_seconds=10)
-    exported = await succeed(local_zone, await local_zone.create_volume(snapshot_id, "copy"), timeout_seconds=10)
+    await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]), timeout_seconds=PATIENCE_SECONDS)
+    exported = await succeed(
+        local_zone, await local_zone.create_volume(snapshot_id, "copy"), timeout_seconds=PATIENCE_SECONDS
+    )
     for path in (image, Path(exported.details["path"])):
         with path.open("rb") as file:
             assert file.read(11) == b"beginning\0\0"
@@ -227,7 +231,7 @@ async def test_empty_room_costs_a_roll_back_and_an_export_little(local_zone: Loc
             assert file.read(5) == bytes(5)
 
 
-@pytest.mark.parametrize(("hard_limit", "expected"), [(None, "successful"), (68, "internal_error")])
+@pytest.mark.parametrize(("hard_limit", "expected"), [long(None, "successful"), (68, "internal_error")])
 async def test_many_long_chains_go_back_at_once(
     hard_limit: int | None, expected: str, zone_folder: Path, tmp_path: Path
 ) -> None:

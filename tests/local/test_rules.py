@@ -30,27 +30,28 @@ from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.work import create, delete
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import MIB, back_up, get, ids, make_image, succeed, worker_pid
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_looking_makes_nothing(local_zone: LocalZone) -> None:
+async def test_looking_makes_nothing(unused_zone: LocalZone) -> None:
     """Must show 6: listing needs no zone folder."""
-    assert (await local_zone.list_snapshots(SnapshotFilter())).total_count == 0
-    assert (await local_zone.list_volumes(ResourceFilter())).total_count == 0
-    assert await local_zone.list_unfinished_jobs() == ()
-    assert (await local_zone.check()).snapshot_count == 0
+    assert (await unused_zone.list_snapshots(SnapshotFilter())).total_count == 0
+    assert (await unused_zone.list_volumes(ResourceFilter())).total_count == 0
+    assert await unused_zone.list_unfinished_jobs() == ()
+    assert (await unused_zone.check()).snapshot_count == 0
     with pytest.raises(NotFound, match="no job"):
-        await local_zone.get_job("nonsense")
-    assert not local_zone.folder.exists()
+        await unused_zone.get_job("nonsense")
+    assert not unused_zone.folder.exists()
 
 
-async def test_what_the_zone_keeps_is_for_its_owner_alone(local_zone: LocalZone, tmp_path: Path) -> None:
+async def test_what_the_zone_keeps_is_for_its_owner_alone(unused_zone: LocalZone, tmp_path: Path) -> None:
     """Backups hold what the disks hold, whatever the umask and the folder's own mode."""
-    local_zone.folder.mkdir(parents=True)
-    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img", MIB))
-    await succeed(local_zone, await local_zone.create_volume(await back_up(local_zone, volume.id), "copy"))
-    files = [path for path in local_zone.folder.rglob("*") if path.is_file()]
+    unused_zone.folder.mkdir(parents=True)
+    volume = await unused_zone.add_resource(make_image(tmp_path / "disk.img", MIB))
+    await succeed(unused_zone, await unused_zone.create_volume(await back_up(unused_zone, volume.id), "copy"))
+    files = [path for path in unused_zone.folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} >= {".sqlite", ".sqlite-wal", ".log", ".snap", ".raw"}
     assert [path for path in files if path.stat().st_mode & 0o077] == []
 
@@ -208,8 +209,8 @@ async def test_one_job_at_a_time_changes_a_resource(
     first = await back_up(here, volume.id)
     go_on = threading.Event()
     capture, export = create.capture, restore.export
-    monkeypatch.setattr(create, "capture", lambda *arguments: (go_on.wait(20), capture(*arguments)))
-    monkeypatch.setattr(restore, "export", lambda *arguments: (go_on.wait(20), export(*arguments)))
+    monkeypatch.setattr(create, "capture", lambda *arguments: (go_on.wait(PATIENCE_SECONDS), capture(*arguments)))
+    monkeypatch.setattr(restore, "export", lambda *arguments: (go_on.wait(PATIENCE_SECONDS), export(*arguments)))
 
     job = await here.create_snapshots([volume.id], "in the way", is_full=True)
     for attempt in (

@@ -16,6 +16,8 @@ from snapshot_mcp.contract.models import Instance, Job, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.settings import Settings, load_settings
+from tests.patience import PATIENCE_SECONDS
+from tests.whole_way.workers import Nursery
 
 MIB = 1 << 20
 
@@ -45,6 +47,7 @@ class Lab:
 
     folder: Path
     extra: dict[str, str] = field(default_factory=dict)
+    nursery: Nursery | None = None
 
     @property
     def home(self) -> Path:
@@ -75,7 +78,10 @@ class Lab:
         """Register an image, as `snapshot-mcp zone add` does."""
         zone = app.open_local_zone(self.settings)
         try:
-            return await zone.add_resource(path, name, kind)
+            resource = await zone.add_resource(path, name, kind)
+            if self.nursery:
+                self.nursery.start(zone.folder)
+            return resource
         finally:
             await zone.aclose()
 
@@ -98,7 +104,7 @@ class Lab:
         async with app.build_zones(self.settings) as zones:
             zone = zones.get()
             job = await start(zone)
-            (ended,) = await zone.watcher.wait([job.job_id], 20)
+            (ended,) = await zone.watcher.wait([job.job_id], PATIENCE_SECONDS)
             assert ended.is_successful, ended
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ import anyio
 import pytest
 from mcp import types
 
+from tests.patience import PATIENCE_SECONDS
 from tests.server.lab import MIB, Lab, back_up, data_of
 
 
@@ -16,7 +17,7 @@ async def test_a_modern_listener_hears_of_a_job_and_of_a_chain(lab: Lab) -> None
         first = await back_up(client, "web", "one")
         made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "two"}))
         job, chain = f"job://local/{made['job_id']}", f"chain://local/{first}"
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_SECONDS):
             async with client.listen(resource_subscriptions=[job, chain]) as stream:
                 third = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "two"}))
                 assert third["status"] == "exists"
@@ -51,7 +52,7 @@ async def test_an_older_subscriber_hears_until_it_unsubscribes(lab: Lab) -> None
         await client.session.subscribe_resource(uri)
         await client.session.subscribe_resource("other://thing")
         await back_up(client, "web", "two")
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_SECONDS):
             await has_heard.wait()
         assert set(heard) == {uri}
         await client.session.unsubscribe_resource(uri)
@@ -61,9 +62,9 @@ async def test_an_older_subscriber_hears_until_it_unsubscribes(lab: Lab) -> None
         await client.session.subscribe_resource(uri)
         has_heard = anyio.Event()
         await client.call_tool("rename_snapshot", {"snapshot_id": first, "name": "first"})
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_SECONDS):
             await has_heard.wait()
-        assert heard[count:] == [uri]
+        assert set(heard[count:]) == {uri}  # the end of “three” may be told once more: the stream repeats what was read
 
 
 @pytest.mark.anyio
@@ -73,7 +74,7 @@ async def test_a_modern_listener_hears_of_a_new_name(lab: Lab) -> None:
     async with lab.connect("auto") as client:
         first = await back_up(client, "web", "one")
         wanted = {f"snapshot://local/{first}", f"chain://local/{first}"}
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_SECONDS):
             async with client.listen(resource_subscriptions=[*wanted, "job://local/none"]) as stream:
                 await client.call_tool("rename_snapshot", {"snapshot_id": first, "name": "first"})
                 heard: set[str] = set()

@@ -16,6 +16,8 @@ import pytest
 from snapshot_mcp import app
 from snapshot_mcp.contract.models import SnapshotFilter
 from tests.disks import worker_pid
+from tests.marks import legacy_first, long, modern_first
+from tests.patience import PATIENCE_SECONDS
 from tests.server.lab import Lab, back_up, data_of
 from tests.server.test_processes import SERVE, http_server
 
@@ -93,7 +95,7 @@ class Host:
         assert self.process.stderr is not None
         with self.process.stderr as stderr:
             said = stderr.read().decode()
-        return self.process.wait(20), said
+        return self.process.wait(PATIENCE_SECONDS), said
 
 
 @contextmanager
@@ -121,7 +123,17 @@ async def submit(lab: Lab) -> str:
         return str(data_of(made)["job_id"])
 
 
-@pytest.mark.parametrize("way", ["input", "both", "socket"])
+@pytest.mark.parametrize(
+    ("mode", "way"),
+    [
+        ("auto", "input"),
+        ("legacy", "both"),
+        ("legacy", "socket"),
+        long("auto", "both"),
+        long("auto", "socket"),
+        long("legacy", "input"),
+    ],
+)
 async def test_a_host_leaves_in_the_middle_of_calls(lab: Lab, mode: str, way: str) -> None:
     """ "A traceback when a host leaves in the middle of a call"."""
     snapshot_id = await prepare(lab)
@@ -138,6 +150,7 @@ async def test_a_host_leaves_in_the_middle_of_calls(lab: Lab, mode: str, way: st
         assert host.end() == (0, "")
 
 
+@legacy_first
 async def test_a_host_dies_in_the_middle_of_a_line(lab: Lab, mode: str) -> None:
     """ "A traceback when a host leaves in the middle of a call": its last message is not whole."""
     host = Host(lab, mode)
@@ -147,7 +160,15 @@ async def test_a_host_dies_in_the_middle_of_a_line(lab: Lab, mode: str) -> None:
     assert host.end() == (0, "")
 
 
-@pytest.mark.parametrize("milliseconds", [0, *(pytest.param(one, marks=pytest.mark.long) for one in (20, 100)), None])
+@pytest.mark.parametrize(
+    ("mode", "milliseconds"),
+    [
+        ("auto", None),
+        ("legacy", 0),
+        *(long("auto", one) for one in (0, 20, 100)),
+        *(long("legacy", one) for one in (20, 100, None)),
+    ],
+)
 async def test_what_was_going_on_when_the_host_left_stays_true(lab: Lab, mode: str, milliseconds: int | None) -> None:
     """What the server was doing stays true: a deletion is begun and its yes used, or the yes is kept; the record is whole."""
     snapshot_id = await prepare(lab)
@@ -186,9 +207,15 @@ async def is_deletion_begun(lab: Lab, snapshot_id: str) -> bool:
     return snapshot.status != "available" or "DeleteSnapshots" in {job.action for job in jobs}
 
 
-@pytest.mark.parametrize("version", [MODERN, LEGACY])
-@pytest.mark.parametrize("sent", [0, 10])
-@pytest.mark.parametrize("is_reset", [False, True])
+@pytest.mark.parametrize(
+    ("version", "sent", "is_reset"),
+    [
+        (MODERN, 10, True),
+        (LEGACY, 0, False),
+        *(long(MODERN, *way) for way in ((10, False), (0, False), (0, True))),
+        *(long(LEGACY, *way) for way in ((10, False), (10, True), (0, True))),
+    ],
+)
 def test_over_http_a_host_dies_while_it_sends(lab: Lab, version: str, sent: int, is_reset: bool) -> None:
     """ "A traceback when a host leaves in the middle of a call", over HTTP."""
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
@@ -221,13 +248,13 @@ async def never(context, params):
     await anyio.sleep_forever()
 
 async def wait(client, job_id):
-    await client.call_tool("wait_for_job", {"job_ids": [job_id], "timeout_seconds": 2})
+    await client.call_tool("wait_for_job", {"job_ids": [job_id], "timeout_seconds": 1})
 
 async def main(url, mode, job_id, snapshot_id):
     async with Client(url, mode=mode, elicitation_callback=never) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(wait, client, job_id)
         tasks.start_soon(client.call_tool, "rollback_to_snapshots", {"snapshot_ids": [snapshot_id]})
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while True:
                 await client.call_tool("list_snapshots", {})
 
@@ -235,6 +262,7 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
+@modern_first
 async def test_over_http_a_host_is_killed_in_the_middle_of_calls(lab: Lab, mode: str) -> None:
     """ "A traceback when a host leaves in the middle of a call": the server goes on for others, and says nothing."""
     snapshot_id = await prepare(lab)
@@ -248,7 +276,7 @@ async def test_over_http_a_host_is_killed_in_the_middle_of_calls(lab: Lab, mode:
             client.kill()
             client.wait()
             client.stdout.close()
-        await anyio.sleep(2.5)  # the waits that nobody hears of end meanwhile
+        await anyio.sleep(1.5)  # the waits that nobody hears of end meanwhile
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         assert await anyio.to_thread.run_sync(process.stderr.read) == ""

@@ -14,6 +14,8 @@ import httpx
 import pytest
 from mcp import Client, StdioServerParameters
 
+from tests.marks import legacy_first, long, modern_first
+from tests.patience import PATIENCE_SECONDS
 from tests.server.lab import MIB, Lab, back_up, data_of, finish
 
 SERVE = [sys.executable, "-m", "snapshot_mcp", "serve"]
@@ -37,11 +39,12 @@ def http_server(lab: Lab, address: str = "127.0.0.1:0") -> Iterator[tuple[str, s
         yield match[0], process
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE_SECONDS)
         process.stderr.close()
 
 
 @pytest.mark.anyio
+@legacy_first
 async def test_a_backup_over_stdio(lab: Lab, mode: str) -> None:
     await lab.add_disk("web", 4 * MIB)
     async with Client(parameters(lab), mode=mode) as client:
@@ -64,6 +67,7 @@ async def test_a_backup_goes_on_when_the_conversation_ends(lab: Lab) -> None:
 
 
 @pytest.mark.anyio
+@modern_first
 async def test_a_cancelled_wait_leaves_the_job_alone(lab: Lab, mode: str) -> None:
     await lab.add_disk("web", 128 * MIB)
     async with Client(parameters(lab), mode=mode) as client:
@@ -75,6 +79,7 @@ async def test_a_cancelled_wait_leaves_the_job_alone(lab: Lab, mode: str) -> Non
 
 
 @pytest.mark.anyio
+@modern_first
 async def test_a_backup_over_http_and_a_quick_end(lab: Lab, mode: str) -> None:
     await lab.add_disk("web")
     with http_server(lab) as (url, process):
@@ -82,7 +87,7 @@ async def test_a_backup_over_http_and_a_quick_end(lab: Lab, mode: str) -> None:
             made = await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "x"})
             assert (await finish(client, made))["status"] == "successful"
         process.send_signal(signal.SIGTERM)
-        process.wait(8)
+        process.wait(PATIENCE_SECONDS)
 
 
 @pytest.mark.anyio
@@ -90,7 +95,7 @@ async def test_http_refuses_foreign_hosts_and_origins(lab: Lab) -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
     headers = {"Accept": "application/json, text/event-stream"}
     with http_server(lab) as (url, _):
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as client:
             host = await client.post(url, json=body, headers={**headers, "Host": "evil.example"})
             origin = await client.post(url, json=body, headers={**headers, "Origin": "http://evil.example"})
     assert host.status_code == 421
@@ -112,7 +117,7 @@ def test_http_on_another_interface_is_refused_in_words(lab: Lab, address: str, e
         env={**os.environ, **lab.environ},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 1
@@ -136,7 +141,7 @@ async def test_listing_tools_needs_no_provider_and_creates_no_file(lab: Lab) -> 
 
 def test_wrong_settings_are_two_lines_and_no_traceback(lab: Lab) -> None:
     environ = {**os.environ, **lab.environ, "SNAPSHOT_MCP_READONLY": "1"}
-    done = subprocess.run(SERVE, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(SERVE, env=environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("snapshot-mcp: SNAPSHOT_MCP_READONLY is no setting.")
     assert "Traceback" not in done.stderr
@@ -145,11 +150,13 @@ def test_wrong_settings_are_two_lines_and_no_traceback(lab: Lab) -> None:
 
 def test_help_lists_the_commands_without_importing_the_server() -> None:
     script = "import sys; from snapshot_mcp.cli import build_parser; build_parser('').format_help(); print('mcp' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("host", ["claude-desktop", "claude-code", "vscode", "cursor"])
+@pytest.mark.parametrize("host", ["claude-desktop", "claude-code", long("vscode"), long("cursor")])
 def test_config_prints_what_to_paste(lab: Lab, host: str) -> None:
     import json
     import shlex
@@ -159,7 +166,7 @@ def test_config_prints_what_to_paste(lab: Lab, host: str) -> None:
         env={**os.environ, **lab.environ},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
         check=True,
     )
     if host == "claude-code":
@@ -173,6 +180,7 @@ def test_config_prints_what_to_paste(lab: Lab, host: str) -> None:
     assert Path(command).is_file()
 
 
+@pytest.mark.long  # `.ci/run` ends with it
 @pytest.mark.parametrize("way", [[], ["--over-rest"]], ids=["embedded", "over REST"])
 def test_the_tour_runs_by_itself_and_leaves_nothing(way: list[str], tmp_path: Path) -> None:
     """Issue 2, "Must show" 1; issue 3, "Must show" 6."""
@@ -199,7 +207,7 @@ def test_the_tour_without_a_terminal_names_yes() -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 1
@@ -229,7 +237,7 @@ def test_a_person_answers_the_tour_and_closes_the_terminal(tmp_path: Path) -> No
         os.write(person, answer)
     os.close(person)
     process.send_signal(signal.SIGHUP)  # as the kernel does to a terminal's own session
-    assert process.wait(30) != 0
+    assert process.wait(PATIENCE_SECONDS) != 0
     assert b"Type keep or roll back." in shown
     assert b"Compare it with the original" in shown
     assert list(tmp_path.iterdir()) == []
@@ -243,7 +251,7 @@ async def test_bad_json_on_stdin_does_not_end_the_server(lab: Lab) -> None:
         env={**os.environ, **lab.environ},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from snapshot_mcp.contract.errors import Forbidden, NotFound
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.service import KeyFile, Role, TokenBook
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import ask, client_of, fetch_token
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +37,7 @@ async def serving(home: Path) -> AsyncIterator[tuple[Process, str, str]]:
     async with await anyio.open_process([*COMMAND, "127.0.0.1:0"], env=environ) as process:
         assert process.stderr is not None
         try:
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 text = ""
                 async for chunk in TextReceiveStream(process.stderr):
                     text += chunk
@@ -68,7 +69,7 @@ async def test_first_start_writes_a_key_pair_and_says_where(tmp_path: Path) -> N
         assert (await client.list_snapshots(SnapshotFilter())).total_count == 0
         stream = await anext_within(client)
         process.send_signal(signal.SIGTERM)
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_SECONDS):
             await process.wait()
         await stream.aclose()
         await client.aclose()

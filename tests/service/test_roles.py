@@ -15,6 +15,7 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service import KeyFile, KeyPair, Role
 from snapshot_mcp.service.operations import OPERATIONS
 from tests.disks import back_up, make_image
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import Served, ask, fetch_token, served
 
 pytestmark = pytest.mark.anyio
@@ -153,7 +154,7 @@ async def test_the_open_streams_of_a_removed_pair_end(keyed: Keyed) -> None:
         ended[role].set()
 
     tokens = {role: await keyed.token(role) for role in ended}
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with anyio.create_task_group() as tasks:
             for role in ended:
                 tasks.start_soon(listen, role)

@@ -12,6 +12,7 @@ import pytest
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone
 from tests.disks import make_image
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import Served, ask, fetch_token
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +76,7 @@ SENDERS = [
 
 
 async def end(face: Served, token: str, send: Any, job: dict[str, Any]) -> dict[str, Any]:
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while job["status"] in {"pending", "working"}:
             await anyio.sleep(0.02)
             job = await send(face, token, "-XGET", f"{ZONE}/job/{job['job_id']}")

@@ -13,6 +13,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service.stream import MAX_QUEUED, Hub, events
 from tests.disks import make_image
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +58,7 @@ async def for_ever() -> bool:
 
 async def ended(jobs: ObjectReceiveStream[Job], job_id: str = "") -> None:
     """The end of this job, or of any."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async for job in jobs:
             if job.is_finished and job_id in {job.job_id, ""}:
                 return
@@ -84,7 +85,7 @@ async def test_many_subscribers_share_one_upstream(zone: Counted, tmp_path: Path
             job = await zone.create_snapshots([volume], "")
             hub.note(job)
         assert Counted.most == 1
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_SECONDS):
             while Counted.watchers:
                 await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
@@ -129,7 +130,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(zone: Counted) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hub.run)
         stream = events(hub, heartbeat_seconds=60, may_go_on=for_ever)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             await anext(stream)
             await anyio.wait_all_tasks_blocked()
             told = [chunk async for chunk in stream]
@@ -143,8 +144,8 @@ async def test_closing_the_hub_ends_every_stream(zone: Counted) -> None:
     stream = events(hub, heartbeat_seconds=60, may_go_on=for_ever)
     await anext(stream)
     hub.close()
-    with anyio.fail_after(1):
+    with anyio.fail_after(PATIENCE_SECONDS):
         assert [chunk async for chunk in stream] == []
     late = events(hub, heartbeat_seconds=60, may_go_on=for_ever)
-    with anyio.fail_after(1):
+    with anyio.fail_after(PATIENCE_SECONDS):
         assert len([chunk async for chunk in late]) == 1

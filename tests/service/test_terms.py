@@ -16,6 +16,7 @@ from snapshot_mcp.contract.terms import ResourceTerms, Terms
 from snapshot_mcp.service.requests import MAX_QUERY_BYTES
 from snapshot_mcp.service.stream import Hub
 from tests.disks import back_up, make_image
+from tests.patience import PATIENCE_SECONDS
 from tests.recording_zone import TOLD, RecordingZone
 from tests.rest_face import RawAnswer, ask, fetch_token, served
 
@@ -227,7 +228,7 @@ async def test_the_stream_tells_the_end_of_a_cancelled_job(zone_folder: Path, tm
         tasks.start_soon(hub.run)
         async with hub.subscribe() as jobs:
             hub.note(await zone.cancel_job("j-1"))
-            with anyio.fail_after(5):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 assert await jobs.receive() == ended
         tasks.cancel_scope.cancel()
     await zone.aclose()

@@ -1,6 +1,6 @@
-"""A scene of its own for each test, and the nursery that its workers come from."""
+"""A scene of its own for each test."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -8,12 +8,6 @@ import pytest
 from tests.whole_way import workers
 from tests.whole_way.scene import Scene, open_scene
 from tests.whole_way.workers import Nursery
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ class WholeWay(Stage):
 
 
 SHORT = settings(
-    max_examples=8,
+    max_examples=4,
     stateful_step_count=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),

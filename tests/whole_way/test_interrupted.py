@@ -14,6 +14,7 @@ from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from tests.guard.conftest import Person, agrees
+from tests.patience import PATIENCE_SECONDS
 from tests.whole_way import workers
 from tests.whole_way.paths import CHUNK, REPLACED, elsewhere, put_back
 from tests.whole_way.scene import Scene
@@ -228,7 +229,9 @@ async def test_zone_list_says_what_was_broken_off(scene: Scene, nursery: Nursery
     nursery.start(scene.zone_folder)
     await scene.finish(outcome.job_id, "failed")
     command = [sys.executable, "-m", "snapshot_mcp", "zone", "list"]
-    said = subprocess.run(command, env=scene.environ, capture_output=True, text=True, timeout=120, check=True).stdout
+    said = subprocess.run(
+        command, env=scene.environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+    ).stdout
     assert scene.disk_id in said
     assert "interrupted" in said
     assert scene.path.read_bytes() == present

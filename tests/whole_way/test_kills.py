@@ -224,7 +224,7 @@ async def hosted(folder: Path) -> AsyncIterator[tuple[Scene, Host]]:
 async def test_kills_in_guarded_calls(tmp_path: Path) -> None:
     """No act twice, none without a yes, and nothing lost, whoever is killed in the middle of it."""
     async with hosted(tmp_path) as (scene, host):
-        await rounds(scene, host, 6, seed=random.randrange(1 << 30))
+        await rounds(scene, host, 3, seed=random.randrange(1 << 30))
 
 
 @pytest.mark.long

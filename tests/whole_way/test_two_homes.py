@@ -16,8 +16,9 @@ from snapshot_mcp.guard.approvals import HELD_SECONDS
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.providers.local import LocalZone
 from tests.guard.conftest import nobody
+from tests.patience import PATIENCE_SECONDS
 from tests.whole_way.scene import Scene
-from tests.whole_way.workers import PATIENCE_SECONDS, until
+from tests.whole_way.workers import until
 
 pytestmark = pytest.mark.anyio
 

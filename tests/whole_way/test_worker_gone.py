@@ -17,6 +17,7 @@ from snapshot_mcp import app
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.settings import load_settings
 from tests.guard.conftest import Person
+from tests.marks import long
 from tests.server.lab import data_of, text_of
 from tests.whole_way import workers
 from tests.whole_way.scene import Scene
@@ -83,7 +84,7 @@ async def server(scene: Scene, what: str) -> AsyncIterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize("what", ["interpreter", "log", "lock", "fork"])
+@pytest.mark.parametrize("what", ["fork", *map(long, ("interpreter", "log", "lock"))])
 async def test_where_no_worker_can_be_started_nothing_is_entered_and_the_yes_is_kept(scene: Scene, what: str) -> None:
     """The consent is given back and the job does not stay: a person who then runs `deny` is told the truth, and what was not
     denied is carried out once, by whoever can, without another question."""
