@@ -69,6 +69,13 @@ def _check_schemas_once() -> None:
     Draft202012Validator.check_schema = check_once
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Half as many again as cores: a third of the run waits for processes, disks and clocks."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
     if is_property and item.config.option.markexpr == LONG_RUN:
