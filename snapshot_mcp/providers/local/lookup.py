@@ -113,6 +113,7 @@ def half_at_path(resource: Row) -> Half | None:
 
 
 def is_half_overwritten(resource: Row) -> bool:
+    """Whether the file at the disk's path is one that a roll-back was broken off on."""
     return half_at_path(resource) is not None
 
 
