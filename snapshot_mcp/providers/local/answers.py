@@ -19,7 +19,7 @@ from snapshot_mcp.contract.models import (
 from snapshot_mcp.contract.states import ResourceType, SnapshotType
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, placeholders
 from snapshot_mcp.providers.local.identity import identity_at
-from snapshot_mcp.providers.local.lookup import is_half_overwritten
+from snapshot_mcp.providers.local.lookup import Half, half_at_path
 
 
 def to_job(row: Row, zone: str) -> Job:
@@ -114,8 +114,8 @@ def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = Non
 
     `held_by`: see `in_use.find_uses`.
     """
-    is_half = is_half_overwritten(row)
-    size, problem = 0, _problem(row, is_half=is_half, held_by=held_by or "")
+    half = half_at_path(row)
+    size, problem = 0, _problem(row, half, held_by or "")
     try:
         size = Path(row["path"]).stat().st_size
     except OSError as error:
@@ -136,26 +136,26 @@ def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = Non
     elif is_verbose and not problem:
         common["problem"] = "its path does not lead to a regular file any more"
     if row["resource_type"] == ResourceType.VOLUME:
-        status = "pending" if is_half else "available"
+        status = "pending" if half else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
-    status = "pending" if is_half else "stopped"
+    status = "pending" if half else "stopped"
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 
-def _problem(row: Row, *, is_half: bool, held_by: str) -> str:
+def _problem(row: Row, half: Half | None, held_by: str) -> str:
     """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for.
 
     Nothing is wrong with one that a job of ours is just overwriting.
     """
-    if is_half and not row["problem"] and held_by.startswith("busy with job") and "waits for" not in held_by:
+    if half and not half.problem and held_by.startswith("busy with job") and "waits for" not in held_by:
         return ""
     if row["applying_id"] is None:
         return str(row["problem"])
-    if not is_half:
+    if half is None:
         return f"{row['problem'] or 'a roll-back was broken off'} (the file at the path is another one, and whole)"
-    waits_for = row["problem"] or "it goes on when the zone's worker next runs"
+    waits_for = half.problem or "it goes on when the zone's worker next runs"
     return (
-        f"a roll-back to {row['applying_id']} has begun and is not over, so the disk is neither the old one nor the new"
+        f"a roll-back to {half.applying_id} has begun and is not over, so the disk is neither the old one nor the new"
         f" one: {waits_for}"
     )
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
@@ -84,22 +84,44 @@ def not_usable(snapshot: Row, verb: str) -> NotUsable:
     return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
 
 
-def is_half_overwritten(resource: Row) -> bool:
-    """Whether the file at the disk's path is one that a roll-back was broken off on.
+class Half(NamedTuple):
+    """A file that a roll-back was broken off on: what it was to become, and the snapshot that holds what it was."""
 
-    Another file may lie there by now: it is as whole as it was when it came.
-    """
-    if resource["applying_id"] is None:
-        return False
-    begun, present = Identity.parse(resource["applying_identity"]), identity_at(Path(resource["path"]))
-    return begun is None or (present is not None and present.is_same_file(begun))
+    applying_id: str
+    identity: str
+    safety_id: str | None
+    problem: str
+
+    def is_file(self, identity: Identity | None) -> bool:
+        """Whether this is the half overwritten one; no other can be told from one that an earlier version left."""
+        begun = Identity.parse(self.identity)
+        return begun is None or (identity is not None and identity.is_same_file(begun))
+
+
+def halves(resource: Row) -> list[Half]:
+    """The half overwritten files of a disk, wherever they lie now; first the one that was written to last."""
+    last = Half(*(resource[name] for name in ("applying_id", "applying_identity", "applying_safety_id", "problem")))
+    others = [Half(*one) for one in json.loads(resource["other_halves"])]
+    return others if resource["applying_id"] is None else [last, *others]
+
+
+def half_at_path(resource: Row) -> Half | None:
+    """The half overwritten file at the disk's path; any other that lies there is as whole as it was when it came."""
+    found = halves(resource)
+    present = identity_at(Path(resource["path"])) if found else None
+    return next((one for one in found if one.is_file(present)), None)
+
+
+def is_half_overwritten(resource: Row) -> bool:
+    """Whether the file at the disk's path is one that a roll-back was broken off on."""
+    return half_at_path(resource) is not None
 
 
 def refuse_incomplete(resource: Row) -> None:
-    if is_half_overwritten(resource):
+    if half := half_at_path(resource):
         raise NotUsable(
-            f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
-            + (f" ({clean_text(resource['problem'], 400)})" if resource["problem"] else "")
+            f"A roll-back of {label_of(resource)} to {half.applying_id} has begun and is not over"
+            + (f" ({clean_text(half.problem, 400)})" if half.problem else "")
             + ", so the disk is neither the old one nor the new one.",
             hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot,"
             " without a safety snapshot.",
@@ -109,7 +131,8 @@ def refuse_incomplete(resource: Row) -> None:
 def refuse_needed(catalogue: Catalogue, snapshot_ids: Collection[str]) -> None:
     """Raise NotUsable for what a half overwritten disk needs: what it goes back to, and what holds its former content."""
     for resource in catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL"):
-        if needed := {resource["applying_id"], resource["applying_safety_id"]} & set(snapshot_ids):
+        kept = {one for half in halves(resource) for one in (half.applying_id, half.safety_id or "")}
+        if needed := kept & set(snapshot_ids):
             raise NotUsable(
                 f"Snapshot {sorted(needed)[0]} is needed: a roll-back of {label_of(resource)} was interrupted, and it holds"
                 " what the disk goes back to or what it held before.",

@@ -7,7 +7,7 @@ import errno
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
 from snapshot_mcp.contract.text import clean_text, format_bytes
@@ -15,8 +15,7 @@ from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.agreed import NOTHING_CHANGED
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
 from snapshot_mcp.providers.local.disk import RollbackTarget
-from snapshot_mcp.providers.local.identity import Identity
-from snapshot_mcp.providers.local.lookup import label_of
+from snapshot_mcp.providers.local.lookup import Half, halves, label_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import Taken
 from snapshot_mcp.providers.local.work.outcome import refuse_cancelled, succeed
@@ -121,6 +120,10 @@ class Overwriting:
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
 
 
+_WHOLE: Final = (None, "", None, "")
+"""What is said of a disk none of whose files is half overwritten (`Half`)."""
+
+
 def reserve_room(disk: Disk) -> None:
     """Raises StorageFull, naming the disk and what it takes."""
     try:
@@ -136,27 +139,16 @@ def reserve_room(disk: Disk) -> None:
 
 
 def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) -> None:
-    if outcome == "applied":
-        execute(
-            """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = ?,
-            problem = ?, head_id = ?, status_at = ? WHERE resource_id = ?""",
-            (*_left_half(disk), disk.chain.tip.snapshot_id, now(), disk.id),
-        )
-    else:
-        execute(
-            """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = 0,
-            problem = '', status_at = ? WHERE resource_id = ?""",
-            (disk.chain.tip.snapshot_id, str(disk.target.identity), safety_id, now(), disk.id),
-        )
-
-
-def _left_half(disk: Disk) -> tuple[str | None, str, str | None, int, str]:
-    """What stays marked when the disk is rolled back: another file that was half overwritten may come back to the path."""
-    before = disk.resource
-    begun = Identity.parse(before["applying_identity"])
-    if before["applying_id"] is None or begun is None or begun.is_same_file(disk.target.identity):
-        return None, "", None, 0, ""
-    return before["applying_id"], before["applying_identity"], before["applying_safety_id"], 1, before["problem"]
+    """Mark the file as half overwritten, or as whole; others that are half overwritten stay so and wait for a person."""
+    others = [one for one in halves(disk.resource) if not one.is_file(disk.target.identity)]
+    tip, is_over = disk.chain.tip.snapshot_id, outcome == "applied"
+    first = others.pop(0) if is_over and others else None
+    half = first or (_WHOLE if is_over else Half(tip, str(disk.target.identity), safety_id, ""))
+    execute(
+        """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, problem = ?, is_stopped = ?,
+        other_halves = ?, head_id = iif(?, ?, head_id), status_at = ? WHERE resource_id = ?""",
+        (*half, first is not None, json.dumps(others), is_over, tip, now(), disk.id),
+    )
 
 
 def _compare_again(disk: Disk) -> None:

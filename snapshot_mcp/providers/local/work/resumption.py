@@ -15,7 +15,7 @@ from snapshot_mcp.providers.local.admission import enter_resumption
 from snapshot_mcp.providers.local.agreed import compare_again
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.identity import Identity, described
-from snapshot_mcp.providers.local.lookup import is_half_overwritten, label_of
+from snapshot_mcp.providers.local.lookup import half_at_path, halves, label_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.former import FormerContent, path_of
 from snapshot_mcp.providers.local.work.overwriting import Disk, Overwriting, reserve_room
@@ -100,7 +100,7 @@ class Resumption(Overwriting):
 def _refuse_another_file(resource: Row) -> None:
     """Raise TermsChanged where the file at the disk's path is not the one that was being overwritten, NotUsable for none."""
     begun, there = Identity.parse(resource["applying_identity"]), os.path.lexists(resource["path"])
-    if begun and is_half_overwritten(resource):
+    if begun and _is_last_there(resource):
         return
     kind = TermsChanged if there or not begun else NotUsable
     raise kind(
@@ -109,6 +109,11 @@ def _refuse_another_file(resource: Row) -> None:
         f" ({described(resource['applying_identity'])}).",
         hint="It was left alone. Bring that file back to the path and roll back again, or roll back what lies there now.",
     )
+
+
+def _is_last_there(resource: Row) -> bool:
+    """Whether the file at the path is the one that was written to last, of those that are half overwritten."""
+    return half_at_path(resource) in halves(resource)[:1]
 
 
 def resume(catalogue: Catalogue) -> None:
@@ -122,5 +127,5 @@ def resume(catalogue: Catalogue) -> None:
             AND resource_id NOT IN (SELECT id FROM claims WHERE kind = 'resource')"""
         )
         for resource in incomplete:
-            if is_half_overwritten(resource):
+            if _is_last_there(resource):
                 enter_resumption(catalogue, resource)
