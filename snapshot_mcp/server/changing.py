@@ -17,12 +17,12 @@ from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot, SnapshotFilter, SnapshotUpdate, format_time
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.consent import HostClient
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.looking import ZoneArgument
 from snapshot_mcp.server.results import Change, mixture_warning
 from snapshot_mcp.server.targets import all_snapshots, find_resources, find_snapshot, look_at
+from snapshot_mcp.zones import Zone
 
 Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
 """A zone takes any text; what nobody can see is a slip."""

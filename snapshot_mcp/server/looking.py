@@ -25,11 +25,11 @@ from snapshot_mcp.contract.models import (
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow, status_of, type_of
 from snapshot_mcp.server.targets import all_snapshots, find_resource
+from snapshot_mcp.zones import Zone
 
 ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]

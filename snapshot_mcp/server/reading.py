@@ -11,11 +11,11 @@ from snapshot_mcp.contract.errors import NotFound, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotType
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.face import Face, face_of
 from snapshot_mcp.server.looking import MAX_CHAIN_NODES, picture
 from snapshot_mcp.server.results import JobRow, SnapshotRow
 from snapshot_mcp.server.targets import all_snapshots, find_snapshot
+from snapshot_mcp.zones import Zone
 
 MAX_COMPLETIONS = 100
 """The protocol's own limit."""

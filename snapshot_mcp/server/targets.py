@@ -18,7 +18,7 @@ from snapshot_mcp.contract.models import (
     first_repeated,
 )
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.zones import Zone
 
 MAX_NAMESAKES = 1000
 """As many resources as are looked through for a name; a zone has names that tell its disks apart, or ids must do."""

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, Unavailable
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.jobs import JobWatcher, Zone
 from snapshot_mcp.providers.anchcloud.bounds import MAX_TEXT_CHARACTERS, bounded, is_within_bounds
 from snapshot_mcp.providers.anchcloud.transport import MAX_ANSWER_BYTES
 from snapshot_mcp.server.targets import all_snapshots, find_resource
+from snapshot_mcp.zones import JobWatcher, Zone
 from tests.faulty_proxy import Canned, Seen
 from tests.rest_face import HASTY
 from tests.strange_zone import answer, error, snapshots, strange_zone

@@ -11,7 +11,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from snapshot_mcp.contract.errors import NotFound, Unavailable, UnknownZone, Unsupported
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
-from snapshot_mcp.jobs import Zones
+from snapshot_mcp.zones import Zones
 
 
 @pytest.fixture
