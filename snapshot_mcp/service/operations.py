@@ -18,7 +18,6 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service import answers, requests
 from snapshot_mcp.service.answers import empty_answer, job_to_wire, json_answer, to_wire
 from snapshot_mcp.service.roles import Role
-from snapshot_mcp.service.stream import Hub
 
 ZONE_PATH = "/v2/zone/{zone}"
 
@@ -28,7 +27,6 @@ class Call:
     """One request, read: `query` and `body` are instances of the operation's models."""
 
     provider: Provider
-    hub: Hub
     request: Request
     query: Any = None
     body: Any = None
@@ -65,8 +63,7 @@ class Operation:
         return Role.READER if self.method == "GET" else self.change_role
 
 
-def _started(call: Call, job: Job) -> Response:
-    call.hub.note(job)
+def _job_answer(call: Call, job: Job) -> Response:
     return json_answer(job_to_wire(job, call.path("zone")))
 
 
@@ -78,13 +75,13 @@ async def list_snapshots(call: Call) -> Response:
 async def create_snapshots(call: Call) -> Response:
     body: requests.CreateBody = call.body
     job = await call.provider.create_snapshots(body.resources, body.snapshot_name, is_full=bool(body.is_full))
-    return _started(call, job)
+    return _job_answer(call, job)
 
 
 async def delete_snapshot(call: Call) -> Response:
     snapshot_id = call.path("snapshot_id")
     _agree(snapshot_id, call.query.snapshot)
-    return _started(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
+    return _job_answer(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
 
 
 async def apply_snapshots(call: Call) -> Response:
@@ -92,15 +89,15 @@ async def apply_snapshots(call: Call) -> Response:
     job = await call.provider.apply_snapshots(
         body.snapshots, terms=body.terms, safety_snapshot_name=body.safety_snapshot_name
     )
-    return _started(call, job)
+    return _job_answer(call, job)
 
 
 async def capture_instance(call: Call) -> Response:
-    return _started(call, await call.provider.capture_instance(_snapshot_id(call), call.body.image_name))
+    return _job_answer(call, await call.provider.capture_instance(_snapshot_id(call), call.body.image_name))
 
 
 async def create_volume(call: Call) -> Response:
-    return _started(call, await call.provider.create_volume(_snapshot_id(call), call.body.volume_name))
+    return _job_answer(call, await call.provider.create_volume(_snapshot_id(call), call.body.volume_name))
 
 
 async def update_snapshot(call: Call) -> Response:
@@ -109,15 +106,15 @@ async def update_snapshot(call: Call) -> Response:
 
 
 async def lease(call: Call) -> Response:
-    return _started(call, await call.provider.recover_snapshots(call.body.resources))
+    return _job_answer(call, await call.provider.recover_snapshots(call.body.resources))
 
 
 async def get_job(call: Call) -> Response:
-    return json_answer(job_to_wire(await call.provider.get_job(call.path("job_id")), call.path("zone")))
+    return _job_answer(call, await call.provider.get_job(call.path("job_id")))
 
 
 async def cancel_job(call: Call) -> Response:
-    return _started(call, await call.provider.cancel_job(call.path("job_id")))
+    return _job_answer(call, await call.provider.cancel_job(call.path("job_id")))
 
 
 async def list_unfinished_jobs(call: Call) -> Response:

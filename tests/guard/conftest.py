@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,11 +170,13 @@ class Wrapped:
         job = await self._provider.get_job(job_id)
         return job.model_copy(update={"status": "working"}) if self.is_slow else job
 
-    async def watch_jobs(self) -> AsyncIterator[Job]:
+    async def watch_jobs(self) -> AsyncIterator[tuple[Job, ...]]:
         """While it is slow, it does not push either."""
-        async for job in self._provider.watch_jobs():
-            if not self.is_slow:
-                yield job
+        async with aclosing(self._provider.watch_jobs()) as stream:
+            yield await anext(stream)
+            async for jobs in stream:
+                if not self.is_slow:
+                    yield jobs
 
     async def list_instances(self, query: ResourceFilter) -> Any:
         page = await self._provider.list_instances(query)

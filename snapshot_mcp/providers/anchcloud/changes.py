@@ -62,7 +62,7 @@ class Changes:
             logger.info("%s: the answer was lost (%s), looking it up", call.what, lost)
             job = await self._with_safety(await self._looked_up(call, change, before, str(lost)), change)
         self._memory.claim([job.job_id, *(job.resource_ids if change.is_making else ())])
-        return self._memory.see(job)
+        return self._memory.remember(job)
 
     async def update(self, call: Call, snapshot_id: str, update: SnapshotUpdate) -> None:
         """The answer is empty; a lost one is settled by reading the snapshot."""
@@ -90,7 +90,7 @@ class Changes:
         except Lost as lost:
             logger.info("%s: the answer was lost (%s), reading the job", call.what, lost)
             job = await self._cancelled(call, job_id, str(lost))
-        return self._memory.see(job)
+        return self._memory.remember(job)
 
     def _require(self, needed: Collection[Feature]) -> None:
         for feature in needed:

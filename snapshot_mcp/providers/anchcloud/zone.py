@@ -1,6 +1,6 @@
 """`AnchCloudZone`: the Provider over the REST API. Each method is one operation; changes are sent by `changes.Changes`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -141,7 +141,7 @@ class AnchCloudZone:
         job = parsed(Job, await self._session.read(call), call.what)
         if job.job_id != job_id:
             raise Unavailable(f"{call.what}: the zone answered job {quoted(job.job_id)}.")
-        return self._memory.see(job)
+        return self._memory.remember(job)
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         """Raises Unsupported where the provider has no such list."""
@@ -154,10 +154,10 @@ class AnchCloudZone:
             ) from None
         jobs = parsed_list(Job, answer, call.what)
         for job in jobs:
-            self._memory.see(job)
+            self._memory.remember(job)
         return jobs
 
-    def watch_jobs(self) -> AsyncIterator[Job]:
+    def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
         watch = Watch(
             self._session, self._patience, self._memory, self._calls.stream(), self.list_unfinished_jobs, self.get_job
         )
