@@ -97,6 +97,17 @@ def test_what_belongs_to_another_call_is_not_claimed_again() -> None:
     assert find(CREATE, picture(), after, claimed={"j-2", "ss-2"}) == Finding()
 
 
+@pytest.mark.parametrize("action", [JobAction.CREATE, JobAction.DELETE, JobAction.APPLY])
+def test_the_job_of_another_call_is_never_taken_for_it(action: JobAction) -> None:
+    """Guards that a claimed job settles no lost change, also where nothing but the job shows that anything was changed."""
+    change = Change(action, ("vol-1",), "nightly" if action == JobAction.CREATE else "")
+    after = picture(job("j-2", "vol-1", action=action))
+    assert find(change, picture(), after).job == after.jobs["j-2"]
+    assert find(change, picture(), after, claimed={"j-2"}) == Finding()
+    both = picture(job("j-2", "vol-1", action=action), job("j-3", "vol-1", action=action))
+    assert find(change, picture(), both, claimed={"j-2"}).job == both.jobs["j-3"]
+
+
 def test_delete_is_proved_by_its_job_its_status_or_its_absence() -> None:
     change = Change(JobAction.DELETE, ("ss-1",))
     before = picture(snap("ss-1"))
