@@ -28,7 +28,7 @@ from snapshot_mcp.service.answers import error_answer, json_answer
 from snapshot_mcp.service.gate import Gate, read_body
 from snapshot_mcp.service.keys import Grant, TokenBook
 from snapshot_mcp.service.openapi import build_openapi
-from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, Call
+from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, ApiRequest
 from snapshot_mcp.service.requests import NoQuery, read_json, read_query
 from snapshot_mcp.service.roles import refuse_without
 from snapshot_mcp.service.stream import Hub, events
@@ -54,7 +54,7 @@ class MethodNotAllowed(BadRequest):
     http_status = 405
 
 
-class Face:
+class RestFace:
     """The zones that are served, by their id in the path, and the tokens that open them."""
 
     def __init__(self, zones: Mapping[str, Provider], tokens: TokenBook, heartbeat_seconds: float) -> None:
@@ -89,7 +89,7 @@ class Face:
             features = provider.features
             query = read_query(operation.query or NoQuery, request.scope["query_string"], features)
             body = read_json(operation.body, await read_body(request), features) if operation.body else None
-            response = await operation.handle(Call(provider, request, query, body))
+            response = await operation.handle(ApiRequest(provider, request, query, body))
             response.headers.update(feature_headers(provider))
             return response
 
@@ -204,7 +204,7 @@ def build_service(
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> Starlette:
     """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs."""
-    face = Face(zones, tokens, heartbeat_seconds)
+    face = RestFace(zones, tokens, heartbeat_seconds)
 
     async def openapi(request: Request) -> Response:
         return json_answer(build_openapi({name: zones[name].features for name in sorted(zones)}))

@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 class _Wait:
-    """One caller's wait: the latest it knows of each job, and an event for news."""
+    """One caller's wait: the latest state of each of its jobs, and an event for changes."""
 
     def __init__(self, job_ids: Sequence[str]) -> None:
         self.job_ids = tuple(job_ids)
         self.jobs: dict[str, Job] = {}
         self.error: ZoneError | None = None
-        self.news = anyio.Event()
+        self.has_changed = anyio.Event()
 
     def is_known(self) -> bool:
         return self.jobs.keys() >= set(self.job_ids)
@@ -56,14 +56,16 @@ class _Wait:
     def states(self) -> tuple[Job, ...]:
         return tuple(self.jobs[job_id] for job_id in self.job_ids)
 
-    async def until(self, is_reached: Callable[[], bool], on_news: Callable[[], Awaitable[None]] | None = None) -> None:
+    async def until(
+        self, is_reached: Callable[[], bool], on_change: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         while not is_reached():
             if self.error is not None:
                 raise self.error
-            await self.news.wait()
-            self.news = anyio.Event()
-            if on_news is not None and self.is_known():
-                await on_news()
+            await self.has_changed.wait()
+            self.has_changed = anyio.Event()
+            if on_change is not None and self.is_known():
+                await on_change()
 
 
 class JobWatcher:
@@ -95,7 +97,7 @@ class JobWatcher:
         wait = _Wait(job_ids)
         deadline = anyio.current_time() + timeout_seconds
 
-        async def tell() -> None:
+        async def report() -> None:
             if on_change is not None:
                 await on_change(wait.states())
 
@@ -107,9 +109,9 @@ class JobWatcher:
                 raise Unavailable(
                     f"Zone {self._provider.zone!r} did not answer in time.", hint="Its jobs go on. Ask again."
                 )
-            await tell()
+            await report()
             with anyio.CancelScope(deadline=deadline):
-                await wait.until(wait.is_over, tell)
+                await wait.until(wait.is_over, report)
         finally:
             self._remove(wait)
         if self._trouble is not None and not wait.is_over():
@@ -129,7 +131,7 @@ class JobWatcher:
             self._left.set()
 
     async def run(self) -> None:
-        """Serve the waiters until cancelled; upstream there is something only while somebody waits."""
+        """Serve the waiters until cancelled; the zone is watched only while somebody waits."""
         while True:
             await self._arrived.wait()
             self._arrived = anyio.Event()
@@ -140,7 +142,7 @@ class JobWatcher:
                 error = InternalError("The jobs cannot be followed.", hint="They go on; ask for them again.")
                 for wait in set().union(*self._waits.values()):
                     wait.error = error
-                    wait.news.set()
+                    wait.has_changed.set()
 
     def _add(self, wait: _Wait) -> None:
         for job_id in wait.job_ids:
@@ -156,7 +158,7 @@ class JobWatcher:
                 del self._waits[job_id]
         self._left.set()
 
-    def _tell(self, job: Job) -> None:
+    def _report(self, job: Job) -> None:
         if job.is_finished:
             self._running.discard(job.job_id)
         else:
@@ -167,17 +169,17 @@ class JobWatcher:
             known = wait.jobs.get(job.job_id)
             if known is None or not (known.is_finished or known == job):
                 wait.jobs[job.job_id] = job
-                wait.news.set()
+                wait.has_changed.set()
 
     def _fail(self, job_id: str, error: ZoneError) -> None:
-        """Tell those who know nothing of the job yet; the others go on with what they know."""
+        """Pass the error to those waits that do not know the job yet; the others go on with what they know."""
         for wait in self._waits.get(job_id, ()):
             if job_id not in wait.jobs:
                 wait.error = error
-                wait.news.set()
+                wait.has_changed.set()
 
     def _forget(self, job_id: str, error: NotFound) -> None:
-        """Tell everybody: there is no end to wait for, and nobody may take it for a good one."""
+        """End every wait for a job that the zone no longer knows: whether it ended well cannot be found out."""
         self._running.discard(job_id)
         for wait in self._waits.get(job_id, ()):
             known = wait.jobs.get(job_id)
@@ -189,14 +191,14 @@ class JobWatcher:
                     "Whether it ended well is unknown.",
                     hint="Look at what it would make or change.",
                 )
-            wait.news.set()
+            wait.has_changed.set()
 
     async def _serve(self) -> None:
         self._running = set()
         async with anyio.create_task_group() as tasks:
             if Feature.WATCH in self._provider.features:
                 tasks.start_soon(self._follow)
-            tasks.start_soon(self._read_on)
+            tasks.start_soon(self._poll)
             while self._waits or self._observers:
                 self._left = anyio.Event()
                 await self._left.wait()
@@ -216,7 +218,7 @@ class JobWatcher:
                         failures = 0
                         self._trouble = None
                         for job in jobs:
-                            self._tell(job)
+                            self._report(job)
                         if not self._is_streaming:
                             self._begin(jobs)
             except ZoneError as error:
@@ -232,7 +234,7 @@ class JobWatcher:
         self._unread |= (self._unfinished() | self._running) - {job.job_id for job in unfinished}
         self._to_read.set()
 
-    async def _read_on(self) -> None:
+    async def _poll(self) -> None:
         """Read new jobs at once, and all unfinished ones at intervals, shorter ones while there is no stream."""
         due_at = anyio.current_time()
         while True:
@@ -270,7 +272,7 @@ class JobWatcher:
             try:
                 for job in await self._provider.list_unfinished_jobs():
                     missing.discard(job.job_id)
-                    self._tell(job)
+                    self._report(job)
             except (Forbidden, Unsupported):
                 pass  # then one by one
             except ZoneError as error:
@@ -280,10 +282,10 @@ class JobWatcher:
                 missing = set()
         while self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
             await anyio.sleep(STREAM_GRACE_SECONDS)
-            untold = set(filter(self._is_wanted, missing))
-            if len(untold) == len(missing):
-                break  # the stream says nothing of these
-            missing = untold
+            unreported = set(filter(self._is_wanted, missing))
+            if len(unreported) == len(missing):
+                break  # the stream does not report these
+            missing = unreported
         limiter = anyio.Semaphore(CONCURRENT_READS)
 
         async def read_one(job_id: str) -> None:
@@ -291,7 +293,7 @@ class JobWatcher:
                 if not self._is_wanted(job_id):
                     return
                 try:
-                    self._tell(await self._provider.get_job(job_id))
+                    self._report(await self._provider.get_job(job_id))
                 except NotFound as error:
                     self._forget(job_id, error)
                 except ZoneError as error:

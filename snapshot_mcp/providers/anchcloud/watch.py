@@ -25,7 +25,7 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.providers.anchcloud.bounds import bounded
-from snapshot_mcp.providers.anchcloud.calls import Call
+from snapshot_mcp.providers.anchcloud.calls import ApiCall
 from snapshot_mcp.providers.anchcloud.events import Event, EventReader
 from snapshot_mcp.providers.anchcloud.memory import JobMemory, Reported
 from snapshot_mcp.providers.anchcloud.replies import Reply, error_of, parsed
@@ -50,7 +50,7 @@ class Watch:
         session: Session,
         patience: Patience,
         memory: JobMemory,
-        call: Call,
+        call: ApiCall,
         list_unfinished: Callable[[], Awaitable[tuple[Job, ...]]],
         get_job: Callable[[str], Awaitable[Job]],
     ) -> None:
