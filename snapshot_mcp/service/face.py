@@ -55,7 +55,7 @@ class MethodNotAllowed(BadRequest):
 
 
 class RestFace:
-    """The zones that are served, by their id in the path, and the tokens that open them."""
+    """The handlers of every route: the zones that are served, by their id in the path, behind the tokens' book."""
 
     def __init__(self, zones: Mapping[str, Provider], tokens: TokenBook, heartbeat_seconds: float) -> None:
         self._zones = dict(zones)

@@ -24,7 +24,7 @@ ZONE_PATH = "/v2/zone/{zone}"
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """One request, read: `query` and `body` are instances of the operation's models."""
+    """A parsed request: `query` and `body` are instances of the operation's models."""
 
     provider: Provider
     request: Request

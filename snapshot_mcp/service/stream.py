@@ -111,6 +111,8 @@ class Hub:
         try:
             async with aclosing(self._provider.watch_jobs()) as items:
                 async for jobs in items:
+                    if scope.cancel_called:
+                        return  # the last subscriber has left, and who has come since waits for the next watch
                     if self._is_watching:
                         for job in jobs:
                             self._publish(job)
@@ -131,6 +133,7 @@ class Hub:
 
 
 def event(job: Job, zone_id: str) -> bytes:
+    """Encode a job as a server-sent event."""
     return b"event: message\ndata: " + json.dumps(job_to_wire(job, zone_id), separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -1,6 +1,6 @@
-"""The zones by name, and following their jobs to their end: one watcher a zone, any number of waiters.
+"""The zones by name, waiting for their jobs (one watcher a zone, any number of waiters), and finding things in them.
 
-It starts nothing and cancels nothing: a wait that ends early leaves its job alone. Nouns: zone, watcher, wait.
+Nothing here starts, changes or cancels anything: a wait that ends early leaves its job alone. Nouns: zone, watcher, wait.
 """
 
 from snapshot_mcp.zones.watcher import JobWatcher
