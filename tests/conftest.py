@@ -99,7 +99,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 ON_THE_LOOP = [
     "snapshot_mcp.server",
     "snapshot_mcp.service",
-    "snapshot_mcp.jobs",
+    "snapshot_mcp.zones",
     "snapshot_mcp.providers.anchcloud",
     "snapshot_mcp.providers.local.zone",
 ]
