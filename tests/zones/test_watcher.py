@@ -7,7 +7,6 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
-from snapshot_mcp.jobs import Zones
 
 from snapshot_mcp.contract.errors import NotFound, Unavailable, UnknownZone, Unsupported
 from snapshot_mcp.contract.models import Job
