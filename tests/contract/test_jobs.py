@@ -81,7 +81,7 @@ async def watching(subject: Subject) -> AsyncIterator[Watch]:
     """A watch that stands: its first item is there."""
     assert Feature.WATCH in subject.zone.features
     watch = Watch()
-    with anyio.fail_after(20 if subject.local else 1800):
+    with anyio.fail_after(PATIENCE_SECONDS if subject.local else 1800):
         async with aclosing(subject.zone.watch_jobs()) as stream, anyio.create_task_group() as tasks:
             watch.first = await anext(stream)
             tasks.start_soon(watch.follow, stream)
