@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "service": {"jobs", "contract"},
     "guard": {"jobs", "contract"},
     "jobs": {"contract"},
-    "providers.local": {"contract"},
+    "catalogue": {"contract"},
+    "providers.local": {"catalogue", "contract"},
     "providers.anchcloud": {"contract"},
     "contract": set(),
 }

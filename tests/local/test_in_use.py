@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from snapshot_mcp.catalogue import admission
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy
-from snapshot_mcp.providers.local import LocalZone, admission, restore, work
+from snapshot_mcp.providers.local import LocalZone, restore, work
 from snapshot_mcp.providers.local import platform as local_platform
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.work import overwriting
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
 
@@ -302,14 +304,14 @@ async def test_a_roll_back_lets_go_of_the_disk_before_it_says_that_it_is_done(
     os.kill(worker, signal.SIGKILL)
     ended = []
 
-    def end(catalogue: Catalogue, job: Row, extra: dict[str, Any]) -> None:
+    def end(catalogue: FolderCatalogue, job: Row, extra: dict[str, Any]) -> None:
         RollbackTarget(str(image), "disk.img").close()
         ended.append(job["job_id"])
         succeed_as_ever(catalogue, job, extra)
 
     succeed_as_ever = overwriting.succeed
     monkeypatch.setattr(overwriting, "succeed", end)
-    with Catalogue(local_zone.folder) as catalogue:
+    with FolderCatalogue(local_zone.folder) as catalogue:
         job_id = admission.apply(catalogue, [snapshot_id], admission.Rules())["job_id"]
         work.carry_out(catalogue, job_id)
     assert ended == [job_id]

@@ -12,7 +12,7 @@ from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local import platform as local_platform
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed
 
 pytestmark = pytest.mark.anyio
@@ -253,5 +253,5 @@ async def test_many_long_chains_go_back_at_once(
     command = [sys.executable, "-c", script, str(zone_folder), str(tmp_path), str(hard_limit or "")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == expected, done.stderr
-    with Catalogue(zone_folder) as catalogue:
+    with FolderCatalogue(zone_folder) as catalogue:
         assert catalogue.rows("SELECT * FROM snapshots WHERE is_damaged") == []

@@ -67,7 +67,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[
 def capture(fd: int, header: Header, parent: Chain | None, writer: SnapshotWriter, advance: Advance) -> None:
     """Write the content of `fd` (`header.virtual_size_bytes` long) as records and maps; the caller commits.
 
-    Raises OSError (the disk cannot be read, or there is no room), DamagedFile (the parent's map), and what `advance`
+    Raises OSError (the disk cannot be read, or there is no room), DamagedSnapshot (the parent's map), and what `advance`
     raises.
     """
     places = bytearray()

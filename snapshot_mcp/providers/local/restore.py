@@ -92,7 +92,7 @@ def chunks(chain: Chain, window: Window) -> Iterator[tuple[int, int, Place]]:
 
 
 def read_verified(chain: Chain, place: Place, length: int) -> bytes:
-    """The chunk's bytes, verified. Raises DamagedFile, also when they are not as many as the volume needs there."""
+    """The chunk's bytes, verified. Raises DamagedSnapshot, also when they are not as many as the volume needs there."""
     data = chain.read(place)
     if len(data) != length:
         raise chain.file_at(place).damaged("a chunk is not as long as its place in the volume")
@@ -102,7 +102,7 @@ def read_verified(chain: Chain, place: Place, length: int) -> bytes:
 def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
     """Find what a roll-back has to write and verify every stored chunk of it; changes nothing.
 
-    Raises DamagedFile, OSError, and what `advance` raises.
+    Raises DamagedSnapshot, OSError, and what `advance` raises.
     """
     differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes)
 
@@ -163,7 +163,7 @@ def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def content_at(chain: Chain, offset: int, length: int) -> bytes:
-    """The volume's bytes at any offset, verified; zeros beyond its end. Raises DamagedFile."""
+    """The volume's bytes at any offset, verified; zeros beyond its end. Raises DamagedSnapshot."""
     header, out = chain.header, bytearray()
     end = min(offset + length, header.virtual_size_bytes)
     while offset + len(out) < end:
@@ -183,7 +183,7 @@ def _place_at(chain: Chain, region: int, index: int) -> Place:
 
 
 def verify_before(chain: Chain, before: Chain, differences: Differences, advance: Advance) -> None:
-    """Read in `before` what a roll-back to `chain` will overwrite or cut off: it is the way back. Raises DamagedFile."""
+    """Read in `before` what a roll-back to `chain` will overwrite or cut off: it is the way back. Raises DamagedSnapshot."""
 
     def read(window: Window) -> int:
         differing = [one for one in chunks(chain, window) if one[0] in differences]
@@ -247,8 +247,8 @@ def write_back(
     """Make the disk what the snapshot is, and durable; `fd` is open for writing. Advances by the bytes written.
 
     `check` is called right before each write and raises where the disk is not held any more: a process can be stopped for
-    longer than the system keeps others waiting. Raises DamagedFile, OSError, and what `advance` and `check` raise; the disk is
-    then neither old nor new and must not be called whole.
+    longer than the system keeps others waiting. Raises DamagedSnapshot, OSError, and what `advance` and `check` raise; the
+    disk is then neither old nor new and must not be called whole.
     """
 
     def write(window: Window) -> int:
@@ -288,7 +288,7 @@ def room_needed(chain: Chain) -> int:
 def export(fd: int, chain: Chain, advance: Advance) -> None:
     """Write the snapshot's whole content into a new, empty file: sparse, verified, durable.
 
-    Raises DamagedFile, OSError (ENOSPC before anything is written where the filesystem can tell), and what `advance`
+    Raises DamagedSnapshot, OSError (ENOSPC before anything is written where the filesystem can tell), and what `advance`
     raises.
     """
     free = os.fstatvfs(fd)

@@ -15,6 +15,12 @@ from typing import Final, TypeVar
 import anyio
 import anyio.to_thread
 
+from snapshot_mcp.catalogue import admission, deletion, listing, withdrawal
+from snapshot_mcp.catalogue.admission import Rules
+from snapshot_mcp.catalogue.answers import to_job, to_resource
+from snapshot_mcp.catalogue.clock import Clock
+from snapshot_mcp.catalogue.database import IS_UNFINISHED
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import (
@@ -33,13 +39,10 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local import admission, listing, registration, withdrawal
-from snapshot_mcp.providers.local.admission import Rules
-from snapshot_mcp.providers.local.answers import to_job, to_resource
-from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
+from snapshot_mcp.providers.local import registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
-from snapshot_mcp.providers.local.work import delete
-from snapshot_mcp.providers.local.work.outcome import from_os_error, from_sqlite_error
+from snapshot_mcp.providers.local.errors import from_os_error, from_sqlite_error
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 WATCH_SECONDS: Final = 0.03
@@ -57,7 +60,8 @@ class LocalZone:
     """The embedded zone in `folder` (see `contract.Provider` for the methods).
 
     `recovery_seconds`: grace after a deletion; `chain_limit`: available snapshots in a chain before the next is full;
-    `allow_fuzzy`: capture disks that are in use although the copy may be a mixture (and say so).
+    `allow_fuzzy`: capture disks that are in use although the copy may be a mixture (and say so). `clock`: the system's where
+    none is given.
     """
 
     features = frozenset(
@@ -83,6 +87,7 @@ class LocalZone:
         keep_free: KeepFree = DEFAULT_KEEP_FREE,
         home: Path | None = None,
         configuration: Sequence[Path] = (),
+        clock: Clock | None = None,
     ) -> None:
         self.folder = folder.absolute()
         self.zone = zone
@@ -91,7 +96,8 @@ class LocalZone:
         self.home = home
         self.configuration = tuple(configuration)
         self._rules = Rules(recovery_seconds, chain_limit, allow_fuzzy, keep_free)
-        self._catalogue: Catalogue | None = None
+        self._clock = clock
+        self._catalogue: FolderCatalogue | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -118,13 +124,15 @@ class LocalZone:
         """Register a raw disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
         return await self._write(
             lambda catalogue: to_resource(
-                admission.register(catalogue, path, name, resource_type, self.home, self.configuration)
+                catalogue, registration.register(catalogue, path, name, resource_type, self.home, self.configuration)
             )
         )
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
         """Forget a disk image; its file and its snapshots stay. Raises NotFound, ResourceBusy."""
-        return await self._write(lambda catalogue: to_resource(registration.unregister(catalogue, resource_id)))
+        return await self._write(
+            lambda catalogue: to_resource(catalogue, registration.unregister(catalogue, resource_id))
+        )
 
     async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
         return await self._enter(
@@ -184,7 +192,7 @@ class LocalZone:
 
         What one deletion took goes together: with an id that is not named it waits for the end of its grace.
         """
-        return tuple(await self._write(lambda catalogue: delete.purge(catalogue, at_once=snapshot_ids)))
+        return tuple(await self._write(lambda catalogue: deletion.purge(catalogue, at_once=snapshot_ids)))
 
     # looks
 
@@ -192,9 +200,9 @@ class LocalZone:
         """Read back and verify every byte of every snapshot (`check.check`); remembers what is damaged."""
 
         def run() -> CheckReport:
-            if not Catalogue.exists(self.folder):
+            if not FolderCatalogue.exists(self.folder):
                 return CheckReport(0, 0, ())
-            with _in_our_words(), Catalogue(self.folder) as catalogue:
+            with _in_our_words(), FolderCatalogue(self.folder) as catalogue:
                 return check(catalogue, advance)
 
         return await anyio.to_thread.run_sync(run)
@@ -216,7 +224,7 @@ class LocalZone:
         return await self._read(lambda catalogue: listing.quotas(catalogue, limit), ())
 
     async def get_job(self, job_id: str) -> Job:
-        def read(catalogue: Catalogue) -> Job | None:
+        def read(catalogue: FolderCatalogue) -> Job | None:
             withdrawal.expire(catalogue)
             row = catalogue.job(job_id)
             return to_job(row, self.zone) if row else None
@@ -229,7 +237,7 @@ class LocalZone:
         return job if job.is_finished else await self._with_worker(job)
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
-        def read(catalogue: Catalogue) -> tuple[Job, ...]:
+        def read(catalogue: FolderCatalogue) -> tuple[Job, ...]:
             withdrawal.expire(catalogue)
             rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change")
             return tuple(to_job(row, self.zone) for row in rows)
@@ -258,7 +266,7 @@ class LocalZone:
 
     # the shell
 
-    async def _enter(self, admit: Callable[[Catalogue], Row]) -> Job:
+    async def _enter(self, admit: Callable[[FolderCatalogue], Row]) -> Job:
         """Enter a job, see to it that a worker lives, and answer the job as it was entered.
 
         Where no worker can be started the entry is withdrawn before the refusal is answered; where it cannot be withdrawn
@@ -293,27 +301,27 @@ class LocalZone:
             return job.model_copy(update={"info": str(error)})
         return job
 
-    async def _write(self, work: Callable[[Catalogue], Answer]) -> Answer:
+    async def _write(self, work: Callable[[FolderCatalogue], Answer]) -> Answer:
         def locked() -> Answer:
             with self._lock, _in_our_words():
                 return work(self._opened())
 
         return await _finish_in_thread(locked)
 
-    async def _read(self, work: Callable[[Catalogue], Answer], empty: Answer) -> Answer:
+    async def _read(self, work: Callable[[FolderCatalogue], Answer], empty: Answer) -> Answer:
         """Read, or answer `empty` where there is no catalogue yet: looking makes none."""
 
         def locked() -> Answer:
             with self._lock, _in_our_words():
-                if self._catalogue is None and not Catalogue.exists(self.folder):
+                if self._catalogue is None and not FolderCatalogue.exists(self.folder):
                     return empty
                 return work(self._opened())
 
         return await anyio.to_thread.run_sync(locked)
 
-    def _opened(self) -> Catalogue:
+    def _opened(self) -> FolderCatalogue:
         if self._catalogue is None:
-            self._catalogue = Catalogue(self.folder)
+            self._catalogue = FolderCatalogue(self.folder, clock=self._clock)
         return self._catalogue
 
 
@@ -341,10 +349,10 @@ async def _finish_in_thread(work: Callable[[], Answer]) -> Answer:
     return answers[0]
 
 
-def _latest_change(catalogue: Catalogue) -> int:
+def _latest_change(catalogue: FolderCatalogue) -> int:
     row = catalogue.row("SELECT coalesce(max(change), 0) AS latest FROM jobs")
     return int(row["latest"]) if row else 0
 
 
-def _changed_since(catalogue: Catalogue, change: int) -> list[Row]:
+def _changed_since(catalogue: FolderCatalogue, change: int) -> list[Row]:
     return catalogue.rows("SELECT * FROM jobs WHERE change > ? ORDER BY change", change)

@@ -16,7 +16,7 @@ the chain (root first, itself last), sizes, time. `parent_hash` is the hash in t
 file can stand in for the parent.
 
 A file is written under a temporary name, synced, renamed, and its folder synced (`SnapshotWriter.commit`). It never
-changes afterwards. Every byte that is read back is verified against its hash first; what does not fit is `DamagedFile`.
+changes afterwards. Every byte that is read back is verified against its hash first; what does not fit is `DamagedSnapshot`.
 
 `format` has the numbers and the models, `writer` makes files, `reader` reads them back, and whole chains.
 """

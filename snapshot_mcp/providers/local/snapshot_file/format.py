@@ -8,8 +8,6 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
-from snapshot_mcp.contract.errors import Damaged
-
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -35,19 +33,6 @@ LENGTH: Final = struct.Struct("<I")
 ZERO_PLACE: Final = PLACE.pack(ZERO, RAW, 0, 0, bytes(32))
 
 MAX_HEADER_BYTES: Final = 1 << 20
-MAX_DEPTH: Final = ZERO - 1
-
-
-class DamagedFile(Damaged):
-    """A snapshot's file is missing, cut, altered or unreadable; `snapshot_id` is whose."""
-
-    def __init__(self, snapshot_id: str, what: str) -> None:
-        super().__init__(
-            f"Snapshot {snapshot_id} is damaged: {what}.",
-            hint="Restore points that build on it are affected. Take a new full snapshot, and run `snapshot-mcp zone check`"
-            " to see which ones still verify.",
-        )
-        self.snapshot_id = snapshot_id
 
 
 class Place(NamedTuple):

@@ -95,10 +95,6 @@ class FormerContent:
         return True
 
 
-def path_of(folder: Path, resource_id: str) -> Path:
-    return folder / f".{resource_id}.former"
-
-
 def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
     """The indexes of the chunks that differ, each with the hash of what the disk holds there."""
     at = 0

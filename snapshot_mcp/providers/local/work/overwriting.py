@@ -9,18 +9,20 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from snapshot_mcp.catalogue.agreement import NOTHING_CHANGED
+from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.outcome import refuse_cancelled, succeed
+from snapshot_mcp.catalogue.progress import Progress
+from snapshot_mcp.catalogue.rollback import Overwrite, mark_applied, mark_begun
+from snapshot_mcp.catalogue.snapshots import make_available
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
 from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.agreed import NOTHING_CHANGED
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
 from snapshot_mcp.providers.local.disk import RollbackTarget
-from snapshot_mcp.providers.local.identity import Identity
-from snapshot_mcp.providers.local.lookup import label_of
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work.create import Taken
-from snapshot_mcp.providers.local.work.outcome import refuse_cancelled, succeed
-from snapshot_mcp.providers.local.work.progress import Progress
+from snapshot_mcp.providers.local.work.create import read_taken
 
 
 class Disk(NamedTuple):
@@ -47,14 +49,14 @@ class Held(NamedTuple):
 class Overwriting:
     """One apply under way; `outcomes` names each disk as applied, unchanged or incomplete (contract.md)."""
 
-    def __init__(self, catalogue: Catalogue, job: Row, request: Mapping[str, Any], progress: Progress) -> None:
+    def __init__(self, catalogue: FolderCatalogue, job: Row, request: Mapping[str, Any], progress: Progress) -> None:
         self.catalogue, self.job, self.request, self.progress = catalogue, job, request, progress
         self.outcomes: dict[str, str] = json.loads(job["extra"]).get("resources", {})
         self.safety: dict[str, str] = request.get("safety") or {}
-        self.folder = catalogue.folder / "snapshots"
+        self.folder = catalogue.store.snapshots
 
     def hold(self, stack: ExitStack, resource: Row) -> Held:
-        """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedFile."""
+        """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedSnapshot."""
         chain = stack.enter_context(Chain(self.folder, self.request["targets"][resource["resource_id"]]))
         target = RollbackTarget(resource["path"], label_of(resource))
         return Held(resource, stack.enter_context(target), chain)
@@ -111,12 +113,14 @@ class Overwriting:
     def _note(self, disk: Disk, outcome: str, *, is_first: bool = False) -> None:
         """Write down durably where a disk stands; the first time is the point of no return."""
         self.outcomes |= {disk.id: outcome}
-        with self.catalogue.transaction() as db:
+        mark = mark_applied if outcome == "applied" else mark_begun
+        with self.catalogue.transaction():
             if is_first:
                 refuse_cancelled(self.catalogue, self.job)
                 for safety_id in self.safety.values():
-                    Taken.read(self.folder, safety_id).make_available(db)
-            _write_state(db.execute, disk, outcome, self.safety_of(disk))
+                    make_available(self.catalogue, safety_id, read_taken(self.folder, safety_id))
+            identity, snapshot_id = str(disk.target.identity), disk.chain.tip.snapshot_id
+            mark(self.catalogue, Overwrite(disk.resource, identity, snapshot_id, self.safety_of(disk)))
             extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
 
@@ -133,30 +137,6 @@ def reserve_room(disk: Disk) -> None:
             f" {clean_text(disk.target.path, 400)!r}: it writes {format_bytes(disk.differences.byte_count)}.",
             hint="Free some space there and roll back again; nothing was changed.",
         ) from None
-
-
-def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) -> None:
-    if outcome == "applied":
-        execute(
-            """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = ?,
-            problem = ?, head_id = ?, status_at = ? WHERE resource_id = ?""",
-            (*_left_half(disk), disk.chain.tip.snapshot_id, now(), disk.id),
-        )
-    else:
-        execute(
-            """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = 0,
-            problem = '', status_at = ? WHERE resource_id = ?""",
-            (disk.chain.tip.snapshot_id, str(disk.target.identity), safety_id, now(), disk.id),
-        )
-
-
-def _left_half(disk: Disk) -> tuple[str | None, str, str | None, int, str]:
-    """What stays marked when the disk is rolled back: another file that was half overwritten may come back to the path."""
-    before = disk.resource
-    begun = Identity.parse(before["applying_identity"])
-    if before["applying_id"] is None or begun is None or begun.is_same_file(disk.target.identity):
-        return None, "", None, 0, ""
-    return before["applying_id"], before["applying_identity"], before["applying_safety_id"], 1, before["problem"]
 
 
 def _compare_again(disk: Disk) -> None:

@@ -5,9 +5,10 @@ import sqlite3
 import time
 from typing import Final
 
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.room import Floor
-from snapshot_mcp.providers.local.work.outcome import refuse_cancelled
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.outcome import refuse_cancelled
+from snapshot_mcp.catalogue.room import Floor
+from snapshot_mcp.catalogue.store import Row
 
 PROGRESS_SECONDS: Final = 0.25
 """So often progress is written down, each time with a commit, and a running job looks whether it was called off."""

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
+from snapshot_mcp.catalogue.lookup import is_half_overwritten
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -17,9 +19,6 @@ from snapshot_mcp.contract.models import (
     megabytes,
 )
 from snapshot_mcp.contract.states import ResourceType, SnapshotType
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, placeholders
-from snapshot_mcp.providers.local.identity import identity_at
-from snapshot_mcp.providers.local.lookup import is_half_overwritten
 
 
 def to_job(row: Row, zone: str) -> Job:
@@ -109,32 +108,29 @@ def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -
     )
 
 
-def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = None) -> Volume | Instance:
-    """The contract's Volume or Instance of a row; looks at the file for its size, and with `is_verbose` for what it is.
+def to_resource(
+    catalogue: Catalogue, row: Row, *, is_verbose: bool = False, held_by: str | None = None
+) -> Volume | Instance:
+    """The contract's Volume or Instance of a row; looks at the disk for its size, and with `is_verbose` for what it is.
 
-    `held_by`: see `in_use.find_uses`.
+    `held_by`: see `Store.find_uses`.
     """
-    is_half = is_half_overwritten(row)
-    size, problem = 0, _problem(row, is_half=is_half, held_by=held_by or "")
-    try:
-        size = Path(row["path"]).stat().st_size
-    except OSError as error:
-        problem = "; ".join(filter(None, [problem, f"its file cannot be read: {error.strerror}"]))
+    is_half = is_half_overwritten(catalogue, row)
+    sight = catalogue.store.look_at(row, is_verbose=is_verbose)
+    problem = "; ".join(filter(None, [_problem(row, is_half=is_half, held_by=held_by or ""), sight.problem]))
     common: dict[str, Any] = {
         "description": row["description"],
-        "size": gigabytes(size),
+        "size": gigabytes(sight.size_bytes),
         "transition_status": "",
         "create_time": moment(row["created_at"]),
         "status_time": moment(row["status_at"]),
-        "size_bytes": size,
+        "size_bytes": sight.size_bytes,
         "path": row["path"],
         "problem": problem or None,
         "held_by": held_by,
+        "identity": sight.identity,
+        "hard_links": sight.hard_links,
     }
-    if is_verbose and (identity := identity_at(Path(row["path"]))):
-        common |= {"identity": str(identity), "hard_links": identity.links}
-    elif is_verbose and not problem:
-        common["problem"] = "its path does not lead to a regular file any more"
     if row["resource_type"] == ResourceType.VOLUME:
         status = "pending" if is_half else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
@@ -160,21 +156,18 @@ def _problem(row: Row, *, is_half: bool, held_by: str) -> str:
     )
 
 
-def to_image(row: Row) -> Image:
-    size, problem = 0, None
-    try:
-        size = Path(row["path"]).stat().st_size
-    except OSError as error:
-        problem = f"its file cannot be read: {error.strerror}"
+def to_image(catalogue: Catalogue, row: Row) -> Image:
+    """The contract's Image of a row; looks at the image for its size."""
+    sight = catalogue.store.look_at(row)
     return Image(
         image_id=row["image_id"],
         image_name=row["name"],
         status="available",
         provider="self",
-        size=megabytes(size),
-        size_bytes=size,
+        size=megabytes(sight.size_bytes),
+        size_bytes=sight.size_bytes,
         path=row["path"],
-        problem=problem,
+        problem=sight.problem or None,
         create_time=moment(row["created_at"]),
         status_time=moment(row["created_at"]),
     )

@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Final
 
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.identity import Identity, identity_at
 
 MAX_RESOURCES: Final = 100
 """As many ids as one request may name."""
@@ -84,19 +83,19 @@ def not_usable(snapshot: Row, verb: str) -> NotUsable:
     return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
 
 
-def is_half_overwritten(resource: Row) -> bool:
-    """Whether the file at the disk's path is one that a roll-back was broken off on.
+def is_half_overwritten(catalogue: Catalogue, resource: Row) -> bool:
+    """Whether the disk that is there now is one that a roll-back was interrupted on.
 
-    Another file may lie there by now: it is as whole as it was when it came.
+    Another one may have taken its place: that one is as whole as it was when it came.
     """
-    if resource["applying_id"] is None:
-        return False
-    begun, present = Identity.parse(resource["applying_identity"]), identity_at(Path(resource["path"]))
-    return begun is None or (present is not None and present.is_same_file(begun))
+    store = catalogue.store
+    return resource["applying_id"] is not None and store.is_same_disk(
+        resource["applying_identity"], store.identity_of(resource)
+    )
 
 
-def refuse_incomplete(resource: Row) -> None:
-    if is_half_overwritten(resource):
+def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
+    if is_half_overwritten(catalogue, resource):
         raise NotUsable(
             f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
             + (f" ({clean_text(resource['problem'], 400)})" if resource["problem"] else "")

@@ -1,0 +1,89 @@
+"""`FileStore`: the catalogue's hooks (`catalogue.store`) over raw disk images and snapshots' files."""
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.room import Room
+from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight
+from snapshot_mcp.providers.local import estimates, in_use
+from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget
+from snapshot_mcp.providers.local.identity import Identity, described, identity_at
+from snapshot_mcp.providers.local.platform import fsync_folder
+from snapshot_mcp.providers.local.snapshot_file.format import file_name
+
+
+class FileStore:
+    """The files of the zone in `folder`, and the disk images that its rows name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.snapshots = folder, folder / "snapshots"
+
+    def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
+        with CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy) as source:
+            if not is_full:
+                room.add_incremental(resource["resource_id"])
+            elif room.kept_bytes:
+                room.add(estimates.of_full(source.fd, room.left_bytes))
+
+    def check_overwrite(self, resource: Row, *, is_alone: bool, is_patient: bool) -> str:
+        with RollbackTarget(resource["path"], label_of(resource), is_patient=is_patient) as target:
+            if is_alone:
+                target.refuse_company()
+            return str(target.identity)
+
+    def check_export(self, snapshot_id: str, room: Room) -> None:
+        """A damaged snapshot counts nothing, since its export fails."""
+        if room.kept_bytes:
+            with suppress(DamagedSnapshot):
+                room.add(estimates.of_export(self.snapshots, snapshot_id))
+
+    def look_at(self, row: Row, *, is_verbose: bool = False) -> Sight:
+        path = Path(row["path"])
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            return Sight(0, f"its file cannot be read: {error.strerror}")
+        if not is_verbose:
+            return Sight(size)
+        if identity := identity_at(path):
+            return Sight(size, "", str(identity), identity.links)
+        return Sight(size, "its path does not lead to a regular file any more")
+
+    def identity_of(self, resource: Row) -> str:
+        return str(identity_at(Path(resource["path"])) or "")
+
+    def is_same_disk(self, before: str, present: str) -> bool:
+        begun, there = Identity.parse(before), Identity.parse(present)
+        return begun is None or (there is not None and there.is_same_file(begun))
+
+    def describe(self, identity: str) -> str:
+        return described(identity)
+
+    def find_uses(self, catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str | None]:
+        return in_use.find_uses(catalogue, self.folder, resources)
+
+    def capacity(self) -> Capacity:
+        usage = shutil.disk_usage(self.folder)
+        return Capacity(usage.total, usage.free)
+
+    def remove(self, snapshot_ids: Sequence[str]) -> None:
+        for snapshot_id in snapshot_ids:
+            (self.snapshots / file_name(snapshot_id)).unlink(missing_ok=True)
+        fsync_folder(self.snapshots)
+
+    def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
+        """What their former content was (`work.former`), and an exported file that was never registered."""
+        for resource_id in whole_ids:
+            self.former_path(resource_id).unlink(missing_ok=True)
+        if new_id := request.get("new_id"):
+            for name in ("images", "volumes"):
+                (self.folder / name / f"{new_id}.raw").unlink(missing_ok=True)
+
+    def former_path(self, resource_id: str) -> Path:
+        """Where the hashes of what a disk held are kept while it is overwritten without a safety snapshot."""
+        return self.snapshots / f".{resource_id}.former"
