@@ -39,6 +39,7 @@ ON_THE_LOOP = [
     "snapshot_mcp.service",
     "snapshot_mcp.jobs",
     "snapshot_mcp.providers.anchcloud",
+    "snapshot_mcp.catalogue.zone",
     "snapshot_mcp.providers.local.zone",
 ]
 """The async shells; what they hand to threads may block there."""

@@ -1,7 +1,7 @@
 """The catalogue's tables, and the numbered steps that bring an older one up to date.
 
 What a zone of a million snapshots is asked often is answered from an index or from `snapshot_counts`, never by reading
-them all (design.md, "What it must reach"); `listing` says which query uses which.
+them all (CATALOGUE.md, "Transactions"); `listing` says which query uses which.
 """
 
 import sqlite3

@@ -92,7 +92,7 @@ async def test_a_killed_workers_create_fails_truthfully_and_nothing_else_is_lost
 
 
 async def test_a_create_whose_files_were_complete_ends_well(local_zone: LocalZone, tmp_path: Path) -> None:
-    """engine_notes.md: a file that was renamed is durable and whole; only the catalogue had not said so yet."""
+    """FORMAT.md, "Invariants": a file that was renamed is durable and whole; only the catalogue had not said so yet."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image)
     snapshot_id = await back_up(local_zone, volume.id)
@@ -144,7 +144,7 @@ async def test_a_roll_back_whose_worker_is_killed_is_brought_to_its_end(local_zo
 async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """contract.md, "Apply of several": unchanged, incomplete; engine_notes.md: pending meanwhile, creates refused."""
+    """contract.md, "Apply of several": unchanged, incomplete; CATALOGUE.md, "Roll-back": pending meanwhile, creates refused."""
     from snapshot_mcp.catalogue import rollback
     from snapshot_mcp.contract.errors import NotUsable
     from snapshot_mcp.providers.local import restore

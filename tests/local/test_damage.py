@@ -1,4 +1,4 @@
-"""Damage is found before it does harm, remembered, and never built upon (must show 8; engine_notes.md, invariant 3)."""
+"""Damage is found before it does harm, remembered, and never built upon (must show 8; FORMAT.md, "Invariants")."""
 
 from pathlib import Path
 

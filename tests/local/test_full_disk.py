@@ -54,7 +54,7 @@ async def test_an_export_without_room_makes_nothing(small_disk: Path, tmp_path: 
 
 
 async def test_a_roll_back_without_room_changes_no_byte(small_disk: Path, local_zone: LocalZone) -> None:
-    """engine_notes.md: the space is reserved before the first byte is written, and given back when it is not enough."""
+    """FORMAT.md, "A roll-back": the space is reserved before the first byte is written, and given back when it is not enough."""
     image = make_image(small_disk / "disk.img", 12 * MIB)
     volume = await local_zone.add_resource(image)
     before = image.read_bytes()

@@ -1,4 +1,4 @@
-"""A disk in use is never rolled back, and never copied as a mixture (must show 8; engine_notes.md, "A disk in use")."""
+"""A disk in use is never rolled back, and never copied as a mixture (must show 8; FORMAT.md, "A disk in use")."""
 
 import fcntl
 import os
@@ -182,7 +182,7 @@ async def test_the_operator_may_allow_fuzzy_copies_and_they_say_so(zone_folder: 
 async def test_a_writer_that_comes_during_a_backup_waits_or_ends_it(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """engine_notes.md: a lease that was broken for too long proves nothing; the job fails and says why."""
+    """FORMAT.md, "A disk in use": a lease that was broken for too long proves nothing; the job fails and says why."""
     monkeypatch.setattr(local_platform.ReadLease, "PATIENCE_SECONDS", 0.0)
     image = make_image(tmp_path / "disk.img", 256 * MIB)
     volume = await here.add_resource(image)
@@ -238,7 +238,7 @@ def reflink_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[P
 async def test_a_disk_in_use_is_copied_in_an_instant_where_the_filesystem_can(
     reflink_folder: Path, here: LocalZone
 ) -> None:
-    """engine_notes.md, rung 1: btrfs and XFS."""
+    """FORMAT.md, "A disk in use": btrfs and XFS."""
     image = make_image(reflink_folder / "disk.img")
     volume = await here.add_resource(image)
     with image.open("r+b") as writer:

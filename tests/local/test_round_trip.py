@@ -207,7 +207,7 @@ def _broken_read(fd: int, length: int, offset: int) -> bytes:
 
 
 async def test_empty_room_costs_a_roll_back_and_an_export_little(local_zone: LocalZone, tmp_path: Path) -> None:
-    """engine_notes.md: a mostly empty volume costs nothing. 96 GiB, chunk by chunk, would take half a minute."""
+    """FORMAT.md, "Speed": an empty disk costs nothing. 96 GiB, chunk by chunk, would take half a minute."""
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
         file.truncate(96 << 30)

@@ -56,7 +56,7 @@ async def test_what_the_zone_keeps_is_for_its_owner_alone(local_zone: LocalZone,
 
 
 async def test_an_unchanged_empty_disk_costs_next_to_nothing(local_zone: LocalZone, tmp_path: Path) -> None:
-    """engine_notes.md: a mostly empty volume costs nothing, at any size."""
+    """FORMAT.md, "Speed": an empty disk costs nothing, at any size."""
     image = tmp_path / "empty.img"
     with image.open("wb") as file:
         file.truncate(1 << 40)
@@ -109,7 +109,7 @@ async def test_a_file_of_the_zone_itself_is_no_disk(local_zone: LocalZone, tmp_p
 async def test_one_file_is_registered_once(
     link: Callable[[Path, Path], None] | None, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """engine_notes.md, invariant 6; also by another name of the same file."""
+    """FORMAT.md, "Invariants"; also by another name of the same file."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image, "db")
     other = image
@@ -250,7 +250,7 @@ async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path
 
 
 async def test_a_purge_takes_children_first_whatever_their_grace(zone_folder: Path, tmp_path: Path) -> None:
-    """engine_notes.md, invariant 1. A parent that was due before its child waited for another purge."""
+    """FORMAT.md, "Invariants". A parent that was due before its child waited for another purge."""
     patient, hasty = LocalZone(zone_folder), LocalZone(zone_folder, recovery_seconds=1)
     volume = await patient.add_resource(make_image(tmp_path / "disk.img"))
     parent, child = await back_up(patient, volume.id), await back_up(patient, volume.id)

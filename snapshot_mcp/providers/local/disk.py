@@ -1,6 +1,6 @@
 """A registered disk image, opened for a capture or for a roll-back, or refused with the reason.
 
-The ladder of `engine_notes.md`, "A disk in use": an instant clone where the filesystem has clones, else the proof of a
+The ladder (FORMAT.md, "A disk in use"): an instant clone where the filesystem has clones, else the proof of a
 lease that nobody writes, else (only where the operator allows it, or the system has no leases) a comparison of times.
 """
 

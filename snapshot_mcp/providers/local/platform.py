@@ -157,7 +157,7 @@ class DiskInUse(Exception):
 
 
 class ReadLease:
-    """While it holds, nobody writes to the file: the proof that a copy is one state (engine_notes.md, "A disk in use").
+    """While it holds, nobody writes to the file: the proof that a copy is one state (FORMAT.md, "A disk in use").
 
     A new writer's open() waits until the lease is given back or the kernel's patience (`lease-break-time`, 45 s) is
     over, so a copy that ends within `PATIENCE_SECONDS` of such an attempt is still one state; after that the lease is

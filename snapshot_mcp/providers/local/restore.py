@@ -1,8 +1,8 @@
 """A snapshot's content back onto a disk, or out into a new file: every byte verified before it is written.
 
 `compare` reads the disk, finds what differs and verifies all of it; `reserve_room` makes sure that it fits; only then
-`write_back` changes the disk. A failure in the first two leaves the disk byte for byte as it was (engine_notes.md,
-"Apply must not destroy the disk when it fails").
+`write_back` changes the disk. A failure in the first two leaves the disk byte for byte as it was (FORMAT.md,
+"A roll-back").
 """
 
 import errno

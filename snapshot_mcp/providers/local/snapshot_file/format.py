@@ -91,7 +91,7 @@ class Trailer(BaseModel):
 
 
 def chunk_size_for(virtual_size_bytes: int) -> int:
-    """The map's size against scattered writes (engine_notes.md, "Layouts tried")."""
+    """Return the size of a disk's chunks: the map's size against scattered writes (FORMAT.md, "Chunk size")."""
     if virtual_size_bytes > 1 << 40:
         return 1 << 20
     return 256 << 10 if virtual_size_bytes > 64 << 30 else 64 << 10

@@ -1,13 +1,7 @@
 """What a disk held before it is overwritten without a safety snapshot: hashes, so that nothing that came since is lost.
 
 One file a disk, durable before the first byte is written and gone when the disk is rolled back. It brings nothing back; it
-tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to lose.
-
-    magic, length of the header, header (JSON)
-    flags    a byte a chunk of the snapshot: 1 where the disk differed from it
-    hashes   BLAKE3 of what each of those chunks held, in order
-    tail     BLAKE3 of what the disk held beyond the snapshot's end
-    digest   BLAKE3 of everything above
+tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to lose. Its layout is in FORMAT.md, "A roll-back".
 """
 
 import json
