@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from snapshot_mcp.catalogue.agreement import (
     compare_deletion,
@@ -60,9 +60,6 @@ class Rules:
     chain_limit: int = 30
     allow_fuzzy: bool = False
     keep_free: KeepFree = DEFAULT_KEEP_FREE
-
-
-DEFAULT_RULES: Final = Rules()
 
 
 def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> Row:
@@ -146,7 +143,7 @@ def apply(
             )
         refuse_busy(catalogue, resources)
         disks = probe_disks(catalogue, by_id, has_safety=bool(name))
-        compare_disks(catalogue, terms, disks, {one: label_of(resource) for one, resource in by_id.items()})
+        compare_disks(catalogue, terms, disks, by_id)
         safety = {one: plan_snapshot(catalogue, row, name, rules.chain_limit) for one, row in by_id.items() if name}
         return insert_job(
             catalogue,
@@ -161,7 +158,7 @@ def apply(
         )
 
 
-def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: Rules = DEFAULT_RULES) -> Row:
+def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: Rules) -> Row:
     """Enter an export to a volume or an image (`action`).
 
     Raises WrongResourceType for the other kind's snapshot, StorageFull where it would leave less than `rules.keep_free`.

@@ -155,7 +155,7 @@ def outcome_of(catalogue: Catalogue, resource: Row) -> str:
 
 
 def compare_disks(
-    catalogue: Catalogue, terms: Terms | None, disks: Mapping[str, Mapping[str, str]], labels: Mapping[str, str]
+    catalogue: Catalogue, terms: Terms | None, disks: Mapping[str, Mapping[str, str]], resources: Mapping[str, Row]
 ) -> None:
     """Raise TermsChanged where the disks (`_disk`) are not those that it was agreed to overwrite."""
     if terms is None or terms.resources is None:
@@ -166,7 +166,7 @@ def compare_disks(
         )
     for resource_id, disk in disks.items():
         agreed = terms.resources[resource_id].model_dump(exclude_none=True)
-        _compare_disk(catalogue, {**disk, **agreed}, disk, labels[resource_id])
+        _compare_disk(catalogue, {**disk, **agreed}, disk, label_of(resources[resource_id]))
 
 
 def compare_again(

@@ -6,6 +6,7 @@ from typing import Any
 
 from snapshot_mcp.catalogue.agreement import compare_deletion, refuse_overdue
 from snapshot_mcp.catalogue.database import LIVE, Catalogue, moment
+from snapshot_mcp.catalogue.lookup import find_snapshot, owner_of
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import Progress
 from snapshot_mcp.catalogue.store import Row
@@ -20,10 +21,8 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
     Raises Expired, TermsChanged: what was agreed to is compared in the transaction that marks.
     """
     with catalogue.transaction() as db:
-        snapshot = catalogue.snapshot(request["snapshot_id"])
-        assert snapshot is not None
-        resource = catalogue.resource(snapshot["resource_id"])
-        assert resource is not None, "a foreign key"
+        snapshot = find_snapshot(catalogue, request["snapshot_id"])
+        resource = owner_of(catalogue, snapshot)
         going = [row["snapshot_id"] for row in catalogue.subtree(snapshot["snapshot_id"], *LIVE)]
         refuse_overdue(catalogue, job)
         compare_deletion(catalogue, resource["resource_id"], going, request)

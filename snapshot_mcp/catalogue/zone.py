@@ -82,47 +82,26 @@ class CatalogueZone(ABC, Generic[C]):
         await anyio.to_thread.run_sync(close)
 
     async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
-        return await self._enter(
-            partial(admission.create, resource_ids=resource_ids, name=snapshot_name, is_full=is_full, rules=self._rules)
-        )
+        return await self._enter(lambda one: admission.create(one, resource_ids, snapshot_name, is_full, self._rules))
 
     async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
-        return await self._enter(partial(admission.delete, snapshot_id=snapshot_id, rules=self._rules, terms=terms))
+        return await self._enter(lambda one: admission.delete(one, snapshot_id, self._rules, terms))
 
     async def apply_snapshots(
         self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
     ) -> Job:
         return await self._enter(
-            partial(
-                admission.apply,
-                snapshot_ids=snapshot_ids,
-                rules=self._rules,
-                terms=terms,
-                safety_name=safety_snapshot_name,
-            )
+            lambda one: admission.apply(one, snapshot_ids, self._rules, terms, safety_snapshot_name)
         )
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
-        return await self._enter(
-            partial(
-                admission.export,
-                action=JobAction.CAPTURE_INSTANCE,
-                snapshot_id=snapshot_id,
-                name=image_name,
-                rules=self._rules,
-            )
-        )
+        return await self._export(JobAction.CAPTURE_INSTANCE, snapshot_id, image_name)
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
-        return await self._enter(
-            partial(
-                admission.export,
-                action=JobAction.CREATE_VOLUME,
-                snapshot_id=snapshot_id,
-                name=volume_name,
-                rules=self._rules,
-            )
-        )
+        return await self._export(JobAction.CREATE_VOLUME, snapshot_id, volume_name)
+
+    async def _export(self, action: JobAction, snapshot_id: str, name: str) -> Job:
+        return await self._enter(lambda one: admission.export(one, action, snapshot_id, name, self._rules))
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
         return await self._enter(partial(admission.recover, snapshot_ids=snapshot_ids))

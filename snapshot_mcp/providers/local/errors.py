@@ -10,11 +10,11 @@ from snapshot_mcp.contract.text import clean_text
 def translate(error: Exception) -> ZoneError | None:
     """Return the contract's error for it; None for a bug of ours."""
     if isinstance(error, OSError):
-        return from_os_error(error)
-    return from_sqlite_error(error) if isinstance(error, sqlite3.Error) else None
+        return _from_os(error)
+    return _from_sqlite(error) if isinstance(error, sqlite3.Error) else None
 
 
-def from_os_error(error: OSError) -> ZoneError:
+def _from_os(error: OSError) -> ZoneError:
     """What the disk's error means to a person."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StorageFull(
@@ -30,7 +30,7 @@ def from_os_error(error: OSError) -> ZoneError:
     )
 
 
-def from_sqlite_error(error: sqlite3.Error) -> ZoneError | None:
+def _from_sqlite(error: sqlite3.Error) -> ZoneError | None:
     """What an error of the catalogue means to a person; None for a bug of ours."""
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the primary code; the rest of it says which call
         case sqlite3.SQLITE_FULL:

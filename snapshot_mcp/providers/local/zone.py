@@ -1,7 +1,4 @@
-"""`LocalZone`: the embedded zone as a Provider. A thin async shell: it checks, enters jobs, and reads; the worker works.
-
-Nothing is made on disk before the first change. Every method may be called from any number of processes on one folder.
-"""
+"""`LocalZone`: the embedded zone as a Provider: what every zone of ours does (`catalogue.zone`), and what is about files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +12,7 @@ from snapshot_mcp.catalogue.clock import Clock
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
-from snapshot_mcp.contract.models import (
-    Instance,
-    Volume,
-)
+from snapshot_mcp.contract.models import Instance, Volume
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import registration
@@ -61,8 +55,8 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         configuration: Sequence[Path] = (),
         clock: Clock | None = None,
     ) -> None:
-        self.folder = folder.absolute()
         super().__init__(zone, Rules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
+        self.folder = folder.absolute()
         self.recovery_seconds = recovery_seconds
         self.keep_free = keep_free
         self.home = home

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from snapshot_mcp.catalogue.database import moment
-from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.lookup import label_of, owner_of
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import Progress
 from snapshot_mcp.catalogue.room import Floor
@@ -42,7 +42,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
     with ExitStack() as stack:
         sources = []
         for snapshot in snapshots:
-            resource = _resource_of(catalogue, snapshot)
+            resource = owner_of(catalogue, snapshot)
             source = CaptureSource(resource["path"], label_of(resource), allow_fuzzy=request["allow_fuzzy"])
             sources.append(stack.enter_context(source))
         taken_at = catalogue.now()
@@ -52,12 +52,6 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             source.close()
         progress.finish()
         _finish_create(catalogue, job, ids, format_time(moment(taken_at)))
-
-
-def _resource_of(catalogue: FolderCatalogue, snapshot: Row) -> Row:
-    resource = catalogue.resource(snapshot["resource_id"])
-    assert resource is not None, "a foreign key"
-    return resource
 
 
 class Source(Protocol):
@@ -86,7 +80,7 @@ def capture_one(catalogue: FolderCatalogue, snapshot: Row, source: Source, taken
         header = Header(
             snapshot_id=snapshot_id,
             resource_id=snapshot["resource_id"],
-            resource_type=_resource_of(catalogue, snapshot)["resource_type"],
+            resource_type=owner_of(catalogue, snapshot)["resource_type"],
             chain=(*(parent.header.chain if parent else ()), snapshot_id),
             parent_hash=parent.tip.hash.hex() if parent else "",
             snapshot_time=format_time(moment(taken_at)),

@@ -1,7 +1,8 @@
 """What a disk held before it is overwritten without a safety snapshot: hashes, so that nothing that came since is lost.
 
-One file a disk, durable before the first byte is written and gone when the disk is rolled back. It brings nothing back; it
-tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to lose. Its layout is in FORMAT.md, "A roll-back".
+One file a disk (FORMAT.md, "A roll-back"), durable before the first byte is written and gone when the disk is rolled back.
+It brings nothing back; it tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to
+lose.
 """
 
 import json
