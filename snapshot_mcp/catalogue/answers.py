@@ -6,7 +6,7 @@ from typing import Any
 
 from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
 from snapshot_mcp.catalogue.lookup import is_half_overwritten
-from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -109,15 +109,12 @@ def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -
 
 
 def to_resource(
-    catalogue: Catalogue, row: Row, *, is_verbose: bool = False, held_by: str | None = None
+    catalogue: Catalogue, row: Row, *, is_verbose: bool = False, use: Use | None = None
 ) -> Volume | Instance:
-    """The contract's Volume or Instance of a row; looks at the disk for its size, and with `is_verbose` for what it is.
-
-    `held_by`: see `Store.find_uses`.
-    """
+    """The contract's Volume or Instance of a row; looks at the disk for its size, and with `is_verbose` for what it is."""
     is_half = is_half_overwritten(catalogue, row)
     sight = catalogue.store.look_at(row, is_verbose=is_verbose)
-    problem = "; ".join(filter(None, [_problem(row, is_half=is_half, held_by=held_by or ""), sight.problem]))
+    problem = "; ".join(filter(None, [_problem(row, use, is_half=is_half), sight.problem]))
     common: dict[str, Any] = {
         "description": row["description"],
         "size": gigabytes(sight.size_bytes),
@@ -127,7 +124,7 @@ def to_resource(
         "size_bytes": sight.size_bytes,
         "path": row["path"],
         "problem": problem or None,
-        "held_by": held_by,
+        "held_by": use.held_by if use else None,
         "identity": sight.identity,
         "hard_links": sight.hard_links,
     }
@@ -138,12 +135,12 @@ def to_resource(
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 
-def _problem(row: Row, *, is_half: bool, held_by: str) -> str:
+def _problem(row: Row, use: Use | None, *, is_half: bool) -> str:
     """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for.
 
     Nothing is wrong with one that a job of ours is just overwriting.
     """
-    if is_half and not row["problem"] and held_by.startswith("busy with job") and "waits for" not in held_by:
+    if is_half and not row["problem"] and use and use.is_ours:
         return ""
     if row["applying_id"] is None:
         return str(row["problem"])

@@ -142,11 +142,9 @@ def _resources(
         where.add_any(f"CASE WHEN applying_id IS NULL THEN '{usable}' ELSE 'pending' END", query.status)
     where.add_word(("resource_id", "name"), query.search_word)
     rows, total = where.page(catalogue, "resources", "created_at DESC, resource_id", query.offset, query.limit)
-    held_by = catalogue.store.find_uses(catalogue, rows) if query.verbose else {}
+    uses = catalogue.store.find_uses(catalogue, rows) if query.verbose else {}
     is_verbose = bool(query.verbose)
-    return [
-        to_resource(catalogue, row, is_verbose=is_verbose, held_by=held_by.get(row["resource_id"])) for row in rows
-    ], total
+    return [to_resource(catalogue, row, is_verbose=is_verbose, use=uses.get(row["resource_id"])) for row in rows], total
 
 
 def volumes(catalogue: Catalogue, query: ResourceFilter) -> Page[Volume]:

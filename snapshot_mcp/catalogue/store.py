@@ -45,6 +45,14 @@ class Sight(NamedTuple):
     hard_links: int | None = None
 
 
+class Use(NamedTuple):
+    """Who has a disk: `held_by` as in `Resource.held_by` ("" for nobody, None where that cannot be told)."""
+
+    held_by: str | None
+    is_ours: bool = False
+    """A job of ours is working on it."""
+
+
 class Store(Protocol):
     """The hooks. Those that look at a disk are called in a transaction, after its claims: no job of ours has it then."""
 
@@ -79,8 +87,8 @@ class Store(Protocol):
     def describe(self, identity: str) -> str:
         """Describe a disk to a person who has to tell it from another one."""
 
-    def find_uses(self, catalogue: "Catalogue", resources: Sequence[Row]) -> dict[str, str | None]:
-        """Return by id who has each disk, as `Resource.held_by`: "" for nobody, None where that cannot be told."""
+    def find_uses(self, catalogue: "Catalogue", resources: Sequence[Row]) -> dict[str, Use]:
+        """Return by id who has each disk."""
 
     def capacity(self) -> Capacity:
         """Return how much room there is where snapshots and exports are kept."""

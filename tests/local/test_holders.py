@@ -274,11 +274,12 @@ def test_another_users_disk_is_not_called_free(tmp_path_factory: pytest.TempPath
             with FolderCatalogue(Path(folder)) as catalogue:
                 with catalogue.transaction():
                     insert_resource(catalogue, "vol-1", "volume", "disk", disk.name)
-                print(catalogue.store.find_uses(catalogue, [catalogue.resource("vol-1")]))
+                (use,) = catalogue.store.find_uses(catalogue, [catalogue.resource("vol-1")]).values()
+                print(use.held_by)
             os.seteuid(0)
     """)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "{'vol-1': None}\n"
+    assert done.stdout == "None\n"
 
 
 async def test_a_catalogue_that_cannot_be_locked_opens_no_disk(
@@ -293,7 +294,7 @@ async def test_a_catalogue_that_cannot_be_locked_opens_no_disk(
         rows = catalogue.rows("SELECT * FROM resources")
         with FolderCatalogue(local_zone.folder) as another, another.transaction():
             monkeypatch.setattr(in_use, "_ask", lambda path: pytest.fail("the disk was opened"))
-            assert list(catalogue.store.find_uses(catalogue, rows).values()) == [None]
+            assert [use.held_by for use in catalogue.store.find_uses(catalogue, rows).values()] == [None]
 
 
 # what a person sees

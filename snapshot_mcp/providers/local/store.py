@@ -9,7 +9,7 @@ from typing import Any
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.room import Room
-from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight
+from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.providers.local import estimates, in_use
 from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
@@ -64,7 +64,7 @@ class FileStore:
     def describe(self, identity: str) -> str:
         return described(identity)
 
-    def find_uses(self, catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str | None]:
+    def find_uses(self, catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, Use]:
         return in_use.find_uses(catalogue, self.folder, resources)
 
     def capacity(self) -> Capacity:
