@@ -56,6 +56,7 @@ def _present(catalogue: Catalogue) -> tuple[str, float]:
 
 
 def expired(job: Row) -> Expired:
+    """Return the error of a job that did not begin in its time."""
     return Expired(
         f"Job {job['job_id']} ({job['action']}) did not begin within the time that was agreed to, so it was not carried out.",
         hint=NOTHING_CHANGED,

@@ -37,6 +37,7 @@ class Catalogue:
         self.close()
 
     def close(self) -> None:
+        """Close the connection."""
         self.db.close()
 
     @contextmanager
@@ -66,19 +67,24 @@ class Catalogue:
         return int(number)
 
     def row(self, query: str, *values: object) -> Row | None:
+        """Return the first row of a query, None for none."""
         found: Row | None = self.db.execute(query, values).fetchone()
         return found
 
     def rows(self, query: str, *values: object) -> list[Row]:
+        """Return all rows of a query."""
         return self.db.execute(query, values).fetchall()
 
     def snapshot(self, snapshot_id: str) -> Row | None:
+        """Return a snapshot by its id, None for none."""
         return self.row("SELECT * FROM snapshots WHERE snapshot_id = ?", snapshot_id)
 
     def resource(self, resource_id: str) -> Row | None:
+        """Return a disk by its id, also one that was forgotten; None for none."""
         return self.row("SELECT * FROM resources WHERE resource_id = ?", resource_id)
 
     def job(self, job_id: str) -> Row | None:
+        """Return a job by its id, None for none."""
         return self.row("SELECT * FROM jobs WHERE job_id = ?", job_id)
 
     def subtree(self, snapshot_id: str, *statuses: str) -> list[Row]:
@@ -139,10 +145,12 @@ class Catalogue:
 
 
 def moment(seconds: int | None) -> datetime | None:
+    """Return seconds since 1970 as a time in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def placeholders(values: Sequence[object]) -> str:
+    """Return one question mark a value, for an SQL list."""
     return ",".join("?" * len(values))
 
 

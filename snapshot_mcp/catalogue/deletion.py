@@ -8,14 +8,14 @@ from snapshot_mcp.catalogue.agreement import compare_deletion, refuse_overdue
 from snapshot_mcp.catalogue.database import LIVE, Catalogue, moment
 from snapshot_mcp.catalogue.lookup import find_snapshot, owner_of
 from snapshot_mcp.catalogue.outcome import succeed
-from snapshot_mcp.catalogue.progress import Progress
+from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
 
 
-def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
+def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
     """One act: everything goes together; the bytes stay until the grace is over (`purge`).
 
     Raises Expired, TermsChanged: what was agreed to is compared in the transaction that marks.
@@ -59,7 +59,8 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
         catalogue.set_job(job["job_id"], resource_ids=json.dumps(going))
 
 
-def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
+def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
+    """Bring whole acts of deletion back. Raises NotUsable where one was purged meanwhile."""
     with catalogue.transaction() as db:
         for deletion_id in request["deletion_ids"]:
             deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", deletion_id)

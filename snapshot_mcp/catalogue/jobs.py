@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.outcome import fail, refuse_cancelled
-from snapshot_mcp.catalogue.progress import Progress
+from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.snapshots import discard
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import InternalError, ZoneError
@@ -26,7 +26,7 @@ RETRY_SECONDS: Final = 1.0
 
 C = TypeVar("C", bound=Catalogue)
 
-Action = Callable[[C, Row, dict[str, Any], Progress], None]
+Action = Callable[[C, Row, dict[str, Any], JobProgress], None]
 """Carries out a job, from the start or from where its last worker left it, and ends it as successful."""
 
 Translate = Callable[[Exception], ZoneError | None]
@@ -41,7 +41,7 @@ def carry_out(catalogue: C, job_id: str, actions: Mapping[JobAction, Action[C]],
     try:
         if not job["has_effect"]:
             refuse_cancelled(catalogue, job)
-        actions[action](catalogue, job, json.loads(job["request"]), Progress(catalogue, job))
+        actions[action](catalogue, job, json.loads(job["request"]), JobProgress(catalogue, job))
         return
     except ZoneError as error:
         reason = error

@@ -148,16 +148,19 @@ def _resources(
 
 
 def volumes(catalogue: Catalogue, query: ResourceFilter) -> Page[Volume]:
+    """Return a page of the volumes, newest first."""
     items, total = _resources(catalogue, query, ResourceType.VOLUME)
     return Page(tuple(one for one in items if isinstance(one, Volume)), total)
 
 
 def instances(catalogue: Catalogue, query: ResourceFilter) -> Page[Instance]:
+    """Return a page of the instances, newest first."""
     items, total = _resources(catalogue, query, ResourceType.INSTANCE)
     return Page(tuple(one for one in items if isinstance(one, Instance)), total)
 
 
 def images(catalogue: Catalogue, query: ResourceFilter) -> Page[Image]:
+    """Return a page of the exported images, newest first."""
     where = _Where()
     where.add_any("image_id", query.ids)
     where.add_any("'available'", query.status)

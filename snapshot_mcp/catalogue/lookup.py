@@ -21,6 +21,7 @@ def label_of(resource: Row) -> str:
 
 
 def check_ids(field: str, ids: Sequence[str]) -> None:
+    """Raise BadRequest for no ids, too many, or one that is named twice."""
     if not ids:
         raise BadRequest(f"{field!r} is empty.", hint="Name at least one id.")
     if len(ids) > MAX_RESOURCES:
@@ -30,6 +31,7 @@ def check_ids(field: str, ids: Sequence[str]) -> None:
 
 
 def checked_name(name: str) -> str:
+    """Return the name. Raises BadRequest for one that is too long or not valid Unicode."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise BadRequest(
             f"The name {clean_text(name)!r} has {len(name)} characters.", hint=f"Use at most {MAX_NAME_CHARACTERS}."
@@ -42,6 +44,7 @@ def checked_name(name: str) -> str:
 
 
 def find_resource(catalogue: Catalogue, resource_id: str) -> Row:
+    """Return a registered disk. Raises NotFound."""
     resource = catalogue.resource(resource_id)
     if resource is None or resource["removed_at"] is not None:
         raise NotFound(
@@ -52,6 +55,7 @@ def find_resource(catalogue: Catalogue, resource_id: str) -> Row:
 
 
 def find_snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
+    """Return a snapshot, whatever its status. Raises NotFound."""
     snapshot = catalogue.snapshot(snapshot_id)
     if snapshot is None:
         raise NotFound(
@@ -61,12 +65,14 @@ def find_snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
 
 
 def owner_of(catalogue: Catalogue, snapshot: Row) -> Row:
+    """Return the disk of a snapshot, also where it was forgotten."""
     resource = catalogue.resource(snapshot["resource_id"])
     assert resource is not None, "a foreign key"
     return resource
 
 
 def find_usable(catalogue: Catalogue, snapshot_id: str) -> Row:
+    """Return an available snapshot. Raises NotFound, NotUsable."""
     snapshot = find_snapshot(catalogue, snapshot_id)
     if snapshot["status"] != SnapshotStatus.AVAILABLE:
         raise not_usable(snapshot, "used")
@@ -74,6 +80,7 @@ def find_usable(catalogue: Catalogue, snapshot_id: str) -> Row:
 
 
 def not_usable(snapshot: Row, verb: str) -> NotUsable:
+    """Return the error of a snapshot whose status forbids what was asked; `verb` is what it cannot be."""
     hint = {
         SnapshotStatus.DELETED: "Recover it first." if verb != "deleted" else "It is gone already.",
         SnapshotStatus.CEASED: "It is gone for good; list the snapshots to see which there are.",
@@ -95,6 +102,7 @@ def is_half_overwritten(catalogue: Catalogue, resource: Row) -> bool:
 
 
 def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
+    """Raise NotUsable for a disk that a roll-back was interrupted on."""
     if is_half_overwritten(catalogue, resource):
         raise NotUsable(
             f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
@@ -117,6 +125,7 @@ def refuse_needed(catalogue: Catalogue, snapshot_ids: Collection[str]) -> None:
 
 
 def refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:
+    """Raise ResourceBusy for a disk that a job holds."""
     for resource in resources:
         holder = catalogue.row("SELECT job_id FROM claims WHERE kind = 'resource' AND id = ?", resource["resource_id"])
         if holder:
@@ -135,6 +144,7 @@ def refuse_going(catalogue: Catalogue, snapshot: Row) -> None:
 
 
 def busy(catalogue: Catalogue, what: str, job_id: str) -> ResourceBusy:
+    """Return the error of what a job holds."""
     job = catalogue.job(job_id)
     action = job["action"] if job else "a job"
     return ResourceBusy(

@@ -33,6 +33,7 @@ def refuse_cancelled(catalogue: Catalogue, job: Row) -> None:
 
 
 def cancelled(job: Row) -> Cancelled:
+    """Return the error of a job that was cancelled."""
     return Cancelled(f"Job {job['job_id']} ({job['action']}) was cancelled.", hint="It has left nothing behind.")
 
 

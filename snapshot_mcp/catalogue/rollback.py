@@ -14,7 +14,7 @@ from snapshot_mcp.contract.errors import TermsChanged, ZoneError
 from snapshot_mcp.contract.states import JobAction
 
 
-class Overwrite(NamedTuple):
+class DiskOverwrite(NamedTuple):
     """One disk that goes back to a snapshot; `safety_id` holds what is overwritten, None where nothing does."""
 
     resource: Row
@@ -23,7 +23,7 @@ class Overwrite(NamedTuple):
     safety_id: str | None
 
 
-def mark_begun(catalogue: Catalogue, disk: Overwrite) -> None:
+def mark_begun(catalogue: Catalogue, disk: DiskOverwrite) -> None:
     """Say that the disk is being overwritten, within a transaction of the caller's."""
     catalogue.db.execute(
         """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = 0,
@@ -32,7 +32,7 @@ def mark_begun(catalogue: Catalogue, disk: Overwrite) -> None:
     )
 
 
-def mark_applied(catalogue: Catalogue, disk: Overwrite) -> None:
+def mark_applied(catalogue: Catalogue, disk: DiskOverwrite) -> None:
     """Say that the disk is rolled back, within a transaction of the caller's."""
     catalogue.db.execute(
         """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = ?,
@@ -41,7 +41,7 @@ def mark_applied(catalogue: Catalogue, disk: Overwrite) -> None:
     )
 
 
-def _left_half(catalogue: Catalogue, disk: Overwrite) -> tuple[str | None, str, str | None, int, str]:
+def _left_half(catalogue: Catalogue, disk: DiskOverwrite) -> tuple[str | None, str, str | None, int, str]:
     """What stays marked when the disk is rolled back: another one that was half overwritten may come back to its place."""
     before = disk.resource
     if before["applying_id"] is None or catalogue.store.is_same_disk(before["applying_identity"], disk.identity):

@@ -21,7 +21,7 @@ HINT: Final = (
 )
 
 
-class Request(NamedTuple):
+class RoomRequest(NamedTuple):
     """The part of a job's request that is about room: its estimate, and how much has to stay free."""
 
     room_bytes: int
@@ -44,6 +44,7 @@ class Room:
         return self.free_bytes - self.promised_bytes - self.kept_bytes - self.needed_bytes
 
     def add(self, needed_bytes: int) -> None:
+        """Count what else is needed."""
         self.needed_bytes += needed_bytes
 
     def add_incremental(self, resource_id: str) -> None:
@@ -55,7 +56,7 @@ class Room:
         )
         self.needed_bytes += last["size_bytes"] if last else 0
 
-    def take(self, what: str) -> Request:
+    def take(self, what: str) -> RoomRequest:
         """Return what the job's request has to say about room. Raises StorageFull where too little would stay free."""
         if self.kept_bytes and self.left_bytes < 0:
             promised = (
@@ -66,7 +67,7 @@ class Room:
                 f" {format_bytes(self.free_bytes)} free{promised}, and {format_bytes(self.kept_bytes)} have to stay free.",
                 hint=HINT,
             )
-        return Request(self.needed_bytes, self.kept_bytes)
+        return RoomRequest(self.needed_bytes, self.kept_bytes)
 
 
 class Floor:

@@ -42,7 +42,7 @@ WATCH_SECONDS: Final = 0.03
 ALIVE_SECONDS: Final = 1.0
 """How often a watcher makes sure that a worker lives while there is work."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 C = TypeVar("C", bound=Catalogue)
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class CatalogueZone(ABC, Generic[C]):
         """Return what an error of the store or of the catalogue means to a person; None for a bug."""
 
     async def aclose(self) -> None:
+        """Close the catalogue."""
+
         def close() -> None:
             with self._lock:
                 if self._catalogue:
@@ -82,35 +84,43 @@ class CatalogueZone(ABC, Generic[C]):
         await anyio.to_thread.run_sync(close)
 
     async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
+        """Enter a create."""
         return await self._enter(lambda one: admission.create(one, resource_ids, snapshot_name, is_full, self._rules))
 
     async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
+        """Enter a deletion."""
         return await self._enter(lambda one: admission.delete(one, snapshot_id, self._rules, terms))
 
     async def apply_snapshots(
         self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
     ) -> Job:
+        """Enter a roll-back."""
         return await self._enter(
             lambda one: admission.apply(one, snapshot_ids, self._rules, terms, safety_snapshot_name)
         )
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
+        """Enter an export to an image."""
         return await self._export(JobAction.CAPTURE_INSTANCE, snapshot_id, image_name)
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
+        """Enter an export to a volume."""
         return await self._export(JobAction.CREATE_VOLUME, snapshot_id, volume_name)
 
     async def _export(self, action: JobAction, snapshot_id: str, name: str) -> Job:
         return await self._enter(lambda one: admission.export(one, action, snapshot_id, name, self._rules))
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        """Enter a recovery."""
         return await self._enter(partial(admission.recover, snapshot_ids=snapshot_ids))
 
     async def cancel_job(self, job_id: str) -> Job:
+        """Cancel a job that has had no effect yet."""
         job = await self._write(lambda catalogue: to_job(withdrawal.cancel(catalogue, job_id), self.zone))
         return job if job.is_finished else await self._with_worker(job)
 
     async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
+        """Rename, describe or tag a snapshot."""
         await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
 
     async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
@@ -121,22 +131,29 @@ class CatalogueZone(ABC, Generic[C]):
         return tuple(await self._write(lambda catalogue: deletion.purge(catalogue, at_once=snapshot_ids)))
 
     async def list_snapshots(self, query: SnapshotFilter) -> Page[Snapshot]:
+        """Return a page of the snapshots."""
         return await self._read(lambda catalogue: listing.snapshots(catalogue, query), Page((), 0))
 
     async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
+        """Return a page of the volumes."""
         return await self._read(lambda catalogue: listing.volumes(catalogue, query), Page((), 0))
 
     async def list_instances(self, query: ResourceFilter) -> Page[Instance]:
+        """Return a page of the instances."""
         return await self._read(lambda catalogue: listing.instances(catalogue, query), Page((), 0))
 
     async def list_images(self, query: ResourceFilter) -> Page[Image]:
+        """Return a page of the images."""
         return await self._read(lambda catalogue: listing.images(catalogue, query), Page((), 0))
 
     async def list_quota_left(self) -> tuple[Quota, ...]:
+        """Return what is left of each limit."""
         limit = self._rules.chain_limit
         return await self._read(lambda catalogue: listing.quotas(catalogue, limit), ())
 
     async def get_job(self, job_id: str) -> Job:
+        """Return a job, and see to it that a worker lives if it is unfinished. Raises NotFound."""
+
         def read(catalogue: Catalogue) -> Job | None:
             withdrawal.expire(catalogue)
             row = catalogue.job(job_id)
@@ -150,6 +167,8 @@ class CatalogueZone(ABC, Generic[C]):
         return job if job.is_finished else await self._with_worker(job)
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
+        """Return the unfinished jobs, oldest first, and see to it that a worker lives for them."""
+
         def read(catalogue: Catalogue) -> tuple[Job, ...]:
             withdrawal.expire(catalogue)
             rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change")
@@ -214,17 +233,17 @@ class CatalogueZone(ABC, Generic[C]):
             return job.model_copy(update={"info": str(error)})
         return job
 
-    async def _write(self, work: Callable[[C], Answer]) -> Answer:
-        def locked() -> Answer:
+    async def _write(self, work: Callable[[C], Result]) -> Result:
+        def locked() -> Result:
             with self._lock, self._in_our_words():
                 return work(self._opened())
 
         return await _finish_in_thread(locked)
 
-    async def _read(self, work: Callable[[C], Answer], empty: Answer) -> Answer:
+    async def _read(self, work: Callable[[C], Result], empty: Result) -> Result:
         """Read, or answer `empty` where there is no catalogue yet: looking makes none."""
 
-        def locked() -> Answer:
+        def locked() -> Result:
             with self._lock, self._in_our_words():
                 if self._catalogue is None and not self._exists():
                     return empty
@@ -255,9 +274,9 @@ class CatalogueZone(ABC, Generic[C]):
             raise known from error
 
 
-async def _finish_in_thread(work: Callable[[], Answer]) -> Answer:
+async def _finish_in_thread(work: Callable[[], Result]) -> Result:
     """Run `work` in a thread to its end, also when the caller gives up: a change is entered whole or not at all."""
-    answers: list[Answer] = []
+    answers: list[Result] = []
     with anyio.CancelScope(shield=True):
         answers.append(await anyio.to_thread.run_sync(work))
     return answers[0]

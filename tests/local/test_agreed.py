@@ -422,7 +422,7 @@ def write_half(zone: LocalZone, job: Job) -> None:
             catalogue.set_job(job.job_id, status="working", run_count=1)
         row = catalogue.job(job.job_id)
         assert row
-        roll_back = apply.Rollback(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
+        roll_back = apply.FirstAttempt(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
         was, restore.write_back = restore.write_back, half
         try:
             roll_back.run()
@@ -433,9 +433,9 @@ def write_half(zone: LocalZone, job: Job) -> None:
 
 
 def worker_progress(catalogue: FolderCatalogue, row: Any) -> Any:
-    from snapshot_mcp.catalogue.progress import Progress
+    from snapshot_mcp.catalogue.progress import JobProgress
 
-    return Progress(catalogue, row)
+    return JobProgress(catalogue, row)
 
 
 @pytest.mark.parametrize("safety", ["", "before"])
@@ -654,14 +654,14 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(
     snapshot_id = await back_up(here, volume.id)
     change(image, MIB)
     content = image.read_bytes()
-    is_cancelled, advance = anyio.Event(), progress.Progress.advance
+    is_cancelled, advance = anyio.Event(), progress.JobProgress.advance
 
-    def wait_for_it(self: progress.Progress, amount: int) -> None:
+    def wait_for_it(self: progress.JobProgress, amount: int) -> None:
         while not is_cancelled.is_set():
             worker.time.sleep(0.005)
         advance(self, amount)
 
-    monkeypatch.setattr(progress.Progress, "advance", wait_for_it)
+    monkeypatch.setattr(progress.JobProgress, "advance", wait_for_it)
     match operation:
         case "create":
             job = await here.create_snapshots([volume.id], "new", is_full=True)

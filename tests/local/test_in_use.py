@@ -20,7 +20,7 @@ from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.providers.local import LocalZone, restore, work
 from snapshot_mcp.providers.local import platform as local_platform
-from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.disk import TargetDisk
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.work import overwriting
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
@@ -274,9 +274,9 @@ def test_a_file_of_another_user_is_not_taken_for_unused(tmp_path_factory: pytest
     code = f"""
         import os
         from snapshot_mcp.contract.errors import NotUsable
-        from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget
+        from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
         os.setgid(65534), os.setuid(65534)
-        for opened in (CaptureSource, RollbackTarget):
+        for opened in (CaptureSource, TargetDisk):
             try:
                 opened({str(image)!r}, "volume x").close()
             except NotUsable as refusal:
@@ -305,7 +305,7 @@ async def test_a_roll_back_lets_go_of_the_disk_before_it_says_that_it_is_done(
     ended = []
 
     def end(catalogue: FolderCatalogue, job: Row, extra: dict[str, Any]) -> None:
-        RollbackTarget(str(image), "disk.img").close()
+        TargetDisk(str(image), "disk.img").close()
         ended.append(job["job_id"])
         succeed_as_ever(catalogue, job, extra)
 

@@ -137,7 +137,7 @@ class CaptureSource(OpenDisk):
         super().close()
 
 
-class RollbackTarget(OpenDisk):
+class TargetDisk(OpenDisk):
     """A disk that nobody else holds, open for writing; `identity` says which file it is.
 
     As a source of a capture (`size_bytes`, `consistency`, `check`) it is read under the hold that it is overwritten under.

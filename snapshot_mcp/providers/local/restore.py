@@ -26,7 +26,7 @@ SECTOR_SIZE: Final = 512
 """The least that a disk writes whole."""
 
 
-class Window(NamedTuple):
+class StoredWindow(NamedTuple):
     """A run of chunks of one region and the snapshot's map of them."""
 
     start: int
@@ -60,7 +60,7 @@ class Differences:
     def __contains__(self, offset: int) -> bool:
         return bool(self.flags[offset // self.chunk_size])
 
-    def windows(self, chain: Chain) -> Iterator[Window]:
+    def windows(self, chain: Chain) -> Iterator[StoredWindow]:
         """The windows in which something differs."""
         for window in windows(chain):
             first, last = window.start // self.chunk_size, -(-window.end // self.chunk_size)
@@ -68,7 +68,7 @@ class Differences:
                 yield window
 
 
-def windows(chain: Chain) -> Iterator[Window]:
+def windows(chain: Chain) -> Iterator[StoredWindow]:
     """The whole volume, region by region; a region of nothing but zeros is one window, so that empty room costs little."""
     header = chain.header
     for region in range(header.region_count):
@@ -80,10 +80,10 @@ def windows(chain: Chain) -> Iterator[Window]:
         for at in range(start, end, size):
             first = (at - start) // header.chunk_size * PLACE.size
             last = (at + size - start) // header.chunk_size * PLACE.size
-            yield Window(at, min(at + size, end), places[first:last])
+            yield StoredWindow(at, min(at + size, end), places[first:last])
 
 
-def chunks(chain: Chain, window: Window) -> Iterator[tuple[int, int, Place]]:
+def chunks(chain: Chain, window: StoredWindow) -> Iterator[tuple[int, int, Place]]:
     """Offset, length and place of each chunk of the window."""
     size = chain.header.chunk_size
     for index, place in enumerate(unpack_places(window.places)):
@@ -106,7 +106,7 @@ def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
     """
     differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes)
 
-    def look(window: Window) -> list[tuple[int, int, bytes]]:
+    def look(window: StoredWindow) -> list[tuple[int, int, bytes]]:
         with_data = set(chunks_with_data(fd, window.start, window.end, chain.header.chunk_size))
         differing: list[tuple[int, int, bytes]] = []
         if window.is_empty and not with_data:
@@ -185,11 +185,11 @@ def _place_at(chain: Chain, region: int, index: int) -> Place:
 def verify_before(chain: Chain, before: Chain, differences: Differences, advance: Advance) -> None:
     """Read in `before` what a roll-back to `chain` will overwrite or cut off: it is the way back. Raises DamagedSnapshot."""
 
-    def read(window: Window) -> int:
+    def read(window: StoredWindow) -> int:
         differing = [one for one in chunks(chain, window) if one[0] in differences]
         return sum(len(content_at(before, offset, length)) for offset, length, _ in differing)
 
-    def read_beyond(window: Window) -> int:
+    def read_beyond(window: StoredWindow) -> int:
         """What a smaller disk has no room for."""
         for offset, length, place in chunks(before, window):
             if not place.is_zero and offset + length > chain.header.virtual_size_bytes:
@@ -213,7 +213,7 @@ def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences)
     if size not in (end, before.header.virtual_size_bytes):
         return min(size, end)
 
-    def look(window: Window) -> int | None:
+    def look(window: StoredWindow) -> int | None:
         for offset, length, place in chunks(chain, window):
             if offset in differences:
                 after = bytes(length) if place.is_zero else read_verified(chain, place, length)
@@ -251,7 +251,7 @@ def write_back(
     disk is then neither old nor new and must not be called whole.
     """
 
-    def write(window: Window) -> int:
+    def write(window: StoredWindow) -> int:
         done = 0
         for offset, length, place in chunks(chain, window):
             if offset not in differences:
@@ -296,7 +296,7 @@ def export(fd: int, chain: Chain, advance: Advance) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(fd, chain.header.virtual_size_bytes)
 
-    def write(window: Window) -> None:
+    def write(window: StoredWindow) -> None:
         if window.is_empty:
             return
         for offset, length, place in chunks(chain, window):

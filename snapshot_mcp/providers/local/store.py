@@ -11,7 +11,7 @@ from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.providers.local import estimates, in_use
-from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget
+from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
 from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
@@ -24,6 +24,7 @@ class FileStore:
         self.folder, self.snapshots = folder, folder / "snapshots"
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
+        """Open the disk as a capture would."""
         with CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy) as source:
             if not is_full:
                 room.add_incremental(resource["resource_id"])
@@ -31,7 +32,8 @@ class FileStore:
                 room.add(estimates.of_full(source.fd, room.left_bytes))
 
     def check_overwrite(self, resource: Row, *, is_alone: bool, is_patient: bool) -> str:
-        with RollbackTarget(resource["path"], label_of(resource), is_patient=is_patient) as target:
+        """Hold the disk as a roll-back would."""
+        with TargetDisk(resource["path"], label_of(resource), is_patient=is_patient) as target:
             if is_alone:
                 target.refuse_company()
             return str(target.identity)
@@ -43,6 +45,7 @@ class FileStore:
                 room.add(estimates.of_export(self.snapshots, snapshot_id))
 
     def look_at(self, row: Row, *, is_verbose: bool = False) -> Sight:
+        """Look at the file at the row's path; no file is opened."""
         path = Path(row["path"])
         try:
             size = path.stat().st_size
@@ -55,23 +58,29 @@ class FileStore:
         return Sight(size, "its path does not lead to a regular file any more")
 
     def identity_of(self, resource: Row) -> str:
+        """Return which file lies at the disk's path."""
         return str(identity_at(Path(resource["path"])) or "")
 
     def is_same_disk(self, before: str, present: str) -> bool:
+        """Compare filesystem, inode and time of birth, not the number of names."""
         begun, there = Identity.parse(before), Identity.parse(present)
         return begun is None or (there is not None and there.is_same_file(begun))
 
     def describe(self, identity: str) -> str:
+        """Describe the file by inode and time of birth."""
         return described(identity)
 
     def find_uses(self, catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, Use]:
+        """Look at claims and the kernel's tables, then ask for leases."""
         return in_use.find_uses(catalogue, self.folder, resources)
 
     def capacity(self) -> Capacity:
+        """Return the room on the filesystem of the zone's folder."""
         usage = shutil.disk_usage(self.folder)
         return Capacity(usage.total, usage.free)
 
     def remove(self, snapshot_ids: Sequence[str]) -> None:
+        """Unlink the snapshots' files and sync their folder."""
         for snapshot_id in snapshot_ids:
             (self.snapshots / file_name(snapshot_id)).unlink(missing_ok=True)
         fsync_folder(self.snapshots)

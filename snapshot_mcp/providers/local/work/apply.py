@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from snapshot_mcp.catalogue.agreement import compare_again, refuse_overdue
-from snapshot_mcp.catalogue.progress import Progress
+from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.snapshots import make_full
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.providers.local import restore
@@ -21,13 +21,13 @@ from snapshot_mcp.providers.local.work.overwriting import Disk, Overwriting, res
 from snapshot_mcp.providers.local.work.resumption import Resumption
 
 
-def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
+def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
     """Roll back from the start; what is not rolled back yet, where a byte was written."""
-    kind = Resumption if job["has_effect"] else Rollback
+    kind = Resumption if job["has_effect"] else FirstAttempt
     kind(catalogue, job, request, progress).run()
 
 
-class Rollback(Overwriting):
+class FirstAttempt(Overwriting):
     """A roll-back that has changed nothing yet."""
 
     def run(self) -> None:

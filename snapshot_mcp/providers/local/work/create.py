@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from snapshot_mcp.catalogue.database import moment
 from snapshot_mcp.catalogue.lookup import label_of, owner_of
 from snapshot_mcp.catalogue.outcome import succeed
-from snapshot_mcp.catalogue.progress import Progress
+from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.room import Floor
 from snapshot_mcp.catalogue.snapshots import Taken, make_available, make_full
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
@@ -24,7 +24,7 @@ from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFil
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
 
 
-def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
+def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
     ids: list[str] = request["snapshot_ids"]
     rows = [catalogue.snapshot(one) for one in ids]
     snapshots = [row for row in rows if row is not None]
@@ -64,7 +64,9 @@ class Source(Protocol):
     def check(self) -> None: ...
 
 
-def capture_one(catalogue: FolderCatalogue, snapshot: Row, source: Source, taken_at: int, progress: Progress) -> None:
+def capture_one(
+    catalogue: FolderCatalogue, snapshot: Row, source: Source, taken_at: int, progress: JobProgress
+) -> None:
     """Write one snapshot's file; a parent that turns out damaged makes it a full one."""
     folder = catalogue.store.snapshots
     snapshot_id = snapshot["snapshot_id"]

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from snapshot_mcp.catalogue.outcome import succeed
-from snapshot_mcp.catalogue.progress import Progress
+from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.resources import insert_image, insert_resource
 from snapshot_mcp.catalogue.room import Floor
 from snapshot_mcp.catalogue.store import Row
@@ -18,7 +18,7 @@ from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 
-def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
+def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
     is_image = job["action"] == JobAction.CAPTURE_INSTANCE
     folder = catalogue.folder / ("images" if is_image else "volumes")
     partial, path = folder / f".{request['new_id']}.partial", folder / f"{request['new_id']}.raw"

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from snapshot_mcp.catalogue.agreement import NOTHING_CHANGED
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.outcome import refuse_cancelled, succeed
-from snapshot_mcp.catalogue.progress import Progress
-from snapshot_mcp.catalogue.rollback import Overwrite, mark_applied, mark_begun
+from snapshot_mcp.catalogue.progress import JobProgress
+from snapshot_mcp.catalogue.rollback import DiskOverwrite, mark_applied, mark_begun
 from snapshot_mcp.catalogue.snapshots import make_available
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
 from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.disk import TargetDisk
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import read_taken
@@ -29,7 +29,7 @@ class Disk(NamedTuple):
     """One disk of a roll-back, held; `chain` is what it goes back to."""
 
     resource: Row
-    target: RollbackTarget
+    target: TargetDisk
     chain: Chain
     differences: restore.Differences
 
@@ -42,14 +42,14 @@ class Held(NamedTuple):
     """A disk before it is compared."""
 
     resource: Row
-    target: RollbackTarget
+    target: TargetDisk
     chain: Chain
 
 
 class Overwriting:
     """One apply under way; `outcomes` names each disk as applied, unchanged or incomplete (contract.md)."""
 
-    def __init__(self, catalogue: FolderCatalogue, job: Row, request: Mapping[str, Any], progress: Progress) -> None:
+    def __init__(self, catalogue: FolderCatalogue, job: Row, request: Mapping[str, Any], progress: JobProgress) -> None:
         self.catalogue, self.job, self.request, self.progress = catalogue, job, request, progress
         self.outcomes: dict[str, str] = json.loads(job["extra"]).get("resources", {})
         self.safety: dict[str, str] = request.get("safety") or {}
@@ -58,7 +58,7 @@ class Overwriting:
     def hold(self, stack: ExitStack, resource: Row) -> Held:
         """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedSnapshot."""
         chain = stack.enter_context(Chain(self.folder, self.request["targets"][resource["resource_id"]]))
-        target = RollbackTarget(resource["path"], label_of(resource))
+        target = TargetDisk(resource["path"], label_of(resource))
         return Held(resource, stack.enter_context(target), chain)
 
     def compare(self, held: Held) -> Disk:
@@ -120,7 +120,7 @@ class Overwriting:
                 for safety_id in self.safety.values():
                     make_available(self.catalogue, safety_id, read_taken(self.folder, safety_id))
             identity, snapshot_id = str(disk.target.identity), disk.chain.tip.snapshot_id
-            mark(self.catalogue, Overwrite(disk.resource, identity, snapshot_id, self.safety_of(disk)))
+            mark(self.catalogue, DiskOverwrite(disk.resource, identity, snapshot_id, self.safety_of(disk)))
             extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
 
