@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
-from snapshot_mcp.catalogue.lookup import is_half_overwritten
+from snapshot_mcp.catalogue.lookup import Half, half_in_place
 from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.models import (
     Image,
@@ -112,9 +112,9 @@ def to_resource(
     catalogue: Catalogue, row: Row, *, is_verbose: bool = False, use: Use | None = None
 ) -> Volume | Instance:
     """The contract's Volume or Instance of a row; looks at the disk for its size, and with `is_verbose` for what it is."""
-    is_half = is_half_overwritten(catalogue, row)
+    half = half_in_place(catalogue, row)
     sight = catalogue.store.look_at(row, is_verbose=is_verbose)
-    problem = "; ".join(filter(None, [_problem(row, use, is_half=is_half), sight.problem]))
+    problem = "; ".join(filter(None, [_problem(row, half, use), sight.problem]))
     common: dict[str, Any] = {
         "description": row["description"],
         "size": gigabytes(sight.size_bytes),
@@ -129,26 +129,26 @@ def to_resource(
         "hard_links": sight.hard_links,
     }
     if row["resource_type"] == ResourceType.VOLUME:
-        status = "pending" if is_half else "available"
+        status = "pending" if half else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
-    status = "pending" if is_half else "stopped"
+    status = "pending" if half else "stopped"
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 
-def _problem(row: Row, use: Use | None, *, is_half: bool) -> str:
+def _problem(row: Row, half: Half | None, use: Use | None) -> str:
     """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for.
 
     Nothing is wrong with one that a job of ours is just overwriting.
     """
-    if is_half and not row["problem"] and use and use.is_ours:
+    if half and not half.problem and use and use.is_ours:
         return ""
     if row["applying_id"] is None:
         return str(row["problem"])
-    if not is_half:
+    if half is None:
         return f"{row['problem'] or 'a roll-back was broken off'} (the file at the path is another one, and whole)"
-    waits_for = row["problem"] or "it goes on when the zone's worker next runs"
+    waits_for = half.problem or "it goes on when the zone's worker next runs"
     return (
-        f"a roll-back to {row['applying_id']} has begun and is not over, so the disk is neither the old one nor the new"
+        f"a roll-back to {half.applying_id} has begun and is not over, so the disk is neither the old one nor the new"
         f" one: {waits_for}"
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.store import Row
@@ -90,23 +90,40 @@ def not_usable(snapshot: Row, verb: str) -> NotUsable:
     return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
 
 
-def is_half_overwritten(catalogue: Catalogue, resource: Row) -> bool:
-    """Whether the disk that is there now is one that a roll-back was interrupted on.
+class Half(NamedTuple):
+    """A disk that a roll-back was interrupted on: what it was to become, and the snapshot that holds what it was."""
 
-    Another one may have taken its place: that one is as whole as it was when it came.
-    """
-    store = catalogue.store
-    return resource["applying_id"] is not None and store.is_same_disk(
-        resource["applying_identity"], store.identity_of(resource)
-    )
+    applying_id: str
+    identity: str
+    safety_id: str | None
+    problem: str
+
+
+def halves(resource: Row) -> list[Half]:
+    """The half overwritten disks of a resource, wherever they are now; first the one that was written to last."""
+    last = Half(*(resource[name] for name in ("applying_id", "applying_identity", "applying_safety_id", "problem")))
+    others = [Half(*one) for one in json.loads(resource["other_halves"])]
+    return others if resource["applying_id"] is None else [last, *others]
+
+
+def half_in_place(catalogue: Catalogue, resource: Row) -> Half | None:
+    """The half overwritten disk that is there now; any other that is there is as whole as it was when it came."""
+    found = halves(resource)
+    present = catalogue.store.identity_of(resource) if found else ""
+    return next((one for one in found if catalogue.store.is_same_disk(one.identity, present)), None)
+
+
+def is_half_overwritten(catalogue: Catalogue, resource: Row) -> bool:
+    """Whether the disk that is there now is one that a roll-back was interrupted on."""
+    return half_in_place(catalogue, resource) is not None
 
 
 def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
     """Raise NotUsable for a disk that a roll-back was interrupted on."""
-    if is_half_overwritten(catalogue, resource):
+    if half := half_in_place(catalogue, resource):
         raise NotUsable(
-            f"A roll-back of {label_of(resource)} to {resource['applying_id']} has begun and is not over"
-            + (f" ({clean_text(resource['problem'], 400)})" if resource["problem"] else "")
+            f"A roll-back of {label_of(resource)} to {half.applying_id} has begun and is not over"
+            + (f" ({clean_text(half.problem, 400)})" if half.problem else "")
             + ", so the disk is neither the old one nor the new one.",
             hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot,"
             " without a safety snapshot.",
@@ -116,7 +133,8 @@ def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
 def refuse_needed(catalogue: Catalogue, snapshot_ids: Collection[str]) -> None:
     """Raise NotUsable for what a half overwritten disk needs: what it goes back to, and what holds its former content."""
     for resource in catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL"):
-        if needed := {resource["applying_id"], resource["applying_safety_id"]} & set(snapshot_ids):
+        kept = {one for half in halves(resource) for one in (half.applying_id, half.safety_id or "")}
+        if needed := kept & set(snapshot_ids):
             raise NotUsable(
                 f"Snapshot {sorted(needed)[0]} is needed: a roll-back of {label_of(resource)} was interrupted, and it holds"
                 " what the disk goes back to or what it held before.",

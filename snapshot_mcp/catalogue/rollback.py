@@ -4,11 +4,12 @@ A disk is marked before its first byte changes, with its identity and with the s
 is rolled back; the first mark of a job is the point of no return (CATALOGUE.md, "Roll-back").
 """
 
-from typing import NamedTuple
+import json
+from typing import Final, NamedTuple
 
 from snapshot_mcp.catalogue.admission import insert_job
 from snapshot_mcp.catalogue.database import Catalogue
-from snapshot_mcp.catalogue.lookup import is_half_overwritten
+from snapshot_mcp.catalogue.lookup import Half, half_in_place, halves
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import TermsChanged, ZoneError
 from snapshot_mcp.contract.states import JobAction
@@ -23,30 +24,32 @@ class DiskOverwrite(NamedTuple):
     safety_id: str | None
 
 
-def mark_begun(catalogue: Catalogue, disk: DiskOverwrite) -> None:
-    """Say that the disk is being overwritten, within a transaction of the caller's."""
+_WHOLE: Final = (None, "", None, "")
+"""What is said of a resource without a half overwritten disk (`Half`)."""
+
+
+def mark(catalogue: Catalogue, disk: DiskOverwrite, *, is_over: bool) -> None:
+    """Mark the disk as half overwritten, or as whole; others that are half overwritten stay so and wait for a person.
+
+    Within a transaction of the caller's.
+    """
+    is_same_disk = catalogue.store.is_same_disk
+    others = [one for one in halves(disk.resource) if not is_same_disk(one.identity, disk.identity)]
+    first = others.pop(0) if is_over and others else None
+    half = first or (_WHOLE if is_over else Half(disk.snapshot_id, disk.identity, disk.safety_id, ""))
     catalogue.db.execute(
-        """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = 0,
-        problem = '', status_at = ? WHERE resource_id = ?""",
-        (disk.snapshot_id, disk.identity, disk.safety_id, catalogue.now(), disk.resource["resource_id"]),
+        """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, problem = ?, is_stopped = ?,
+        other_halves = ?, head_id = iif(?, ?, head_id), status_at = ? WHERE resource_id = ?""",
+        (
+            *half,
+            first is not None,
+            json.dumps(others),
+            is_over,
+            disk.snapshot_id,
+            catalogue.now(),
+            disk.resource["resource_id"],
+        ),
     )
-
-
-def mark_applied(catalogue: Catalogue, disk: DiskOverwrite) -> None:
-    """Say that the disk is rolled back, within a transaction of the caller's."""
-    catalogue.db.execute(
-        """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, is_stopped = ?,
-        problem = ?, head_id = ?, status_at = ? WHERE resource_id = ?""",
-        (*_left_half(catalogue, disk), disk.snapshot_id, catalogue.now(), disk.resource["resource_id"]),
-    )
-
-
-def _left_half(catalogue: Catalogue, disk: DiskOverwrite) -> tuple[str | None, str, str | None, int, str]:
-    """What stays marked when the disk is rolled back: another one that was half overwritten may come back to its place."""
-    before = disk.resource
-    if before["applying_id"] is None or catalogue.store.is_same_disk(before["applying_identity"], disk.identity):
-        return None, "", None, 0, ""
-    return before["applying_id"], before["applying_identity"], before["applying_safety_id"], 1, before["problem"]
 
 
 def hold_up(catalogue: Catalogue, resource: Row, error: ZoneError) -> None:
@@ -69,8 +72,13 @@ def resume(catalogue: Catalogue) -> None:
             AND resource_id NOT IN (SELECT id FROM claims WHERE kind = 'resource')"""
         )
         for resource in incomplete:
-            if is_half_overwritten(catalogue, resource):
+            if is_last_in_place(catalogue, resource):
                 _enter_again(catalogue, resource)
+
+
+def is_last_in_place(catalogue: Catalogue, resource: Row) -> bool:
+    """Whether the disk that is there is the one that was written to last, of those that are half overwritten."""
+    return half_in_place(catalogue, resource) in halves(resource)[:1]
 
 
 def _enter_again(catalogue: Catalogue, resource: Row) -> None:

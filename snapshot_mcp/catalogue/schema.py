@@ -170,6 +170,12 @@ def _bind_destruction(db: sqlite3.Connection) -> None:
     )
 
 
+def _keep_each_half(db: sqlite3.Connection) -> None:
+    """A disk can have more than one half overwritten file: each that is not at its path any more may come back to it."""
+    # JSON: [applying_id, applying_identity, applying_safety_id, problem] of each but the last one that was written to
+    db.execute("ALTER TABLE resources ADD COLUMN other_halves TEXT NOT NULL DEFAULT '[]'")
+
+
 def _execute(db: sqlite3.Connection, script: str) -> None:
     """Each statement by itself: `executescript` would end the transaction."""
     for statement in script.split(";\n"):
@@ -181,6 +187,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _count_snapshots,
     _time_deletions,
     _bind_destruction,
+    _keep_each_half,
 )
 """Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
 

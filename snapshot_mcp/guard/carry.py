@@ -44,7 +44,6 @@ class Carrier:
         stale = await self._stale(act, approval, look)
         if stale:
             return stale
-        self.refuse_obstacle(look, approval)
         safety: SafetyState | None = None
         if act.safety is not None:
             safety = await act.safety.ensure(approval)
@@ -188,9 +187,14 @@ class Carrier:
         return await act.look(plan)
 
     async def _stale(self, act: Act, approval: Approval, look: Look) -> GuardedOutcome | None:
-        """The outcome of a call whose approval does not cover what would happen now; None if it does."""
+        """The outcome of a call whose approval does not cover what would happen now; None if it does.
+
+        Raises what the zone would answer now: a person is not asked anew about a disk that is not there, for the yes to an
+        unknown one would cover any.
+        """
         if look.refusal:
             return await self._endings.refused(act, look.refusal, look.plan)
+        self.refuse_obstacle(look, approval)
         if fallen := await in_thread(self._approvals.objection, approval):
             return await self._endings.plan_changed(act, approval, look.plan, fallen)
         if _covers(act, approval, look):

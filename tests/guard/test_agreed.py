@@ -6,6 +6,7 @@ refusal)"; "an entered job is never reported as refused".
 
 import json
 import os
+import random
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -272,7 +273,7 @@ async def test_another_file_at_the_path_is_not_overwritten(
     else:
         await happen()
     before = path.read_bytes() if moment == "after the yes" else None
-    if replace is by_a_symlink and moment == "in a stall":
+    if replace is by_a_symlink:
         with pytest.raises(NotUsable, match="The approval is kept until"):
             await call()
     else:
@@ -281,6 +282,25 @@ async def test_another_file_at_the_path_is_not_overwritten(
         assert "not the same file" in outcome.message
     assert bench.destroyed == []
     assert before is None or path.read_bytes() == before
+
+
+async def test_a_yes_that_finds_no_file_at_the_path_is_not_turned_into_one_for_any_file(bench: Bench) -> None:
+    """A yes to an unknown disk would cover whatever lies at its path later."""
+    disk = await bench.add_disk()
+    full = await bench.back_up(disk, "full")
+    guard, path = bench.guard(), Path(disk.path or "")
+
+    async def call() -> Any:
+        return await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+
+    await approved(guard, call)
+    path.unlink()
+    with pytest.raises(NotUsable, match="The approval is kept until"):
+        await call()
+    assert len(await guard.list_approvals()) == 1, "nobody is asked anew"
+    path.write_bytes(random.randbytes(DISK_BYTES))
+    assert (await call()).status == "plan_changed"
+    assert bench.destroyed == []
 
 
 async def test_further_names_of_a_disk_are_told_in_the_loss(bench: Bench) -> None:

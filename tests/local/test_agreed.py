@@ -804,11 +804,11 @@ async def test_a_way_back_that_is_interrupted_goes_on(rolled: Rolled) -> None:
 
 
 def as_an_earlier_version_left_it(zone: LocalZone) -> None:
-    """The catalogue without what migration 4 adds."""
+    """The catalogue without what the migrations from the fourth on add."""
     with FolderCatalogue(zone.folder) as catalogue:
         for table, added in (
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
-            ("resources", "applying_identity applying_safety_id is_stopped"),
+            ("resources", "applying_identity applying_safety_id is_stopped other_halves"),
         ):
             for column in added.split():
                 catalogue.db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")

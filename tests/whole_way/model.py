@@ -77,6 +77,8 @@ class Model:
     effective: set[str] = field(default_factory=set)
     overdue: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
+    carried_on: set[str] = field(default_factory=set)
+    """The jobs that had carried an interrupted roll-back to its end by the last look."""
 
     # What the test does itself
 
@@ -130,6 +132,7 @@ class Model:
         self._one_act_a_yes(records)
         for path, key in self.places():
             self._is_explained(path, key, acts)
+        self.carried_on = {one["job_id"] for one in self.scene.resumptions("successful")}
         self._is_said(disk)
 
     def _is_covered(self, job: dict[str, Any], approval: Approval) -> None:
@@ -159,10 +162,30 @@ class Model:
         identity = Identity.parse(agreed["identity"])
         assert identity is not None
         file = self.files[key_of(identity)]
+        file.content = self._content_before(file)
         file.writing = job["job_id"]
         assert bool(request["safety"]) or not loss.has_safety_snapshot, f"without a safety snapshot: {job}"
         for safety_id in request["safety"].values():
             assert self.scene.content_of(safety_id) == file.content, "content that no safety snapshot holds"
+
+    def _content_before(self, file: File) -> bytes:
+        """What the file held when a new act began on it.
+
+        A worker that starts carries an interrupted roll-back on by itself, so that one may have come to its end between the
+        last look and this act: then the file held what was agreed to there, and nothing else.
+        """
+        if not file.writing:
+            return file.content
+        target = self._target_of(file.writing)
+        ended = [one for one in self.scene.resumptions("successful") if one["job_id"] not in self.carried_on]
+        is_ended = target in [self._target_of(one["job_id"]) for one in ended]
+        return self.scene.content_of(target) if is_ended else file.content
+
+    def _target_of(self, job_id: str) -> str:
+        """The snapshot that a roll-back makes the disk."""
+        (job,) = self.scene.rows("SELECT request FROM jobs WHERE job_id = ?", job_id)
+        (target,) = json.loads(job["request"])["targets"].values()
+        return str(target)
 
     def _jobs_of(self, approval: Approval) -> set[str]:
         return {approval.job_id} - {""}
@@ -195,8 +218,7 @@ class Model:
             return
         job = next((one for one in acts if one["job_id"] == file.writing), None)
         assert job is not None, f"{path} was written to by nobody's leave"
-        (target,) = json.loads(job["request"])["targets"].values()
-        wanted = self.scene.content_of(target)
+        wanted = self.scene.content_of(self._target_of(job["job_id"]))
         if content == wanted:
             file.writing = "" if self._is_over(job) else file.writing
         else:
@@ -214,6 +236,5 @@ class Model:
         file = self.files.get(at_path) if at_path else None
         if file and file.writing and read(self.scene.path) is not None:
             job = self.scene.rows("SELECT * FROM jobs WHERE job_id = ?", file.writing)[0]
-            (target,) = json.loads(job["request"])["targets"].values()
-            if file.content != self.scene.content_of(target) and self._is_over(job):
+            if file.content != self.scene.content_of(self._target_of(job["job_id"])) and self._is_over(job):
                 assert disk.status == "pending", f"half rolled back and called whole: {disk}"

@@ -104,7 +104,11 @@ class Scene:
         actions = (action,) if action else ("DeleteSnapshots", "ApplySnapshots")
         marks = ", ".join("?" * len(actions))
         found = self.rows(f"SELECT * FROM jobs WHERE action IN ({marks}) ORDER BY change", *actions)
-        return [one for one in found if not json.loads(one["extra"]).get("resumed")]
+        return [one for one in found if not _is_resumption(one)]
+
+    def resumptions(self, status: str) -> list[dict[str, Any]]:
+        """The jobs that went on with an interrupted roll-back and have this status."""
+        return [one for one in self.rows("SELECT * FROM jobs WHERE status = ?", status) if _is_resumption(one)]
 
     def effects(self) -> list[dict[str, Any]]:
         """Of these, the jobs that changed something."""
@@ -135,6 +139,10 @@ class Scene:
         for guard in guards:
             verdict = await anyio.to_thread.run_sync(guard.audit.verify)
             assert verdict.problem == "", verdict
+
+
+def _is_resumption(job: dict[str, Any]) -> bool:
+    return bool(json.loads(job["extra"]).get("resumed"))
 
 
 @asynccontextmanager

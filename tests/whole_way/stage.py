@@ -75,10 +75,19 @@ class Stage(RuleBasedStateMachine):
         self.chance = random.Random(3)
 
     def teardown(self) -> None:
-        sys.executable = PYTHON
+        self.is_startable = True
         workers.kill(self.scene.zone_folder)
         self.stack.close()
         shutil.rmtree(self.folder)
+
+    @property
+    def is_startable(self) -> bool:
+        """Whether a worker can be started, by anybody."""
+        return sys.executable == PYTHON
+
+    @is_startable.setter
+    def is_startable(self, is_startable: bool) -> None:
+        sys.executable = PYTHON if is_startable else "/nowhere/python"
 
     # Who does something
 
@@ -99,7 +108,6 @@ class Stage(RuleBasedStateMachine):
 
     def _raise_worker(self) -> None:
         """The product starts one by itself; this is the same one, sooner."""
-        sys.executable = PYTHON if self.is_startable else "/nowhere/python"
         if self.is_startable:
             NURSERY[0].start(self.scene.zone_folder)
 

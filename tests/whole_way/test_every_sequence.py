@@ -15,6 +15,7 @@ from snapshot_mcp.guard.approval import GRANTED_SECONDS
 from snapshot_mcp.guard.states import State
 from tests.guard.conftest import Person
 from tests.whole_way import workers
+from tests.whole_way.model import SECTOR
 from tests.whole_way.paths import CHUNK, REPLACED, elsewhere, put_back
 from tests.whole_way.stage import NURSERY, POLICIES, Stage
 from tests.whole_way.workers import Nursery
@@ -178,11 +179,14 @@ class WholeWay(Stage):
 
     @rule(chunks=st.sampled_from([2, 4, 6]))
     def resize(self, chunks: int) -> None:
-        """The disk's user cuts it off, or writes something behind its end."""
+        """The disk's user cuts it off, or writes something behind its end; either way its last sector is a new one."""
         if self._is_free() and (size := self.scene.path.stat().st_size) != chunks * CHUNK:
             os.truncate(self.scene.path, min(size, chunks * CHUNK))
             with self.scene.path.open("ab") as file:
                 file.write(self.chance.randbytes(max(0, chunks * CHUNK - size)))
+            with self.scene.path.open("r+b") as file:
+                file.seek(chunks * CHUNK - SECTOR)
+                file.write(self.chance.randbytes(SECTOR))
             self.model.note_files(is_written=True)
 
     def _is_free(self) -> bool:
@@ -239,6 +243,24 @@ def test_whatever_happens_only_what_was_agreed_to_is_done() -> None:
     """Never: an act without a yes that covers it at that moment, an act twice, a denied act, an overwrite of content that no
     safety snapshot holds (unless it was agreed to go without)."""
     run_state_machine_as_test(WholeWay, settings=SHORT)
+
+
+@pytest.mark.long
+def test_a_roll_back_that_is_carried_on_right_before_the_next_one_is_no_loss() -> None:
+    """A worker that starts carries the broken-off one on by itself: what the next one saves is not what was seen last."""
+    way = WholeWay()
+    try:
+        way.begin()
+        way.break_a_roll_back_off(step=1, index=0, safety=False, events=["path nothing"])
+        way.nothing_was_done_that_nobody_agreed_to()
+        way.lead_the_path("back")
+        way.nothing_was_done_that_nobody_agreed_to()
+        way.doom_the_worker(step=24, how=signal.SIGKILL, operation="roll back", index=1, safety=True)
+        way.nothing_was_done_that_nobody_agreed_to()
+        assert [one["status"] for one in way.scene.acts("ApplySnapshots")] == ["failed", "successful"]
+        assert way.scene.resumptions("successful")
+    finally:
+        way.teardown()
 
 
 @pytest.mark.long

@@ -307,6 +307,44 @@ async def test_a_half_rolled_back_file_that_comes_back_after_another_was_rolled_
     assert (await scene.disk()).status == "pending"
 
 
+async def test_two_half_rolled_back_files_of_a_disk_are_each_told_from_a_whole_one(
+    scene: Scene, nursery: Nursery
+) -> None:
+    """Also while the roll-back of the one that came second is broken off, and after that was carried on to its end."""
+    first, _, _ = await half_written(scene, nursery)
+    (friday,) = outcome_targets(scene)
+    REPLACED["another file"](scene.path)
+    nursery.start(scene.zone_folder)
+    await scene.settle()
+    workers.kill(scene.zone_folder)
+    nursery.start(scene.zone_folder, step=2, kind="write")
+    second = await agreed(scene, friday)
+    until(lambda: workers.worker_pid(scene.zone_folder) is None)
+    swap(scene)
+    assert (await scene.disk()).status == "pending"
+    swap(scene)
+    nursery.start(scene.zone_folder)
+    await scene.finish(second.job_id, "successful")
+    assert (await scene.disk()).status == "available"
+    swap(scene)
+    assert (await scene.disk()).status == "pending", "the first one waits for a person still"
+    with pytest.raises(ZoneError, match="is needed"):
+        await scene.provider.delete_snapshot(first.safety_snapshot_ids[0])
+    third = await agreed(scene, friday, safety=False)
+    await scene.finish(third.job_id, "successful")
+    assert (await scene.disk()).problem is None
+    assert scene.path.read_bytes() == scene.content_of(friday)
+    await scene.verify(scene.guard())
+
+
+def swap(scene: Scene) -> None:
+    """Let the file at the path and the one elsewhere change places."""
+    aside = scene.path.with_name("aside.img")
+    scene.path.rename(aside)
+    elsewhere(scene.path).rename(scene.path)
+    aside.rename(elsewhere(scene.path))
+
+
 @pytest.mark.parametrize("step", range(1, 13))
 async def test_a_roll_back_whose_worker_dies_at_any_step_is_one_act(scene: Scene, nursery: Nursery, step: int) -> None:
     """Once entered it is answered as a job: carried out once and with its way back, or not at all."""

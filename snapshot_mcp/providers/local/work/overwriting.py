@@ -13,7 +13,7 @@ from snapshot_mcp.catalogue.agreement import NOTHING_CHANGED
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.outcome import refuse_cancelled, succeed
 from snapshot_mcp.catalogue.progress import JobProgress
-from snapshot_mcp.catalogue.rollback import DiskOverwrite, mark_applied, mark_begun
+from snapshot_mcp.catalogue.rollback import DiskOverwrite, mark
 from snapshot_mcp.catalogue.snapshots import make_available
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
@@ -113,14 +113,14 @@ class Overwriting:
     def _note(self, disk: Disk, outcome: str, *, is_first: bool = False) -> None:
         """Write down durably where a disk stands; the first time is the point of no return."""
         self.outcomes |= {disk.id: outcome}
-        mark = mark_applied if outcome == "applied" else mark_begun
         with self.catalogue.transaction():
             if is_first:
                 refuse_cancelled(self.catalogue, self.job)
                 for safety_id in self.safety.values():
                     make_available(self.catalogue, safety_id, read_taken(self.folder, safety_id))
             identity, snapshot_id = str(disk.target.identity), disk.chain.tip.snapshot_id
-            mark(self.catalogue, DiskOverwrite(disk.resource, identity, snapshot_id, self.safety_of(disk)))
+            written = DiskOverwrite(disk.resource, identity, snapshot_id, self.safety_of(disk))
+            mark(self.catalogue, written, is_over=outcome == "applied")
             extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
 

@@ -9,8 +9,8 @@ import os
 from contextlib import ExitStack
 
 from snapshot_mcp.catalogue.agreement import compare_again
-from snapshot_mcp.catalogue.lookup import is_half_overwritten, label_of
-from snapshot_mcp.catalogue.rollback import hold_up
+from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.rollback import hold_up, is_last_in_place
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import NotUsable, TermsChanged, ZoneError
 from snapshot_mcp.contract.states import SnapshotStatus
@@ -93,7 +93,7 @@ class Resumption(Overwriting):
 def _refuse_another_file(catalogue: FolderCatalogue, resource: Row) -> None:
     """Raise TermsChanged where the file at the disk's path is not the one that was being overwritten, NotUsable for none."""
     begun, there = Identity.parse(resource["applying_identity"]), os.path.lexists(resource["path"])
-    if begun and is_half_overwritten(catalogue, resource):
+    if begun and is_last_in_place(catalogue, resource):
         return
     kind = TermsChanged if there or not begun else NotUsable
     raise kind(
