@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.approval import Approval as Approval
     from snapshot_mcp.guard.journal import Deed as Deed
     from snapshot_mcp.guard.person import PersonAct as PersonAct
-    from snapshot_mcp.jobs import Zones
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.server.callers import Callers, Roll
+    from snapshot_mcp.zones import Zones
 
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pairs of `zone serve`."""
@@ -36,7 +36,7 @@ SERVICE_KEY_FILE = "zone-serve.json"
 
 def build_zones(settings: Settings) -> Zones:
     """Name all zones; each is built when it is first asked for."""
-    from snapshot_mcp.jobs import Zones
+    from snapshot_mcp.zones import Zones
 
     factories: dict[str, Callable[[], Provider]] = {
         name: partial(_build_zone, settings, name) for name in settings.zones

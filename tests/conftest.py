@@ -37,7 +37,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 ON_THE_LOOP = [
     "snapshot_mcp.server",
     "snapshot_mcp.service",
-    "snapshot_mcp.jobs",
+    "snapshot_mcp.zones",
     "snapshot_mcp.providers.anchcloud",
     "snapshot_mcp.catalogue.zone",
     "snapshot_mcp.providers.local.zone",

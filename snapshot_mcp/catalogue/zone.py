@@ -6,7 +6,7 @@ Nothing is made before the first change. Every method may be called from any num
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, Generic, TypeVar
@@ -41,6 +41,8 @@ WATCH_SECONDS: Final = 0.03
 
 ALIVE_SECONDS: Final = 1.0
 """How often a watcher makes sure that a worker lives while there is work."""
+
+UNFINISHED_JOBS: Final = f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change"
 
 Result = TypeVar("Result")
 C = TypeVar("C", bound=Catalogue)
@@ -171,27 +173,26 @@ class CatalogueZone(ABC, Generic[C]):
 
         def read(catalogue: Catalogue) -> tuple[Job, ...]:
             withdrawal.expire(catalogue)
-            rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change")
-            return tuple(to_job(row, self.zone) for row in rows)
+            return tuple(to_job(row, self.zone) for row in catalogue.rows(UNFINISHED_JOBS))
 
         nothing: tuple[Job, ...] = ()
         jobs = await self._read(read, nothing)
         return (await self._with_worker(jobs[0]), *jobs[1:]) if jobs else ()
 
-    async def watch_jobs(self) -> AsyncIterator[Job]:
-        """Each job at each change of status or progress; while there is work, sees to it that a worker lives."""
-        seen = await self._read(lambda catalogue: _latest_change(catalogue), 0)
+    async def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
+        """List the unfinished jobs, then yield what changes its status or progress; keep a worker alive for them."""
+        nothing: list[Row] = []
+        seen, unfinished = await self._read(_unfinished_at, (0, nothing))
+        yield tuple(to_job(row, self.zone) for row in unfinished)
         version, checked_at = -1, anyio.current_time()
         while True:
             await anyio.sleep(WATCH_SECONDS)
             current = await self._read(lambda catalogue: catalogue.version(), -1)
             if current != version:
                 version = current
-                nothing: list[Row] = []
-                changed = await self._read(partial(_changed_since, change=seen), nothing)
-                for row in changed:
-                    seen = max(seen, row["change"])
-                    yield to_job(row, self.zone)
+                if changed := await self._read(partial(_changed_since, change=seen), nothing):
+                    seen = changed[-1]["change"]
+                    yield tuple(to_job(row, self.zone) for row in changed)
             if anyio.current_time() - checked_at > ALIVE_SECONDS:
                 checked_at = anyio.current_time()
                 await self.list_unfinished_jobs()
@@ -282,9 +283,11 @@ async def _finish_in_thread(work: Callable[[], Result]) -> Result:
     return answers[0]
 
 
-def _latest_change(catalogue: Catalogue) -> int:
-    row = catalogue.row("SELECT coalesce(max(change), 0) AS latest FROM jobs")
-    return int(row["latest"]) if row else 0
+def _unfinished_at(catalogue: Catalogue) -> tuple[int, list[Row]]:
+    """Return the number of the latest change, and the jobs that were unfinished with it."""
+    with catalogue.reading():
+        latest = catalogue.row("SELECT coalesce(max(change), 0) AS change FROM jobs")
+        return int(latest["change"]) if latest else 0, catalogue.rows(UNFINISHED_JOBS)
 
 
 def _changed_since(catalogue: Catalogue, change: int) -> list[Row]:

@@ -11,9 +11,10 @@ import anyio
 from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
 from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.errors import NotFound
-from snapshot_mcp.contract.models import MAX_LIMIT, Instance, ResourceFilter, Volume
+from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
+from snapshot_mcp.zones.finding import read_whole
 
 SECTOR_BYTES = 512
 """A machine sees whole sectors of a disk."""
@@ -105,18 +106,14 @@ def _line(resource: Volume | Instance) -> str:
 
 
 async def _list(zone: "LocalZone") -> None:
-    found = False
-    for list_some in (zone.list_volumes, zone.list_instances):
-        offset = 0
-        while True:
-            page = await list_some(ResourceFilter(offset=offset, limit=MAX_LIMIT, verbose=1))
-            for resource in page.items:
-                found = True
-                print(_line(resource))
-            offset += MAX_LIMIT
-            if offset >= page.total_count:
-                break
-    if not found:
+    query = ResourceFilter(verbose=1)
+    resources: list[Volume | Instance] = [
+        *await read_whole(zone.list_volumes, query),
+        *await read_whole(zone.list_instances, query),
+    ]
+    for resource in resources:
+        print(_line(resource))
+    if not resources:
         print("No disk is registered. Register one with: snapshot-mcp zone add PATH")
 
 

@@ -9,7 +9,8 @@ import anyio
 
 from snapshot_mcp.cli.person import agree, user_name
 from snapshot_mcp.contract.errors import Forbidden
-from snapshot_mcp.contract.models import MAX_LIMIT, Snapshot, SnapshotFilter
+from snapshot_mcp.contract.models import Snapshot, SnapshotFilter
+from snapshot_mcp.zones.finding import read_whole
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import Deed, Guard, LocalZone, PersonAct
@@ -69,12 +70,6 @@ async def _purge(settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[
         await zone.aclose()
 
 
-async def _deleted(zone: "LocalZone") -> list[Snapshot]:
+async def _deleted(zone: "LocalZone") -> tuple[Snapshot, ...]:
     """Everything that waits for the end of its grace."""
-    found: list[Snapshot] = []
-    while True:
-        query = SnapshotFilter(status=("deleted",), offset=len(found), limit=MAX_LIMIT, verbose=1)
-        page = await zone.list_snapshots(query)
-        found += page.items
-        if not page.items or len(found) >= page.total_count:
-            return found
+    return await read_whole(zone.list_snapshots, SnapshotFilter(status=("deleted",), verbose=1))

@@ -4,7 +4,7 @@ Every change answers a Job and returns as soon as the zone has accepted it. Ever
 `contract.errors` and nothing else. A provider is cheap to construct: no I/O before the first call.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -112,10 +112,13 @@ class Provider(Protocol):
         """GET /unfinished_jobs, oldest first."""
         ...
 
-    def watch_jobs(self) -> AsyncIterator[Job]:
-        """GET /notifier/stream: each Job at each change of its status (and of its progress, where the zone has it).
+    def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
+        """GET /notifier/stream: list the unfinished jobs, then watch them and every job that follows.
 
-        Ends only by being closed, or by an error of the tree. What changed before the first item is not repeated.
+        The first item has the unfinished jobs; it is sent once the subscription stands, also when there are none. Each
+        later item has the jobs whose status changed (or their progress, where the zone tells it), in the order of the
+        changes: from the first item on, none is missed. A job that is known to be unfinished and is not in the first
+        item has ended, or is out of the zone's sight: `get_job` tells which. Ends only by being closed, or by a ZoneError.
         """
         ...
 

@@ -31,7 +31,7 @@ from snapshot_mcp.guard.rules import Refusal, refuse
 from snapshot_mcp.guard.safety import OnProgress, SafetySnapshot, SafetyState
 from snapshot_mcp.guard.terms import agreed_terms, deletion_terms, rollback_terms
 from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.zones import Zone
 
 LEAST_LOOK_SECONDS = 2.0
 """A look may take so long even where a slow person has used up the time of the call: they have agreed by then."""

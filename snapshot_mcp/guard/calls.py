@@ -27,7 +27,7 @@ from snapshot_mcp.guard.safety import OnProgress
 from snapshot_mcp.guard.states import State
 from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.guard.wording import is_yes, question_for
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.zones import Zone
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard.guard import ApprovalLinks

@@ -13,14 +13,12 @@ from snapshot_mcp.contract.errors import (
     BadRequest,
     Damaged,
     Forbidden,
-    NotFound,
     NotUsable,
     ResourceBusy,
-    Unavailable,
     Unsupported,
     ZoneError,
 )
-from snapshot_mcp.contract.models import MAX_LIMIT, Snapshot, SnapshotFilter, SnapshotResource, first_repeated
+from snapshot_mcp.contract.models import Snapshot, SnapshotFilter, SnapshotResource, first_repeated
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
@@ -29,14 +27,11 @@ from snapshot_mcp.guard.disks import (
     Disk,
     find_disk,
     in_the_way,
-    refuse_endless,
     running_host,
     unwritable,
     without_way_back,
 )
-
-PASSES = 4
-"""How often a list that moves while it is read is begun anew; a zone where one backup a second ends needs no more."""
+from snapshot_mcp.zones.finding import find_snapshots, read_whole
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str)
 
     Raises: NotFound, NotUsable for one that is already gone, ResourceBusy for one that is still being made.
     """
-    snapshot = (await _get_snapshots(provider, zone, [snapshot_id]))[0]
+    snapshot = (await _get_snapshots(provider, [snapshot_id]))[0]
     if snapshot.status == SnapshotStatus.PENDING:
         await _refuse_in_the_making(provider, snapshot)
     disk = await _disk_of(provider, zone, snapshot)
@@ -153,7 +148,7 @@ def _refuse_unplaced(zone: str, snapshot: Snapshot, tree: SnapshotTree) -> None:
 async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Sequence[str]) -> RollbackFacts:
     """Read what a roll-back to `snapshot_ids` touches. Raises: NotFound, NotUsable, BadRequest for two of one resource."""
     targets: list[RollbackTarget] = []
-    for snapshot in await _get_snapshots(provider, zone, snapshot_ids):
+    for snapshot in await _get_snapshots(provider, snapshot_ids):
         if not snapshot.is_available:
             state = snapshot.transition_status or snapshot.status
             raise NotUsable(
@@ -213,53 +208,21 @@ async def _disk_of(provider: Provider, zone: str, snapshot: Snapshot) -> Snapsho
     return SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
 
 
-async def _get_snapshots(provider: Provider, zone: str, ids: Sequence[str]) -> list[Snapshot]:
+async def _get_snapshots(provider: Provider, ids: Sequence[str]) -> list[Snapshot]:
     """The snapshots in the order asked, all or none."""
-    if not ids:
-        raise BadRequest("No snapshot was named.", hint="Give the id of at least one; see list_snapshots.")
-    repeated = first_repeated(ids)
-    if repeated:
-        raise BadRequest(f"Snapshot {quoted(repeated)} is named twice.", hint="Give each id once.")
-    found: dict[str, Snapshot] = {}
-    for start in range(0, len(ids), MAX_LIMIT):
-        batch = tuple(ids[start : start + MAX_LIMIT])
-        page = await provider.list_snapshots(SnapshotFilter(snapshots=batch, verbose=1, limit=MAX_LIMIT))
-        found |= {one.snapshot_id: one for one in page.items}
-    for one in ids:
-        if one not in found:
-            raise NotFound(
-                f"There is no snapshot {quoted(one)} in zone {zone}.", hint="See list_snapshots for the ids."
-            )
-        if found[one].status in GONE_SNAPSHOT_STATUSES:
+    found = await find_snapshots(provider, ids)
+    for one in found:
+        if one.status in GONE_SNAPSHOT_STATUSES:
             raise NotUsable(
-                f"Snapshot {one} is already {found[one].status}.",
-                hint="recover_snapshots may bring a deleted one back." if found[one].status == "deleted" else "",
+                f"Snapshot {one.snapshot_id} is already {one.status}.",
+                hint="recover_snapshots may bring a deleted one back." if one.status == "deleted" else "",
             )
-    return [found[one] for one in ids]
+    return found
 
 
 async def _list_all(provider: Provider, query: SnapshotFilter) -> tuple[Snapshot, ...]:
-    for _ in range(PASSES):
-        found: dict[str, Snapshot] = {}
-        totals: set[int] = set()
-        read = 0
-        while True:
-            page = await provider.list_snapshots(
-                query.model_copy(update={"verbose": 1, "offset": read, "limit": MAX_LIMIT})
-            )
-            before = len(found)
-            found |= {one.snapshot_id: one for one in page.items}
-            totals.add(page.total_count)
-            read += len(page.items)
-            if len(found) == before or read >= page.total_count:
-                break
-            refuse_endless(read, "snapshots of one disk or chain")
-        if totals == {len(found)}:
-            return tuple(one for one in found.values() if one.status not in GONE_SNAPSHOT_STATUSES)
-    raise Unavailable(
-        "The zone's list of snapshots kept changing while it was read, so what would be lost is unknown.",
-        hint="Repeat the call in a moment.",
-    )
+    points = await read_whole(provider.list_snapshots, query.model_copy(update={"verbose": 1}))
+    return tuple(one for one in points if one.status not in GONE_SNAPSHOT_STATUSES)
 
 
 def _recovery_seconds(provider: Provider, snapshot: Snapshot) -> int:

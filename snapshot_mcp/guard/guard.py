@@ -21,7 +21,7 @@ from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.policy import Policy
 from snapshot_mcp.guard.states import Door, State
 from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.zones import Zone
 
 if TYPE_CHECKING:
     from datetime import datetime

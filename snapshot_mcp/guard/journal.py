@@ -16,7 +16,7 @@ from snapshot_mcp.guard.approval import moment_from_text, moment_to_text
 from snapshot_mcp.guard.client import Client
 from snapshot_mcp.guard.register import Register, Rows, new_id
 from snapshot_mcp.guard.states import Door
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.zones import Zone
 
 RENAME = "rename"
 RECENT_SECONDS = 24 * 3600.0

@@ -20,7 +20,7 @@ from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.clock import Clock
 from snapshot_mcp.guard.plan import RollbackLoss
 from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.zones import Zone
 
 OnProgress = Callable[[tuple[Job, ...]], Awaitable[None]]
 

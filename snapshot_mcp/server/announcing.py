@@ -19,7 +19,7 @@ from mcp.types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, Unsub
 
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.jobs import Zone, Zones
+from snapshot_mcp.zones import Zone, Zones
 
 SCHEMES = ("job", "snapshot", "chain")
 MAX_FOLLOWED = 1000

@@ -15,7 +15,6 @@ from pydantic import AnyHttpUrl
 
 from snapshot_mcp import __version__
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.jobs import Zones
 from snapshot_mcp.server import changing, guarded, looking, waiting
 from snapshot_mcp.server.announcing import Announcer
 from snapshot_mcp.server.callers import Callers, Roll
@@ -25,6 +24,7 @@ from snapshot_mcp.server.reading import CompletionReference, add_resources, comp
 from snapshot_mcp.server.roles import add_approvals
 from snapshot_mcp.server.toolbox import DESTROY, READ, WRITE, WRITE_AGAIN, build_tool
 from snapshot_mcp.server.visits import Visits
+from snapshot_mcp.zones import Zones
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard

@@ -17,12 +17,12 @@ from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot, SnapshotFilter, SnapshotUpdate, format_time
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.consent import HostClient
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.looking import ZoneArgument
 from snapshot_mcp.server.results import Change, mixture_warning
-from snapshot_mcp.server.targets import all_snapshots, find_resources, find_snapshot, look_at
+from snapshot_mcp.zones import Zone
+from snapshot_mcp.zones.finding import find_resources, find_snapshot, read_list, try_find_snapshots
 
 Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
 """A zone takes any text; what nobody can see is a slip."""
@@ -49,7 +49,7 @@ async def create_snapshots(
     disk is full, later ones store what changed. The same disks and name within ten minutes answer the one that is there."""
     face = face_of(ctx)
     place = face.zone(zone)
-    resources = await find_resources(place, resource_ids)
+    resources = await find_resources(place.provider, resource_ids)
     ids = [one.id for one in resources]
     async with face.create_lock(place):
         if existing := await _existing(place, ids, name):
@@ -76,7 +76,7 @@ async def export_to_image(
 ) -> Annotated[CallToolResult, Change]:
     """Make an image of a machine's (instance's) snapshot. Submits a job; destroys nothing."""
     place = face_of(ctx).zone(zone)
-    snapshot = await find_snapshot(place, snapshot_id)
+    snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
     return _exported(place, job, snapshot, f"image {quoted(image_name)}")
 
@@ -90,7 +90,7 @@ async def export_to_volume(
     """Restore beside the original: make a new volume with a volume snapshot's content. Submits a job; destroys nothing, so
     prefer it to a roll-back."""
     place = face_of(ctx).zone(zone)
-    snapshot = await find_snapshot(place, snapshot_id)
+    snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
     return _exported(place, job, snapshot, f"new volume {quoted(volume_name)}")
 
@@ -109,7 +109,7 @@ async def rename_snapshot(
         raise BadRequest("Neither name nor description is given.", hint="Give one of them.")
     face = face_of(ctx)
     place = face.zone(zone)
-    snapshot = await find_snapshot(place, snapshot_id)
+    snapshot = await find_snapshot(place.provider, snapshot_id)
     guard = await face.guard()
     if reason := await guard.refuse_rename(place, snapshot):
         raise Forbidden(reason)
@@ -135,7 +135,7 @@ async def recover_snapshots(
     comes back as a whole. Submits a job."""
     place = face_of(ctx).zone(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
-    coming, _ = await look_at(place, [*snapshot_ids, *job.resource_ids])
+    coming, _ = await try_find_snapshots(place.provider, [*snapshot_ids, *job.resource_ids])
     result = _submitted(
         place, job, snapshot_ids=[clean_text(one) for one in snapshot_ids], warning=mixture_warning(coming)
     )
@@ -179,7 +179,7 @@ async def _existing(zone: Zone, resource_ids: Sequence[str], name: str) -> list[
     alike: list[tuple[str, Snapshot]] = []
     for resource_id in resource_ids:
         query = SnapshotFilter(resource_id=resource_id, search_word=name, verbose=1)
-        for one in (await all_snapshots(zone, query, 1000))[0]:
+        for one in (await read_list(zone.provider.list_snapshots, query))[0]:
             is_same = one.snapshot_name == name
             is_recent = one.create_time is not None and one.create_time >= since
             is_well = one.status in {SnapshotStatus.PENDING, SnapshotStatus.AVAILABLE} and one.transition_status in {

@@ -10,7 +10,7 @@ from mcp.server.mcpserver import Context
 
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.jobs import Zone, Zones
+from snapshot_mcp.zones import Zone, Zones
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard

@@ -10,12 +10,12 @@ from pydantic import Field
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.changing import SnapshotId, SnapshotIds
 from snapshot_mcp.server.consent import AnswerNeeded, HostClient
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.looking import ZoneArgument
 from snapshot_mcp.server.results import Guarded
+from snapshot_mcp.zones import Zone
 
 NEXT_STEPS = {
     "started": "Submitted, not done. Call wait_for_job with this job_id.",

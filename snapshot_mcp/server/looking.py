@@ -25,11 +25,11 @@ from snapshot_mcp.contract.models import (
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow, status_of, type_of
-from snapshot_mcp.server.targets import all_snapshots, find_resource
+from snapshot_mcp.zones import Zone
+from snapshot_mcp.zones.finding import find_resource, read_list
 
 ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
@@ -76,7 +76,7 @@ async def list_snapshots(
     )
     page = await place.provider.list_snapshots(query)
     if resource_id and not page.total_count:
-        await find_resource(place, resource_id)
+        await find_resource(place.provider, resource_id)
     is_filtered = query != _all_of(query)
     hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
     rows = [SnapshotRow.of(one, verbose=verbose) for one in page.items]
@@ -168,16 +168,17 @@ def picture_text(result: Chain, resource: SnapshotResource, snapshots: list[Snap
 async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot], int]:
     """The resource, the newest of its live snapshots, and how many there are; one that is gone still has its snapshots."""
     try:
-        resource = await find_resource(zone, resource_id)
+        resource = await find_resource(zone.provider, resource_id)
     except NotFound:
         query = SnapshotFilter(resource_id=resource_id, verbose=1)
-        snapshots, total = await all_snapshots(zone, query, MAX_CHAIN_NODES)
+        snapshots, total = await read_list(zone.provider.list_snapshots, query, MAX_CHAIN_NODES)
         if not snapshots:
             raise
         return snapshots[0].resource, snapshots, total
     kind = "volume" if isinstance(resource, Volume) else "instance"
     found = SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
-    return found, *await all_snapshots(zone, SnapshotFilter(resource_id=resource.id, verbose=1), MAX_CHAIN_NODES)
+    query = SnapshotFilter(resource_id=resource.id, verbose=1)
+    return found, *await read_list(zone.provider.list_snapshots, query, MAX_CHAIN_NODES)
 
 
 async def _count(zone: Zone, **query: Any) -> int:
@@ -189,7 +190,7 @@ async def _resource_filter(zone: Zone, text: str) -> str:
     if not text:
         return ""
     try:
-        return (await find_resource(zone, text)).id
+        return (await find_resource(zone.provider, text)).id
     except NotFound:
         return text
 

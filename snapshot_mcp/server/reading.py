@@ -11,11 +11,11 @@ from snapshot_mcp.contract.errors import NotFound, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotType
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.face import Face, face_of
 from snapshot_mcp.server.looking import MAX_CHAIN_NODES, picture
 from snapshot_mcp.server.results import JobRow, SnapshotRow
-from snapshot_mcp.server.targets import all_snapshots, find_snapshot
+from snapshot_mcp.zones import Zone
+from snapshot_mcp.zones.finding import find_snapshot, read_list
 
 MAX_COMPLETIONS = 100
 """The protocol's own limit."""
@@ -25,7 +25,7 @@ JSON = "application/json"
 async def read_snapshot(zone: str, snapshot_id: str, ctx: Context) -> str:
     """One restore point in full."""
     with _errors():
-        found = await find_snapshot(face_of(ctx).zone(zone), snapshot_id)
+        found = await find_snapshot(face_of(ctx).zone(zone).provider, snapshot_id)
     return SnapshotRow.of(found, verbose=True).model_dump_json(exclude_none=True)
 
 
@@ -33,7 +33,8 @@ async def read_chain(zone: str, root_id: str, ctx: Context) -> str:
     """One chain as a tree of restore points."""
     with _errors():
         place = face_of(ctx).zone(zone)
-        snapshots, total = await all_snapshots(place, SnapshotFilter(root_id=root_id, verbose=1), MAX_CHAIN_NODES)
+        query = SnapshotFilter(root_id=root_id, verbose=1)
+        snapshots, total = await read_list(place.provider.list_snapshots, query, MAX_CHAIN_NODES)
         if not snapshots:
             raise NotFound(f"There is no chain {quoted(root_id)} in zone {place.name}.")
         gone = SnapshotFilter(root_id=root_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)), limit=1)

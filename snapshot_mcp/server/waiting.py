@@ -16,10 +16,10 @@ from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.face import Face, face_of
 from snapshot_mcp.server.results import Cancellation, JobList, JobRow, Made, Unreachable, Waited, mixture_warning
-from snapshot_mcp.server.targets import look_at
+from snapshot_mcp.zones import Zone
+from snapshot_mcp.zones.finding import try_find_snapshots
 
 AnyZone = Annotated[str, Field(description="Zone; every one if left out")]
 Tell = Callable[[dict[str, Job]], Awaitable[None]]
@@ -229,7 +229,7 @@ async def _look_at_made(
     found: dict[str, tuple[list[Snapshot], bool]] = {}
 
     async def look(name: str) -> None:
-        found[name] = await look_at(zones[name], by_zone[name])
+        found[name] = await try_find_snapshots(zones[name].provider, by_zone[name])
 
     async with anyio.create_task_group() as tasks:
         for name in by_zone:

@@ -6,10 +6,12 @@
 import base64
 import binascii
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from urllib.parse import parse_qs
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,13 +21,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unauthorized, UnknownZone, Unsupported, ZoneError
+from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service.answers import error_answer, json_answer
 from snapshot_mcp.service.gate import Gate, read_body
 from snapshot_mcp.service.keys import Grant, TokenBook
 from snapshot_mcp.service.openapi import build_openapi
-from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, Call
+from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, ApiRequest
 from snapshot_mcp.service.requests import NoQuery, read_json, read_query
 from snapshot_mcp.service.roles import refuse_without
 from snapshot_mcp.service.stream import Hub, events
@@ -44,12 +47,14 @@ for _operation in OPERATIONS:
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
+Body = Callable[[MemoryObjectReceiveStream[Job]], AsyncGenerator[bytes, None]]
+
 
 class MethodNotAllowed(BadRequest):
     http_status = 405
 
 
-class Face:
+class RestFace:
     """The zones that are served, by their id in the path, and the tokens that open them."""
 
     def __init__(self, zones: Mapping[str, Provider], tokens: TokenBook, heartbeat_seconds: float) -> None:
@@ -80,11 +85,11 @@ class Face:
             operation = operations["GET" if request.method == "HEAD" else request.method]
             grant: Grant = request.scope["grant"]
             refuse_without(operation.role, grant.role, grant.client_id, operation.summary)
-            provider, hub = self._zone(request, operation.feature)
+            provider, _ = self._zone(request, operation.feature)
             features = provider.features
             query = read_query(operation.query or NoQuery, request.scope["query_string"], features)
             body = read_json(operation.body, await read_body(request), features) if operation.body else None
-            response = await operation.handle(Call(provider, hub, request, query, body))
+            response = await operation.handle(ApiRequest(provider, request, query, body))
             response.headers.update(feature_headers(provider))
             return response
 
@@ -95,11 +100,13 @@ class Face:
         if request.method == "HEAD":
             return Response(headers=feature_headers(provider), media_type=EVENT_STREAM)
         grant: Grant = request.scope["grant"]
-        source = events(
-            hub, heartbeat_seconds=self._heartbeat_seconds, may_go_on=lambda: self._tokens.still_stands(grant)
+        body = partial(
+            events,
+            zone_id=hub.zone_id,
+            heartbeat_seconds=self._heartbeat_seconds,
+            may_go_on=lambda: self._tokens.still_stands(grant),
         )
-        first = await anext(source)  # subscribed before the answer begins
-        return EventStream(first, source, feature_headers(provider))
+        return EventStream(hub, body, feature_headers(provider))
 
     async def token(self, request: Request) -> Response:
         """POST /v2/oauth2/token: HTTP Basic with the key pair, form `grant_type=client_credentials`."""
@@ -134,27 +141,17 @@ class Face:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; the source is closed however the connection ends."""
+    """Server-sent events of one subscription, which stands before the answer begins and ends with the connection."""
 
-    def __init__(self, first: bytes, source: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
-        self._body = self._all(first, source)
-        super().__init__(self._body, headers=headers, media_type=EVENT_STREAM)
+    def __init__(self, hub: Hub, body: Body, headers: Mapping[str, str]) -> None:
+        super().__init__((), headers=headers, media_type=EVENT_STREAM)
         self.headers["cache-control"] = "no-store"
-        self._source = source
-
-    @staticmethod
-    async def _all(first: bytes, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes]:
-        yield first
-        async for chunk in source:
-            yield chunk
+        self._hub = hub
+        self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        async with self._hub.subscribe() as jobs, aclosing(self._body(jobs)) as self.body_iterator:
             await super().__call__(scope, receive, send)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._body.aclose()
-                await self._source.aclose()
 
 
 def feature_headers(provider: Provider) -> dict[str, str]:
@@ -207,7 +204,7 @@ def build_service(
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> Starlette:
     """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs."""
-    face = Face(zones, tokens, heartbeat_seconds)
+    face = RestFace(zones, tokens, heartbeat_seconds)
 
     async def openapi(request: Request) -> Response:
         return json_answer(build_openapi({name: zones[name].features for name in sorted(zones)}))

@@ -18,17 +18,15 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service import answers, requests
 from snapshot_mcp.service.answers import empty_answer, job_to_wire, json_answer, to_wire
 from snapshot_mcp.service.roles import Role
-from snapshot_mcp.service.stream import Hub
 
 ZONE_PATH = "/v2/zone/{zone}"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiRequest:
     """One request, read: `query` and `body` are instances of the operation's models."""
 
     provider: Provider
-    hub: Hub
     request: Request
     query: Any = None
     body: Any = None
@@ -51,7 +49,7 @@ class Operation:
     path: str
     summary: str
     answer: Any
-    handle: Callable[[Call], Awaitable[Response]]
+    handle: Callable[[ApiRequest], Awaitable[Response]]
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     feature: Feature | None = None
@@ -65,81 +63,80 @@ class Operation:
         return Role.READER if self.method == "GET" else self.change_role
 
 
-def _started(call: Call, job: Job) -> Response:
-    call.hub.note(job)
+def _job_answer(call: ApiRequest, job: Job) -> Response:
     return json_answer(job_to_wire(job, call.path("zone")))
 
 
-async def list_snapshots(call: Call) -> Response:
+async def list_snapshots(call: ApiRequest) -> Response:
     page = await call.provider.list_snapshots(call.query.filter())
     return json_answer({"snapshots": [to_wire(item) for item in page.items], "total_count": page.total_count})
 
 
-async def create_snapshots(call: Call) -> Response:
+async def create_snapshots(call: ApiRequest) -> Response:
     body: requests.CreateBody = call.body
     job = await call.provider.create_snapshots(body.resources, body.snapshot_name, is_full=bool(body.is_full))
-    return _started(call, job)
+    return _job_answer(call, job)
 
 
-async def delete_snapshot(call: Call) -> Response:
+async def delete_snapshot(call: ApiRequest) -> Response:
     snapshot_id = call.path("snapshot_id")
     _agree(snapshot_id, call.query.snapshot)
-    return _started(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
+    return _job_answer(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
 
 
-async def apply_snapshots(call: Call) -> Response:
+async def apply_snapshots(call: ApiRequest) -> Response:
     body: requests.ApplyBody = call.body
     job = await call.provider.apply_snapshots(
         body.snapshots, terms=body.terms, safety_snapshot_name=body.safety_snapshot_name
     )
-    return _started(call, job)
+    return _job_answer(call, job)
 
 
-async def capture_instance(call: Call) -> Response:
-    return _started(call, await call.provider.capture_instance(_snapshot_id(call), call.body.image_name))
+async def capture_instance(call: ApiRequest) -> Response:
+    return _job_answer(call, await call.provider.capture_instance(_snapshot_id(call), call.body.image_name))
 
 
-async def create_volume(call: Call) -> Response:
-    return _started(call, await call.provider.create_volume(_snapshot_id(call), call.body.volume_name))
+async def create_volume(call: ApiRequest) -> Response:
+    return _job_answer(call, await call.provider.create_volume(_snapshot_id(call), call.body.volume_name))
 
 
-async def update_snapshot(call: Call) -> Response:
+async def update_snapshot(call: ApiRequest) -> Response:
     await call.provider.update_snapshot(call.path("snapshot_id"), call.body.update())
     return empty_answer()
 
 
-async def lease(call: Call) -> Response:
-    return _started(call, await call.provider.recover_snapshots(call.body.resources))
+async def lease(call: ApiRequest) -> Response:
+    return _job_answer(call, await call.provider.recover_snapshots(call.body.resources))
 
 
-async def get_job(call: Call) -> Response:
-    return json_answer(job_to_wire(await call.provider.get_job(call.path("job_id")), call.path("zone")))
+async def get_job(call: ApiRequest) -> Response:
+    return _job_answer(call, await call.provider.get_job(call.path("job_id")))
 
 
-async def cancel_job(call: Call) -> Response:
-    return _started(call, await call.provider.cancel_job(call.path("job_id")))
+async def cancel_job(call: ApiRequest) -> Response:
+    return _job_answer(call, await call.provider.cancel_job(call.path("job_id")))
 
 
-async def list_unfinished_jobs(call: Call) -> Response:
+async def list_unfinished_jobs(call: ApiRequest) -> Response:
     jobs = await call.provider.list_unfinished_jobs()
     return json_answer([job_to_wire(job, call.path("zone")) for job in jobs])
 
 
-async def list_quota_left(call: Call) -> Response:
+async def list_quota_left(call: ApiRequest) -> Response:
     return json_answer([to_wire(quota) for quota in await call.provider.list_quota_left()])
 
 
-async def list_volumes(call: Call) -> Response:
+async def list_volumes(call: ApiRequest) -> Response:
     page = await call.provider.list_volumes(_resource_filter(call.query, call.query.volumes))
     return json_answer({"volumes": [to_wire(item) for item in page.items], "total_count": page.total_count})
 
 
-async def list_instances(call: Call) -> Response:
+async def list_instances(call: ApiRequest) -> Response:
     page = await call.provider.list_instances(_resource_filter(call.query, call.query.instances))
     return json_answer({"instances": [to_wire(item) for item in page.items], "total_count": page.total_count})
 
 
-async def list_images(call: Call) -> Response:
+async def list_images(call: ApiRequest) -> Response:
     page = await call.provider.list_images(_resource_filter(call.query, call.query.images))
     return json_answer({"images": [to_wire(item) for item in page.items], "total_count": page.total_count})
 
@@ -148,7 +145,7 @@ def _resource_filter(query: Any, ids: tuple[str, ...]) -> ResourceFilter:
     return ResourceFilter.model_validate({"ids": ids, **query.model_dump(include=ResourceFilter.model_fields.keys())})
 
 
-def _snapshot_id(call: Call) -> str:
+def _snapshot_id(call: ApiRequest) -> str:
     """The path's id in the later revision, else the body's."""
     if "snapshot_id" not in call.request.path_params:
         return str(call.body.snapshot)

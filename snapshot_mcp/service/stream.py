@@ -1,19 +1,19 @@
 """`notifier/stream`: one upstream watch a zone, any number of subscribers, as server-sent events with heartbeats.
 
-A subscriber that reads too slowly is cut off and connects again: its client looks up what it missed. A stream does not
-outlive the token that opened it, nor its key pair.
+A subscriber that reads too slowly is cut off, as are all when the watch breaks: a client connects again and looks up what
+it missed. A stream does not outlive the token that opened it, nor its key pair.
 """
 
 import json
 import logging
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from snapshot_mcp.contract.errors import NotFound, ZoneError
+from snapshot_mcp.contract.errors import Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.service.answers import job_to_wire
@@ -21,117 +21,113 @@ from snapshot_mcp.service.answers import job_to_wire
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED = 1000
-"""Jobs that wait for one subscriber; who is further behind is cut off."""
-
-RECONCILE_SECONDS = 1.0
-"""Between two looks at jobs last seen unfinished: a change in the moment of subscribing is told then at the latest."""
-
-RESTART_SECONDS = 2.0
-"""Before a broken upstream is tried again."""
+"""Jobs queued for one subscriber; a subscriber that is further behind is cut off."""
 
 CHECK_SECONDS = 1.0
-"""Between two looks at whether a quiet stream may go on."""
+"""How often a quiet stream checks whether its token is still valid."""
+
+
+@dataclass(eq=False, slots=True)
+class _Subscriber:
+    queue: MemoryObjectSendStream[Job]
+    is_settled: anyio.Event = field(default_factory=anyio.Event)
+    """Set once the subscription stands, or cannot."""
+    error: ZoneError | None = None
 
 
 class Hub:
-    """Fans a provider's `watch_jobs` out. It watches only while somebody is subscribed."""
+    """Distribute a provider's `watch_jobs` to subscribers; it is watched only while there are any."""
 
     def __init__(self, zone_id: str, provider: Provider) -> None:
         self.zone_id = zone_id
         self._provider = provider
-        self._subscribers: set[MemoryObjectSendStream[Job]] = set()
-        self._unfinished: dict[str, Job] = {}
+        self._subscribers: set[_Subscriber] = set()
         self._changed = anyio.Event()
-        self._closed = False
+        self._is_watching = False
+        self._is_closed = False
 
     async def run(self) -> None:
-        """Watch for as long as there are subscribers, for ever."""
+        """Watch while there are subscribers, until cancelled."""
         while True:
             if not self._subscribers:
                 await self._changed.wait()
                 continue
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._guarded, self._pump)
-                tasks.start_soon(self._guarded, self._reconcile)
+                tasks.start_soon(self._watch, tasks.cancel_scope)
                 while self._subscribers:
                     await self._changed.wait()
+                self._is_watching = False  # who subscribes from now on waits for the next watch
                 tasks.cancel_scope.cancel()
-            self._unfinished.clear()
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[MemoryObjectReceiveStream[Job]]:
-        """Return what changes from now on; the stream ends when the hub closes or the subscriber is too slow."""
-        send, receive = anyio.create_memory_object_stream[Job](MAX_QUEUED)
-        if self._closed:
-            send.close()
-        else:
-            self._set(self._subscribers | {send})
-        try:
-            with receive:
-                for job in await self._provider.list_unfinished_jobs():
-                    self._unfinished.setdefault(job.job_id, job)
-                yield receive
-        finally:
-            send.close()
-            self._set(self._subscribers - {send})
+        """Yield a stream of every change from now on; it ends when the subscriber is cut off or the hub closes.
 
-    def note(self, job: Job) -> None:
-        """Remember a job that was just started: its end is looked for even if the upstream was not yet watching."""
-        if self._subscribers and not job.is_finished:
-            self._unfinished.setdefault(job.job_id, job)
+        Raises the provider's error where the zone cannot be watched.
+        """
+        queue, changes = anyio.create_memory_object_stream[Job](MAX_QUEUED)
+        subscriber = _Subscriber(queue)
+        self._set(self._subscribers | {subscriber})
+        if self._is_closed:
+            self._cut_off(subscriber)
+        elif self._is_watching:
+            subscriber.is_settled.set()
+        try:
+            with changes:
+                await subscriber.is_settled.wait()
+                if subscriber.error is not None:
+                    raise subscriber.error
+                yield changes
+        finally:
+            self._cut_off(subscriber)
 
     def close(self) -> None:
-        """End every stream: the server is going down."""
-        self._closed = True
-        for subscriber in self._subscribers:
-            subscriber.close()
-        self._set(set())
+        """End every stream: the server is shutting down."""
+        self._is_closed = True
+        self._cut_off(*self._subscribers)
 
-    def _set(self, subscribers: set[MemoryObjectSendStream[Job]]) -> None:
+    def _set(self, subscribers: set[_Subscriber]) -> None:
         self._subscribers = subscribers
         self._changed.set()
         self._changed = anyio.Event()
 
+    def _cut_off(self, *subscribers: _Subscriber, error: ZoneError | None = None) -> None:
+        for subscriber in subscribers:
+            subscriber.error = error
+            subscriber.queue.close()
+            subscriber.is_settled.set()
+        self._set(self._subscribers - set(subscribers))
+
     def _publish(self, job: Job) -> None:
-        if job.is_finished:
-            self._unfinished.pop(job.job_id, None)
-        else:
-            self._unfinished[job.job_id] = job
         for subscriber in tuple(self._subscribers):
             try:
-                subscriber.send_nowait(job)
+                subscriber.queue.send_nowait(job)
             except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                subscriber.close()
-                self._set(self._subscribers - {subscriber})
+                self._cut_off(subscriber)
 
-    async def _guarded(self, work: Callable[[], object]) -> None:
-        """A zone that fails for a while must not end the face."""
-        while True:
-            try:
-                await work()  # type: ignore[misc]
-            except ZoneError as error:
-                logger.warning("The zone %r cannot be watched: %s", self._provider.zone, error)
-            await anyio.sleep(RESTART_SECONDS * random.uniform(0.75, 1.25))
+    async def _watch(self, scope: anyio.CancelScope) -> None:
+        """Watch until it breaks; then cut all subscribers off, since changes before the next watch go unseen."""
+        error: ZoneError = Unavailable(f"The jobs of zone {self._provider.zone!r} can no longer be watched.")
+        try:
+            async with aclosing(self._provider.watch_jobs()) as items:
+                async for jobs in items:
+                    if self._is_watching:
+                        for job in jobs:
+                            self._publish(job)
+                    else:
+                        self._begin()
+        except ZoneError as raised:
+            error = raised
+        logger.warning("The zone %r cannot be watched: %s", self._provider.zone, error)
+        self._is_watching = False
+        self._cut_off(*self._subscribers, error=error)
+        scope.cancel()
 
-    async def _pump(self) -> None:
-        async with aclosing(self._provider.watch_jobs()) as jobs:  # type: ignore[type-var]
-            async for job in jobs:
-                self._publish(job)
-
-    async def _reconcile(self) -> None:
-        while True:
-            await anyio.sleep(RECONCILE_SECONDS)
-            if not self._unfinished:
-                continue
-            listed = {job.job_id for job in await self._provider.list_unfinished_jobs()}
-            for job_id in self._unfinished.keys() - listed:
-                try:
-                    job = await self._provider.get_job(job_id)
-                except NotFound:
-                    self._unfinished.pop(job_id, None)
-                    continue
-                if job_id in self._unfinished:  # else the pump was faster
-                    self._publish(job)
+    def _begin(self) -> None:
+        """The first item has the unfinished jobs: subscribers list them themselves, and need to know only that it came."""
+        self._is_watching = True
+        for subscriber in self._subscribers:
+            subscriber.is_settled.set()
 
 
 def event(job: Job, zone_id: str) -> bytes:
@@ -142,25 +138,28 @@ HEARTBEAT = b"event: hb\ndata: {}\n\n"
 
 
 async def events(
-    hub: Hub, *, heartbeat_seconds: float, may_go_on: Callable[[], Awaitable[bool]]
+    jobs: MemoryObjectReceiveStream[Job],
+    zone_id: str,
+    *,
+    heartbeat_seconds: float,
+    may_go_on: Callable[[], Awaitable[bool]],
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the stream's bytes for as long as it may go on; the first bytes say that the subscription stands."""
-    async with hub.subscribe() as jobs:
-        yield HEARTBEAT
+    """Yield a subscription's bytes, a heartbeat first, until it ends or may not go on."""
+    yield HEARTBEAT
+    beat_at = anyio.current_time() + heartbeat_seconds
+    while await may_go_on():
+        job: Job | None = None
+        with anyio.move_on_after(min(beat_at - anyio.current_time(), CHECK_SECONDS)):
+            try:
+                job = await jobs.receive()
+            except (anyio.EndOfStream, anyio.ClosedResourceError):
+                return
+        if job is not None:
+            if not await may_go_on():
+                return
+            yield event(job, zone_id)
+        elif anyio.current_time() >= beat_at:
+            yield HEARTBEAT
+        else:
+            continue
         beat_at = anyio.current_time() + heartbeat_seconds
-        while await may_go_on():
-            job: Job | None = None
-            with anyio.move_on_after(min(beat_at - anyio.current_time(), CHECK_SECONDS)):
-                try:
-                    job = await jobs.receive()
-                except (anyio.EndOfStream, anyio.ClosedResourceError):
-                    return
-            if job is not None:
-                if not await may_go_on():
-                    return
-                yield event(job, hub.zone_id)
-            elif anyio.current_time() >= beat_at:
-                yield HEARTBEAT
-            else:
-                continue
-            beat_at = anyio.current_time() + heartbeat_seconds

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, Unavailable
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
-from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.jobs import JobWatcher, Zone
 from snapshot_mcp.providers.anchcloud.bounds import MAX_TEXT_CHARACTERS, bounded, is_within_bounds
 from snapshot_mcp.providers.anchcloud.transport import MAX_ANSWER_BYTES
-from snapshot_mcp.server.targets import all_snapshots, find_resource
+from snapshot_mcp.zones.finding import MAX_LISTED, find_resource, read_list
 from tests.faulty_proxy import Canned, Seen
 from tests.rest_face import HASTY
 from tests.strange_zone import answer, error, snapshots, strange_zone
@@ -28,10 +26,6 @@ PATIENT = replace(HASTY, read_seconds=50, change_seconds=50, total_seconds=50)
 
 LONG = "n" * (5 << 20)
 """A 5 MB name."""
-
-
-def at(provider: Provider) -> Zone:
-    return Zone("remote", provider, JobWatcher(provider))
 
 
 async def test_a_name_of_5_mb_is_cut_where_it_is_read() -> None:
@@ -132,14 +126,14 @@ async def test_lists_that_never_end_are_left() -> None:
         zone.answers = {**endless("snapshots", "snapshot_id"), **endless("volumes", "volume_id")}
         tracemalloc.start()
         with anyio.fail_after(60):
-            found, _ = await all_snapshots(at(client), SnapshotFilter(), 1000)
+            found, _ = await read_list(client.list_snapshots, SnapshotFilter(), 1000)
             assert len(found) == 1000
-            with pytest.raises(NotFound):
-                await find_resource(at(client), "nothing of this name")
+            with pytest.raises(Unavailable, match=f"more than {MAX_LISTED}"):
+                await find_resource(client, "nothing of this name")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert len(zone.proxy.seen) < 60
-    assert peak < 50 << 20
+        assert len(zone.proxy.seen) < 20 + MAX_LISTED // 100
+    assert peak < 80 << 20
 
 
 LEAVES = st.text(max_size=400) | st.integers() | st.none()

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from snapshot_mcp.contract.models import Image, Job, Snapshot, SnapshotResource, Volume
 from snapshot_mcp.contract.states import JobAction
-from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, Change, Finding, Picture, find, unknown
+from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, ChangeRequest, Match, Picture, find, unknown
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
-CREATE = Change(JobAction.CREATE, ("vol-1",), "nightly")
+CREATE = ChangeRequest(JobAction.CREATE, ("vol-1",), "nightly")
 
 
 def snap(snapshot_id: str, name: str = "nightly", status: str = "available", **fields: Any) -> Snapshot:
@@ -33,8 +33,8 @@ def picture(*things: Any) -> Picture:
 
 def test_nothing_new_is_no_finding() -> None:
     old = picture(job("j-1", "ss-1"), snap("ss-1"))
-    assert find(CREATE, old, old) == Finding()
-    assert find(CREATE, picture(), picture()) == Finding()
+    assert find(CREATE, old, old) == Match()
+    assert find(CREATE, picture(), picture()) == Match()
 
 
 def test_a_new_job_that_made_the_snapshot_is_it() -> None:
@@ -89,38 +89,49 @@ def test_a_snapshot_without_a_job_in_sight_is_a_finished_create() -> None:
 def test_an_old_snapshot_that_moved_into_the_page_is_not_new() -> None:
     before = picture(snap("ss-1", "x", create_time=NOW))
     after = picture(snap("ss-0", create_time=NOW - timedelta(days=3)))
-    assert find(CREATE, before, after) == Finding()
+    assert find(CREATE, before, after) == Match()
 
 
 def test_what_belongs_to_another_call_is_not_claimed_again() -> None:
     after = picture(job("j-2", "ss-2"), snap("ss-2"))
-    assert find(CREATE, picture(), after, claimed={"j-2", "ss-2"}) == Finding()
+    assert find(CREATE, picture(), after, claimed={"j-2", "ss-2"}) == Match()
+
+
+@pytest.mark.parametrize("action", [JobAction.CREATE, JobAction.DELETE, JobAction.APPLY])
+def test_the_job_of_another_call_is_never_taken_for_it(action: JobAction) -> None:
+    """Guards that a claimed job settles no lost change, also where nothing but the job shows that anything was changed."""
+    change = ChangeRequest(action, ("vol-1",), "nightly" if action == JobAction.CREATE else "")
+    after = picture(job("j-2", "vol-1", action=action))
+    assert find(change, picture(), after).job == after.jobs["j-2"]
+    assert find(change, picture(), after, claimed={"j-2"}) == Match()
+    both = picture(job("j-2", "vol-1", action=action), job("j-3", "vol-1", action=action))
+    assert find(change, picture(), both, claimed={"j-2"}).job == both.jobs["j-3"]
 
 
 def test_delete_is_proved_by_its_job_its_status_or_its_absence() -> None:
-    change = Change(JobAction.DELETE, ("ss-1",))
+    change = ChangeRequest(JobAction.DELETE, ("ss-1",))
     before = picture(snap("ss-1"))
     started = job("j-2", "ss-1", "ss-2", action=JobAction.DELETE)
     assert find(change, before, picture(snap("ss-1"), started)).job == started
     assert find(change, before, picture(snap("ss-1", status="deleted"))).job is not None
     assert find(change, before, picture()).job is not None
-    assert find(change, before, before) == Finding()
+    assert find(change, before, before) == Match()
     gone = picture(snap("ss-1", status="deleted"))
-    assert find(change, gone, gone) == Finding()
-    assert find(change, picture(), picture()) == Finding()
+    assert find(change, gone, gone) == Match()
+    assert find(change, picture(), picture()) == Match()
 
 
 def test_roll_back_is_proved_by_its_job_or_by_the_head() -> None:
-    change = Change(JobAction.APPLY, ("ss-1",))
+    change = ChangeRequest(JobAction.APPLY, ("ss-1",))
     before, moved = picture(snap("ss-1")), picture(snap("ss-1", is_head=1))
     assert find(change, before, moved).job is not None
-    assert find(change, moved, moved) == Finding(), "it was the head before"
+    assert find(change, moved, moved) == Match(), "it was the head before"
     started = job("j-2", "vol-1", action=JobAction.APPLY)
     assert find(change, moved, picture(snap("ss-1", is_head=1), started)).job == started
 
 
 def test_half_a_roll_back_is_no_proof() -> None:
-    change = Change(JobAction.APPLY, ("ss-1", "ss-2"))
+    change = ChangeRequest(JobAction.APPLY, ("ss-1", "ss-2"))
     before = picture(snap("ss-1"), snap("ss-2"))
     finding = find(change, before, picture(snap("ss-1", is_head=1), snap("ss-2")))
     assert finding.job is None
@@ -128,9 +139,9 @@ def test_half_a_roll_back_is_no_proof() -> None:
 
 
 def test_recovery_is_proved_by_what_came_back() -> None:
-    change = Change(JobAction.LEASE, ("ss-1",))
+    change = ChangeRequest(JobAction.LEASE, ("ss-1",))
     assert find(change, picture(snap("ss-1", status="deleted")), picture(snap("ss-1"))).job is not None
-    assert find(change, picture(snap("ss-1")), picture(snap("ss-1"))) == Finding()
+    assert find(change, picture(snap("ss-1")), picture(snap("ss-1"))) == Match()
 
 
 @pytest.mark.parametrize(
@@ -141,12 +152,12 @@ def test_recovery_is_proved_by_what_came_back() -> None:
     ],
 )
 def test_exports_are_proved_by_what_was_made(action: JobAction, made: Volume | Image) -> None:
-    change = Change(action, ("ss-1",), "copy")
+    change = ChangeRequest(action, ("ss-1",), "copy")
     finding = find(change, picture(), picture(made))
     assert finding.job is not None
     assert finding.job.resource_ids == (made.id,)
-    assert find(change, picture(made), picture(made)) == Finding()
-    assert find(Change(action, ("ss-1",), "other"), picture(), picture(made)).job is None
+    assert find(change, picture(made), picture(made)) == Match()
+    assert find(ChangeRequest(action, ("ss-1",), "other"), picture(), picture(made)).job is None
     known = job("j-2", made.id, action=action)
     assert find(change, picture(), picture(made, known)).job == known
 
@@ -154,7 +165,7 @@ def test_exports_are_proved_by_what_was_made(action: JobAction, made: Volume | I
 def test_unknown_names_what_to_look_at() -> None:
     """Must show 3: 'every "unknown" named what to look at'."""
     for action in JobAction:
-        error = unknown(Change(action, ("ss-1", "ss-2"), "a name"), "Doing it", "no answer", "")
+        error = unknown(ChangeRequest(action, ("ss-1", "ss-2"), "a name"), "Doing it", "no answer", "")
         assert "unfinished jobs" in error.hint
         assert "ss-1" in error.hint or "a name" in error.hint
 
@@ -179,7 +190,7 @@ THINGS = st.lists(
     max_size=6,
 )
 CHANGES = st.builds(
-    Change,
+    ChangeRequest,
     st.sampled_from(list(JobAction)),
     st.sampled_from([("ss-1",), ("ss-1", "ss-2"), ("vol-1",)]),
     st.just("nightly"),
@@ -188,7 +199,7 @@ CHANGES = st.builds(
 
 @given(CHANGES, THINGS, THINGS, st.frozensets(st.sampled_from(["ss-1", "ss-2", "j-1", "j-2"])))
 def test_only_what_is_new_and_unclaimed_is_ever_found(
-    change: Change, before_things: list[Any], after_things: list[Any], claimed: frozenset[str]
+    change: ChangeRequest, before_things: list[Any], after_things: list[Any], claimed: frozenset[str]
 ) -> None:
     """Whatever the zone shows: a found job was not there before, is of the action, and belongs to nobody else."""
     before, after = picture(*before_things), picture(*after_things)

@@ -12,7 +12,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import JobStatus
 from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.anchcloud.events import MAX_EVENT_BYTES, Event, EventReader
-from snapshot_mcp.providers.anchcloud.memory import JobMemory, News
+from snapshot_mcp.providers.anchcloud.memory import JobMemory, Reported
 from tests.anchcloud.conftest import Wire
 from tests.faulty_proxy import Canned, Fault
 from tests.rest_face import HASTY, client_of
@@ -28,8 +28,8 @@ class Watcher:
     changed: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self, client: AnchCloudZone) -> None:
-        async for job in client.watch_jobs():
-            self.told.append(job)
+        async for jobs in client.watch_jobs():
+            self.told += jobs
             self.changed.set()
             self.changed = anyio.Event()
 
@@ -133,7 +133,7 @@ async def test_closing_many_watches_leaves_no_connection(wire: Wire) -> None:
         jobs = wire.client.watch_jobs()
         with anyio.move_on_after(0.03):
             await anext(aiter(jobs))
-        await jobs.aclose()  # type: ignore[attr-defined]
+        await jobs.aclose()
     await wire.client.list_unfinished_jobs()
 
 
@@ -165,14 +165,14 @@ def test_an_endless_event_is_refused() -> None:
         list(reader.feed(b"x"))
 
 
-def test_news_are_told_once_and_never_backwards() -> None:
+def test_a_change_is_reported_once_and_never_backwards() -> None:
     """A stream's late event does not undo what a look has shown."""
     memory = JobMemory()
     pending, working, done = (Job(job_id="j", status=status) for status in ("pending", "working", "successful"))
-    memory.see(pending)
-    news = News(memory)
-    assert news.open_ids == ["j"]
-    assert [news.is_news(job) for job in (working, working, pending, done, working, pending, done)] == [
+    memory.remember(pending)
+    reported = Reported(memory)
+    assert reported.unfinished_ids == ["j"]
+    assert [reported.add(job) for job in (working, working, pending, done, working, pending, done)] == [
         True,
         False,
         False,
@@ -181,12 +181,12 @@ def test_news_are_told_once_and_never_backwards() -> None:
         False,
         False,
     ]
-    assert news.open_ids == []
+    assert reported.unfinished_ids == []
     assert memory.jobs["j"] is done
 
 
 def test_memory_is_bounded() -> None:
     memory = JobMemory()
     for number in range(20_000):
-        memory.see(Job(job_id=str(number), status="successful" if number % 2 else "working"))
+        memory.remember(Job(job_id=str(number), status="successful" if number % 2 else "working"))
     assert len(memory.jobs) <= 5_000

@@ -1,7 +1,9 @@
 """contract.md, "Job": asking for one, those under way, and the stream."""
 
 import uuid
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import anyio
 import pytest
@@ -13,6 +15,30 @@ from snapshot_mcp.contract.states import JobAction, JobStatus
 from tests.contract.conftest import Subject
 
 pytestmark = pytest.mark.anyio
+
+ORDER = [JobStatus.PENDING, JobStatus.WORKING, JobStatus.SUCCESSFUL]
+
+
+@dataclass
+class Watch:
+    """What one watch of a zone has reported: its first item, and the jobs of all later ones."""
+
+    first: tuple[Job, ...] = ()
+    changes: list[Job] = field(default_factory=list)
+    has_changed: anyio.Event = field(default_factory=anyio.Event)
+
+    async def follow(self, stream: AsyncIterator[tuple[Job, ...]]) -> None:
+        async for jobs in stream:
+            self.changes += jobs
+            self.has_changed.set()
+            self.has_changed = anyio.Event()
+
+    def statuses(self, job: Job) -> list[JobStatus]:
+        return [JobStatus(one.status) for one in self.changes if one.job_id == job.job_id]
+
+    async def end_of(self, job: Job, status: JobStatus = JobStatus.SUCCESSFUL) -> None:
+        while status not in self.statuses(job):
+            await self.has_changed.wait()
 
 
 async def test_job_goes_from_pending_to_successful(subject: Subject) -> None:
@@ -50,59 +76,89 @@ async def test_unfinished_jobs_are_those_under_way(subject: Subject) -> None:
     assert job.job_id not in {one.job_id for one in await subject.zone.list_unfinished_jobs()}
 
 
+@asynccontextmanager
+async def watching(subject: Subject) -> AsyncIterator[Watch]:
+    """A watch that stands: its first item is there."""
+    assert Feature.WATCH in subject.zone.features
+    watch = Watch()
+    with anyio.fail_after(20 if subject.local else 1800):
+        async with aclosing(subject.zone.watch_jobs()) as stream, anyio.create_task_group() as tasks:
+            watch.first = await anext(stream)
+            tasks.start_soon(watch.follow, stream)
+            yield watch
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_watch_begins_with_the_unfinished_jobs(subject: Subject) -> None:
+    """`Provider.watch_jobs`: "The first item has the unfinished jobs"; a change after it is reported, and only once."""
+    volume = await subject.volume()
+    before = await subject.done(await subject.zone.create_snapshots([volume], "ended before the watch"))
+    async with AsyncExitStack() as stack:
+        with subject.paused() if subject.local else nullcontext():
+            job = await subject.zone.create_snapshots([volume], "unfinished")
+            watch = await stack.enter_async_context(watching(subject))
+        listed = {one.job_id: one for one in watch.first}
+        assert job.job_id in listed
+        assert not any(one.is_finished for one in watch.first)
+        assert before.job_id not in listed
+        await watch.end_of(job)
+    statuses = [listed[job.job_id].status, *watch.statuses(job)]
+    assert statuses == sorted(statuses, key=ORDER.index)
+    assert statuses.count(JobStatus.SUCCESSFUL) == 1
+    assert watch.statuses(before) == []
+
+
+async def test_no_change_is_lost_between_the_first_item_and_the_next(subject: Subject) -> None:
+    """`Provider.watch_jobs`: "from the first item on, none is missed", whenever a job ends after the watch began."""
+    volume = await subject.volume()
+    for _ in range(5):
+        async with watching(subject) as watch:
+            job = await subject.zone.create_snapshots([volume], "at once")
+            assert job.job_id not in {one.job_id for one in watch.first}
+            await watch.end_of(job)
+        assert watch.statuses(job).count(JobStatus.SUCCESSFUL) == 1
+
+
+async def test_a_watch_of_a_zone_without_work_begins_all_the_same(subject: Subject) -> None:
+    """`Provider.watch_jobs`: the first item is sent "also when there are none"."""
+    volume = await subject.volume()
+    job = await subject.done(await subject.zone.create_snapshots([volume], ""))
+    async with watching(subject) as watch:
+        assert job.job_id not in {one.job_id for one in watch.first}
+
+
+@pytest.mark.own_rules
+async def test_a_watch_reports_the_end_of_a_cancelled_job(subject: Subject) -> None:
+    """`Provider.cancel_job`: "The job ends as failed"; whoever watches is told of it as of any other end."""
+    volume = await subject.volume()
+    await subject.back_up(volume)
+    with subject.paused():
+        async with watching(subject) as watch:
+            job = await subject.zone.create_snapshots([volume], "cancelled")
+            await subject.zone.cancel_job(job.job_id)
+            await watch.end_of(job, JobStatus.FAILED)
+    (end,) = [one for one in watch.changes if one.job_id == job.job_id and one.is_finished]
+    assert end.error is not None
+    assert end.error.code == "cancelled"
+
+
 async def test_watch_tells_each_change_of_status_to_the_end(subject: Subject) -> None:
     """GET /notifier/stream: "a Job as data at each change of status"."""
-    assert Feature.WATCH in subject.zone.features
     volume = await subject.volume()
-    told: list[Job] = []
-    ready = anyio.Event()
-    wanted: set[str] = set()
-
-    async def watch() -> None:
-        async with aclosing(subject.zone.watch_jobs()) as jobs:  # type: ignore[type-var]
-            async for job in jobs:
-                told.append(job)
-                ready.set()
-                if job.is_finished and job.job_id in wanted:
-                    return
-
-    with anyio.fail_after(20 if subject.local else 1800):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            while not ready.is_set():  # jobs, until the first is told: then the watch stands
-                await subject.back_up(volume)
-                with anyio.move_on_after(0.2):
-                    await ready.wait()
-            job = await subject.zone.create_snapshots([volume], "watched")
-            wanted.add(job.job_id)
-    statuses = [one.status for one in told if one.job_id == job.job_id]
+    async with watching(subject) as watch:
+        job = await subject.zone.create_snapshots([volume], "watched")
+        await watch.end_of(job)
+    statuses = watch.statuses(job)
     assert statuses[-1] == JobStatus.SUCCESSFUL
     assert statuses.count(JobStatus.SUCCESSFUL) == 1
-    order = [JobStatus.PENDING, JobStatus.WORKING, JobStatus.SUCCESSFUL]
-    assert [order.index(JobStatus(status)) for status in statuses] == sorted(
-        order.index(JobStatus(s)) for s in statuses
-    )
+    assert statuses == sorted(statuses, key=ORDER.index)
 
 
 async def test_two_watches_are_told_the_same(subject: Subject) -> None:
     """The stream belongs to nobody."""
     volume = await subject.volume()
-    ends: dict[int, set[str]] = {0: set(), 1: set()}
-    job_ids: set[str] = set()
-
-    async def watch(number: int) -> None:
-        async with aclosing(subject.zone.watch_jobs()) as jobs:  # type: ignore[type-var]
-            async for job in jobs:
-                if job.is_finished:
-                    ends[number].add(job.job_id)
-                if job_ids and job_ids <= ends[number]:
-                    return
-
-    with anyio.fail_after(20 if subject.local else 1800):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch, 0)
-            tasks.start_soon(watch, 1)
-            while not (ends[0] and ends[1]):
-                await subject.back_up(volume)
-            job = await subject.zone.create_snapshots([volume], "")
-            job_ids.add(job.job_id)
+    async with watching(subject) as one, watching(subject) as other:
+        job = await subject.zone.create_snapshots([volume], "")
+        await one.end_of(job)
+        await other.end_of(job)
+    assert one.statuses(job)[-1] == other.statuses(job)[-1] == JobStatus.SUCCESSFUL

@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
 from snapshot_mcp.guard.clock import Moment, SystemClock
-from snapshot_mcp.jobs import Zone, Zones
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.zones import Zone, Zones
 
 DISK_BYTES = 1 << 18
 
@@ -170,11 +170,13 @@ class Wrapped:
         job = await self._provider.get_job(job_id)
         return job.model_copy(update={"status": "working"}) if self.is_slow else job
 
-    async def watch_jobs(self) -> AsyncIterator[Job]:
+    async def watch_jobs(self) -> AsyncIterator[tuple[Job, ...]]:
         """While it is slow, it does not push either."""
-        async for job in self._provider.watch_jobs():
-            if not self.is_slow:
-                yield job
+        async with aclosing(self._provider.watch_jobs()) as stream:
+            yield await anext(stream)
+            async for jobs in stream:
+                if not self.is_slow:
+                    yield jobs
 
     async def list_instances(self, query: ResourceFilter) -> Any:
         page = await self._provider.list_instances(query)

@@ -9,7 +9,7 @@ import pytest
 from snapshot_mcp.contract.errors import NotFound, NotUsable, OutcomeUnknown, ResourceBusy
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.guard import Answer, Policy
+from snapshot_mcp.guard import Answer, Policy, Question
 from snapshot_mcp.guard.errors import WrongPin
 from tests.guard.conftest import Bench, Person, agrees, nobody, resize
 
@@ -61,6 +61,30 @@ async def test_what_is_no_answer_keeps_the_snapshot_and_leaves_a_pending_approva
     (approval,) = await guard.list_approvals()
     assert (approval.id, approval.state) == (outcome.approval_id, "pending")
     assert bench.destroyed == []
+
+
+async def test_an_open_question_is_asked_anew_when_it_has_grown_old(bench: Bench) -> None:
+    """Guards that a question is open for a quarter of an hour: an answer that comes later fits none that is open."""
+
+    class Gone(Exception):
+        """The round ends with the question, as over HTTP."""
+
+    def leaves(question: Question) -> str:
+        raise Gone
+
+    disk = await bench.add_disk()
+    await bench.back_up(disk)
+    last = await bench.back_up(disk)
+    person = Person([leaves, leaves, leaves])
+    guard = bench.guard()
+    for minutes in (0, 14, 2):
+        bench.clock.turn(minutes * 60)
+        with pytest.raises(Gone):
+            await guard.delete_snapshot(bench.zone, last.snapshot_id, person)
+    first, again, later = person.questions
+    assert again == first
+    assert later != first
+    assert len([one for one in guard.audit.records() if one["event"] == "question"]) == 2
 
 
 async def test_a_host_that_cannot_ask_gets_one_pending_approval_however_often_it_calls(bench: Bench) -> None:

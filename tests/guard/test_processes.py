@@ -20,7 +20,7 @@ import os, signal, sys
 from pathlib import Path
 import anyio
 from snapshot_mcp.guard import Guard, Policy
-from snapshot_mcp.jobs import Zones
+from snapshot_mcp.zones import Zones
 from snapshot_mcp.providers.local import LocalZone
 from tests.guard.conftest import OLD_ZONE, Wrapped, nobody
 

@@ -24,7 +24,7 @@ from snapshot_mcp.guard.audit import Audit
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.journal import Deed, Journal
 from snapshot_mcp.guard.register import Register
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.zones import Zone
 from tests.conftest import end_worker
 from tests.guard.conftest import nobody
 from tests.guard.test_states import HandClock

@@ -161,9 +161,9 @@ async def test_the_zones_clock_makes_a_safety_snapshot_neither_old_nor_fresh(ben
         turned = {name: time + timedelta(hours=hours) for name, time in times.items() if time}
         return job.model_copy(update=turned | ({"status": "working"} if bench.provider.is_slow else {}))
 
-    async def watch_jobs() -> AsyncIterator[Job]:
+    async def watch_jobs() -> AsyncIterator[tuple[Job, ...]]:
+        yield ()
         await anyio.sleep_forever()
-        yield await real("")
 
     bench.provider.get_job, bench.provider.watch_jobs = get_job, watch_jobs
     first = await interrupted(bench, full, Person([agrees]))
@@ -336,5 +336,32 @@ async def test_another_snapshot_given_its_name_meanwhile_is_no_way_back(bench: B
     await bench.provider.update_snapshot(taken.snapshot_id, SnapshotUpdate(snapshot_name="junk"))
     await bench.provider.update_snapshot(other.snapshot_id, SnapshotUpdate(snapshot_name=taken.snapshot_name))
     outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert (outcome.status, "another snapshot bears its name" in outcome.message) == ("refused", True)
+    assert bench.destroyed == []
+
+
+async def test_one_that_was_there_before_the_question_is_no_way_back_where_jobs_name_nothing(bench: Bench) -> None:
+    """Guards that a snapshot known before the question never passes for the safety snapshot.
+
+    The specification's Job has no `resource_ids`, so what the job made cannot be compared, and anybody may rename.
+    """
+    _, full = await prepared(bench)
+    real = bench.provider._provider.get_job
+
+    async def get_job(job_id: str) -> Job:
+        job = await real(job_id)
+        return job.model_copy(update={"resource_ids": (), **({"status": "working"} if bench.provider.is_slow else {})})
+
+    async def watch_jobs() -> AsyncIterator[tuple[Job, ...]]:
+        yield ()
+        await anyio.sleep_forever()
+
+    bench.provider.get_job, bench.provider.watch_jobs = get_job, watch_jobs
+    first = await interrupted(bench, full, Person([agrees]))
+    await bench.finish(first.safety_job_id)
+    (taken,) = await safeties(bench)
+    await bench.provider.update_snapshot(taken.snapshot_id, SnapshotUpdate(snapshot_name="junk"))
+    await bench.provider.update_snapshot(full.snapshot_id, SnapshotUpdate(snapshot_name=taken.snapshot_name))
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
     assert (outcome.status, "another snapshot bears its name" in outcome.message) == ("refused", True)
     assert bench.destroyed == []

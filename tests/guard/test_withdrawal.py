@@ -22,7 +22,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.guard import Door, Guard, Policy
 from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.errors import NotDecidable
-from snapshot_mcp.jobs import Zones
+from snapshot_mcp.zones import Zones
 from tests.conftest import end_worker
 from tests.disks import finish, worker_pid
 from tests.guard.conftest import Bench, Person, agrees, nobody

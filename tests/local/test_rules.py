@@ -397,10 +397,10 @@ async def test_watching_sees_every_change_of_a_job(local_zone: LocalZone, tmp_pa
     seen: list[Job] = []
 
     async def watch() -> None:
-        async with aclosing(local_zone.watch_jobs()) as changes:  # type: ignore[type-var]
+        async with aclosing(local_zone.watch_jobs()) as changes:
             async for change in changes:
-                seen.append(change)
-                if change.is_finished:
+                seen.extend(change)
+                if any(one.is_finished for one in change):
                     return
 
     async with anyio.create_task_group() as tasks:

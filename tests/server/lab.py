@@ -14,8 +14,8 @@ from mcp.types import CallToolResult
 from snapshot_mcp import app
 from snapshot_mcp.contract.models import Instance, Job, Volume
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.jobs import Zone
 from snapshot_mcp.settings import Settings, load_settings
+from snapshot_mcp.zones import Zone
 
 MIB = 1 << 20
 

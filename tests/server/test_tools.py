@@ -173,7 +173,7 @@ async def test_an_id_beats_a_name_and_one_disk_named_twice_is_refused(lab: Lab) 
         assert [row["resource_id"] for row in rows] == [first.id]
         twice = await client.call_tool("create_snapshots", {"resource_ids": ["web", first.id], "name": "y"})
         assert twice.is_error
-        assert f"{first.id} is meant twice" in text_of(twice)
+        assert f"{first.id} is listed twice" in text_of(twice)
     assert impostor.id != first.id
 
 

@@ -5,16 +5,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import quote
 
-import anyio
 import pytest
 
 from snapshot_mcp.contract.errors import TermsChanged
-from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.terms import ResourceTerms, Terms
 from snapshot_mcp.service.requests import MAX_QUERY_BYTES
-from snapshot_mcp.service.stream import Hub
 from tests.disks import back_up, make_image
 from tests.recording_zone import TOLD, RecordingZone
 from tests.rest_face import RawAnswer, ask, fetch_token, served
@@ -202,32 +199,3 @@ async def test_cancel_answers_the_job(asker: Asker) -> None:
     assert answer.json["zone"] == "ac1"
     unknown = await ask(asker.url, "DELETE", f"{ZONE}/job/none", token=asker.token)
     assert (unknown.status, unknown.json["code"]) == (404, "not_found")
-
-
-async def test_the_stream_tells_the_end_of_a_cancelled_job(zone_folder: Path, tmp_path: Path) -> None:
-    """ "The hub/stream must tell a cancelled job's end", also where the zone's own watch does not."""
-
-    class Silent(RecordingZone):
-        async def watch_jobs(self) -> AsyncIterator[Job]:
-            await anyio.sleep_forever()
-            yield  # type: ignore[misc]
-
-        async def list_unfinished_jobs(self) -> tuple[Job, ...]:
-            return tuple(job for job in running if job.job_id not in self.cancelled)
-
-        async def cancel_job(self, job_id: str) -> Job:
-            self.cancelled[job_id] = ended
-            return ended
-
-    running = [Job(job_id="j-1", status="working")]
-    ended = Job.model_validate({"job_id": "j-1", "status": "failed", "error": {"code": "cancelled"}})
-    zone = Silent(zone_folder)
-    hub = Hub("ac1", zone)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(hub.run)
-        async with hub.subscribe() as jobs:
-            hub.note(await zone.cancel_job("j-1"))
-            with anyio.fail_after(5):
-                assert await jobs.receive() == ended
-        tasks.cancel_scope.cancel()
-    await zone.aclose()

@@ -13,10 +13,10 @@ import anyio
 
 from snapshot_mcp.contract.models import Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
 from snapshot_mcp.guard import Guard, Policy
-from snapshot_mcp.jobs import Zone, Zones
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.restore import content_at
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.zones import Zone, Zones
 from tests.guard.conftest import TurnedClock
 from tests.whole_way.paths import CHUNK, DISK_BYTES, quiet_folder
 

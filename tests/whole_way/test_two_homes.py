@@ -13,8 +13,8 @@ import pytest
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.guard import Guard
 from snapshot_mcp.guard.approvals import HELD_SECONDS
-from snapshot_mcp.jobs import Zones
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.zones import Zones
 from tests.guard.conftest import nobody
 from tests.whole_way.scene import Scene
 from tests.whole_way.workers import PATIENCE_SECONDS, until
@@ -30,7 +30,7 @@ from pathlib import Path
 import anyio
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.guard import Guard, Policy
-from snapshot_mcp.jobs import Zones
+from snapshot_mcp.zones import Zones
 from snapshot_mcp.providers.local import LocalZone
 from tests.guard.conftest import Wrapped, nobody
 

@@ -20,7 +20,7 @@ Query = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """One request of the zone: `target` is path and query below the zone's URL, `what` says it in words."""
 
     method: str
@@ -54,7 +54,7 @@ def _body(values: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class ApiCalls:
     """The operations in one revision's form."""
 
     revision: ApiRevision
@@ -68,7 +68,7 @@ class Calls:
             return []
         return [(key, ",".join(values))] if self._is_later else [(key, value) for value in values]
 
-    def list_snapshots(self, query: SnapshotFilter) -> Call:
+    def list_snapshots(self, query: SnapshotFilter) -> ApiCall:
         pairs = [*self._many("snapshots", query.snapshots)]
         if query.resource_id:
             pairs.append(("resource_id", query.resource_id))
@@ -84,9 +84,9 @@ class Calls:
         if query.root_id:
             pairs.append(("root_id", query.root_id))
         pairs += [("offset", str(query.offset)), ("limit", str(query.limit))]
-        return Call("GET", f"/volume_snapshots?{_query(pairs)}", "Listing snapshots")
+        return ApiCall("GET", f"/volume_snapshots?{_query(pairs)}", "Listing snapshots")
 
-    def list_resources(self, kind: str, query: ResourceFilter) -> Call:
+    def list_resources(self, kind: str, query: ResourceFilter) -> ApiCall:
         """`kind` is the path and the name of the ids' parameter: volumes, instances or images."""
         pairs = [*self._many(kind, query.ids), *self._many("status", query.status)]
         if query.search_word:
@@ -94,65 +94,65 @@ class Calls:
         if query.verbose:
             pairs.append(("verbose", str(query.verbose)))
         pairs += [("offset", str(query.offset)), ("limit", str(query.limit))]
-        return Call("GET", f"/{kind}?{_query(pairs)}", f"Listing {kind}")
+        return ApiCall("GET", f"/{kind}?{_query(pairs)}", f"Listing {kind}")
 
-    def create_snapshots(self, resource_ids: Sequence[str], name: str, *, is_full: bool) -> Call:
+    def create_snapshots(self, resource_ids: Sequence[str], name: str, *, is_full: bool) -> ApiCall:
         form: object = ("IS_FULL" if is_full else "IS_AUTH") if self._is_later else int(is_full)
         body = _body({"resources": list(resource_ids), "snapshot_name": name, "is_full": form})
-        return Call("POST", "/volume_snapshots", f"Backing up {_ids(resource_ids)}", body)
+        return ApiCall("POST", "/volume_snapshots", f"Backing up {_ids(resource_ids)}", body)
 
-    def delete_snapshot(self, snapshot_id: str, terms: Terms | None = None) -> Call:
+    def delete_snapshot(self, snapshot_id: str, terms: Terms | None = None) -> ApiCall:
         target = f"/volume_snapshots/{path_id(snapshot_id, 'snapshot')}"
         if terms is not None:
             text = json.dumps(_terms(terms), ensure_ascii=False, separators=(",", ":"))
             target += f"?{_query([('terms', text)])}"
-        return Call("DELETE", target, f"Deleting snapshot {clean_text(snapshot_id)!r}")
+        return ApiCall("DELETE", target, f"Deleting snapshot {clean_text(snapshot_id)!r}")
 
     def apply_snapshots(
         self, snapshot_ids: Sequence[str], terms: Terms | None = None, safety_snapshot_name: str = ""
-    ) -> Call:
+    ) -> ApiCall:
         values: dict[str, Any] = {"snapshots": list(snapshot_ids)}
         if terms is not None:
             values["terms"] = _terms(terms)
         if safety_snapshot_name:
             values["safety_snapshot_name"] = safety_snapshot_name
-        return Call("POST", "/volume_snapshots/apply", f"Rolling back to {_ids(snapshot_ids)}", _body(values))
+        return ApiCall("POST", "/volume_snapshots/apply", f"Rolling back to {_ids(snapshot_ids)}", _body(values))
 
-    def capture_instance(self, snapshot_id: str, image_name: str) -> Call:
+    def capture_instance(self, snapshot_id: str, image_name: str) -> ApiCall:
         return self._export("capture_instance", snapshot_id, {"image_name": image_name})
 
-    def create_volume(self, snapshot_id: str, volume_name: str) -> Call:
+    def create_volume(self, snapshot_id: str, volume_name: str) -> ApiCall:
         return self._export("create_volume", snapshot_id, {"volume_name": volume_name})
 
-    def _export(self, operation: str, snapshot_id: str, names: dict[str, str]) -> Call:
+    def _export(self, operation: str, snapshot_id: str, names: dict[str, str]) -> ApiCall:
         target, what = f"/volume_snapshots/{operation}", f"Exporting snapshot {clean_text(snapshot_id)!r}"
         segment = path_id(snapshot_id, "snapshot")
         if self._is_later:
-            return Call("POST", f"{target}/{segment}", what, _body(names))
-        return Call("POST", target, what, _body({"snapshot": snapshot_id, **names}))
+            return ApiCall("POST", f"{target}/{segment}", what, _body(names))
+        return ApiCall("POST", target, what, _body({"snapshot": snapshot_id, **names}))
 
-    def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> Call:
+    def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> ApiCall:
         values = {key: value for key, value in dict(update).items() if value is not None}
         target = f"/volume_snapshots/{path_id(snapshot_id, 'snapshot')}"
-        return Call("PUT", target, f"Changing snapshot {clean_text(snapshot_id)!r}", _body(values))
+        return ApiCall("PUT", target, f"Changing snapshot {clean_text(snapshot_id)!r}", _body(values))
 
-    def lease(self, snapshot_ids: Sequence[str]) -> Call:
-        return Call("POST", "/lease", f"Recovering {_ids(snapshot_ids)}", _body({"resources": list(snapshot_ids)}))
+    def lease(self, snapshot_ids: Sequence[str]) -> ApiCall:
+        return ApiCall("POST", "/lease", f"Recovering {_ids(snapshot_ids)}", _body({"resources": list(snapshot_ids)}))
 
-    def get_job(self, job_id: str) -> Call:
-        return Call("GET", f"/job/{path_id(job_id, 'job')}", f"Looking at job {clean_text(job_id)!r}")
+    def get_job(self, job_id: str) -> ApiCall:
+        return ApiCall("GET", f"/job/{path_id(job_id, 'job')}", f"Looking at job {clean_text(job_id)!r}")
 
-    def cancel_job(self, job_id: str) -> Call:
-        return Call("DELETE", f"/job/{path_id(job_id, 'job')}", f"Cancelling job {clean_text(job_id)!r}")
+    def cancel_job(self, job_id: str) -> ApiCall:
+        return ApiCall("DELETE", f"/job/{path_id(job_id, 'job')}", f"Cancelling job {clean_text(job_id)!r}")
 
-    def list_unfinished_jobs(self) -> Call:
-        return Call("GET", "/unfinished_jobs", "Listing unfinished jobs")
+    def list_unfinished_jobs(self) -> ApiCall:
+        return ApiCall("GET", "/unfinished_jobs", "Listing unfinished jobs")
 
-    def list_quota_left(self) -> Call:
-        return Call("GET", "/quota_left", "Looking at the quota")
+    def list_quota_left(self) -> ApiCall:
+        return ApiCall("GET", "/quota_left", "Looking at the quota")
 
-    def stream(self) -> Call:
-        return Call("GET", "/notifier/stream", "Watching jobs")
+    def stream(self) -> ApiCall:
+        return ApiCall("GET", "/notifier/stream", "Watching jobs")
 
 
 def _ids(ids: Sequence[str]) -> str:

@@ -29,8 +29,8 @@ from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.providers.anchcloud import lookup
 from snapshot_mcp.providers.anchcloud.asked import NotAsked
-from snapshot_mcp.providers.anchcloud.calls import Call
-from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, Change, Picture
+from snapshot_mcp.providers.anchcloud.calls import ApiCall
+from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, ChangeRequest, Picture
 from snapshot_mcp.providers.anchcloud.memory import JobMemory
 from snapshot_mcp.providers.anchcloud.replies import Lost, Reply, decoded, error_of, is_definite, is_error, parsed
 from snapshot_mcp.providers.anchcloud.session import Session
@@ -52,7 +52,7 @@ class Changes:
         self._memory = memory
         self._patience = patience
 
-    async def carry_out(self, call: Call, change: Change, needed: Collection[Feature] = ()) -> Job:
+    async def carry_out(self, call: ApiCall, change: ChangeRequest, needed: Collection[Feature] = ()) -> Job:
         """Return the change's job. Raises Unsupported, with nothing sent, where the zone does not declare what is `needed`."""
         before = await self._picture_before(change)
         self._require(needed)  # by now the zone has said what it can do
@@ -62,9 +62,9 @@ class Changes:
             logger.info("%s: the answer was lost (%s), looking it up", call.what, lost)
             job = await self._with_safety(await self._looked_up(call, change, before, str(lost)), change)
         self._memory.claim([job.job_id, *(job.resource_ids if change.is_making else ())])
-        return self._memory.see(job)
+        return self._memory.remember(job)
 
-    async def update(self, call: Call, snapshot_id: str, update: SnapshotUpdate) -> None:
+    async def update(self, call: ApiCall, snapshot_id: str, update: SnapshotUpdate) -> None:
         """The answer is empty; a lost one is settled by reading the snapshot."""
         try:
             reply = await self._sent(call)
@@ -77,7 +77,7 @@ class Changes:
         except Lost as lost:
             await self._check_update(snapshot_id, update, call, str(lost))
 
-    async def cancel(self, call: Call, job_id: str) -> Job:
+    async def cancel(self, call: ApiCall, job_id: str) -> Job:
         """Return the cancelled job; a lost answer is settled by reading it."""
         before = await self._job_before(job_id)
         self._require([Feature.CANCEL])
@@ -90,7 +90,7 @@ class Changes:
         except Lost as lost:
             logger.info("%s: the answer was lost (%s), reading the job", call.what, lost)
             job = await self._cancelled(call, job_id, str(lost))
-        return self._memory.see(job)
+        return self._memory.remember(job)
 
     def _require(self, needed: Collection[Feature]) -> None:
         for feature in needed:
@@ -104,7 +104,7 @@ class Changes:
             error.message = f"{error.message} {NOT_STARTED}"
             raise
 
-    async def _cancelled(self, call: Call, job_id: str, reason: str) -> Job:
+    async def _cancelled(self, call: ApiCall, job_id: str, reason: str) -> Job:
         """Read the job until it has ended, for a while. Raises NotUsable where it ended otherwise, OutcomeUnknown."""
         pause = self._patience.first_pause_seconds
         with anyio.move_on_after(self._patience.lookup_seconds):
@@ -125,7 +125,7 @@ class Changes:
             hint=f"Look at job {clean_text(job_id)!r}; cancelling it again does no harm.",
         )
 
-    async def _check_update(self, snapshot_id: str, update: SnapshotUpdate, call: Call, reason: str) -> None:
+    async def _check_update(self, snapshot_id: str, update: SnapshotUpdate, call: ApiCall, reason: str) -> None:
         wanted = {key: value for key, value in dict(update).items() if value is not None}
         try:
             page = await self._zone.list_snapshots(SnapshotFilter(snapshots=(snapshot_id,)))
@@ -139,7 +139,7 @@ class Changes:
             hint=f"Look at snapshot {clean_text(snapshot_id)!r}; asking for the same again does no harm.",
         )
 
-    async def _sent(self, call: Call) -> Reply:
+    async def _sent(self, call: ApiCall) -> Reply:
         """Return a change's reply. Raises Lost; every other error means that nothing was sent, and says so."""
         try:
             return await self._session.change(call)
@@ -147,7 +147,7 @@ class Changes:
             error.message = f"{error.message} {NOT_STARTED}"
             raise
 
-    def _job_of(self, reply: Reply, call: Call) -> Job:
+    def _job_of(self, reply: Reply, call: ApiCall) -> Job:
         """Return the Job of a change's answer. Raises the zone's refusal, or Lost for what proves nothing."""
         if is_error(reply):
             error = error_of(reply, call.what)
@@ -156,14 +156,14 @@ class Changes:
             raise Lost(clean_text(error.message.removeprefix(f"{call.what}: "), 200))
         return self._decoded(reply, call, Job)
 
-    def _decoded(self, reply: Reply, call: Call, model: type[Made]) -> Made:
+    def _decoded(self, reply: Reply, call: ApiCall, model: type[Made]) -> Made:
         """Return a change's answer. Raises Lost for nonsense: a page of a proxy says nothing of the change."""
         try:
             return parsed(model, decoded(reply, call.what), call.what)
         except Unavailable as error:
             raise Lost(clean_text(error.message.removeprefix(f"{call.what}: "), 200)) from None
 
-    async def _picture_before(self, change: Change) -> Picture | None:
+    async def _picture_before(self, change: ChangeRequest) -> Picture | None:
         """Look before the leap. None where we may not look; an outage already now means that nothing is sent."""
         try:
             return await self._picture(change)
@@ -174,7 +174,7 @@ class Changes:
             error.message = f"{error.message} {NOT_STARTED}"
             raise
 
-    async def _picture(self, change: Change) -> Picture:
+    async def _picture(self, change: ChangeRequest) -> Picture:
         results: dict[str, Any] = {}
         errors: list[ZoneError] = []
 
@@ -198,14 +198,14 @@ class Changes:
         except Unsupported:
             return ()
 
-    async def _items(self, change: Change) -> dict[str, lookup.Item]:
+    async def _items(self, change: ChangeRequest) -> dict[str, lookup.Item]:
         if (query := change.snapshots_to_look_at) is not None:
             return {item.snapshot_id: item for item in (await self._zone.list_snapshots(query)).items}
         if change.action == JobAction.CAPTURE_INSTANCE:
             return {image.id: image for image in (await self._zone.list_images(change.exports_to_look_at)).items}
         return {volume.id: volume for volume in (await self._zone.list_volumes(change.exports_to_look_at)).items}
 
-    async def _looked_up(self, call: Call, change: Change, before: Picture | None, reason: str) -> Job:
+    async def _looked_up(self, call: ApiCall, change: ChangeRequest, before: Picture | None, reason: str) -> Job:
         """Look for the change for a while. Raises OutcomeUnknown: what is not seen may still be on its way."""
         unclear = ""
         if before is not None:
@@ -227,7 +227,7 @@ class Changes:
                     pause = min(pause * 2, self._patience.longest_pause_seconds)
         raise lookup.unknown(change, call.what, reason, unclear)
 
-    async def _with_safety(self, job: Job, change: Change) -> Job:
+    async def _with_safety(self, job: Job, change: ChangeRequest) -> Job:
         """Name the safety snapshots of a roll-back that was found to be over, as its own job would: they are the way back."""
         if not change.safety_name or not job.job_id.startswith(FOUND_JOB_PREFIX):
             return job

@@ -24,7 +24,7 @@ PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ChangeRequest:
     """What is asked: `ids` are resources for a create, snapshots otherwise; `name` of what is made.
 
     `safety_name`: of the snapshots that a roll-back takes first. `agreement`: the job of a change with terms repeats it.
@@ -71,7 +71,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Match:
     """What was found: the job, or a reason why it stays unclear. `items` are the ids that are accounted for by it."""
 
     job: Job | None = None
@@ -79,7 +79,7 @@ class Finding:
     items: frozenset[str] = frozenset()
 
 
-def find(change: Change, before: Picture, after: Picture, claimed: Collection[str] = ()) -> Finding:
+def find(change: ChangeRequest, before: Picture, after: Picture, claimed: Collection[str] = ()) -> Match:
     """Compare the pictures. `claimed` are ids of jobs and items that are known to belong to other calls."""
     items = {
         item_id: item
@@ -97,13 +97,13 @@ def find(change: Change, before: Picture, after: Picture, claimed: Collection[st
     ]
     touching = [job for job in jobs if _touches(job, change, effect, after)]
     if len(touching) > 1:
-        return Finding(unclear=f"any of the jobs {', '.join(clean_text(job.job_id) for job in touching)} may be it")
+        return Match(unclear=f"any of the jobs {', '.join(clean_text(job.job_id) for job in touching)} may be it")
     if touching:
-        return Finding(touching[0], items=effect & frozenset(touching[0].resource_ids))
+        return Match(touching[0], items=effect & frozenset(touching[0].resource_ids))
     if weak := [job for job in jobs if not job.resource_ids]:
         if len(weak) == 1 and effect:
-            return Finding(weak[0], items=effect)
-        return Finding(unclear=f"job {clean_text(weak[0].job_id)} may be it")
+            return Match(weak[0], items=effect)
+        return Match(unclear=f"job {clean_text(weak[0].job_id)} may be it")
     return _by_effect(change, before, after, items)
 
 
@@ -114,7 +114,7 @@ def _name_of(job: Job) -> object:
     )
 
 
-def _touches(job: Job, change: Change, effect: Collection[str], after: Picture) -> bool:
+def _touches(job: Job, change: ChangeRequest, effect: Collection[str], after: Picture) -> bool:
     """A job may name what it reads, what it makes, or both; a roll-back's perhaps only what is written to."""
     ids = set(job.resource_ids)
     items = [after.items[one] for one in change.ids if one in after.items]
@@ -124,7 +124,7 @@ def _touches(job: Job, change: Change, effect: Collection[str], after: Picture) 
     return bool(ids & set(effect)) or set(change.ids) <= ids
 
 
-def _is_effect(change: Change, before: Picture, item: Item) -> bool:
+def _is_effect(change: ChangeRequest, before: Picture, item: Item) -> bool:
     """Whether the item shows what the change would do, and did not show it before."""
     was = before.items.get(_id_of(item))
     if change.is_making:
@@ -145,32 +145,32 @@ def _id_of(item: Item) -> str:
     return item.snapshot_id if isinstance(item, Snapshot) else item.id
 
 
-def _by_effect(change: Change, before: Picture, after: Picture, items: Mapping[str, Item]) -> Finding:
+def _by_effect(change: ChangeRequest, before: Picture, after: Picture, items: Mapping[str, Item]) -> Match:
     """The job is over and out of sight; what it did can be seen."""
     if change.action == JobAction.DELETE and all(one in before.items and one not in after.items for one in change.ids):
-        return Finding(_finished(change, JobStatus.SUCCESSFUL, change.ids), items=frozenset(change.ids))
+        return Match(_finished(change, JobStatus.SUCCESSFUL, change.ids), items=frozenset(change.ids))
     if not items:
-        return Finding()
+        return Match()
     if change.action in {JobAction.APPLY, JobAction.LEASE}:
         moved = [one for one in change.ids if one in items]
         if len(moved) < len(change.ids) and change.action == JobAction.APPLY:
             still = [one for one in change.ids if one not in items and not _was_head(before, one)]
             if still:
-                return Finding(unclear=f"{', '.join(moved)} became the head, {', '.join(still)} did not")
-        return Finding(_finished(change, JobStatus.SUCCESSFUL, moved), items=frozenset(moved))
+                return Match(unclear=f"{', '.join(moved)} became the head, {', '.join(still)} did not")
+        return Match(_finished(change, JobStatus.SUCCESSFUL, moved), items=frozenset(moved))
     if change.action != JobAction.DELETE and len(items) > 1:
-        return Finding(
+        return Match(
             unclear=f"{', '.join(clean_text(one) for one in sorted(items))} appeared, and one of them may be it"
         )
     item_id, item = next(iter(items.items()))
     if isinstance(item, Snapshot) and change.action == JobAction.CREATE:
         if item.status == SnapshotStatus.PENDING or item.transition_status:
-            return Finding(unclear=f"snapshot {clean_text(item_id)} is being made and may be it")
+            return Match(unclear=f"snapshot {clean_text(item_id)} is being made and may be it")
         status = JobStatus.FAILED if item.status in GONE_SNAPSHOT_STATUSES else JobStatus.SUCCESSFUL
-        return Finding(_finished(change, status, [item_id]), items=frozenset({item_id}))
+        return Match(_finished(change, status, [item_id]), items=frozenset({item_id}))
     if item.status == "pending" or item.transition_status:
-        return Finding(unclear=f"{clean_text(item_id)} is changing and may be it")
-    return Finding(_finished(change, JobStatus.SUCCESSFUL, [item_id]), items=frozenset({item_id}))
+        return Match(unclear=f"{clean_text(item_id)} is changing and may be it")
+    return Match(_finished(change, JobStatus.SUCCESSFUL, [item_id]), items=frozenset({item_id}))
 
 
 def _was_head(before: Picture, snapshot_id: str) -> bool:
@@ -178,7 +178,7 @@ def _was_head(before: Picture, snapshot_id: str) -> bool:
     return isinstance(item, Snapshot) and bool(item.is_head)
 
 
-def _finished(change: Change, status: JobStatus, ids: Sequence[str]) -> Job:
+def _finished(change: ChangeRequest, status: JobStatus, ids: Sequence[str]) -> Job:
     """A job in place of the one that nobody can see any more; its id is good with the zone object that made it."""
     return Job(
         job_id=f"{FOUND_JOB_PREFIX}{uuid.uuid4()}",
@@ -190,7 +190,7 @@ def _finished(change: Change, status: JobStatus, ids: Sequence[str]) -> Job:
     )
 
 
-def unknown(change: Change, what: str, reason: str, unclear: str) -> OutcomeUnknown:
+def unknown(change: ChangeRequest, what: str, reason: str, unclear: str) -> OutcomeUnknown:
     """Return the error for a change that could not be settled, with what to look at."""
     ids = clean_text(", ".join(repr(one) for one in change.ids), 200)
     places = {

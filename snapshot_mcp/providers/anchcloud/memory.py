@@ -1,7 +1,7 @@
-"""What this client has seen of a zone: jobs at their latest, and which ids belong to calls that were answered.
+"""What this client has seen of a zone: jobs in their latest state, and which ids belong to calls that were answered.
 
-A watch tells from it what changed while nobody listened, and never tells a change twice or backwards. Bounded: the oldest
-finished jobs are forgotten first.
+A watch compares with it what a zone shows after a gap, so that no change is reported twice or out of order. Bounded: the
+oldest finished jobs are forgotten first.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ MAX_CLAIMED = 20_000
 
 
 class JobMemory:
-    """Jobs by id at their latest, in the order in which they were first seen."""
+    """Jobs by id in their latest state, ordered by when they were first seen."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.claimed: dict[str, None] = {}
-        """Ids of jobs and of things made that belong to a call that was answered: no lost one can be it."""
+        """Ids of jobs and items that belong to an answered call, so a call whose answer was lost cannot have made them."""
 
-    def see(self, job: Job) -> Job:
-        """Remember what an answer showed, unless something later is known; returns the answer."""
+    def remember(self, job: Job) -> Job:
+        """Store the job unless a later state of it is known; return it as it was given."""
         if not is_older(job, self.jobs.get(job.job_id)):
             self.jobs[job.job_id] = job
         if len(self.jobs) > MAX_JOBS:
@@ -32,44 +32,38 @@ class JobMemory:
         return job
 
     def claim(self, ids: Iterable[str]) -> None:
+        """Record that these jobs and items belong to calls that were answered."""
         self.claimed.update(dict.fromkeys(ids))
         while len(self.claimed) > MAX_CLAIMED:
             del self.claimed[next(iter(self.claimed))]
 
 
-class News:
-    """What one watcher has been told."""
+class Reported:
+    """What one watcher has been given: each job in its latest state."""
 
     def __init__(self, memory: JobMemory) -> None:
         self._memory = memory
-        self._told: dict[str, Job] = {job_id: job for job_id, job in memory.jobs.items() if job.is_finished}
+        self._jobs: dict[str, Job] = {job_id: job for job_id, job in memory.jobs.items() if job.is_finished}
 
-    def is_news(self, job: Job) -> bool:
-        """Whether the watcher does not know this, or something later; it is taken as told from now on."""
-        known = self._told.get(job.job_id)
+    def add(self, job: Job) -> bool:
+        """Record a job as reported; return False if this state, or a later one, was reported before."""
+        known = self._jobs.get(job.job_id)
         if known is not None and (is_older(job, known) or (known.status, known.progress) == (job.status, job.progress)):
             return False
-        self.skip(job)
+        self._jobs[job.job_id] = job
+        self._memory.remember(job)
+        if len(self._jobs) > 2 * MAX_JOBS:
+            self._jobs = {job_id: known for job_id, known in self._jobs.items() if job_id in self._memory.jobs}
         return True
 
-    def skip(self, job: Job) -> None:
-        """Take it as told."""
-        self._told[job.job_id] = job
-        self._memory.see(job)
-        if len(self._told) > 2 * MAX_JOBS:
-            self._told = {job_id: told for job_id, told in self._told.items() if job_id in self._memory.jobs}
-
-    def has(self, job_id: str) -> bool:
-        return job_id in self._told
-
     @property
-    def open_ids(self) -> list[str]:
-        """Jobs whose end the watcher has not been told; also those that only other calls have seen."""
-        return [job_id for job_id in self._memory.jobs if not (job_id in self._told and self._told[job_id].is_finished)]
+    def unfinished_ids(self) -> list[str]:
+        """Jobs whose end has not been reported, also those that only other calls have seen."""
+        return [job_id for job_id in self._memory.jobs if not (job_id in self._jobs and self._jobs[job_id].is_finished)]
 
-    def drop(self, job_id: str) -> None:
-        """The zone knows it no more."""
-        self._told.pop(job_id, None)
+    def forget(self, job_id: str) -> None:
+        """Drop a job that the zone no longer knows."""
+        self._jobs.pop(job_id, None)
         self._memory.jobs.pop(job_id, None)
 
 

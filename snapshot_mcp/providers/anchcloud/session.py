@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable, ZoneError
-from snapshot_mcp.providers.anchcloud.calls import Call
+from snapshot_mcp.providers.anchcloud.calls import ApiCall
 from snapshot_mcp.providers.anchcloud.replies import (
     Lost,
     NotSent,
@@ -87,7 +87,7 @@ class Session:
         self.headers: dict[str, str] = {}
         """The zone's own headers of the last answer (`x-snapshot-…`)."""
 
-    async def read(self, call: Call) -> Any:
+    async def read(self, call: ApiCall) -> Any:
         """Return the decoded answer of a GET, tried again while that makes sense and time is left."""
         deadline = time.monotonic() + self._patience.total_seconds
         for tried in range(1, self._patience.read_tries + 1):
@@ -102,7 +102,7 @@ class Session:
             await anyio.sleep(pause)
         raise AssertionError
 
-    async def _read_once(self, call: Call, deadline: float) -> Any:
+    async def _read_once(self, call: ApiCall, deadline: float) -> Any:
         seconds = max(0.1, min(self._patience.read_seconds, deadline - time.monotonic()))
         try:
             return decoded(await self._with_token(call, seconds, token_tries=1), call.what)
@@ -111,12 +111,12 @@ class Session:
         except Lost as lost:
             raise self._unreachable(call.what, str(lost)) from None
 
-    async def change(self, call: Call) -> Reply:
+    async def change(self, call: ApiCall) -> Reply:
         """Send a change once and return its reply. Raises Lost; every other error means that it was not sent."""
         return await self._with_token(call, self._patience.change_seconds, token_tries=self._patience.read_tries)
 
     @asynccontextmanager
-    async def stream(self, call: Call) -> AsyncGenerator[Response, None]:
+    async def stream(self, call: ApiCall) -> AsyncGenerator[Response, None]:
         """Yield an open response of any status but 401. Raises Unavailable, also from inside the block."""
         transport = await self._connected()
         for is_first in (True, False):
@@ -148,7 +148,7 @@ class Session:
     def _key_pair(self) -> list[str]:
         return [self._endpoint.client_secret.get_secret_value(), self._endpoint.key_pair]
 
-    async def _with_token(self, call: Call, seconds: float, *, token_tries: int) -> Reply:
+    async def _with_token(self, call: ApiCall, seconds: float, *, token_tries: int) -> Reply:
         """Send it; with a new token once if ours was refused. A read is tried again as a whole, so its token is not."""
         await self._connected()
         reply = None
@@ -186,7 +186,7 @@ class Session:
         if status in {429, 503} and (wish := retry_after(headers)):
             self._quiet_until[lane] = time.monotonic() + min(wish, LONGEST_QUIET_SECONDS)
 
-    def _outgoing(self, call: Call, token: _Token, accept: str = "application/json") -> "Outgoing":
+    def _outgoing(self, call: ApiCall, token: _Token, accept: str = "application/json") -> "Outgoing":
         from snapshot_mcp.providers.anchcloud.transport import Outgoing
 
         headers = {"authorization": f"Bearer {token.text}", "accept": accept}

@@ -1,14 +1,15 @@
-"""Watching a zone's jobs: the stream while it stands, polling while it does not, and nothing lost in between.
+"""Watch a zone's jobs: over its stream while it is connected, by polling while it is not.
 
-After every connect, what is unfinished is listed, and jobs last seen unfinished that the list no longer has are looked
-up one by one; only then the stream is read on. So an end that fell into a gap is told late, but told.
+The stream begins with no list of its own, so after every connect the unfinished jobs are listed, and jobs that were last
+seen unfinished and are not in the list are read one by one; only then is the stream read. A job's end that falls into a
+gap between two connections is reported late, but is never lost.
 """
 
 import json
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 
 import anyio
@@ -24,9 +25,9 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.providers.anchcloud.bounds import bounded
-from snapshot_mcp.providers.anchcloud.calls import Call
+from snapshot_mcp.providers.anchcloud.calls import ApiCall
 from snapshot_mcp.providers.anchcloud.events import Event, EventReader
-from snapshot_mcp.providers.anchcloud.memory import JobMemory, News
+from snapshot_mcp.providers.anchcloud.memory import JobMemory, Reported
 from snapshot_mcp.providers.anchcloud.replies import Reply, error_of, parsed
 from snapshot_mcp.providers.anchcloud.session import Response, Session
 from snapshot_mcp.providers.anchcloud.settings import Patience
@@ -42,39 +43,40 @@ class NoStream(Exception):
 
 
 class Watch:
-    """One watcher of a zone. `jobs()` ends only by being closed or by an error of the tree."""
+    """One subscription to a zone's jobs, as `Provider.watch_jobs` describes it."""
 
     def __init__(
         self,
         session: Session,
         patience: Patience,
         memory: JobMemory,
-        call: Call,
+        call: ApiCall,
         list_unfinished: Callable[[], Awaitable[tuple[Job, ...]]],
         get_job: Callable[[str], Awaitable[Job]],
     ) -> None:
         self._session = session
         self._patience = patience
-        self._news = News(memory)
+        self._reported = Reported(memory)
         self._call = call
         self._list_unfinished = list_unfinished
         self._get_job = get_job
         self._is_first = True
         self._heard_at = time.monotonic()
 
-    async def jobs(self) -> AsyncGenerator[Job, None]:
+    async def jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
+        """Yield the unfinished jobs, then what changes. Ends only by being closed, or by a ZoneError."""
         failures, streams_again_at = 0, 0.0
         while True:
             error: ZoneError | None = None
             try:
                 if time.monotonic() >= streams_again_at:
                     async with aclosing(self._streamed()) as streamed:
-                        async for job in streamed:
+                        async for jobs in streamed:
                             failures = 0
-                            yield job
+                            yield jobs
                 else:
-                    for job in await self._missed():
-                        yield job
+                    for jobs in await self._look():
+                        yield jobs
             except NoStream:
                 streams_again_at = time.monotonic() + self._patience.stream_retry_seconds
                 continue
@@ -83,30 +85,28 @@ class Watch:
             if error is not None:
                 failures += 1
                 self._give_up_or_log(error)
-                # what changes meanwhile is found by asking, where that works
+                # until the stream is back, changes are found by polling, where that works
                 try:
-                    for job in await self._missed():
-                        yield job
+                    for jobs in await self._look():
+                        yield jobs
                 except ZoneError as raised:
                     self._give_up_or_log(raised)
             await anyio.sleep(self._pause(failures))
 
-    async def _streamed(self) -> AsyncGenerator[Job, None]:
+    async def _streamed(self) -> AsyncGenerator[tuple[Job, ...], None]:
         reader = EventReader()
         async with self._session.stream(self._call) as response:
             await self._check(response)
-            for job in await self._missed():
-                yield job
+            for jobs in await self._look():
+                yield jobs
             async for chunk in response.aiter_bytes():
                 self._heard_at = time.monotonic()
                 try:
                     events = list(reader.feed(chunk))
                 except ValueError as error:
                     raise Unavailable(f"{self._call.what}: the stream makes no sense ({error}).") from None
-                for event in events:
-                    told = self._job_of(event)
-                    if told is not None and self._news.is_news(told):
-                        yield told
+                if changed := self._changed(job for job in map(self._job_of, events) if job):
+                    yield changed
         raise Unavailable(f"{self._call.what}: the stream ended.")
 
     async def _check(self, response: Response) -> None:
@@ -121,32 +121,30 @@ class Watch:
             raise NoStream
         raise error
 
-    async def _missed(self) -> list[Job]:
-        """What changed while nobody listened; on the first connect only what other calls had seen unfinished."""
+    async def _look(self) -> list[tuple[Job, ...]]:
+        """List and read jobs; return the items to yield: the first time the unfinished jobs, then what has changed."""
         try:
             unfinished = await self._list_unfinished()
         except (Forbidden, Unsupported):
             unfinished = ()
         self._heard_at = time.monotonic()
         listed = {job.job_id for job in unfinished}
-        missed: list[Job] = []
-        for job_id in self._news.open_ids:
+        jobs: list[Job] = []
+        for job_id in self._reported.unfinished_ids:
             if job_id in listed:
                 continue
             try:
-                job = await self._get_job(job_id)
+                jobs.append(await self._get_job(job_id))
             except NotFound:
-                self._news.drop(job_id)
-                continue
-            if self._news.is_news(job):
-                missed.append(job)
-        for job in unfinished:
-            if self._is_first and not self._news.has(job.job_id):
-                self._news.skip(job)
-            elif self._news.is_news(job):
-                missed.append(job)
+                self._reported.forget(job_id)
+        jobs += unfinished
+        items = [self._changed(job for job in jobs if not job.is_finished)] if self._is_first else []
         self._is_first = False
-        return missed
+        changed = self._changed(jobs)
+        return [*items, changed] if changed else items
+
+    def _changed(self, jobs: Iterable[Job]) -> tuple[Job, ...]:
+        return tuple(job for job in jobs if self._reported.add(job))
 
     def _job_of(self, event: Event) -> Job | None:
         if event.name != "message" or not event.data:

@@ -1,6 +1,6 @@
 """`AnchCloudZone`: the Provider over the REST API. Each method is one operation; changes are sent by `changes.Changes`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,9 +25,9 @@ from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.providers.anchcloud.asked import resources_page, snapshots_page
-from snapshot_mcp.providers.anchcloud.calls import Call, Calls
+from snapshot_mcp.providers.anchcloud.calls import ApiCall, ApiCalls
 from snapshot_mcp.providers.anchcloud.changes import Changes
-from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, Change
+from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, ChangeRequest
 from snapshot_mcp.providers.anchcloud.memory import JobMemory
 from snapshot_mcp.providers.anchcloud.replies import NoRoute, member, parsed, parsed_list, whole_number
 from snapshot_mcp.providers.anchcloud.session import Session
@@ -70,7 +70,7 @@ class AnchCloudZone:
         self._zone = zone
         self._endpoint = Endpoint(url, client_id, client_secret, zone_id or zone, revision, ca_file, proxy)
         self._patience = patience or Patience()
-        self._calls = Calls(revision)
+        self._calls = ApiCalls(revision)
         self._session = Session(self._endpoint, self._patience)
         self._memory = JobMemory()
         self._changes = Changes(self, self._session, self._memory, self._patience)
@@ -141,7 +141,7 @@ class AnchCloudZone:
         job = parsed(Job, await self._session.read(call), call.what)
         if job.job_id != job_id:
             raise Unavailable(f"{call.what}: the zone answered job {quoted(job.job_id)}.")
-        return self._memory.see(job)
+        return self._memory.remember(job)
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         """Raises Unsupported where the provider has no such list."""
@@ -154,10 +154,10 @@ class AnchCloudZone:
             ) from None
         jobs = parsed_list(Job, answer, call.what)
         for job in jobs:
-            self._memory.see(job)
+            self._memory.remember(job)
         return jobs
 
-    def watch_jobs(self) -> AsyncIterator[Job]:
+    def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
         watch = Watch(
             self._session, self._patience, self._memory, self._calls.stream(), self.list_unfinished_jobs, self.get_job
         )
@@ -167,13 +167,13 @@ class AnchCloudZone:
         if not resource_ids:
             raise BadRequest("Nothing to back up.", hint="Give at least one resource id.")
         call = self._calls.create_snapshots(resource_ids, snapshot_name, is_full=is_full)
-        return await self._changes.carry_out(call, Change(JobAction.CREATE, tuple(resource_ids), snapshot_name))
+        return await self._changes.carry_out(call, ChangeRequest(JobAction.CREATE, tuple(resource_ids), snapshot_name))
 
     async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
         needed = () if terms is None else (Feature.TERMS,)
         call = self._calls.delete_snapshot(snapshot_id, terms)
         return await self._changes.carry_out(
-            call, Change(JobAction.DELETE, (snapshot_id,), agreement=_agreement(terms)), needed
+            call, ChangeRequest(JobAction.DELETE, (snapshot_id,), agreement=_agreement(terms)), needed
         )
 
     async def apply_snapshots(
@@ -185,16 +185,20 @@ class AnchCloudZone:
         needed += [Feature.ONE_HOLD] if safety_snapshot_name else []
         call = self._calls.apply_snapshots(snapshot_ids, terms, safety_snapshot_name)
         agreement = _agreement(terms)
-        change = Change(JobAction.APPLY, tuple(snapshot_ids), safety_name=safety_snapshot_name, agreement=agreement)
+        change = ChangeRequest(
+            JobAction.APPLY, tuple(snapshot_ids), safety_name=safety_snapshot_name, agreement=agreement
+        )
         return await self._changes.carry_out(call, change, needed)
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
         call = self._calls.capture_instance(snapshot_id, image_name)
-        return await self._changes.carry_out(call, Change(JobAction.CAPTURE_INSTANCE, (snapshot_id,), image_name))
+        return await self._changes.carry_out(
+            call, ChangeRequest(JobAction.CAPTURE_INSTANCE, (snapshot_id,), image_name)
+        )
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
         call = self._calls.create_volume(snapshot_id, volume_name)
-        return await self._changes.carry_out(call, Change(JobAction.CREATE_VOLUME, (snapshot_id,), volume_name))
+        return await self._changes.carry_out(call, ChangeRequest(JobAction.CREATE_VOLUME, (snapshot_id,), volume_name))
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
         if not snapshot_ids:
@@ -202,7 +206,7 @@ class AnchCloudZone:
         if Feature.RECOVER not in self.features:
             raise Unsupported(f"The zone {self._zone!r} recovers nothing.")
         return await self._changes.carry_out(
-            self._calls.lease(snapshot_ids), Change(JobAction.LEASE, tuple(snapshot_ids))
+            self._calls.lease(snapshot_ids), ChangeRequest(JobAction.LEASE, tuple(snapshot_ids))
         )
 
     async def cancel_job(self, job_id: str) -> Job:
@@ -216,7 +220,7 @@ class AnchCloudZone:
         await self._session.aclose()
 
 
-def _total_count(answer: object, call: Call) -> int:
+def _total_count(answer: object, call: ApiCall) -> int:
     return whole_number(member(answer, "total_count", call.what), "total_count", call.what)
 
 

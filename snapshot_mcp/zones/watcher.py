@@ -1,16 +1,15 @@
 """One upstream a zone, any number of waiters.
 
-While somebody waits, a watcher follows the zone's stream of jobs and reads the jobs that are waited for slowly beside
-it, because a stream tells of statuses and a person wants progress. Where the zone has no stream, or it breaks, the
-reading is the poller. A stream cannot say when it has begun, so after each beginning the jobs are read a few times in
-quick succession: what ended between a read and the subscription is seen at the next read, and no end is lost.
-A wait that ends early, is cancelled or runs out of time never touches its job.
+While somebody waits, a watcher follows the zone's stream of jobs. It also reads the jobs that are waited for, slowly,
+because a stream carries changes of status and a person wants progress; without a stream, or while it is broken, that
+reading is what finds their ends. Each stream begins with the unfinished jobs, and a job that is waited for and not among
+them is read at once, so no end is lost. A wait that ends early, is cancelled or times out never touches its job.
 """
 
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 import anyio
 
@@ -19,36 +18,34 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text, quoted
 
-CATCH_UP_SECONDS = (0.05, 0.15, 0.4, 1.0)
-"""The pauses between the first readings after a stream began."""
 PROGRESS_SECONDS = 2.0
 """How often progress is read beside a stream that does not carry it."""
 POLL_SECONDS = 1.0
-"""How often a zone without a stream is read, give or take the jitter."""
+"""How often a zone is polled while it has no stream, give or take the jitter."""
 JITTER = 0.2
-"""Share of an interval by which it varies, so that many servers do not read in step."""
+"""Share of an interval by which it varies, so that many servers do not poll in step."""
 STREAM_RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0)
-"""How long a broken stream is left alone, the more often it broke the longer."""
+"""Pauses before a broken stream is retried, longer with each failure in a row."""
 LINGER_SECONDS = 5.0
-"""How long the upstream stays after the last waiter: the next wait of a model's loop comes within it."""
+"""How long the upstream is kept after the last waiter: a model's loop calls again within this time."""
 FIRST_READ_SECONDS = 20.0
-"""How long a job's first reading may take, however short the wait: without one there is nothing to answer."""
+"""Time limit of a job's first read, however short the wait: without one there is nothing to return."""
 STREAM_GRACE_SECONDS = 0.25
-"""Many jobs that are unfinished no more have just ended: their ends are on the stream, and need not be read one by one."""
+"""How long the stream may take to report many jobs that just ended, before they are read one by one."""
 CONCURRENT_READS = 8
-"""Single reads of one zone at a time."""
+"""Limit of single reads of one zone at a time."""
 
 log = logging.getLogger(__name__)
 
 
 class _Wait:
-    """One caller's wait: the latest it knows of each job, and an event for news."""
+    """One caller's wait: the latest state of each of its jobs, and an event for changes."""
 
     def __init__(self, job_ids: Sequence[str]) -> None:
         self.job_ids = tuple(job_ids)
         self.jobs: dict[str, Job] = {}
         self.error: ZoneError | None = None
-        self.news = anyio.Event()
+        self.has_changed = anyio.Event()
 
     def is_known(self) -> bool:
         return self.jobs.keys() >= set(self.job_ids)
@@ -59,14 +56,16 @@ class _Wait:
     def states(self) -> tuple[Job, ...]:
         return tuple(self.jobs[job_id] for job_id in self.job_ids)
 
-    async def until(self, is_reached: Callable[[], bool], on_news: Callable[[], Awaitable[None]] | None = None) -> None:
+    async def until(
+        self, is_reached: Callable[[], bool], on_change: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         while not is_reached():
             if self.error is not None:
                 raise self.error
-            await self.news.wait()
-            self.news = anyio.Event()
-            if on_news is not None and self.is_known():
-                await on_news()
+            await self.has_changed.wait()
+            self.has_changed = anyio.Event()
+            if on_change is not None and self.is_known():
+                await on_change()
 
 
 class JobWatcher:
@@ -77,8 +76,8 @@ class JobWatcher:
         self._waits: dict[str, set[_Wait]] = {}
         self._observers: dict[object, Callable[[Job], None]] = {}
         self._unread: set[str] = set()
+        self._running: set[str] = set()
         self._is_streaming = False
-        self._has_begun = False
         self._trouble: ZoneError | None = None
         self._arrived = anyio.Event()
         self._left = anyio.Event()
@@ -98,7 +97,7 @@ class JobWatcher:
         wait = _Wait(job_ids)
         deadline = anyio.current_time() + timeout_seconds
 
-        async def tell() -> None:
+        async def report() -> None:
             if on_change is not None:
                 await on_change(wait.states())
 
@@ -110,9 +109,9 @@ class JobWatcher:
                 raise Unavailable(
                     f"Zone {self._provider.zone!r} did not answer in time.", hint="Its jobs go on. Ask again."
                 )
-            await tell()
+            await report()
             with anyio.CancelScope(deadline=deadline):
-                await wait.until(wait.is_over, tell)
+                await wait.until(wait.is_over, report)
         finally:
             self._remove(wait)
         if self._trouble is not None and not wait.is_over():
@@ -121,7 +120,7 @@ class JobWatcher:
 
     @contextmanager
     def observing(self, note: Callable[[Job], None]) -> Iterator[None]:
-        """Hear of every job that the zone's stream tells of, waited for or not; nothing where it has no stream."""
+        """Call `note` with each job that the zone's stream carries, waited for or not; a zone without a stream has none."""
         token = object()
         self._observers[token] = note
         self._arrived.set()
@@ -132,7 +131,7 @@ class JobWatcher:
             self._left.set()
 
     async def run(self) -> None:
-        """Serve the waiters until cancelled; upstream there is something only while somebody waits."""
+        """Serve the waiters until cancelled; the zone is watched only while somebody waits."""
         while True:
             await self._arrived.wait()
             self._arrived = anyio.Event()
@@ -143,7 +142,7 @@ class JobWatcher:
                 error = InternalError("The jobs cannot be followed.", hint="They go on; ask for them again.")
                 for wait in set().union(*self._waits.values()):
                     wait.error = error
-                    wait.news.set()
+                    wait.has_changed.set()
 
     def _add(self, wait: _Wait) -> None:
         for job_id in wait.job_ids:
@@ -159,24 +158,29 @@ class JobWatcher:
                 del self._waits[job_id]
         self._left.set()
 
-    def _tell(self, job: Job) -> None:
+    def _report(self, job: Job) -> None:
+        if job.is_finished:
+            self._running.discard(job.job_id)
+        else:
+            self._running.add(job.job_id)
         for note in tuple(self._observers.values()):
             note(job)
         for wait in self._waits.get(job.job_id, ()):
             known = wait.jobs.get(job.job_id)
             if known is None or not (known.is_finished or known == job):
                 wait.jobs[job.job_id] = job
-                wait.news.set()
+                wait.has_changed.set()
 
     def _fail(self, job_id: str, error: ZoneError) -> None:
-        """Tell those who know nothing of the job yet; the others go on with what they know."""
+        """Pass the error to those waits that do not know the job yet; the others go on with what they know."""
         for wait in self._waits.get(job_id, ()):
             if job_id not in wait.jobs:
                 wait.error = error
-                wait.news.set()
+                wait.has_changed.set()
 
     def _forget(self, job_id: str, error: NotFound) -> None:
-        """Tell everybody: there is no end to wait for, and nobody may take it for a good one."""
+        """End every wait for a job that the zone no longer knows: whether it ended well cannot be found out."""
+        self._running.discard(job_id)
         for wait in self._waits.get(job_id, ()):
             known = wait.jobs.get(job_id)
             if known is None:
@@ -187,13 +191,14 @@ class JobWatcher:
                     "Whether it ended well is unknown.",
                     hint="Look at what it would make or change.",
                 )
-            wait.news.set()
+            wait.has_changed.set()
 
     async def _serve(self) -> None:
+        self._running = set()
         async with anyio.create_task_group() as tasks:
             if Feature.WATCH in self._provider.features:
                 tasks.start_soon(self._follow)
-            tasks.start_soon(self._read_on)
+            tasks.start_soon(self._poll)
             while self._waits or self._observers:
                 self._left = anyio.Event()
                 await self._left.wait()
@@ -204,42 +209,40 @@ class JobWatcher:
             tasks.cancel_scope.cancel()
 
     async def _follow(self) -> None:
-        """Follow the stream, again after a pause when it broke."""
+        """Follow the stream; retry after a pause when it breaks."""
         failures = 0
         while True:
-            stream = self._provider.watch_jobs()
-            self._is_streaming = self._has_begun = True
-            self._to_read.set()
             try:
-                async for job in stream:
-                    failures = 0
-                    self._trouble = None
-                    self._tell(job)
+                async with aclosing(self._provider.watch_jobs()) as stream:
+                    async for jobs in stream:
+                        failures = 0
+                        self._trouble = None
+                        for job in jobs:
+                            self._report(job)
+                        if not self._is_streaming:
+                            self._begin(jobs)
             except ZoneError as error:
                 log.info("the job stream of zone %s broke: %s", self._provider.zone, error.message)
             finally:
                 self._is_streaming = False
-                if (aclose := getattr(stream, "aclose", None)) is not None:
-                    with anyio.CancelScope(shield=True):
-                        await aclose()
             await anyio.sleep(_jittered(STREAM_RETRY_SECONDS[min(failures, len(STREAM_RETRY_SECONDS) - 1)]))
             failures += 1
 
-    async def _read_on(self) -> None:
-        """Read new jobs at once, and all unfinished ones at the pace that the stream, or its absence, asks for."""
-        catch_up = iter(CATCH_UP_SECONDS)
+    def _begin(self, unfinished: tuple[Job, ...]) -> None:
+        """Read at once what somebody waits for and the zone no longer runs: it ended while nobody watched."""
+        self._is_streaming = True
+        self._unread |= (self._unfinished() | self._running) - {job.job_id for job in unfinished}
+        self._to_read.set()
+
+    async def _poll(self) -> None:
+        """Read new jobs at once, and all unfinished ones at intervals, shorter ones while there is no stream."""
         due_at = anyio.current_time()
         while True:
             self._to_read = anyio.Event()
-            if self._has_begun:
-                self._has_begun = False
-                catch_up = iter(CATCH_UP_SECONDS)
-                due_at = anyio.current_time()
             if anyio.current_time() >= due_at:
                 self._unread = set()
                 await self._read(self._unfinished())
-                pace = _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS)
-                due_at = anyio.current_time() + next(catch_up, pace)
+                due_at = anyio.current_time() + _jittered(PROGRESS_SECONDS if self._is_streaming else POLL_SECONDS)
             elif self._unread:
                 unread, self._unread = self._unread, set()
                 await self._read(unread)
@@ -253,21 +256,23 @@ class JobWatcher:
         return all(job_id in wait.jobs for wait in self._waits.get(job_id, ()))
 
     def _is_wanted(self, job_id: str) -> bool:
-        """Whether somebody waits for its end still; the stream may have told it meanwhile."""
+        """Whether somebody still waits for its end, or observers have not seen it."""
+        if self._observers and job_id in self._running:
+            return True
         waits = self._waits.get(job_id, ())
         return any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
 
     async def _read(self, job_ids: set[str]) -> None:
         """Read jobs: of several the unfinished ones with one call, what is not among them one by one."""
         troubles: list[ZoneError] = []
-        missing = {job_id for job_id in job_ids if job_id in self._waits}
+        missing = set(filter(self._is_wanted, job_ids))
         if not missing:
             return
         if len(missing) > 1:
             try:
                 for job in await self._provider.list_unfinished_jobs():
                     missing.discard(job.job_id)
-                    self._tell(job)
+                    self._report(job)
             except (Forbidden, Unsupported):
                 pass  # then one by one
             except ZoneError as error:
@@ -277,10 +282,10 @@ class JobWatcher:
                 missing = set()
         while self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
             await anyio.sleep(STREAM_GRACE_SECONDS)
-            untold = set(filter(self._is_wanted, missing))
-            if len(untold) == len(missing):
-                break  # the stream says nothing of these
-            missing = untold
+            unreported = set(filter(self._is_wanted, missing))
+            if len(unreported) == len(missing):
+                break  # the stream does not report these
+            missing = unreported
         limiter = anyio.Semaphore(CONCURRENT_READS)
 
         async def read_one(job_id: str) -> None:
@@ -288,7 +293,7 @@ class JobWatcher:
                 if not self._is_wanted(job_id):
                     return
                 try:
-                    self._tell(await self._provider.get_job(job_id))
+                    self._report(await self._provider.get_job(job_id))
                 except NotFound as error:
                     self._forget(job_id, error)
                 except ZoneError as error:

@@ -1,6 +1,6 @@
 """Waiting for jobs: one upstream a zone, any number of waiters (design.md, "What it must reach")."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, cast
 
 import anyio
@@ -11,7 +11,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from snapshot_mcp.contract.errors import NotFound, Unavailable, UnknownZone, Unsupported
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
-from snapshot_mcp.jobs import Zones
+from snapshot_mcp.zones import Zones
 
 
 @pytest.fixture
@@ -38,6 +38,8 @@ class JobsOnly:
         self.has_list = True
         self.has_subscriber = anyio.Event()
         self.was_read = anyio.Event()
+        self.before_watch: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
+        self.before_answer: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
 
     def set(self, job_id: str, status: str, *, announced: bool = True, **fields: Any) -> None:
         self.jobs[job_id] = Job(job_id=job_id, status=status, **fields)
@@ -51,32 +53,36 @@ class JobsOnly:
 
     async def get_job(self, job_id: str) -> Job:
         self.reads += 1
-        await anyio.lowlevel.checkpoint()
+        job = self.jobs.get(job_id)
+        await self.before_answer()
         self.was_read.set()
         self._reach()
-        if job_id not in self.jobs:
+        if job is None:
             raise NotFound(f"There is no job {job_id!r}.")
-        return self.jobs[job_id]
+        return job
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         self.lists += 1
         if not self.has_list:
             raise Unsupported("There is no list.")
-        await anyio.lowlevel.checkpoint()
+        jobs = tuple(job for job in self.jobs.values() if not job.is_finished)
+        await self.before_answer()
         self.was_read.set()
         self._reach()
-        return tuple(job for job in self.jobs.values() if not job.is_finished)
+        return jobs
 
-    async def watch_jobs(self) -> AsyncIterator[Job]:
+    async def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
         self.streams += 1
         self._reach()
+        await self.before_watch()
         send, receive = anyio.create_memory_object_stream[Job](10_000)
         self.open_streams.append(send)
         self.has_subscriber.set()
         try:
             async with send, receive:
+                yield tuple(job for job in self.jobs.values() if not job.is_finished)
                 async for job in receive:
-                    yield job
+                    yield (job,)
             raise Unavailable("The stream ended.")
         finally:
             self.open_streams.remove(send)
@@ -197,18 +203,89 @@ async def test_a_broken_stream_is_replaced_by_reading() -> None:
     assert job.is_successful
 
 
+@pytest.fixture
+def reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reading at intervals: what is found later is found by the stream, or because it began."""
+    monkeypatch.setattr("snapshot_mcp.zones.watcher.POLL_SECONDS", 3600.0)
+    monkeypatch.setattr("snapshot_mcp.zones.watcher.PROGRESS_SECONDS", 3600.0)
+    monkeypatch.setattr("snapshot_mcp.zones.watcher.STREAM_RETRY_SECONDS", (0.01,))
+
+
 @pytest.mark.anyio
-async def test_an_end_that_the_stream_missed_while_it_began_is_read_after_it() -> None:
+@pytest.mark.usefixtures("reads_once")
+async def test_an_end_between_the_first_read_and_the_stream_is_found_when_the_stream_begins() -> None:
     model = JobsOnly(Feature.WATCH)
     model.set("a", "working")
 
-    async def finish_unannounced(jobs: tuple[Job, ...]) -> None:
+    async def finish_unannounced() -> None:
+        await model.was_read.wait()
         model.set("a", "successful", announced=False)
+
+    model.before_watch = finish_unannounced
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones:
+            (job,) = await zones.get().watcher.wait(["a"], 60)
+    assert job.is_successful
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("reads_once")
+async def test_an_end_between_two_streams_is_found_when_the_second_begins() -> None:
+    """Guards that a job missing from a stream's first item is read at once each time a stream begins, not the first alone."""
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+    model.set("b", "working")
+    ended: list[Job] = []
+
+    async def finish_unannounced() -> None:
+        model.set("a", "successful", announced=False)
+        model.set("b", "failed", announced=False)
+
+    async def break_the_first(jobs: tuple[Job, ...]) -> None:
+        await model.has_subscriber.wait()
+        model.before_watch = finish_unannounced
+        model.break_streams()
 
     with anyio.fail_after(5):
         async with zones_of(model) as zones:
-            (job,) = await zones.get().watcher.wait(["a"], 4, finish_unannounced)
+            with zones.get().watcher.observing(ended.append):
+                (job,) = await zones.get().watcher.wait(["a"], 60, break_the_first)
+                while not any(one.job_id == "b" and one.is_finished for one in ended):
+                    await anyio.lowlevel.checkpoint()
     assert job.is_successful
+    assert model.streams == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("reads_once")
+async def test_a_finished_job_does_not_turn_back_into_a_working_one() -> None:
+    """Guards that a read whose answer is older than what the stream reported meanwhile changes nothing."""
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+    model.set("b", "working")
+    seen: list[str] = []
+
+    async def overtaken() -> None:
+        await model.has_subscriber.wait()
+        await anyio.wait_all_tasks_blocked()
+        model.set("a", "successful")
+        await anyio.wait_all_tasks_blocked()
+
+    async def finish_the_other() -> None:
+        await model.was_read.wait()
+        await anyio.wait_all_tasks_blocked()
+        model.set("b", "successful")
+
+    async def note(jobs: tuple[Job, ...]) -> None:
+        seen.append(jobs[0].status)
+
+    model.before_answer = overtaken
+    with anyio.fail_after(5):
+        async with zones_of(model) as zones, anyio.create_task_group() as tasks:
+            tasks.start_soon(finish_the_other)
+            jobs = await zones.get().watcher.wait(["a", "b"], 60, note)
+    assert seen == sorted(seen, key=["working", "successful"].index)
+    assert all(job.is_successful for job in jobs)
 
 
 @pytest.mark.anyio

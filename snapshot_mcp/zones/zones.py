@@ -13,7 +13,7 @@ from snapshot_mcp.contract.errors import Forbidden, NotFound, UnknownZone, Unsup
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.jobs.watcher import JobWatcher
+from snapshot_mcp.zones.watcher import JobWatcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,179 @@
+"""Find resources and snapshots by id or name, and read lists of several pages, over any provider.
+
+One bound and one set of messages for everything above the providers. An exact id beats a name; a name that two resources
+have is refused with both ids. A zone's name in messages is its provider's.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import anyio
+
+from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.models import (
+    MAX_LIMIT,
+    Instance,
+    Page,
+    ResourceFilter,
+    Snapshot,
+    SnapshotFilter,
+    Volume,
+    first_repeated,
+)
+from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+
+MAX_LISTED = 20_000
+"""Upper bound on items read of one list; a longer one never ends, or is too long to work with within a call."""
+
+PASSES = 4
+"""How often a list that changes while it is read is read again; enough for a zone where a backup ends every second."""
+
+TRY_SECONDS = 5.0
+"""Time limit for looking up what an answer merely adds; with the longest wait it stays below the hosts' own limits."""
+
+Query = TypeVar("Query", SnapshotFilter, ResourceFilter)
+Item = TypeVar("Item")
+
+
+async def read_list(
+    list_page: Callable[[Query], Awaitable[Page[Item]]], query: Query, limit: int = MAX_LISTED
+) -> tuple[list[Item], int]:
+    """Read a list page by page; return its first `limit` items, each once, and how many it has.
+
+    Raises Unavailable for a list of more than MAX_LISTED items, unless fewer are wanted.
+    """
+    found, totals = await _read(list_page, query, limit)
+    return found[:limit], totals[-1]
+
+
+async def read_whole(list_page: Callable[[Query], Awaitable[Page[Item]]], query: Query) -> tuple[Item, ...]:
+    """Read a list of which no item may be missing: again when it changed between two pages.
+
+    Raises Unavailable if it keeps changing, or has more than MAX_LISTED items.
+    """
+    for _ in range(PASSES):
+        found, totals = await _read(list_page, query)
+        if set(totals) == {len(found)}:
+            return tuple(found)
+    raise Unavailable(
+        "The zone's list kept changing while it was read, so what it has is unknown.",
+        hint="Repeat the call in a moment.",
+    )
+
+
+async def find_resource(provider: Provider, text: str) -> Volume | Instance:
+    """Return the volume or instance with this id, else the only one with exactly this name.
+
+    Raises NotFound, and BadRequest for a name that several have.
+    """
+    for resource in await _resources(provider, ResourceFilter(ids=(text,))):
+        if resource.id == text:
+            return resource
+    similar = await _resources(provider, ResourceFilter(search_word=text))
+    named = [resource for resource in similar if resource.name == text]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise BadRequest(
+            f"{len(named)} resources in zone {provider.zone} are named {quoted(text)}.",
+            hint=f"Use an id: {_row(named)}.",
+        )
+    raise NotFound(
+        f"There is no disk or machine {quoted(text)} in zone {provider.zone}.",
+        hint=f"Similar names: {_row(similar)}." if similar else "list_resources shows what there is.",
+    )
+
+
+async def find_resources(provider: Provider, texts: Sequence[str]) -> list[Volume | Instance]:
+    """Find several resources, in the order given. Raises BadRequest when two texts name the same one."""
+    found = [await find_resource(provider, text) for text in texts]
+    if (repeated := first_repeated(one.id for one in found)) is not None:
+        raise BadRequest(f"{clean_text(repeated)} is listed twice.", hint="List each disk or machine once.")
+    return found
+
+
+async def find_snapshot(provider: Provider, snapshot_id: str) -> Snapshot:
+    """Return the snapshot with this id, deleted or not. Raises NotFound."""
+    return (await find_snapshots(provider, [snapshot_id]))[0]
+
+
+async def find_snapshots(provider: Provider, ids: Sequence[str]) -> list[Snapshot]:
+    """Find all of these snapshots, deleted or not, in the order given. Raises NotFound, and BadRequest for a repeated id."""
+    if not ids:
+        raise BadRequest("No snapshot is given.", hint="Give at least one snapshot id; see list_snapshots.")
+    if (repeated := first_repeated(ids)) is not None:
+        raise BadRequest(f"Snapshot {quoted(repeated)} is listed twice.", hint="List each snapshot once.")
+    found: dict[str, Snapshot] = {}
+    for start in range(0, len(ids), MAX_LIMIT):
+        batch = tuple(ids[start : start + MAX_LIMIT])
+        page = await provider.list_snapshots(SnapshotFilter(snapshots=batch, verbose=1, limit=MAX_LIMIT))
+        found |= {one.snapshot_id: one for one in page.items}
+    for one in ids:
+        if one not in found:
+            raise NotFound(
+                f"There is no snapshot {quoted(one)} in zone {provider.zone}.",
+                hint="Snapshots are named by id; list_snapshots with search finds it by name.",
+            )
+    return [found[one] for one in ids]
+
+
+async def try_find_snapshots(provider: Provider, ids: Sequence[str]) -> tuple[list[Snapshot], bool]:
+    """Return those of `ids` that are snapshots, in this order, and whether all could be looked up. Raises no ZoneError.
+
+    For what an answer adds to something that has been done already: one call, bounded in time.
+    """
+    wanted = tuple(dict.fromkeys(ids))
+    asked = wanted[:MAX_LIMIT]
+    if not asked:
+        return [], True
+    with anyio.move_on_after(TRY_SECONDS):
+        try:
+            page = await provider.list_snapshots(SnapshotFilter(snapshots=asked, verbose=1, limit=MAX_LIMIT))
+        except ZoneError:
+            return [], False
+        found = {one.snapshot_id: one for one in page.items}
+        return [found[one] for one in asked if one in found], asked == wanted
+    return [], False
+
+
+async def _read(
+    list_page: Callable[[Query], Awaitable[Page[Item]]], query: Query, limit: int = MAX_LISTED
+) -> tuple[list[Item], list[int]]:
+    """Return the items by the time that `limit` is reached, and the total of each page. A zone may repeat a page for ever."""
+    found: dict[str, Item] = {}
+    totals: list[int] = []
+    offset = 0
+    while True:
+        page = await list_page(query.model_copy(update={"offset": offset, "limit": MAX_LIMIT}))
+        before = len(found)
+        found |= {_id_of(one): one for one in page.items}
+        totals.append(page.total_count)
+        offset += len(page.items)
+        if len(found) == before or offset >= min(page.total_count, limit):
+            break
+    if len(found) >= MAX_LISTED and offset < totals[-1]:
+        raise Unavailable(
+            f"The zone lists more than {MAX_LISTED} items, too many to read in one call.", hint="Nothing was changed."
+        )
+    return list(found.values()), totals
+
+
+def _id_of(item: Any) -> str:
+    return str(item.snapshot_id if isinstance(item, Snapshot) else item.id)
+
+
+async def _resources(provider: Provider, query: ResourceFilter) -> list[Volume | Instance]:
+    """Volumes, then instances; a zone may have no list of one kind."""
+    found: list[Volume | Instance] = []
+    with suppress(NotFound):
+        found += (await read_list(provider.list_volumes, query))[0]
+    with suppress(NotFound):
+        found += (await read_list(provider.list_instances, query))[0]
+    return found
+
+
+def _row(resources: Sequence[Volume | Instance]) -> str:
+    shown = [f"{clean_text(one.id)} ({quoted(one.name)}, {format_bytes(one.byte_size)})" for one in resources[:5]]
+    return ", ".join(shown) + (f" and {len(resources) - 5} more" if len(resources) > 5 else "")
