@@ -11,17 +11,18 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"app", "settings", "exposure", "contract"},
-    "app": {"settings", "operator_file", "server", "service", "guard", "jobs", "providers", "contract"},
+    "app": {"settings", "operator_file", "server", "service", "guard", "jobs", "providers", "contract", "ground"},
     "settings": {"guard", "contract"},
     "operator_file": {"settings"},
     "exposure": {"settings"},
-    "server": {"guard", "jobs", "contract"},
-    "service": {"jobs", "contract"},
-    "guard": {"jobs", "contract"},
+    "server": {"ground", "guard", "jobs", "contract"},
+    "service": {"ground", "jobs", "contract"},
+    "guard": {"ground", "jobs", "contract"},
     "jobs": {"contract"},
-    "providers.local": {"contract"},
-    "providers.anchcloud": {"contract"},
+    "providers.local": {"ground", "contract"},
+    "providers.anchcloud": {"ground", "contract"},
     "contract": set(),
+    "ground": set(),
 }
 """Part → parts that it may import (design.md, "The shape")."""
 

@@ -18,9 +18,9 @@ import pytest
 from snapshot_mcp.contract.errors import Expired, NotUsable, ResourceBusy, TermsChanged, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotUpdate, Volume
 from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
+from snapshot_mcp.ground.clock import running_since
 from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
 from snapshot_mcp.providers.local.catalogue import Catalogue
-from snapshot_mcp.providers.local.platform import running_since
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work import apply, carry_out, end_failed, former, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid

@@ -23,9 +23,8 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.ground import clock as clock_module
 from snapshot_mcp.providers.local import LocalZone, admission, restore
-from snapshot_mcp.providers.local import catalogue as catalogue_module
-from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.work import create, delete
 from snapshot_mcp.providers.local.worker import run as run_worker
@@ -301,7 +300,7 @@ async def test_a_clock_that_jumps_frees_nothing_before_its_time_and_keeps_nothin
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
     kept, gone = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
     await succeed(local_zone, await local_zone.delete_snapshot(gone))
-    clock, uptime = time.time, local_platform.running_since()[1]
+    clock, (boot, uptime) = time.time, clock_module.running_since()
     monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
     with Catalogue(local_zone.folder) as catalogue:
         assert delete.purge(catalogue) == []
@@ -311,9 +310,9 @@ async def test_a_clock_that_jumps_frees_nothing_before_its_time_and_keeps_nothin
 
     await succeed(local_zone, await local_zone.delete_snapshot(gone))
     monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
-    same_run = (local_platform.running_since()[0], uptime + 3 * 3600)
+    same_run = (boot, uptime + 3 * 3600)
     for since, ahead in ((("after a restart", 5.0), 3 * 3600), (same_run, 3 * 3600), (same_run, -10 * 365 * 86400)):
-        monkeypatch.setattr(catalogue_module, "running_since", lambda since=since: since)
+        monkeypatch.setattr(clock_module, "running_since", lambda since=since: since)
         monkeypatch.setattr(time, "time", lambda ahead=ahead: clock() + ahead)
         with pytest.raises(NotUsable, match="is over"):
             await local_zone.recover_snapshots([gone])
@@ -325,7 +324,7 @@ def test_a_system_that_does_not_name_its_runs_goes_by_the_clock(
     zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sandbox may hide the name, and nothing could be deleted there any more."""
-    monkeypatch.setattr(local_platform, "_BOOT_ID", tmp_path / "absent")
+    monkeypatch.setattr(clock_module, "_BOOT_ID", tmp_path / "absent")
     with Catalogue(zone_folder) as catalogue:
         disk = admission.register(catalogue, make_image(tmp_path / "disk.img", MIB), "", ResourceType.VOLUME)
         admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())

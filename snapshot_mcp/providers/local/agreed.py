@@ -13,11 +13,11 @@ from snapshot_mcp.contract.errors import Expired, NotUsable, TermsChanged
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS, Terms
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.ground.clock import running_since
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.disk import RollbackTarget
 from snapshot_mcp.providers.local.identity import described
 from snapshot_mcp.providers.local.lookup import is_half_overwritten, label_of, refuse_incomplete
-from snapshot_mcp.providers.local.platform import running_since
 
 DESTRUCTIVE: Final = frozenset({JobAction.APPLY, JobAction.DELETE})
 

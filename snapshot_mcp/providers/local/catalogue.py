@@ -4,25 +4,23 @@ It alone says what is available or deleted; facts that decide bytes are read fro
 `synchronous=FULL`: a committed row survives a power cut. Times are whole seconds, since the contract's are.
 """
 
-import fcntl
-import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
-from snapshot_mcp.providers.local.platform import keep_in_place, running_since
-from snapshot_mcp.providers.local.schema import migrate
+from snapshot_mcp.ground.clock import Moment, SystemClock
+from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.ground.sqlite import transaction
+from snapshot_mcp.providers.local import schema
+from snapshot_mcp.providers.local.platform import keep_in_place
 
 FILE_NAME: Final = "catalogue.sqlite"
 FOLDERS: Final = ("snapshots", "volumes", "images")
-BUSY_SECONDS: Final = 30.0
-"""As long a writer waits for another one; transactions here take milliseconds."""
 
 Row = sqlite3.Row
 
@@ -38,22 +36,9 @@ class Catalogue:
         self.folder = folder
         if create:
             for path in (folder, *(folder / name for name in FOLDERS)):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private_folder(path)
             keep_in_place(folder)  # SQLite's files; those in the folders above keep the filesystem's checksums
-        with _opening(folder):
-            _make_private(folder / FILE_NAME)
-            self.db = sqlite3.connect(
-                folder / FILE_NAME, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self.db.row_factory = Row
-                self.db.execute("PRAGMA journal_mode = WAL")
-                self.db.execute("PRAGMA synchronous = FULL")
-                self.db.execute("PRAGMA foreign_keys = ON")
-                migrate(self.db, self.transaction)
-            except BaseException:
-                self.db.close()
-                raise
+        self.db = schema.open_catalogue(folder / FILE_NAME)
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -69,17 +54,9 @@ class Catalogue:
     def close(self) -> None:
         self.db.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """A transaction that may write: begun at once, committed at the end, rolled back by an exception."""
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self.db
-            self.db.execute("COMMIT")
-        except BaseException:
-            if self.db.in_transaction:  # SQLite itself rolls back when there is no room
-                self.db.execute("ROLLBACK")
-            raise
+        return transaction(self.db)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -153,30 +130,6 @@ class Catalogue:
         )
 
 
-def _make_private(path: Path) -> None:
-    """Make the file for its owner alone; SQLite gives its other files the same mode.
-
-    One that exists is never opened: to close it again would drop the locks of every connection of this process.
-    """
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
-_opening_here = threading.Lock()
-
-
-@contextmanager
-def _opening(folder: Path) -> Iterator[None]:
-    """One process at a time makes or migrates the catalogue."""
-    with _opening_here:
-        fd = os.open(folder / "catalogue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-
 def now() -> int:
     return int(time.time())
 
@@ -187,10 +140,8 @@ def is_grace_over(deletion: Row) -> bool:
     A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago, and
     one that is set back must not keep it for years.
     """
-    boot, uptime = running_since()
-    if boot and boot == deletion["boot"]:
-        return bool(uptime - deletion["uptime"] >= deletion["purge_at"] - deletion["deleted_at"])
-    return bool(deletion["purge_at"] <= now())
+    made = Moment(deletion["deleted_at"], deletion["boot"], deletion["uptime"])
+    return made.is_over(SystemClock().read(), deletion["purge_at"] - deletion["deleted_at"])
 
 
 def moment(seconds: int | None) -> datetime | None:

@@ -228,6 +228,6 @@ class _Worker:
 
     def _remove_partials(self) -> None:
         """What a dead worker left unfinished; we hold the lock, so nobody is writing them."""
-        for name in FOLDERS:
+        for name in ("", *FOLDERS):
             for partial in (self.catalogue.folder / name).glob(".*.partial"):
                 partial.unlink(missing_ok=True)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol, Self
 from snapshot_mcp.contract.errors import NotUsable, ZoneError
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus, TransitionStatus
+from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, now
 from snapshot_mcp.providers.local.disk import CaptureSource
 from snapshot_mcp.providers.local.lookup import label_of
-from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.room import Floor
 from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, Header, Trailer, chunk_size_for, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile

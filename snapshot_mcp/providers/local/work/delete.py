@@ -7,9 +7,10 @@ from typing import Any
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.ground.clock import running_since
+from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.agreed import compare_deletion, refuse_overdue
 from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
-from snapshot_mcp.providers.local.platform import fsync_folder, running_since
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.work.outcome import succeed
 from snapshot_mcp.providers.local.work.progress import Progress

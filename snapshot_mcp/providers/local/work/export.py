@@ -7,10 +7,10 @@ from typing import Any
 from snapshot_mcp.contract.errors import StorageFull, ZoneError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.admission import insert_resource
 from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
-from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.room import Floor
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.outcome import succeed
