@@ -12,18 +12,19 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"app", "settings", "exposure", "zones", "contract"},
-    "app": {"settings", "operator_file", "server", "service", "guard", "zones", "providers", "contract"},
+    "app": {"settings", "operator_file", "server", "service", "guard", "zones", "providers", "contract", "ground"},
     "settings": {"guard", "contract"},
     "operator_file": {"settings"},
     "exposure": {"settings"},
-    "server": {"guard", "zones", "contract"},
-    "service": {"contract"},
-    "guard": {"zones", "contract"},
+    "server": {"ground", "guard", "zones", "contract"},
+    "service": {"ground", "contract"},
+    "guard": {"ground", "zones", "contract"},
     "zones": {"contract"},
-    "catalogue": {"contract"},
-    "providers.local": {"catalogue", "contract"},
-    "providers.anchcloud": {"contract"},
+    "catalogue": {"ground", "contract"},
+    "providers.local": {"ground", "catalogue", "contract"},
+    "providers.anchcloud": {"ground", "contract"},
     "contract": set(),
+    "ground": set(),
 }
 """Part → parts that it may import (design.md, "The shape")."""
 

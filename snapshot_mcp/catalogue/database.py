@@ -6,29 +6,26 @@ the contract's are.
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Final, Self
 
-from snapshot_mcp.catalogue.clock import Clock, SystemClock
-from snapshot_mcp.catalogue.schema import migrate
 from snapshot_mcp.catalogue.store import Row, Store
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
+from snapshot_mcp.ground.clock import Clock, Moment, SystemClock
+from snapshot_mcp.ground.sqlite import transaction
 
 
 class Catalogue:
     """One connection to a zone's catalogue; one thread at a time.
 
     A store whose truth is elsewhere than in this database keeps the two in step in `transaction`, `reading` and `version`.
-    Raises Unsupported for a catalogue of a newer program, and sqlite3.Error for what is not a decision of ours: a bug, or a
-    broken disk.
+    `db` is open and up to date (`schema.open_catalogue`). Raises sqlite3.Error for what is not a decision of ours: a bug, or
+    a broken disk.
     """
 
     def __init__(self, db: sqlite3.Connection, store: Store, clock: Clock | None = None) -> None:
         self.db, self.store, self.clock = db, store, clock or SystemClock()
-        db.row_factory = Row
-        db.execute("PRAGMA foreign_keys = ON")
-        migrate(db, self.transaction)
 
     def __enter__(self) -> Self:
         return self
@@ -40,17 +37,9 @@ class Catalogue:
         """Close the connection."""
         self.db.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """A transaction that may write: begun at once, committed at the end, rolled back by an exception."""
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self.db
-            self.db.execute("COMMIT")
-        except BaseException:
-            if self.db.in_transaction:  # SQLite itself rolls back when there is no room
-                self.db.execute("ROLLBACK")
-            raise
+        return transaction(self.db)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -138,10 +127,8 @@ class Catalogue:
         A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago,
         and one that is set back must not keep it for years.
         """
-        present = self.clock.read()
-        if present.boot and present.boot == deletion["boot"]:
-            return bool(present.uptime - deletion["uptime"] >= deletion["purge_at"] - deletion["deleted_at"])
-        return bool(deletion["purge_at"] <= int(present.wall))
+        made = Moment(deletion["deleted_at"], deletion["boot"], deletion["uptime"])
+        return made.is_over(self.clock.read(), deletion["purge_at"] - deletion["deleted_at"])
 
 
 def moment(seconds: int | None) -> datetime | None:

@@ -16,11 +16,11 @@ import anyio
 import pytest
 
 from snapshot_mcp.catalogue import rollback
-from snapshot_mcp.catalogue.clock import SystemClock
 from snapshot_mcp.catalogue.jobs import end_failed
 from snapshot_mcp.contract.errors import Expired, NotUsable, ResourceBusy, TermsChanged, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotUpdate, Volume
 from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
+from snapshot_mcp.ground.clock import SystemClock
 from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain

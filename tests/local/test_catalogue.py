@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from snapshot_mcp.catalogue import admission, schema
-from snapshot_mcp.catalogue.clock import Clock
 from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotStatus, SnapshotType
+from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local import LocalZone, worker, zone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import back_up, change, ids, make_image, succeed

@@ -13,7 +13,6 @@ import anyio.to_thread
 import pytest
 
 from snapshot_mcp.catalogue import admission, deletion
-from snapshot_mcp.catalogue.clock import Moment, SystemClock
 from snapshot_mcp.contract.errors import (
     BadRequest,
     NotFound,
@@ -25,6 +24,7 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.ground.clock import Moment, SystemClock
 from snapshot_mcp.providers.local import LocalZone, registration, restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.work import create

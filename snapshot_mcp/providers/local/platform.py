@@ -47,15 +47,6 @@ def fdatasync(fd: int) -> None:
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def keep_in_place(folder: Path) -> None:
     """Have files that are made in the folder from now on overwritten in place, where the filesystem (btrfs) would not.
 

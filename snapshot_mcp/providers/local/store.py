@@ -10,10 +10,10 @@ from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
+from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import estimates, in_use
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
-from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 
 

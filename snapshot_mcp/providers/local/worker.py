@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.catalogue import deletion, rollback, schema
-from snapshot_mcp.catalogue.clock import Clock
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
 from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.work import carry_out
@@ -234,6 +234,6 @@ class _Worker:
 
     def _remove_partials(self) -> None:
         """What a dead worker left unfinished; we hold the lock, so nobody is writing them."""
-        for name in FOLDERS:
+        for name in ("", *FOLDERS):
             for partial in (self.catalogue.folder / name).glob(".*.partial"):
                 partial.unlink(missing_ok=True)

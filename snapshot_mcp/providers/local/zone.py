@@ -8,13 +8,13 @@ import anyio.to_thread
 
 from snapshot_mcp.catalogue.admission import Rules
 from snapshot_mcp.catalogue.answers import to_resource
-from snapshot_mcp.catalogue.clock import Clock
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import Instance, Volume
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local import registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate

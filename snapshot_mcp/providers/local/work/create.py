@@ -15,10 +15,10 @@ from snapshot_mcp.catalogue.snapshots import Taken, make_available, make_full
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
+from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.disk import CaptureSource
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.snapshot_file.format import Header, chunk_size_for
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter

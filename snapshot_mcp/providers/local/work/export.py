@@ -12,9 +12,9 @@ from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.platform import fsync_folder
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 

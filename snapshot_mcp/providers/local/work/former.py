@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from snapshot_mcp.ground.files import fsync_folder, replace_private
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.capture import THREADS, WINDOW_SIZE, read_exactly
-from snapshot_mcp.providers.local.platform import data_extents, fsync_folder
+from snapshot_mcp.providers.local.platform import data_extents
 from snapshot_mcp.providers.local.snapshot_file.format import LENGTH, hash_of
 from snapshot_mcp.providers.local.work.overwriting import Disk
 
@@ -47,12 +48,7 @@ class FormerContent:
         """Make it durable."""
         header = json.dumps({"snapshot_id": self.snapshot_id, "size_bytes": self.size_bytes, "chunks": len(self.flags)})
         body = b"".join((MAGIC, LENGTH.pack(len(header)), header.encode(), self.flags, self.hashes, self.tail))
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(body + hash_of(body))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        replace_private(path, body + hash_of(body))
         fsync_folder(path.parent)
 
     @classmethod
