@@ -28,7 +28,7 @@ import anyio
 import anyio.to_thread
 from pydantic import SecretStr
 
-from snapshot_mcp.catalogue.database import FILE_NAME
+from snapshot_mcp.providers.local.folder import FILE_NAME
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.jobs import Zones
