@@ -28,12 +28,12 @@ import anyio
 import anyio.to_thread
 from pydantic import SecretStr
 
-from snapshot_mcp.catalogue.database import FILE_NAME
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.jobs import Zones
 from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.folder import FILE_NAME
 from tests.conftest import end_worker
 from tests.disks import back_up, make_image, worker_pid
 
