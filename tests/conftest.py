@@ -101,6 +101,7 @@ ON_THE_LOOP = [
     "snapshot_mcp.service",
     "snapshot_mcp.zones",
     "snapshot_mcp.providers.anchcloud",
+    "snapshot_mcp.catalogue.zone",
     "snapshot_mcp.providers.local.zone",
 ]
 """The async shells; what they hand to threads may block there."""

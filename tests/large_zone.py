@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 
 CHAIN = 20
 STATUSES = ["available"] * 8 + ["deleted", "ceased"]
@@ -22,7 +22,7 @@ def fill_zone(folder: Path, count: int, resource_count: int = 10) -> None:
     """Chains of 20, spread over the resources, one second apart, each with the finished job that made it."""
     chance = random.Random(5)
     of_each = -(-count // resource_count)
-    with Catalogue(folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(folder) as catalogue, catalogue.transaction() as db:
         db.executemany(
             "INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at)"
             " VALUES (?, 'volume', ?, ?, 1, 1)",

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,19 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"app", "settings", "exposure", "zones", "contract"},
-    "app": {"settings", "operator_file", "server", "service", "guard", "zones", "providers", "contract"},
+    "app": {"settings", "operator_file", "server", "service", "guard", "zones", "providers", "contract", "ground"},
     "settings": {"guard", "contract"},
     "operator_file": {"settings"},
     "exposure": {"settings"},
-    "server": {"guard", "zones", "contract"},
-    "service": {"contract"},
-    "guard": {"zones", "contract"},
+    "server": {"ground", "guard", "zones", "contract"},
+    "service": {"ground", "contract"},
+    "guard": {"ground", "zones", "contract"},
     "zones": {"contract"},
-    "providers.local": {"contract"},
-    "providers.anchcloud": {"contract"},
+    "catalogue": {"ground", "contract"},
+    "providers.local": {"ground", "catalogue", "contract"},
+    "providers.anchcloud": {"ground", "contract"},
     "contract": set(),
+    "ground": set(),
 }
 """Part → parts that it may import (design.md, "The shape")."""
 
@@ -65,3 +68,36 @@ def test_the_contract_imports_pydantic_and_the_standard_library_only(path: Path)
     for imported in imports_of(path):
         top = imported.split(".")[0]
         assert top in sys.stdlib_module_names or top in {"pydantic", "snapshot_mcp"}, imported
+
+
+ROOMS_OF_LOCAL = {
+    "snapshot_file": {"platform"},
+    "work": {"capture", "disk", "errors", "folder", "identity", "platform", "restore", "snapshot_file"},
+    "store": {"disk", "estimates", "identity", "in_use", "platform", "snapshot_file"},
+    "folder": {"platform", "store"},
+    "worker": {"folder", "platform", "work"},
+    "zone": {"check", "errors", "folder", "registration", "worker"},
+}
+"""Room of the embedded zone → rooms of it that it may import: the Provider reaches files through these alone."""
+
+
+def rooms_imported_by(path: Path, folder: Path) -> set[str]:
+    """The modules and folders beside it that a file imports at its top: not for types alone, nor inside a function."""
+    package = ".".join((PACKAGE.name, *folder.relative_to(PACKAGE).parts))
+    names = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    found = {f"{node.module}.{name.name}" for node in names for name in node.names}
+    own = path.relative_to(folder).with_suffix("").parts[0]
+    return {name.removeprefix(f"{package}.").split(".")[0] for name in found if name.startswith(f"{package}.")} - {own}
+
+
+@pytest.mark.parametrize("folder", ["catalogue", "providers/local"])
+def test_the_rooms_of_our_own_zone_import_one_another_in_one_direction(folder: str) -> None:
+    graph: dict[str, set[str]] = {}
+    for path in (PACKAGE / folder).rglob("*.py"):
+        room = path.relative_to(PACKAGE / folder).with_suffix("").parts[0]
+        graph.setdefault(room, set()).update(rooms_imported_by(path, PACKAGE / folder))
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+    if folder == "providers/local":
+        for room, allowed in ROOMS_OF_LOCAL.items():
+            assert graph[room] <= allowed, f"{room} imports {graph[room] - allowed}"
+        assert [room for room, imported in graph.items() if "work" in imported] == ["worker"]

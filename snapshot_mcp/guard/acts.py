@@ -12,10 +12,10 @@ from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.contract.tree import SnapshotTree
+from snapshot_mcp.ground.clock import Clock, Moment
 from snapshot_mcp.guard.approval import Approval, Call
 from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, gather_deletion_facts, gather_rollback_facts
 from snapshot_mcp.guard.plan import (
     DeletionLoss,

@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.approval import (
     SAFETY_SECONDS,
     Approval,
@@ -21,7 +22,6 @@ from snapshot_mcp.guard.approval import (
     moment_from_text,
     moment_to_text,
 )
-from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.guard.journal import recent_renames
 from snapshot_mcp.guard.plan import Plan

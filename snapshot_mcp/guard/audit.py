@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from snapshot_mcp.guard.clock import Moment
+from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import GuardBroken
 from snapshot_mcp.guard.seals import HEAD, MARK, Named, Seals

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.guard import replies
 from snapshot_mcp.guard.acts import Act, Deletion, Planner, RenamesOf, Rollback, Rules, no_renames
 from snapshot_mcp.guard.approval import Approval
 from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals
 from snapshot_mcp.guard.carry import Carrier
 from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.clock import Clock
 from snapshot_mcp.guard.endings import Endings
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.pin import Pin

@@ -10,11 +10,11 @@ import anyio
 from snapshot_mcp.contract.errors import ResourceBusy, TermsChanged, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.clock import Clock, Moment
 from snapshot_mcp.guard import replies
 from snapshot_mcp.guard.acts import Act, Look
 from snapshot_mcp.guard.approval import Approval, Safety
 from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals
-from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.endings import Endings
 from snapshot_mcp.guard.errors import GuardBroken
 from snapshot_mcp.guard.outcome import GuardedOutcome

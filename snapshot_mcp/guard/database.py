@@ -13,13 +13,13 @@ owner alone. Blocking; callers go through a worker thread.
     audit           the record, chained (`audit.py`)
 """
 
-import os
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from snapshot_mcp.ground import sqlite
+from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.guard.errors import GuardBroken
 
 BUSY_SECONDS = 15.0
@@ -27,8 +27,7 @@ BUSY_SECONDS = 15.0
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
-    for statement in _TABLES.split(";\n\n"):
-        connection.execute(statement)
+    sqlite.execute_script(connection, _TABLES)
 
 
 _TABLES = """
@@ -85,13 +84,12 @@ CREATE TABLE audit (
 
 CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 
-CREATE TRIGGER audit_is_not_removed BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END
+CREATE TRIGGER audit_is_not_removed BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 """
 
 
 def _add_ends(connection: sqlite3.Connection) -> None:
-    for statement in _ENDS.split(";\n\n"):
-        connection.execute(statement)
+    sqlite.execute_script(connection, _ENDS)
 
 
 _ENDS = """
@@ -113,7 +111,7 @@ CREATE TABLE renames (
 )
 """
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables, _add_ends)
+MIGRATIONS: tuple[sqlite.Migration, ...] = (_create_tables, _add_ends)
 """Each brings the file from its index to the next version (`PRAGMA user_version`), in a transaction of its own."""
 
 
@@ -136,15 +134,8 @@ class Database:
         Raises: GuardBroken when the file cannot be used.
         """
         try:
-            with closing(self._connect()) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
+            with closing(self._connect()) as connection, sqlite.transaction(connection):
+                yield connection
         except (sqlite3.Error, OSError) as error:
             self._is_ready = False
             raise GuardBroken(
@@ -153,47 +144,9 @@ class Database:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
-        if not self._is_ready or not self.path.exists():
-            self._prepare()
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
-
-    def _prepare(self) -> None:
-        """Make folder, file and tables where they are not there yet; several processes may do so at once."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            # Only a new one: to close one that SQLite has open would drop the locks of this process's connections.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        deadline = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
-                    self._migrate(connection)
-                break
-            except sqlite3.OperationalError as error:
-                # Switching to WAL does not wait for its turn as transactions do.
-                if error.sqlite_errorname not in {"SQLITE_BUSY", "SQLITE_LOCKED"} or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        if self._is_ready and self.path.exists():
+            return sqlite.connect(self.path, busy_seconds=BUSY_SECONDS)
+        make_private_folder(self.folder)
+        connection = sqlite.open_migrated(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
         self._is_ready = True
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        while True:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                version = connection.execute("PRAGMA user_version").fetchone()[0]
-                if version > len(MIGRATIONS):
-                    raise sqlite3.DatabaseError("it was written by a newer version of snapshot-mcp")
-                if version == len(MIGRATIONS):
-                    return
-                MIGRATIONS[version](connection)
-                connection.execute(f"PRAGMA user_version = {version + 1}")
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+        return connection

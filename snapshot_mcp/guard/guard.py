@@ -15,8 +15,8 @@ from anyio import CancelScope
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.clock import Clock, SystemClock
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.policy import Policy
 from snapshot_mcp.guard.states import Door, State

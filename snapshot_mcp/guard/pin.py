@@ -12,9 +12,9 @@ import secrets
 import sqlite3
 
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.ground.clock import Clock, Moment
 from snapshot_mcp.guard.approval import moment_from_text, moment_to_text
 from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import PinLocked, WrongPin
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound, TooManyRequests
 from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.ground.clock import Clock, Moment
 from snapshot_mcp.guard.approval import Approval, Call, JobEnd, read_row, write_row
 from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.clock import Clock, Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.states import TRANSITIONS, Door, State
 

@@ -7,8 +7,8 @@ from typing import Literal
 from snapshot_mcp.contract.errors import Cancelled, Expired, TermsChanged
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.outcome import GuardedOutcome
 from snapshot_mcp.guard.plan import Plan
 from snapshot_mcp.guard.rules import Refusal

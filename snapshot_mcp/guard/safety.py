@@ -15,9 +15,9 @@ from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilte
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.contract.tree import is_fuzzy
+from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.guard.approval import Approval, Safety
 from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.clock import Clock
 from snapshot_mcp.guard.plan import RollbackLoss
 from snapshot_mcp.guard.threads import in_thread
 from snapshot_mcp.zones import Zone

@@ -14,12 +14,12 @@ A key that an earlier version wrote has no mark yet; it gets one with the next r
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshot_mcp.ground.files import fsync_folder, replace_private
 from snapshot_mcp.guard.errors import GuardBroken
 
 KEY_BYTES = 32
@@ -77,13 +77,13 @@ class Seals:
     def prepare(self, last: tuple[int, str] | None) -> bytes:
         """Return the key for the record after `last`, in its transaction; key, head and mark are made where they begin."""
         if last is None and not self.has_key:
-            _replace(self._key_path, secrets.token_bytes(KEY_BYTES))
+            replace_private(self._key_path, secrets.token_bytes(KEY_BYTES))
         key, mark = self._key_file()
         if last is None and not self._head_path.exists():
             self._write_head(key, 0, "")
         if mark is None:
             self._write_mark(key, *(last or (0, "")))
-            _sync_folder(self._folder)
+            fsync_folder(self._folder)
         return key
 
     def advance(self, last: tuple[int, str], is_there: Callable[[Named], bool]) -> None:
@@ -95,7 +95,7 @@ class Seals:
             self._write_head(key, *last)
         if mark and is_there(mark):
             self._write_mark(key, *last)
-        _sync_folder(self._folder)
+        fsync_folder(self._folder)
 
     def _key_file(self) -> tuple[bytes, Named | None]:
         try:
@@ -112,10 +112,10 @@ class Seals:
         return key, mark
 
     def _write_head(self, key: bytes, sequence: int, mac: str) -> None:
-        _replace(self._head_path, _named(key, HEAD, sequence, mac))
+        replace_private(self._head_path, _named(key, HEAD, sequence, mac))
 
     def _write_mark(self, key: bytes, sequence: int, mac: str) -> None:
-        _replace(self._key_path, key + _named(key, MARK, sequence, mac))
+        replace_private(self._key_path, key + _named(key, MARK, sequence, mac))
 
 
 def _named(key: bytes, kind: str, sequence: int, mac: str) -> bytes:
@@ -124,23 +124,3 @@ def _named(key: bytes, kind: str, sequence: int, mac: str) -> bytes:
 
 def _seal(key: bytes, kind: str, sequence: int, mac: str) -> str:
     return hmac.new(key, f"{kind} {sequence} {mac}".encode(), hashlib.sha256).hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a small file whole, for its owner alone; the folder is not synced yet."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "posix":
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 
 from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
 from snapshot_mcp.contract.tree import SnapshotTree
+from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.approvals import HELD_SECONDS
-from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.plan import DeletionLoss, Head, Overwrite, RollbackLoss
 
 MUST_STAY = 20

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationEr
 from snapshot_mcp.contract.errors import Forbidden, NotFound
 from snapshot_mcp.contract.models import first_repeated
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.ground.files import fsync_folder, make_private_folder, replace_private, written_beside
 from snapshot_mcp.service.roles import Role
 
 Stamp = tuple[int, ...]
@@ -61,8 +61,8 @@ class KeyFile:
         """Return the pairs, of which there is at least one, and whether a full one was made just now."""
         with self._in_our_words():
             if not self.path.exists():
-                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with self._written([new_pair(Role.FULL)]) as temporary:
+                make_private_folder(self.path.parent)
+                with written_beside(self.path, _as_bytes([new_pair(Role.FULL)])) as temporary:
                     try:
                         os.link(temporary, self.path)  # only one of two first starts wins
                     except FileExistsError:
@@ -117,34 +117,15 @@ class KeyFile:
         return pairs
 
     def _replace(self, pairs: Sequence[KeyPair]) -> None:
-        with self._written(pairs) as temporary:
-            temporary.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    @contextmanager
-    def _written(self, pairs: Sequence[KeyPair]) -> Iterator[Path]:
-        """A temporary file (mode 0600) in the same folder, safe on the disk."""
-        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump([as_json(pair) for pair in pairs], file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            yield Path(name)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        replace_private(self.path, _as_bytes(pairs))
+        fsync_folder(self.path.parent)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the home folder's lock, so that of two changes none is lost."""
         import fcntl  # the embedded zone does not run where it is missing
 
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(self.path.parent)
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
@@ -176,3 +157,7 @@ def as_json(pair: KeyPair) -> dict[str, Any]:
         "client_secret": pair.client_secret.get_secret_value(),
         "role": str(pair.role),
     }
+
+
+def _as_bytes(pairs: Sequence[KeyPair]) -> bytes:
+    return json.dumps([as_json(pair) for pair in pairs], indent=2).encode() + b"\n"

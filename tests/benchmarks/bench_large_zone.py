@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.providers.local import LocalZone, worker
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.large_zone import fill_zone, resource_id, snapshot_id
 
 MIDDLE = 400
@@ -63,7 +63,7 @@ async def measure(folder: Path, rounds: int) -> dict[str, float]:
             times.append(time.perf_counter() - started)
         seconds[what] = statistics.median(times[1:])
     await zone.aclose()
-    seconds["open"] = statistics.median(timed(lambda: Catalogue(folder).close()) for _ in range(rounds))
+    seconds["open"] = statistics.median(timed(lambda: FolderCatalogue(folder).close()) for _ in range(rounds))
     seconds["worker, start and end"] = statistics.median(timed(lambda: worker.run(folder, 0)) for _ in range(rounds))
     return seconds
 

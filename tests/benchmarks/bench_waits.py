@@ -32,7 +32,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.catalogue import FILE_NAME
+from snapshot_mcp.providers.local.folder import FILE_NAME
 from snapshot_mcp.zones import Zones
 from tests.conftest import end_worker
 from tests.disks import back_up, make_image, worker_pid

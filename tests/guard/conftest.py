@@ -15,8 +15,8 @@ from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.ground.clock import Moment, SystemClock
 from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
-from snapshot_mcp.guard.clock import Moment, SystemClock
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.zones import Zone, Zones
 from tests.patience import PATIENCE_SECONDS

@@ -22,7 +22,7 @@ from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import worker_pid
 from tests.guard.conftest import DISK_BYTES, OLD_ZONE, Bench, Person, agrees, nobody, scribble
 
@@ -389,7 +389,7 @@ async def test_two_deletions_never_take_the_last_copies_where_none_of_them_is_go
     """“No good one left, or none at all left” counts as the last copy, also between two homes."""
     disk = await bench.add_disk()
     one, two = [await bench.back_up(disk, name, is_full=True) for name in ("one", "two")]
-    with Catalogue(zone_folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(zone_folder) as catalogue, catalogue.transaction() as db:
         db.execute("UPDATE snapshots SET consistency = 'fuzzy' WHERE resource_id = ?", (disk.id,))
     guard, other = bench.guard(), Guard(bench.folder / "other", Policy(), clock=bench.clock)
     await approved(guard, lambda: guard.delete_snapshot(bench.zone, one.snapshot_id, nobody()))

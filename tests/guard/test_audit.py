@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from snapshot_mcp.ground.clock import SystemClock
 from snapshot_mcp.guard import State
 from snapshot_mcp.guard.approval import Call
 from snapshot_mcp.guard.approvals import Approvals
 from snapshot_mcp.guard.audit import Audit, Verdict
-from snapshot_mcp.guard.clock import SystemClock
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import GuardBroken
 from snapshot_mcp.guard.register import Register

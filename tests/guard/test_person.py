@@ -14,9 +14,9 @@ import anyio.to_thread
 import pytest
 
 from snapshot_mcp import app
+from snapshot_mcp.catalogue import admission
 from snapshot_mcp.contract.models import SnapshotFilter
-from snapshot_mcp.providers.local import admission
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.conftest import end_worker
 from tests.disks import back_up, worker_pid
 from tests.guard.test_record import command, records
@@ -175,7 +175,7 @@ async def test_what_could_not_be_purged_is_said(lab: Lab) -> None:
     """It said that nothing was waiting while a job held the disk of what was."""
     ids = await deleted(lab, "monday")
     end_idle_worker(lab.home / "zones" / "local")
-    with Catalogue(lab.home / "zones" / "local") as catalogue:
+    with FolderCatalogue(lab.home / "zones" / "local") as catalogue:
         (disk,) = catalogue.rows("SELECT resource_id FROM resources")
         admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())
     status, shown = await in_terminal(lab, ["zone", "purge"], YES)

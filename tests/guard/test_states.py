@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from snapshot_mcp.contract.errors import TooManyRequests, ZoneError
+from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call, JobEnd
 from snapshot_mcp.guard.approvals import DENIED_SECONDS, Approvals, SpendRefusal
 from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.database import Database
 from snapshot_mcp.guard.errors import NotDecidable
 from snapshot_mcp.guard.plan import Plan

@@ -15,14 +15,17 @@ from typing import Any
 import anyio
 import pytest
 
+from snapshot_mcp.catalogue import rollback
+from snapshot_mcp.catalogue.jobs import end_failed
 from snapshot_mcp.contract.errors import Expired, NotUsable, ResourceBusy, TermsChanged, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotUpdate, Volume
 from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
+from snapshot_mcp.ground.clock import SystemClock
 from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
-from snapshot_mcp.providers.local.catalogue import Catalogue
-from snapshot_mcp.providers.local.platform import running_since
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work import apply, carry_out, end_failed, former, overwriting, resumption
+from snapshot_mcp.providers.local.store import FileStore
+from snapshot_mcp.providers.local.work import apply, carry_out, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
 from tests.patience import PATIENCE_SECONDS
 
@@ -64,7 +67,7 @@ async def terms_for(zone: LocalZone, resource_id: str, head_id: str) -> Terms:
 
 def pass_time(zone: LocalZone, job: Job, *, is_rebooted: bool = False) -> None:
     """Days go by for a job that waits, or the system is started anew."""
-    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(zone.folder) as catalogue, catalogue.transaction() as db:
         if is_rebooted:
             db.execute("UPDATE jobs SET begin_boot = 'an earlier run' WHERE job_id = ?", (job.job_id,))
         else:
@@ -228,7 +231,7 @@ async def test_time_that_runs_out_after_the_worker_has_taken_the_job_counts(roll
         )
         await kill_worker(zone.folder)
     pass_time(zone, job)
-    with Catalogue(zone.folder) as catalogue:
+    with FolderCatalogue(zone.folder) as catalogue:
         with catalogue.transaction():
             catalogue.set_job(job.job_id, status="working", run_count=1)
         carry_out(catalogue, job.job_id)
@@ -293,7 +296,7 @@ async def test_what_was_to_remain_is_compared_again_when_it_is_marked(rolled: Ro
     second = await back_up(zone, volume_id, is_full=True)
     with standing_still(zone):
         job = await zone.delete_snapshot(second, terms=Terms(must_stay=(first,)))
-        with Catalogue(zone.folder) as catalogue, catalogue.transaction():
+        with FolderCatalogue(zone.folder) as catalogue, catalogue.transaction():
             catalogue.mark_damaged(first, is_damaged=True)
     job = await finish(zone, job)
     assert job.error
@@ -415,12 +418,12 @@ def write_half(zone: LocalZone, job: Job) -> None:
         os.pwrite(fd, restore.content_at(chain, 0, os.fstat(fd).st_size // 2 + 700), 0)
         raise Killed
 
-    with Catalogue(zone.folder) as catalogue:
+    with FolderCatalogue(zone.folder) as catalogue:
         with catalogue.transaction():
             catalogue.set_job(job.job_id, status="working", run_count=1)
         row = catalogue.job(job.job_id)
         assert row
-        roll_back = apply.Rollback(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
+        roll_back = apply.FirstAttempt(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
         was, restore.write_back = restore.write_back, half
         try:
             roll_back.run()
@@ -430,10 +433,10 @@ def write_half(zone: LocalZone, job: Job) -> None:
             restore.write_back = was
 
 
-def worker_progress(catalogue: Catalogue, row: Any) -> Any:
-    from snapshot_mcp.providers.local.work.progress import Progress
+def worker_progress(catalogue: FolderCatalogue, row: Any) -> Any:
+    from snapshot_mcp.catalogue.progress import JobProgress
 
-    return Progress(catalogue, row)
+    return JobProgress(catalogue, row)
 
 
 @pytest.mark.parametrize("safety", ["", "before"])
@@ -473,8 +476,8 @@ async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
     if not image.is_symlink():
         assert shown.status == "available"
         await back_up(zone, volume_id)
-    with Catalogue(zone.folder) as catalogue:
-        resumption.resume(catalogue)
+    with FolderCatalogue(zone.folder) as catalogue:
+        rollback.resume(catalogue)
     assert await zone.list_unfinished_jobs() == ()
     assert image.read_bytes() == own
 
@@ -492,8 +495,8 @@ async def test_what_was_written_to_a_half_restored_disk_is_not_overwritten(rolle
     assert job.error.code == "terms_changed"
     assert image.read_bytes() == own
     assert (await volume_of(zone, volume_id)).status == "pending"
-    with Catalogue(zone.folder) as catalogue:
-        resumption.resume(catalogue)
+    with FolderCatalogue(zone.folder) as catalogue:
+        rollback.resume(catalogue)
     assert await zone.list_unfinished_jobs() == ()
     with pytest.raises(NotUsable, match="neither the old one nor the new one"):
         await zone.apply_snapshots([snapshot_id], safety_snapshot_name="of a mixture")
@@ -523,12 +526,12 @@ async def test_without_a_birth_time_the_content_tells_which_file_it_is(
     monkeypatch.setattr(identity, "HAS_BIRTH_TIME", False)
     job = await interrupted(zone, image, volume_id, snapshot_id)
     if not is_told:
-        former.path_of(zone.folder / "snapshots", volume_id).unlink()
-    with Catalogue(zone.folder) as catalogue, catalogue.transaction():
+        FileStore(zone.folder).former_path(volume_id).unlink()
+    with FolderCatalogue(zone.folder) as catalogue, catalogue.transaction():
         assert catalogue.row("SELECT applying_identity LIKE '%.0.1' AS is_so FROM resources")["is_so"]  # type: ignore[index]
         row = catalogue.job(job.job_id)
     assert row
-    with Catalogue(zone.folder) as catalogue:
+    with FolderCatalogue(zone.folder) as catalogue:
         again = resumption.Resumption(catalogue, row, json.loads(row["request"]), worker_progress(catalogue, row))
         if is_told:
             again.run()
@@ -543,7 +546,7 @@ async def test_one_that_was_interrupted_before_the_first_byte_has_not_begun(roll
     with standing_still(zone):
         job = await zone.apply_snapshots([snapshot_id], safety_snapshot_name="before")
         await kill_worker(zone.folder)
-    with Catalogue(zone.folder) as catalogue, catalogue.transaction():
+    with FolderCatalogue(zone.folder) as catalogue, catalogue.transaction():
         catalogue.set_job(job.job_id, status="working", run_count=1)
     pass_time(zone, job)
     with image.open("r+b") as file:
@@ -604,7 +607,7 @@ async def test_a_job_that_cannot_be_withdrawn_is_answered_as_a_job(
     ensure_worker = zone_module.ensure_worker
 
     def taken_then_lost(folder: Path) -> None:
-        with Catalogue(folder) as catalogue, catalogue.transaction() as db:
+        with FolderCatalogue(folder) as catalogue, catalogue.transaction() as db:
             db.execute("UPDATE jobs SET status = 'working', run_count = 1")
         raise Unavailable("it did not answer")
 
@@ -644,7 +647,7 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     """A create, an export, and a roll-back before its first byte."""
-    from snapshot_mcp.providers.local.work import progress
+    from snapshot_mcp.catalogue import progress
 
     monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
     image = make_image(tmp_path / "disk.img", 16 * MIB)
@@ -652,14 +655,14 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(
     snapshot_id = await back_up(here, volume.id)
     change(image, MIB)
     content = image.read_bytes()
-    is_cancelled, advance = anyio.Event(), progress.Progress.advance
+    is_cancelled, advance = anyio.Event(), progress.JobProgress.advance
 
-    def wait_for_it(self: progress.Progress, amount: int) -> None:
+    def wait_for_it(self: progress.JobProgress, amount: int) -> None:
         while not is_cancelled.is_set():
             worker.time.sleep(0.005)
         advance(self, amount)
 
-    monkeypatch.setattr(progress.Progress, "advance", wait_for_it)
+    monkeypatch.setattr(progress.JobProgress, "advance", wait_for_it)
     match operation:
         case "create":
             job = await here.create_snapshots([volume.id], "new", is_full=True)
@@ -779,8 +782,8 @@ async def test_an_interrupted_roll_back_waits_until_nobody_reads_the_disk(rolled
     assert job.error
     assert job.error.code == "resource_busy"
     assert image.read_bytes() == half
-    with Catalogue(zone.folder) as catalogue:
-        resumption.resume(catalogue)
+    with FolderCatalogue(zone.folder) as catalogue:
+        rollback.resume(catalogue)
     for unfinished in await zone.list_unfinished_jobs():
         await succeed(zone, unfinished)
     assert (await volume_of(zone, volume_id)).status == "available"
@@ -790,7 +793,7 @@ async def test_a_way_back_that_is_interrupted_goes_on(rolled: Rolled) -> None:
     """A half overwritten disk goes back to its safety snapshot: what it holds is compared with what it held then."""
     zone, image, volume_id, snapshot_id, content = rolled
     job = await interrupted(zone, image, volume_id, snapshot_id, "before")
-    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(zone.folder) as catalogue, catalogue.transaction() as db:
         row = catalogue.job(job.job_id)
         assert row
         end_failed(catalogue, row, ResourceBusy("somebody had it open"))
@@ -803,7 +806,7 @@ async def test_a_way_back_that_is_interrupted_goes_on(rolled: Rolled) -> None:
 
 def as_an_earlier_version_left_it(zone: LocalZone) -> None:
     """The catalogue without what the migrations from the fourth on add."""
-    with Catalogue(zone.folder) as catalogue:
+    with FolderCatalogue(zone.folder) as catalogue:
         for table, added in (
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
             ("resources", "applying_identity applying_safety_id is_stopped other_halves"),
@@ -850,8 +853,8 @@ async def test_what_an_earlier_version_left_half_overwritten_waits_for_a_person(
 async def test_who_stood_still_before_the_zone_was_asked_is_too_late(rolled: Rolled, operation: str) -> None:
     """“A stall between the last look and the zone's admission (a frozen process)": the machine's uptime tells."""
     zone, image, _, snapshot_id, content = rolled
-    boot, uptime = running_since()
-    terms = Terms(not_after=Uptime(boot=boot, seconds=uptime - 1))
+    present = SystemClock().read()
+    terms = Terms(not_after=Uptime(boot=present.boot, seconds=present.uptime - 1))
     with pytest.raises(Expired, match="too late") as refusal:
         await (
             zone.delete_snapshot(snapshot_id, terms=terms)
@@ -868,7 +871,7 @@ async def test_what_a_half_restored_disk_needs_is_not_deleted(rolled: Rolled) ->
     """Its safety snapshot alone holds what was overwritten, and tells what may be overwritten still."""
     zone, image, volume_id, snapshot_id, _ = rolled
     job = await interrupted(zone, image, volume_id, snapshot_id, "before")
-    with Catalogue(zone.folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(zone.folder) as catalogue, catalogue.transaction() as db:
         row = catalogue.job(job.job_id)
         assert row
         end_failed(catalogue, row, ResourceBusy("somebody had it open"))

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from snapshot_mcp.catalogue import admission, schema
 from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotStatus, SnapshotType
-from snapshot_mcp.providers.local import LocalZone, admission, schema, worker, zone
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.providers.local import LocalZone, worker, zone
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import back_up, change, ids, make_image, succeed
 from tests.large_zone import fill_zone, resource_id, snapshot_id
 
@@ -55,13 +57,13 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One item for each `STEPS_A_CALL` steps that any connection of this process took."""
     taken: list[int] = []
 
-    class Counted(Catalogue):
-        def __init__(self, folder: Path, *, create: bool = True) -> None:
-            super().__init__(folder, create=create)
+    class Counted(FolderCatalogue):
+        def __init__(self, folder: Path, *, create: bool = True, clock: Clock | None = None) -> None:
+            super().__init__(folder, create=create, clock=clock)
             self.db.set_progress_handler(lambda: taken.append(1), STEPS_A_CALL)
 
-    monkeypatch.setattr(zone, "Catalogue", Counted)
-    monkeypatch.setattr(worker, "Catalogue", Counted)
+    monkeypatch.setattr(zone, "FolderCatalogue", Counted)
+    monkeypatch.setattr(worker, "FolderCatalogue", Counted)
     return taken
 
 
@@ -93,7 +95,7 @@ async def test_a_worker_that_starts_and_ends_reads_no_history(
 
 def _counted(folder: Path) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
     """The counts that are kept, and those that a look at every snapshot gives."""
-    with Catalogue(folder) as catalogue:
+    with FolderCatalogue(folder) as catalogue:
         kept = "SELECT * FROM snapshot_counts WHERE number != 0 ORDER BY 1, 2, 3"
         there = """SELECT resource_id, status, is_full, count(*) FROM snapshots GROUP BY 1, 2, 3
             UNION ALL SELECT '', status, is_full, count(*) FROM snapshots GROUP BY 2, 3 ORDER BY 1, 2, 3"""
@@ -124,7 +126,7 @@ async def test_a_zone_of_the_first_format_is_brought_up_to_date(zone_folder: Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
         fill_zone(zone_folder, 500, resource_count=3)
-        with Catalogue(zone_folder) as catalogue:
+        with FolderCatalogue(zone_folder) as catalogue:
             gone = catalogue.row("SELECT snapshot_id FROM snapshots WHERE status = 'ceased'")
             assert gone is not None
             catalogue.db.execute("INSERT INTO deletions VALUES ('act', 'vol-0', 1, 1, NULL, 'purged')")
@@ -153,7 +155,7 @@ async def test_a_worker_leaves_the_jobs_of_a_newer_program_alone(zone_folder: Pa
     """A server that was updated brings the catalogue up to date while the old program's worker still runs."""
     local = LocalZone(zone_folder)
     volume = await local.add_resource(make_image(tmp_path / "disk.img"))
-    with Catalogue(zone_folder) as catalogue:
+    with FolderCatalogue(zone_folder) as catalogue:
         old = worker._Worker(catalogue, 0)
         admission.create(catalogue, [volume.id], "", False, admission.Rules())
         catalogue.db.execute("PRAGMA user_version = 999")

@@ -14,7 +14,7 @@ import pytest
 
 from snapshot_mcp.contract.models import Job, ResourceFilter
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.worker import _take_lock
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
 from tests.patience import PATIENCE_SECONDS
@@ -93,11 +93,11 @@ async def test_a_killed_workers_create_fails_truthfully_and_nothing_else_is_lost
 
 
 async def test_a_create_whose_files_were_complete_ends_well(local_zone: LocalZone, tmp_path: Path) -> None:
-    """engine_notes.md: a file that was renamed is durable and whole; only the catalogue had not said so yet."""
+    """FORMAT.md, "Invariants": a file that was renamed is durable and whole; only the catalogue had not said so yet."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image)
     snapshot_id = await back_up(local_zone, volume.id)
-    with Catalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
         db.execute("UPDATE snapshots SET status = 'pending', transition = 'creating', size_bytes = 0")
         db.execute("UPDATE resources SET head_id = NULL")
         db.execute("UPDATE jobs SET status = 'working', finished_at = NULL")
@@ -120,7 +120,7 @@ async def _roll_back_with_kills(zone: LocalZone, image: Path, kill_after: list[f
 
 
 async def _oldest(zone: LocalZone) -> str:
-    with Catalogue(zone.folder) as catalogue:
+    with FolderCatalogue(zone.folder) as catalogue:
         row = catalogue.row("SELECT snapshot_id FROM snapshots WHERE parent_id IS NULL")
     assert row is not None
     return str(row["snapshot_id"])
@@ -145,10 +145,10 @@ async def test_a_roll_back_whose_worker_is_killed_is_brought_to_its_end(local_zo
 async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """contract.md, "Apply of several": unchanged, incomplete; engine_notes.md: pending meanwhile, creates refused."""
+    """contract.md, "Apply of several": unchanged, incomplete; CATALOGUE.md, "Roll-back": pending meanwhile, creates refused."""
+    from snapshot_mcp.catalogue import rollback
     from snapshot_mcp.contract.errors import NotUsable
     from snapshot_mcp.providers.local import restore
-    from snapshot_mcp.providers.local.work import resumption
 
     image, other = make_image(tmp_path / "disk.img"), make_image(tmp_path / "other.img", seed=5)
     before, other_before = image.read_bytes(), other.read_bytes()
@@ -180,8 +180,8 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     with pytest.raises(NotUsable, match="neither the old one nor the new one"):
         await here.remove_resource(volumes[0].id)
 
-    with Catalogue(here.folder) as catalogue:
-        resumption.resume(catalogue)
+    with FolderCatalogue(here.folder) as catalogue:
+        rollback.resume(catalogue)
     for unfinished in await here.list_unfinished_jobs():
         await succeed(here, unfinished)
     assert image.read_bytes() == before
@@ -240,7 +240,7 @@ async def test_four_processes_on_one_home_run_every_job_once(local_zone: LocalZo
     created = [line for server in servers for line in server.communicate(timeout=PATIENCE_SECONDS)[0].splitlines()]
     assert all(server.returncode == 0 for server in servers)
     assert len(set(created)) == 20
-    with Catalogue(local_zone.folder) as catalogue:
+    with FolderCatalogue(local_zone.folder) as catalogue:
         rows = catalogue.rows("SELECT status, run_count FROM jobs")
         assert [(row["status"], row["run_count"]) for row in rows] == [("successful", 1)] * 20
         assert catalogue.rows("SELECT * FROM claims") == []
@@ -296,7 +296,7 @@ async def test_a_worker_that_meets_an_error_of_its_own_keeps_its_lock_to_the_end
         print(flush=True)
         worker.main(sys.argv[1], str(lock))
     """)
-    Catalogue(zone_folder).close()
+    FolderCatalogue(zone_folder).close()
     command = [sys.executable, "-c", script, str(zone_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as dying:
         assert dying.stdout is not None

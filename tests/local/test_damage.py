@@ -1,4 +1,4 @@
-"""Damage is found before it does harm, remembered, and never built upon (must show 8; engine_notes.md, invariant 3)."""
+"""Damage is found before it does harm, remembered, and never built upon (must show 8; FORMAT.md, "Invariants")."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from snapshot_mcp.contract.errors import Damaged, InternalError
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile, unpack_places
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed
@@ -160,7 +160,7 @@ async def test_a_check_tells_a_parent_that_verifies_and_is_another_file(local_zo
     forged = file_of(local_zone, twin).read_bytes()
     forged = forged.replace(body + hash_of(body), new_body + hash_of(new_body))
     file_of(local_zone, full).write_bytes(forged)
-    with Catalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
         db.execute("UPDATE snapshots SET size_bytes = ? WHERE snapshot_id = ?", (len(forged), full))
     for _ in range(2):
         assert [finding.subject for finding in (await local_zone.check()).findings] == [full]
@@ -183,7 +183,7 @@ async def test_a_file_without_a_row_is_said_and_left_alone(local_zone: LocalZone
 )
 async def test_a_damaged_catalogue_is_said_in_words(content: bytes, zone_folder: Path, tmp_path: Path) -> None:
     """The provider raises errors of the contract and nothing else; sqlite3's own came out."""
-    Catalogue(zone_folder).close()
+    FolderCatalogue(zone_folder).close()
     (zone_folder / "catalogue.sqlite").write_bytes(content)
     zone = LocalZone(zone_folder)
     looks = (zone.list_snapshots(SnapshotFilter()), zone.list_unfinished_jobs(), zone.check())
@@ -196,7 +196,7 @@ async def test_a_damaged_catalogue_is_said_in_words(content: bytes, zone_folder:
 
 async def test_an_unusable_catalogue_is_said_in_words(zone_folder: Path) -> None:
     """Neither a full disk, as a failing one was called, nor a bug."""
-    Catalogue(zone_folder).close()
+    FolderCatalogue(zone_folder).close()
     (zone_folder / "catalogue.sqlite").unlink()
     (zone_folder / "catalogue.sqlite").mkdir()
     zone = LocalZone(zone_folder)

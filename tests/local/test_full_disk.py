@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from snapshot_mcp.catalogue import jobs
 from snapshot_mcp.contract.errors import InternalError, StorageFull, Unavailable
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
-from snapshot_mcp.providers.local import LocalZone, work
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import MIB, back_up, fill, finish, ids, make_image, succeed
 from tests.patience import PATIENCE_SECONDS
 
@@ -54,7 +55,7 @@ async def test_an_export_without_room_makes_nothing(small_disk: Path, tmp_path: 
 
 
 async def test_a_roll_back_without_room_changes_no_byte(small_disk: Path, local_zone: LocalZone) -> None:
-    """engine_notes.md: the space is reserved before the first byte is written, and given back when it is not enough."""
+    """FORMAT.md, "A roll-back": the space is reserved before the first byte is written, and given back when it is not enough."""
     image = make_image(small_disk / "disk.img", 12 * MIB)
     volume = await local_zone.add_resource(image)
     before = image.read_bytes()
@@ -77,7 +78,7 @@ async def test_a_roll_back_without_room_changes_no_byte(small_disk: Path, local_
 
 def test_a_transaction_without_room_says_so_and_leaves_the_catalogue_usable(small_disk: Path) -> None:
     """SQLite rolls back by itself when it has no room; rolling back again hid the reason."""
-    with Catalogue(small_disk / "zone") as catalogue:
+    with FolderCatalogue(small_disk / "zone") as catalogue:
         filler = fill(small_disk)
         with pytest.raises(sqlite3.OperationalError, match="full"), catalogue.transaction() as db:
             db.executemany("INSERT INTO images VALUES (?, ?, '', '', 0)", [(one, "n" * 8 * MIB) for one in "ab"])
@@ -156,9 +157,9 @@ def test_a_full_btrfs_ends_no_process(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import os, sys
         from pathlib import Path
-        from snapshot_mcp.providers.local.catalogue import Catalogue
+        from snapshot_mcp.providers.local.folder import FolderCatalogue
         folder = Path(sys.argv[1])
-        with Catalogue(folder / "zone") as catalogue:
+        with FolderCatalogue(folder / "zone") as catalogue:
             filler = os.open(folder / "filler", os.O_WRONLY | os.O_CREAT)
             for size in (1 << 20, 4096):
                 try:
@@ -188,7 +189,7 @@ async def test_a_job_that_cannot_be_ended_for_want_of_room_ends_when_there_is_so
 ) -> None:
     """Its thread died instead: the job stayed `working` and its disk busy until the worker had been idle."""
     failures = 3
-    fail = work.fail
+    fail = jobs.fail
 
     def full(*arguments: Any) -> None:
         nonlocal failures
@@ -197,8 +198,8 @@ async def test_a_job_that_cannot_be_ended_for_want_of_room_ends_when_there_is_so
             raise sqlite3.OperationalError("database or disk is full")
         fail(*arguments)
 
-    monkeypatch.setattr(work, "fail", full)
-    monkeypatch.setattr(work, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "fail", full)
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
     volume = await here.add_resource(make_image(tmp_path / "disk.img"))
     snapshot_id = await back_up(here, volume.id)
     (here.folder / "snapshots" / f"{snapshot_id}.snap").unlink()

@@ -15,11 +15,13 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from snapshot_mcp.catalogue import admission
+from snapshot_mcp.catalogue.resources import insert_resource
 from snapshot_mcp.cli import main
 from snapshot_mcp.contract.models import Job, ResourceFilter
-from snapshot_mcp.providers.local import LocalZone, admission, holders, in_use, restore
+from snapshot_mcp.providers.local import LocalZone, holders, in_use, restore
 from snapshot_mcp.providers.local import platform as local_platform
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.in_use import WORKER_LOCK
 from snapshot_mcp.providers.local.work import create
 from snapshot_mcp.providers.local.worker import LOCK_NAME
@@ -128,10 +130,10 @@ async def test_a_page_of_disks_costs_one_walk_over_the_processes(
     local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ "For many disks in one pass.\""""
-    with Catalogue(local_zone.folder) as catalogue, catalogue.transaction() as db:
+    with FolderCatalogue(local_zone.folder) as catalogue, catalogue.transaction():
         for number in range(100):
             image = make_image(tmp_path / f"{number}.img", 65536)
-            admission.insert_resource(db, f"vol-{number}", "volume", image.name, image)
+            insert_resource(catalogue, f"vol-{number}", "volume", image.name, str(image))
     walks = []
 
     def processes() -> Iterator[str]:
@@ -216,7 +218,7 @@ async def test_a_job_without_a_worker_is_said_to_wait(local_zone: LocalZone, tmp
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img", MIB))
     await back_up(local_zone, volume.id)
     end_worker_only(local_zone.folder)
-    with Catalogue(local_zone.folder) as catalogue:
+    with FolderCatalogue(local_zone.folder) as catalogue:
         job = admission.create(catalogue, [volume.id], "", False, admission.Rules())
     assert await held_by(local_zone) == (
         f"busy with job {job['job_id']} (CreateSnapshots), which waits for the zone's worker"
@@ -265,20 +267,20 @@ def test_another_users_disk_is_not_called_free(tmp_path_factory: pytest.TempPath
     code = textwrap.dedent("""
         import os, sys, tempfile
         from pathlib import Path
-        from snapshot_mcp.providers.local.admission import insert_resource
-        from snapshot_mcp.providers.local.catalogue import Catalogue
-        from snapshot_mcp.providers.local.in_use import find_uses
+        from snapshot_mcp.catalogue.resources import insert_resource
+        from snapshot_mcp.providers.local.folder import FolderCatalogue
         with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile() as disk:
             disk.write(bytes(4096)), disk.flush(), os.fchmod(disk.fileno(), 0o644), os.chown(folder, 65534, 65534)
             os.setgroups([]), os.setegid(65534), os.seteuid(65534)
-            with Catalogue(Path(folder)) as catalogue:
-                with catalogue.transaction() as db:
-                    insert_resource(db, "vol-1", "volume", "disk", Path(disk.name))
-                print(find_uses(catalogue, [catalogue.resource("vol-1")]))
+            with FolderCatalogue(Path(folder)) as catalogue:
+                with catalogue.transaction():
+                    insert_resource(catalogue, "vol-1", "volume", "disk", disk.name)
+                (use,) = catalogue.store.find_uses(catalogue, [catalogue.resource("vol-1")]).values()
+                print(use.held_by)
             os.seteuid(0)
     """)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "{'vol-1': None}\n"
+    assert done.stdout == "None\n"
 
 
 async def test_a_catalogue_that_cannot_be_locked_opens_no_disk(
@@ -287,13 +289,13 @@ async def test_a_catalogue_that_cannot_be_locked_opens_no_disk(
     """Without the transaction a job could begin between the look at the claims and the opening of its disk."""
     image = make_image(tmp_path / "disk.img", MIB)
     await local_zone.add_resource(image)
-    with Catalogue(local_zone.folder) as catalogue:
+    with FolderCatalogue(local_zone.folder) as catalogue:
         catalogue.db.execute("PRAGMA query_only = ON")
         catalogue.db.execute("PRAGMA busy_timeout = 1")
         rows = catalogue.rows("SELECT * FROM resources")
-        with Catalogue(local_zone.folder) as another, another.transaction():
+        with FolderCatalogue(local_zone.folder) as another, another.transaction():
             monkeypatch.setattr(in_use, "_ask", lambda path: pytest.fail("the disk was opened"))
-            assert list(in_use.find_uses(catalogue, rows).values()) == [None]
+            assert [use.held_by for use in catalogue.store.find_uses(catalogue, rows).values()] == [None]
 
 
 # what a person sees
@@ -324,7 +326,7 @@ async def _roll_back_and_kill(zone: LocalZone, image: Path, snapshot_id: str) ->
     for seed in range(50):
         change(image, 48 * MIB, seed=seed)
         job = await zone.apply_snapshots([snapshot_id])
-        with Catalogue(zone.folder) as catalogue:
+        with FolderCatalogue(zone.folder) as catalogue:
             while catalogue.row("SELECT 1 FROM resources WHERE applying_id IS NOT NULL") is None:
                 if (await zone.get_job(job.job_id)).is_finished:
                     break

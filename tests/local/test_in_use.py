@@ -1,4 +1,4 @@
-"""A disk in use is never rolled back, and never copied as a mixture (must show 8; engine_notes.md, "A disk in use")."""
+"""A disk in use is never rolled back, and never copied as a mixture (must show 8; FORMAT.md, "A disk in use")."""
 
 import fcntl
 import os
@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from snapshot_mcp.catalogue import admission
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy
-from snapshot_mcp.providers.local import LocalZone, admission, restore, work
+from snapshot_mcp.providers.local import LocalZone, restore, work
 from snapshot_mcp.providers.local import platform as local_platform
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.disk import RollbackTarget
+from snapshot_mcp.providers.local.disk import TargetDisk
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.work import overwriting
 from tests.disks import MIB, back_up, change, finish, get, make_image, succeed, worker_pid
 
@@ -180,7 +182,7 @@ async def test_the_operator_may_allow_fuzzy_copies_and_they_say_so(zone_folder: 
 async def test_a_writer_that_comes_during_a_backup_waits_or_ends_it(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """engine_notes.md: a lease that was broken for too long proves nothing; the job fails and says why."""
+    """FORMAT.md, "A disk in use": a lease that was broken for too long proves nothing; the job fails and says why."""
     monkeypatch.setattr(local_platform.ReadLease, "PATIENCE_SECONDS", 0.0)
     image = make_image(tmp_path / "disk.img", 256 * MIB)
     volume = await here.add_resource(image)
@@ -236,7 +238,7 @@ def reflink_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[P
 async def test_a_disk_in_use_is_copied_in_an_instant_where_the_filesystem_can(
     reflink_folder: Path, here: LocalZone
 ) -> None:
-    """engine_notes.md, rung 1: btrfs and XFS."""
+    """FORMAT.md, "A disk in use": btrfs and XFS."""
     image = make_image(reflink_folder / "disk.img")
     volume = await here.add_resource(image)
     with image.open("r+b") as writer:
@@ -272,9 +274,9 @@ def test_a_file_of_another_user_is_not_taken_for_unused(tmp_path_factory: pytest
     code = f"""
         import os
         from snapshot_mcp.contract.errors import NotUsable
-        from snapshot_mcp.providers.local.disk import CaptureSource, RollbackTarget
+        from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
         os.setgid(65534), os.setuid(65534)
-        for opened in (CaptureSource, RollbackTarget):
+        for opened in (CaptureSource, TargetDisk):
             try:
                 opened({str(image)!r}, "volume x").close()
             except NotUsable as refusal:
@@ -302,14 +304,14 @@ async def test_a_roll_back_lets_go_of_the_disk_before_it_says_that_it_is_done(
     os.kill(worker, signal.SIGKILL)
     ended = []
 
-    def end(catalogue: Catalogue, job: Row, extra: dict[str, Any]) -> None:
-        RollbackTarget(str(image), "disk.img").close()
+    def end(catalogue: FolderCatalogue, job: Row, extra: dict[str, Any]) -> None:
+        TargetDisk(str(image), "disk.img").close()
         ended.append(job["job_id"])
         succeed_as_ever(catalogue, job, extra)
 
     succeed_as_ever = overwriting.succeed
     monkeypatch.setattr(overwriting, "succeed", end)
-    with Catalogue(local_zone.folder) as catalogue:
+    with FolderCatalogue(local_zone.folder) as catalogue:
         job_id = admission.apply(catalogue, [snapshot_id], admission.Rules())["job_id"]
         work.carry_out(catalogue, job_id)
     assert ended == [job_id]

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from snapshot_mcp.catalogue.resources import insert_resource
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.keep_free import KeepFree
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.providers.local import LocalZone, admission, capture, restore
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local import LocalZone, capture, restore
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
 from snapshot_mcp.providers.local.worker import run as run_worker
@@ -258,8 +259,8 @@ def test_the_room_of_an_export_is_counted_to_the_byte(
         for place in places:
             file.seek(size - 1 if place == -1 else int(place * size))
             file.write(b"x")
-    with Catalogue(zone_folder) as catalogue:
-        admission.insert_resource(catalogue.db, "vol-1", "volume", "disk", image)
+    with FolderCatalogue(zone_folder) as catalogue:
+        insert_resource(catalogue, "vol-1", "volume", "disk", str(image))
         header = capture_header(size)
         with image.open("rb") as file, SnapshotWriter(zone_folder / "snapshots", header) as writer:
             capture.capture(file.fileno(), header, None, writer, lambda amount: None)

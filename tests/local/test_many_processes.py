@@ -1,5 +1,5 @@
 """Several servers at once on the same disks, their worker killed again and again: nothing lost, nothing wrong, no job
-without an end (design.md, "What it must reach", the last line; engine_notes.md, "Invariants")."""
+without an end (design.md, "What it must reach", the last line; FORMAT.md, "Invariants")."""
 
 import os
 import random
@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import MIB, finish, make_image, worker_pid
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long]
@@ -91,7 +91,7 @@ async def test_five_servers_and_a_worker_that_is_killed_again_and_again(local_zo
         await finish(local_zone, job)
     await local_zone.purge()
     assert (await local_zone.check()).is_clean
-    with Catalogue(local_zone.folder) as catalogue:
+    with FolderCatalogue(local_zone.folder) as catalogue:
         assert catalogue.rows("SELECT * FROM claims") == []
         assert catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL") == []
         without_parent = """SELECT 1 FROM snapshots s JOIN snapshots p ON p.snapshot_id = s.parent_id

@@ -381,13 +381,13 @@ AS_NOBODY = textwrap.dedent("""
     from pathlib import Path
     from snapshot_mcp.contract.errors import ZoneError
     from snapshot_mcp.contract.states import ResourceType
-    from snapshot_mcp.providers.local import admission
-    from snapshot_mcp.providers.local.catalogue import Catalogue
+    from snapshot_mcp.providers.local import registration
+    from snapshot_mcp.providers.local.folder import FolderCatalogue
 
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
-    with Catalogue(Path(sys.argv[1])) as catalogue:
+    with FolderCatalogue(Path(sys.argv[1])) as catalogue:
         try:
-            admission.register(catalogue, Path(sys.argv[2]), "", ResourceType.VOLUME)
+            registration.register(catalogue, Path(sys.argv[2]), "", ResourceType.VOLUME)
             print("registered")
         except ZoneError as error:
             print(type(error).__name__, error)

@@ -12,7 +12,7 @@ from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local import platform as local_platform
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed
 from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
@@ -209,7 +209,7 @@ def _broken_read(fd: int, length: int, offset: int) -> bytes:
 
 
 async def test_empty_room_costs_a_roll_back_and_an_export_little(local_zone: LocalZone, tmp_path: Path) -> None:
-    """engine_notes.md: a mostly empty volume costs nothing. 96 GiB, chunk by chunk, would take half a minute."""
+    """FORMAT.md, "Speed": an empty disk costs nothing. 96 GiB, chunk by chunk, would take half a minute."""
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
         file.truncate(96 << 30)
@@ -257,5 +257,5 @@ async def test_many_long_chains_go_back_at_once(
     command = [sys.executable, "-c", script, str(zone_folder), str(tmp_path), str(hard_limit or "")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == expected, done.stderr
-    with Catalogue(zone_folder) as catalogue:
+    with FolderCatalogue(zone_folder) as catalogue:
         assert catalogue.rows("SELECT * FROM snapshots WHERE is_damaged") == []

@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from snapshot_mcp.catalogue import admission, deletion
 from snapshot_mcp.contract.errors import (
     BadRequest,
     NotFound,
@@ -23,11 +24,10 @@ from snapshot_mcp.contract.errors import (
 )
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local import LocalZone, admission, restore
-from snapshot_mcp.providers.local import catalogue as catalogue_module
-from snapshot_mcp.providers.local import platform as local_platform
-from snapshot_mcp.providers.local.catalogue import Catalogue
-from snapshot_mcp.providers.local.work import create, delete
+from snapshot_mcp.ground.clock import Moment, SystemClock
+from snapshot_mcp.providers.local import LocalZone, registration, restore
+from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.work import create
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import MIB, back_up, get, ids, make_image, succeed, worker_pid
 from tests.patience import PATIENCE_SECONDS
@@ -57,7 +57,7 @@ async def test_what_the_zone_keeps_is_for_its_owner_alone(unused_zone: LocalZone
 
 
 async def test_an_unchanged_empty_disk_costs_next_to_nothing(local_zone: LocalZone, tmp_path: Path) -> None:
-    """engine_notes.md: a mostly empty volume costs nothing, at any size."""
+    """FORMAT.md, "Speed": an empty disk costs nothing, at any size."""
     image = tmp_path / "empty.img"
     with image.open("wb") as file:
         file.truncate(1 << 40)
@@ -110,7 +110,7 @@ async def test_a_file_of_the_zone_itself_is_no_disk(local_zone: LocalZone, tmp_p
 async def test_one_file_is_registered_once(
     link: Callable[[Path, Path], None] | None, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """engine_notes.md, invariant 6; also by another name of the same file."""
+    """FORMAT.md, "Invariants"; also by another name of the same file."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image, "db")
     other = image
@@ -251,7 +251,7 @@ async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path
 
 
 async def test_a_purge_takes_children_first_whatever_their_grace(zone_folder: Path, tmp_path: Path) -> None:
-    """engine_notes.md, invariant 1. A parent that was due before its child waited for another purge."""
+    """FORMAT.md, "Invariants". A parent that was due before its child waited for another purge."""
     patient, hasty = LocalZone(zone_folder), LocalZone(zone_folder, recovery_seconds=1)
     volume = await patient.add_resource(make_image(tmp_path / "disk.img"))
     parent, child = await back_up(patient, volume.id), await back_up(patient, volume.id)
@@ -268,13 +268,13 @@ async def test_what_is_about_to_be_deleted_is_not_exported(local_zone: LocalZone
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
     kept, going, below = [await back_up(local_zone, volume.id) for _ in range(3)]
     end_worker(local_zone.folder)
-    with Catalogue(local_zone.folder) as catalogue:
-        deletion = admission.delete(catalogue, going, admission.Rules())["job_id"]
+    with FolderCatalogue(local_zone.folder) as catalogue:
+        act = admission.delete(catalogue, going, admission.Rules())["job_id"]
     for one in (going, below):
-        with pytest.raises(ResourceBusy, match=deletion):
+        with pytest.raises(ResourceBusy, match=act):
             await local_zone.create_volume(one, "copy")
     await succeed(local_zone, await local_zone.create_volume(kept, "copy"))
-    await succeed(local_zone, await local_zone.get_job(deletion))
+    await succeed(local_zone, await local_zone.get_job(act))
 
 
 async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, 
     with pytest.raises(NotUsable, match="is over"):
         await zone.recover_snapshots([gone])
     end_worker(zone_folder)
-    with Catalogue(zone_folder) as catalogue:
+    with FolderCatalogue(zone_folder) as catalogue:
         admission.create(catalogue, [volume.id], "next", False, admission.Rules())
     await anyio.to_thread.run_sync(run_worker, zone_folder, 0.0)
     (kept,) = await ids(zone)
@@ -295,49 +295,64 @@ async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, 
     await zone.aclose()
 
 
+HOUR = 3600
+
+
+class ShiftedClock:
+    """The system's clocks, the wall clock and the uptime each set ahead; `boot` names another run of the system."""
+
+    def __init__(self, wall: float = 0.0, uptime: float = 0.0, boot: str | None = None) -> None:
+        self.wall, self.uptime, self.boot = wall, uptime, boot
+
+    def read(self) -> Moment:
+        real = SystemClock().read()
+        boot = real.boot if self.boot is None else self.boot
+        return Moment(real.wall + self.wall, boot, real.uptime + self.uptime)
+
+
 async def test_a_clock_that_jumps_frees_nothing_before_its_time_and_keeps_nothing_beyond_it(
-    local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zone_folder: Path, tmp_path: Path
 ) -> None:
     """contract.md, "Deletion": two hours; a clock without a battery is decades ahead once it is set, a wrong one is set back."""
-    volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
-    kept, gone = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
-    await succeed(local_zone, await local_zone.delete_snapshot(gone))
-    clock, uptime = time.time, local_platform.running_since()[1]
-    monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
-    with Catalogue(local_zone.folder) as catalogue:
-        assert delete.purge(catalogue) == []
-    await succeed(local_zone, await local_zone.recover_snapshots([gone]))
-    assert await ids(local_zone) == {kept, gone}
-    monkeypatch.setattr(time, "time", clock)
+    clock = ShiftedClock()
+    zone = LocalZone(zone_folder, clock=clock)
+    volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
+    kept, gone = await back_up(zone, volume.id), await back_up(zone, volume.id)
+    await succeed(zone, await zone.delete_snapshot(gone))
+    clock.wall = 3 * HOUR
+    with FolderCatalogue(zone_folder, clock=clock) as catalogue:
+        assert deletion.purge(catalogue) == []
+    await succeed(zone, await zone.recover_snapshots([gone]))
+    assert await ids(zone) == {kept, gone}
+    clock.wall = 0
 
-    await succeed(local_zone, await local_zone.delete_snapshot(gone))
-    monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
-    same_run = (local_platform.running_since()[0], uptime + 3 * 3600)
-    for since, ahead in ((("after a restart", 5.0), 3 * 3600), (same_run, 3 * 3600), (same_run, -10 * 365 * 86400)):
-        monkeypatch.setattr(catalogue_module, "running_since", lambda since=since: since)
-        monkeypatch.setattr(time, "time", lambda ahead=ahead: clock() + ahead)
+    await succeed(zone, await zone.delete_snapshot(gone))
+    after_a_restart = (3 * HOUR, 5.0, "another run")
+    for clock.wall, clock.uptime, clock.boot in (
+        after_a_restart,
+        (3 * HOUR, 3 * HOUR, None),
+        (-10 * 365 * 24 * HOUR, 3 * HOUR, None),
+    ):
         with pytest.raises(NotUsable, match="is over"):
-            await local_zone.recover_snapshots([gone])
-    with Catalogue(local_zone.folder) as catalogue:
-        assert delete.purge(catalogue) == [gone]
+            await zone.recover_snapshots([gone])
+    with FolderCatalogue(zone_folder, clock=clock) as catalogue:
+        assert deletion.purge(catalogue) == [gone]
+    await zone.aclose()
 
 
-def test_a_system_that_does_not_name_its_runs_goes_by_the_clock(
-    zone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_that_does_not_name_its_runs_goes_by_the_clock(zone_folder: Path, tmp_path: Path) -> None:
     """A sandbox may hide the name, and nothing could be deleted there any more."""
-    monkeypatch.setattr(local_platform, "_BOOT_ID", tmp_path / "absent")
-    with Catalogue(zone_folder) as catalogue:
-        disk = admission.register(catalogue, make_image(tmp_path / "disk.img", MIB), "", ResourceType.VOLUME)
+    clock = ShiftedClock(boot="")
+    with FolderCatalogue(zone_folder, clock=clock) as catalogue:
+        disk = registration.register(catalogue, make_image(tmp_path / "disk.img", MIB), "", ResourceType.VOLUME)
         admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())
-        run_worker(zone_folder, 0)
+        run_worker(zone_folder, 0, clock=clock)
         (snapshot,) = catalogue.rows("SELECT * FROM snapshots")
         admission.delete(catalogue, snapshot["snapshot_id"], admission.Rules())
-        run_worker(zone_folder, 0)
+        run_worker(zone_folder, 0, clock=clock)
         assert [row["status"] for row in catalogue.rows("SELECT status FROM snapshots")] == ["deleted"]
-        clock = time.time
-        monkeypatch.setattr(time, "time", lambda: clock() + 3 * 3600)
-        assert delete.purge(catalogue) == [snapshot["snapshot_id"]]
+        clock.wall = 3 * HOUR
+        assert deletion.purge(catalogue) == [snapshot["snapshot_id"]]
 
 
 def end_worker(folder: Path) -> None:

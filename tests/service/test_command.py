@@ -82,7 +82,7 @@ async def test_first_start_writes_a_key_pair_and_says_where(tmp_path: Path) -> N
 async def open_stream(client):  # type: ignore[no-untyped-def]
     """An open stream of a zone without jobs."""
     stream = client.watch_jobs()
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         assert await anext(stream) == ()
     return stream
 

@@ -11,7 +11,7 @@ import pytest
 from snapshot_mcp.contract.models import Snapshot, SnapshotFilter
 from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.catalogue import Catalogue
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.conftest import end_worker
 from tests.disks import back_up, make_image
 from tests.marks import long
@@ -33,7 +33,7 @@ def count(request: pytest.FixtureRequest) -> int:
 def large_folder(tmp_path_factory: pytest.TempPathFactory, count: int) -> Any:
     """A catalogue of so many snapshots; no file stands behind them, a list needs none."""
     folder = tmp_path_factory.mktemp("large") / "zone"
-    catalogue = Catalogue(folder)
+    catalogue = FolderCatalogue(folder)
     with catalogue.transaction() as db:
         for number in range(20):
             db.execute(

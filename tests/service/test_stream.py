@@ -144,7 +144,7 @@ async def test_an_upstream_that_cannot_be_watched_is_an_error_and_is_tried_again
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hub.run)
         for _ in range(2):
-            with pytest.raises(Unavailable, match="broken"), anyio.fail_after(5):
+            with pytest.raises(Unavailable, match="broken"), anyio.fail_after(PATIENCE_SECONDS):
                 async with hub.subscribe():
                     pass
         async with hub.subscribe() as jobs:
@@ -160,7 +160,7 @@ async def test_an_upstream_that_breaks_ends_the_streams_that_hang_on_it(zone: Co
     hub = Hub("ac1", zone)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hub.run)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             async with hub.subscribe() as jobs:
                 await zone.create_snapshots([volume], "")
                 assert [job async for job in jobs], "what was seen before it broke"
@@ -176,7 +176,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(zone: Counted) -> None:
     hub = Hub("ac1", zone)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hub.run)
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_SECONDS):
             async with hub.subscribe() as jobs:
                 await anyio.wait_all_tasks_blocked()
                 assert len([job async for job in jobs]) == MAX_QUEUED
@@ -192,9 +192,9 @@ async def test_closing_the_hub_ends_every_stream(zone: Counted) -> None:
             body = events(jobs, "ac1", heartbeat_seconds=60, may_go_on=for_ever)
             assert await anext(body) == HEARTBEAT
             hub.close()
-            with anyio.fail_after(1):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 assert [chunk async for chunk in body] == []
         tasks.cancel_scope.cancel()
-    with anyio.fail_after(1):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with hub.subscribe() as late:
             assert [job async for job in late] == []

@@ -12,9 +12,9 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 
 from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard import Policy
 from snapshot_mcp.guard.client import Question
-from snapshot_mcp.guard.clock import Moment
 from snapshot_mcp.guard.policy import Protect
 from snapshot_mcp.guard.states import State
 from tests.guard.conftest import Person, agrees

@@ -37,7 +37,7 @@ KEPT = 6
 SERVER = """
 import os, sys
 from pathlib import Path
-from snapshot_mcp.guard.clock import Moment, SystemClock
+from snapshot_mcp.ground.clock import Moment, SystemClock
 Path(sys.argv[1]).write_text(str(os.getpid()))
 read, turned = SystemClock.read, Path(sys.argv[2])
 def later(clock):

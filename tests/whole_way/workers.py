@@ -27,7 +27,8 @@ _NURSERY = """
 import json, os, signal, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
-from snapshot_mcp.providers.local import catalogue, restore, worker
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.providers.local import restore, worker
 
 def doom(step, kind, how, gate):
     left, is_counting, locked = step, False, threading.RLock()
@@ -45,7 +46,7 @@ def doom(step, kind, how, gate):
             count(one)
             return result
         return run
-    commit = catalogue.Catalogue.transaction
+    commit = Catalogue.transaction
     @contextmanager
     def transaction(self):
         with locked, commit(self) as db:
@@ -60,7 +61,7 @@ def doom(step, kind, how, gate):
         while gate and not os.path.exists(gate):
             time.sleep(0.01)
         export(*args)
-    catalogue.Catalogue.transaction = transaction
+    Catalogue.transaction = transaction
     worker.carry_out, restore.export = begin, wait
     restore.write_at, restore.write_zeros = counted(restore.write_at, "write"), counted(restore.write_zeros, "write")
     for name in ("fsync", "fdatasync", "rename"):

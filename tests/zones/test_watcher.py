@@ -223,7 +223,7 @@ async def test_an_end_between_the_first_read_and_the_stream_is_found_when_the_st
         model.set("a", "successful", announced=False)
 
     model.before_watch = finish_unannounced
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
             (job,) = await zones.get().watcher.wait(["a"], 60)
     assert job.is_successful
@@ -247,7 +247,7 @@ async def test_an_end_between_two_streams_is_found_when_the_second_begins() -> N
         model.before_watch = finish_unannounced
         model.break_streams()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
             with zones.get().watcher.observing(ended.append):
                 (job,) = await zones.get().watcher.wait(["a"], 60, break_the_first)
@@ -281,7 +281,7 @@ async def test_a_finished_job_does_not_turn_back_into_a_working_one() -> None:
         seen.append(jobs[0].status)
 
     model.before_answer = overtaken
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones, anyio.create_task_group() as tasks:
             tasks.start_soon(finish_the_other)
             jobs = await zones.get().watcher.wait(["a", "b"], 60, note)

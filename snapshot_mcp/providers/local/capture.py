@@ -27,7 +27,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class Window(NamedTuple):
+class DiskWindow(NamedTuple):
     """A run of chunks of one region; `known` is the parent's map of them (empty without one)."""
 
     region: int
@@ -67,12 +67,12 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[
 def capture(fd: int, header: Header, parent: Chain | None, writer: SnapshotWriter, advance: Advance) -> None:
     """Write the content of `fd` (`header.virtual_size_bytes` long) as records and maps; the caller commits.
 
-    Raises OSError (the disk cannot be read, or there is no room), DamagedFile (the parent's map), and what `advance`
+    Raises OSError (the disk cannot be read, or there is no room), DamagedSnapshot (the parent's map), and what `advance`
     raises.
     """
     places = bytearray()
 
-    def read(window: Window) -> tuple[bytearray, list[NewChunk]]:
+    def read(window: DiskWindow) -> tuple[bytearray, list[NewChunk]]:
         return _read_window(fd, header.chunk_size, window)
 
     for window, (settled, new) in in_order(read, _windows(fd, header, parent)):
@@ -89,22 +89,22 @@ def capture(fd: int, header: Header, parent: Chain | None, writer: SnapshotWrite
         advance(window.end - window.start)
 
 
-def _windows(fd: int, header: Header, parent: Chain | None) -> Iterator[Window]:
+def _windows(fd: int, header: Header, parent: Chain | None) -> Iterator[DiskWindow]:
     for region in range(header.region_count):
         start = region * header.region_size
         end = min(start + header.region_size, header.virtual_size_bytes)
         known = parent.places(region) if parent else b""
         if next(data_extents(fd, start, end), None) is None:
-            yield Window(region, start, end, b"", is_hole=True)
+            yield DiskWindow(region, start, end, b"", is_hole=True)
             continue
         size = max(WINDOW_SIZE, header.chunk_size)
         for at in range(start, end, size):
             first = (at - start) // header.chunk_size * PLACE.size
             last = (at + size - start) // header.chunk_size * PLACE.size
-            yield Window(region, at, min(at + size, end), known[first:last])
+            yield DiskWindow(region, at, min(at + size, end), known[first:last])
 
 
-def _read_window(fd: int, chunk_size: int, window: Window) -> tuple[bytearray, list[NewChunk]]:
+def _read_window(fd: int, chunk_size: int, window: DiskWindow) -> tuple[bytearray, list[NewChunk]]:
     """Return the window's map with the new chunks' places still zero, and the new chunks."""
     count = -(-(window.end - window.start) // chunk_size)
     places = bytearray(ZERO_PLACE * count)

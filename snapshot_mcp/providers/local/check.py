@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local.capture import in_order
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.lookup import label_of
-from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUFFIX, DamagedFile, Place, file_name
+from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUFFIX, Place, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
 Advance = Callable[[int, int], None]
@@ -43,7 +44,7 @@ class CheckReport:
         return not self.findings
 
 
-def check(catalogue: Catalogue, advance: Advance) -> CheckReport:
+def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
     """Verify the whole zone. Safe while jobs run: what is being made or unmade meanwhile is left out."""
     folder = catalogue.folder / "snapshots"
     rows = catalogue.rows(
@@ -71,7 +72,7 @@ def check(catalogue: Catalogue, advance: Advance) -> CheckReport:
     return CheckReport(len(rows), total, tuple(findings))
 
 
-def _is_gone(catalogue: Catalogue, snapshot_id: str) -> bool:
+def _is_gone(catalogue: FolderCatalogue, snapshot_id: str) -> bool:
     row = catalogue.snapshot(snapshot_id)
     return row is None or row["status"] == SnapshotStatus.CEASED
 
@@ -93,13 +94,13 @@ def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
                 return [Finding(snapshot_id, "its file is not as long as it was", is_damage=True)]
             for _ in in_order(lambda region: _check_region(chain, region), range(header.region_count)):
                 pass
-    except DamagedFile as error:
+    except DamagedSnapshot as error:
         return [Finding(error.snapshot_id, error.message, is_damage=True)]
     return []
 
 
 def _check_region(chain: Chain, region: int) -> None:
-    """Raise DamagedFile naming the file whose bytes are wrong; an ancestor's is found when that one is checked."""
+    """Raise DamagedSnapshot naming the file whose bytes are wrong; an ancestor's is found when that one is checked."""
     packed = chain.region_place(region)
     place = Place._make(PLACE.unpack(packed))
     if place.is_zero:
@@ -118,7 +119,7 @@ def _check_region(chain: Chain, region: int) -> None:
             chain.read(one)
 
 
-def _check_catalogue(catalogue: Catalogue) -> Iterator[Finding]:
+def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
     for (message,) in catalogue.db.execute("PRAGMA integrity_check").fetchall():
         if message != "ok":
             yield Finding("catalogue", clean_text(message, 400), is_damage=True)
@@ -135,7 +136,7 @@ def _check_catalogue(catalogue: Catalogue) -> Iterator[Finding]:
             yield Finding(image["image_id"], f"its file {clean_text(image['path'], 400)!r} is missing", is_damage=False)
 
 
-def _check_strays(catalogue: Catalogue, folder: Path) -> Iterator[Finding]:
+def _check_strays(catalogue: FolderCatalogue, folder: Path) -> Iterator[Finding]:
     """Files that no row knows are said, and never touched: a file may outlive its catalogue."""
     known = {file_name(row["snapshot_id"]) for row in catalogue.rows("SELECT snapshot_id FROM snapshots")}
     for path in sorted(folder.glob(f"ss-*{SUFFIX}")):

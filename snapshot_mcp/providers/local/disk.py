@@ -1,6 +1,6 @@
 """A registered disk image, opened for a capture or for a roll-back, or refused with the reason.
 
-The ladder of `engine_notes.md`, "A disk in use": an instant clone where the filesystem has clones, else the proof of a
+The ladder (FORMAT.md, "A disk in use"): an instant clone where the filesystem has clones, else the proof of a
 lease that nobody writes, else (only where the operator allows it, or the system has no leases) a comparison of times.
 """
 
@@ -137,7 +137,7 @@ class CaptureSource(OpenDisk):
         super().close()
 
 
-class RollbackTarget(OpenDisk):
+class TargetDisk(OpenDisk):
     """A disk that nobody else holds, open for writing; `identity` says which file it is.
 
     As a source of a capture (`size_bytes`, `consistency`, `check`) it is read under the hold that it is overwritten under.

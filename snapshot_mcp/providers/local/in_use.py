@@ -17,9 +17,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.local import platform
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
 from snapshot_mcp.providers.local.holders import NOT_TOLD, describe, find_holders, find_mappings, is_locked
 
 WORKER_LOCK: Final = "worker.lock"
@@ -56,28 +57,31 @@ def ask_lease(fd: int) -> Lease:
     return Lease.FREE
 
 
-def find_uses(catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str | None]:
-    """Return by id who has each disk, as `Resource.held_by`: "" for nobody, None where that cannot be told."""
-    jobs = _jobs(catalogue, resources)
+def find_uses(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> dict[str, Use]:
+    """Return by id who has each disk."""
+    uses = _jobs(catalogue, folder, resources)
     holders = find_holders([Path(row["path"]) for row in resources])
-    named = {row["resource_id"]: describe(holders[Path(row["path"])]) for row in resources}
-    uses: dict[str, str | None] = {}
+    named = {path: describe(found) for path, found in holders.items()}
     with _no_new_jobs(catalogue) as may_open:
-        jobs |= _jobs(catalogue, resources)
+        uses |= _jobs(catalogue, folder, resources)
         for row in resources:
-            one = row["resource_id"]
-            held_by = jobs.get(one) or named[one] or (_ask(Path(row["path"])) if may_open else None)
-            uses[one] = None if held_by is None else clean_text(held_by, MAX_TEXT_CHARACTERS)
+            path = Path(row["path"])
+            if row["resource_id"] not in uses:
+                held_by = named[path] or (_ask(path) if may_open else None)
+                uses[row["resource_id"]] = Use(held_by and clean_text(held_by, MAX_TEXT_CHARACTERS))
     return uses
 
 
-def _jobs(catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, str]:
+def _jobs(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> dict[str, Use]:
     """The jobs of ours that have one of the disks."""
     wanted = {row["resource_id"] for row in resources}
     claims = catalogue.rows("SELECT claims.id, jobs.* FROM claims JOIN jobs USING (job_id) WHERE kind = 'resource'")
-    waits = "" if not claims or is_locked(catalogue.folder / WORKER_LOCK) else ", which waits for the zone's worker"
+    has_worker = not claims or is_locked(folder / WORKER_LOCK)
+    waits = "" if has_worker else ", which waits for the zone's worker"
     return {
-        row["id"]: f"busy with job {row['job_id']} ({row['action']}){waits}" for row in claims if row["id"] in wanted
+        row["id"]: Use(f"busy with job {row['job_id']} ({row['action']}){waits}", has_worker)
+        for row in claims
+        if row["id"] in wanted
     }
 
 

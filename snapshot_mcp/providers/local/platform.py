@@ -25,7 +25,6 @@ HAS_CLONE = IS_LINUX
 HAS_LEASE = IS_LINUX
 
 _LEASE_BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FICLONE: Final = 0x40049409
 _GET_FLAGS, _SET_FLAGS, _NO_COPY_ON_WRITE = 0x80086601, 0x40086602, 0x00800000
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
@@ -34,15 +33,6 @@ _NOT_SUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXD
 if IS_LINUX:
     _libc = ctypes.CDLL(None, use_errno=True)
     _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-
-
-def running_since() -> tuple[str, float]:
-    """Which run of the system this is ("" where it has no name for that), and how many seconds old it is, sleep included."""
-    try:
-        boot = _BOOT_ID.read_text("ascii").strip()
-    except OSError:  # another system, or a sandbox without it
-        return "", 0.0
-    return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def lift_file_limit() -> None:
@@ -55,15 +45,6 @@ def lift_file_limit() -> None:
 def fdatasync(fd: int) -> None:
     """Bring a file's bytes to the disk."""
     getattr(os, "fdatasync", os.fsync)(fd)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def keep_in_place(folder: Path) -> None:
@@ -167,7 +148,7 @@ class DiskInUse(Exception):
 
 
 class ReadLease:
-    """While it holds, nobody writes to the file: the proof that a copy is one state (engine_notes.md, "A disk in use").
+    """While it holds, nobody writes to the file: the proof that a copy is one state (FORMAT.md, "A disk in use").
 
     A new writer's open() waits until the lease is given back or the kernel's patience (`lease-break-time`, 45 s) is
     over, so a copy that ends within `PATIENCE_SECONDS` of such an attempt is still one state; after that the lease is

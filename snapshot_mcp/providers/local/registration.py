@@ -1,6 +1,6 @@
 """What may be registered as a disk: a raw image that this user can read, write and lease, and no file of snapshot-mcp itself.
 
-It is looked at once, when it is registered (`admission.register`). Later the disk's content is its own affair: a guest may
+It is looked at once, when it is registered. Later the disk's content is its own affair: a guest may
 write anything, the magic number of an image too.
 """
 
@@ -12,15 +12,45 @@ from pathlib import Path
 from shlex import quote
 from typing import Final
 
+from snapshot_mcp.catalogue.lookup import checked_name, find_resource, label_of, refuse_busy, refuse_incomplete
+from snapshot_mcp.catalogue.resources import insert_resource
+from snapshot_mcp.catalogue.snapshots import new_id
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
+from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local.catalogue import FILE_NAME, FOLDERS, Catalogue, Row, now
+from snapshot_mcp.providers.local.disk import image_path
+from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import SECTOR_BYTES, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
-from snapshot_mcp.providers.local.lookup import find_resource, label_of, refuse_busy, refuse_incomplete
 
 _RAW_IMAGE: Final = "Give the path of a raw disk image."
+
+
+def register(
+    catalogue: FolderCatalogue,
+    path: Path,
+    name: str,
+    resource_type: ResourceType,
+    home: Path | None = None,
+    configuration: Sequence[Path] = (),
+) -> Row:
+    """Enter a disk image as a volume or an instance. One file is registered once (FORMAT.md, "Invariants").
+
+    It is opened last: to open a disk that is registered would break the lease of a job that has it.
+    """
+    real = image_path(path)
+    refuse_own_file(real, catalogue.folder, home, configuration)
+    name = checked_name(name or real.name)
+    with catalogue.transaction():
+        refuse_registered(catalogue, real)
+        check_disk(real)
+        resource_id = new_id("vol" if resource_type == ResourceType.VOLUME else "ins")
+        insert_resource(catalogue, resource_id, resource_type, name, str(real))
+        row = catalogue.resource(resource_id)
+    assert row is not None
+    return row
 
 
 def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: Sequence[Path] = ()) -> None:
@@ -62,7 +92,7 @@ def _is_zone(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file() and (folder / FOLDERS[0]).is_dir()
 
 
-def refuse_registered(catalogue: Catalogue, real: Path) -> None:
+def refuse_registered(catalogue: FolderCatalogue, real: Path) -> None:
     """Raise BadRequest for a file that is a disk of the zone already, by whatever name."""
     inode = _inode(real)
     for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
@@ -81,16 +111,16 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def unregister(catalogue: Catalogue, resource_id: str) -> Row:
+def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
     """Forget a disk; its file and its snapshots stay. One that is half rolled back is forgotten only when its file is gone."""
     with catalogue.transaction() as db:
         resource = find_resource(catalogue, resource_id)
         refuse_busy(catalogue, [resource])
         if Path(resource["path"]).exists():
-            refuse_incomplete(resource)
+            refuse_incomplete(catalogue, resource)
         db.execute(
             "UPDATE resources SET removed_at = ?, applying_id = NULL, problem = '' WHERE resource_id = ?",
-            (now(), resource_id),
+            (catalogue.now(), resource_id),
         )
     return resource
 

@@ -1,8 +1,8 @@
 """A snapshot's content back onto a disk, or out into a new file: every byte verified before it is written.
 
 `compare` reads the disk, finds what differs and verifies all of it; `reserve_room` makes sure that it fits; only then
-`write_back` changes the disk. A failure in the first two leaves the disk byte for byte as it was (engine_notes.md,
-"Apply must not destroy the disk when it fails").
+`write_back` changes the disk. A failure in the first two leaves the disk byte for byte as it was (FORMAT.md,
+"A roll-back").
 """
 
 import errno
@@ -26,7 +26,7 @@ SECTOR_SIZE: Final = 512
 """The least that a disk writes whole."""
 
 
-class Window(NamedTuple):
+class StoredWindow(NamedTuple):
     """A run of chunks of one region and the snapshot's map of them."""
 
     start: int
@@ -60,7 +60,7 @@ class Differences:
     def __contains__(self, offset: int) -> bool:
         return bool(self.flags[offset // self.chunk_size])
 
-    def windows(self, chain: Chain) -> Iterator[Window]:
+    def windows(self, chain: Chain) -> Iterator[StoredWindow]:
         """The windows in which something differs."""
         for window in windows(chain):
             first, last = window.start // self.chunk_size, -(-window.end // self.chunk_size)
@@ -68,7 +68,7 @@ class Differences:
                 yield window
 
 
-def windows(chain: Chain) -> Iterator[Window]:
+def windows(chain: Chain) -> Iterator[StoredWindow]:
     """The whole volume, region by region; a region of nothing but zeros is one window, so that empty room costs little."""
     header = chain.header
     for region in range(header.region_count):
@@ -80,10 +80,10 @@ def windows(chain: Chain) -> Iterator[Window]:
         for at in range(start, end, size):
             first = (at - start) // header.chunk_size * PLACE.size
             last = (at + size - start) // header.chunk_size * PLACE.size
-            yield Window(at, min(at + size, end), places[first:last])
+            yield StoredWindow(at, min(at + size, end), places[first:last])
 
 
-def chunks(chain: Chain, window: Window) -> Iterator[tuple[int, int, Place]]:
+def chunks(chain: Chain, window: StoredWindow) -> Iterator[tuple[int, int, Place]]:
     """Offset, length and place of each chunk of the window."""
     size = chain.header.chunk_size
     for index, place in enumerate(unpack_places(window.places)):
@@ -92,7 +92,7 @@ def chunks(chain: Chain, window: Window) -> Iterator[tuple[int, int, Place]]:
 
 
 def read_verified(chain: Chain, place: Place, length: int) -> bytes:
-    """The chunk's bytes, verified. Raises DamagedFile, also when they are not as many as the volume needs there."""
+    """The chunk's bytes, verified. Raises DamagedSnapshot, also when they are not as many as the volume needs there."""
     data = chain.read(place)
     if len(data) != length:
         raise chain.file_at(place).damaged("a chunk is not as long as its place in the volume")
@@ -102,11 +102,11 @@ def read_verified(chain: Chain, place: Place, length: int) -> bytes:
 def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
     """Find what a roll-back has to write and verify every stored chunk of it; changes nothing.
 
-    Raises DamagedFile, OSError, and what `advance` raises.
+    Raises DamagedSnapshot, OSError, and what `advance` raises.
     """
     differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes)
 
-    def look(window: Window) -> list[tuple[int, int, bytes]]:
+    def look(window: StoredWindow) -> list[tuple[int, int, bytes]]:
         with_data = set(chunks_with_data(fd, window.start, window.end, chain.header.chunk_size))
         differing: list[tuple[int, int, bytes]] = []
         if window.is_empty and not with_data:
@@ -163,7 +163,7 @@ def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def content_at(chain: Chain, offset: int, length: int) -> bytes:
-    """The volume's bytes at any offset, verified; zeros beyond its end. Raises DamagedFile."""
+    """The volume's bytes at any offset, verified; zeros beyond its end. Raises DamagedSnapshot."""
     header, out = chain.header, bytearray()
     end = min(offset + length, header.virtual_size_bytes)
     while offset + len(out) < end:
@@ -183,13 +183,13 @@ def _place_at(chain: Chain, region: int, index: int) -> Place:
 
 
 def verify_before(chain: Chain, before: Chain, differences: Differences, advance: Advance) -> None:
-    """Read in `before` what a roll-back to `chain` will overwrite or cut off: it is the way back. Raises DamagedFile."""
+    """Read in `before` what a roll-back to `chain` will overwrite or cut off: it is the way back. Raises DamagedSnapshot."""
 
-    def read(window: Window) -> int:
+    def read(window: StoredWindow) -> int:
         differing = [one for one in chunks(chain, window) if one[0] in differences]
         return sum(len(content_at(before, offset, length)) for offset, length, _ in differing)
 
-    def read_beyond(window: Window) -> int:
+    def read_beyond(window: StoredWindow) -> int:
         """What a smaller disk has no room for."""
         for offset, length, place in chunks(before, window):
             if not place.is_zero and offset + length > chain.header.virtual_size_bytes:
@@ -213,7 +213,7 @@ def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences)
     if size not in (end, before.header.virtual_size_bytes):
         return min(size, end)
 
-    def look(window: Window) -> int | None:
+    def look(window: StoredWindow) -> int | None:
         for offset, length, place in chunks(chain, window):
             if offset in differences:
                 after = bytes(length) if place.is_zero else read_verified(chain, place, length)
@@ -247,11 +247,11 @@ def write_back(
     """Make the disk what the snapshot is, and durable; `fd` is open for writing. Advances by the bytes written.
 
     `check` is called right before each write and raises where the disk is not held any more: a process can be stopped for
-    longer than the system keeps others waiting. Raises DamagedFile, OSError, and what `advance` and `check` raise; the disk is
-    then neither old nor new and must not be called whole.
+    longer than the system keeps others waiting. Raises DamagedSnapshot, OSError, and what `advance` and `check` raise; the
+    disk is then neither old nor new and must not be called whole.
     """
 
-    def write(window: Window) -> int:
+    def write(window: StoredWindow) -> int:
         done = 0
         for offset, length, place in chunks(chain, window):
             if offset not in differences:
@@ -288,7 +288,7 @@ def room_needed(chain: Chain) -> int:
 def export(fd: int, chain: Chain, advance: Advance) -> None:
     """Write the snapshot's whole content into a new, empty file: sparse, verified, durable.
 
-    Raises DamagedFile, OSError (ENOSPC before anything is written where the filesystem can tell), and what `advance`
+    Raises DamagedSnapshot, OSError (ENOSPC before anything is written where the filesystem can tell), and what `advance`
     raises.
     """
     free = os.fstatvfs(fd)
@@ -296,7 +296,7 @@ def export(fd: int, chain: Chain, advance: Advance) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(fd, chain.header.virtual_size_bytes)
 
-    def write(window: Window) -> None:
+    def write(window: StoredWindow) -> None:
         if window.is_empty:
             return
         for offset, length, place in chunks(chain, window):

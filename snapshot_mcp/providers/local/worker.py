@@ -20,11 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from snapshot_mcp.catalogue import deletion, rollback, schema
+from snapshot_mcp.catalogue.database import IS_UNFINISHED
+from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
-from snapshot_mcp.providers.local import schema
-from snapshot_mcp.providers.local.catalogue import FOLDERS, IS_UNFINISHED, Catalogue, now
+from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.platform import lift_file_limit
-from snapshot_mcp.providers.local.work import RETRY_SECONDS, carry_out, delete, resumption
+from snapshot_mcp.providers.local.work import carry_out
 
 LOCK_NAME: Final = "worker.lock"
 LOG_NAME: Final = "worker.log"
@@ -118,38 +121,38 @@ def main(folder_name: str, lock_fd: str) -> None:
         os._exit(1)
 
 
-def run(folder: Path, idle_seconds: float, lock_fd: int | None = None) -> None:
+def run(folder: Path, idle_seconds: float, lock_fd: int | None = None, clock: Clock | None = None) -> None:
     """Carry out the folder's jobs until there were none for `idle_seconds`, unless another worker does.
 
     After the lock is given up it looks once more: a job that was entered while it was held has no one else. A folder that
     is removed ends it.
     """
     try:
-        while _serve_once(folder, idle_seconds, lock_fd):
+        while _serve_once(folder, idle_seconds, lock_fd, clock):
             lock_fd = None
     except FileNotFoundError:
         if folder.exists():
             raise
 
 
-def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None) -> bool:
+def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: Clock | None) -> bool:
     """Be the worker until idle, and return whether there is work again; False where another one is the worker."""
     fd = _take_lock(folder) if lock_fd is None else lock_fd
     if fd is None:
         return False
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    with Catalogue(folder, create=False) as catalogue:
+    with FolderCatalogue(folder, create=False, clock=clock) as catalogue:
         _Worker(catalogue, idle_seconds).serve()
     os.close(fd)  # not after an error: jobs may run still, and the lock goes with the process
-    with Catalogue(folder, create=False) as catalogue:
+    with FolderCatalogue(folder, create=False) as catalogue:
         return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED}") is not None
 
 
 class _Worker:
     """Takes jobs from the catalogue and runs each in a thread."""
 
-    def __init__(self, catalogue: Catalogue, idle_seconds: float) -> None:
+    def __init__(self, catalogue: FolderCatalogue, idle_seconds: float) -> None:
         self.catalogue, self.idle_seconds = catalogue, idle_seconds
         self.threads: dict[str, threading.Thread] = {}
 
@@ -167,7 +170,7 @@ class _Worker:
                     "UPDATE jobs SET run_count = run_count + 1 WHERE job_id = ?", (orphan["job_id"],)
                 )
             self._start(orphan["job_id"])
-        resumption.resume(self.catalogue)
+        rollback.resume(self.catalogue)
         self._in_thread("upkeep", self._purge)
         version, idle_since = -1, time.monotonic()
         while True:
@@ -206,12 +209,15 @@ class _Worker:
             job = self.catalogue.row(query)
             if job is None:
                 return None
-            self.catalogue.set_job(job["job_id"], status="working", begun_at=now(), run_count=1)
+            self.catalogue.set_job(job["job_id"], status="working", begun_at=self.catalogue.now(), run_count=1)
             return str(job["job_id"])
+
+    def _connect(self) -> FolderCatalogue:
+        return FolderCatalogue(self.catalogue.folder, create=False, clock=self.catalogue.clock)
 
     def _start(self, job_id: str) -> None:
         def target() -> None:
-            with Catalogue(self.catalogue.folder, create=False) as catalogue:
+            with self._connect() as catalogue:
                 carry_out(catalogue, job_id)
 
         self._in_thread(job_id, target)
@@ -222,12 +228,12 @@ class _Worker:
         thread.start()
 
     def _purge(self) -> None:
-        with Catalogue(self.catalogue.folder, create=False) as catalogue:
-            for snapshot_id in delete.purge(catalogue):
+        with self._connect() as catalogue:
+            for snapshot_id in deletion.purge(catalogue):
                 log.info("purged %s", snapshot_id)
 
     def _remove_partials(self) -> None:
         """What a dead worker left unfinished; we hold the lock, so nobody is writing them."""
-        for name in FOLDERS:
+        for name in ("", *FOLDERS):
             for partial in (self.catalogue.folder / name).glob(".*.partial"):
                 partial.unlink(missing_ok=True)

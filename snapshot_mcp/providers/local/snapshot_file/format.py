@@ -8,8 +8,6 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
-from snapshot_mcp.contract.errors import Damaged
-
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -35,19 +33,6 @@ LENGTH: Final = struct.Struct("<I")
 ZERO_PLACE: Final = PLACE.pack(ZERO, RAW, 0, 0, bytes(32))
 
 MAX_HEADER_BYTES: Final = 1 << 20
-MAX_DEPTH: Final = ZERO - 1
-
-
-class DamagedFile(Damaged):
-    """A snapshot's file is missing, cut, altered or unreadable; `snapshot_id` is whose."""
-
-    def __init__(self, snapshot_id: str, what: str) -> None:
-        super().__init__(
-            f"Snapshot {snapshot_id} is damaged: {what}.",
-            hint="Restore points that build on it are affected. Take a new full snapshot, and run `snapshot-mcp zone check`"
-            " to see which ones still verify.",
-        )
-        self.snapshot_id = snapshot_id
 
 
 class Place(NamedTuple):
@@ -106,7 +91,7 @@ class Trailer(BaseModel):
 
 
 def chunk_size_for(virtual_size_bytes: int) -> int:
-    """The map's size against scattered writes (engine_notes.md, "Layouts tried")."""
+    """Return the size of a disk's chunks: the map's size against scattered writes (FORMAT.md, "Chunk size")."""
     if virtual_size_bytes > 1 << 40:
         return 1 << 20
     return 256 << 10 if virtual_size_bytes > 64 << 30 else 64 << 10

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 from pydantic import ValidationError
 
+from snapshot_mcp.catalogue.store import DamagedSnapshot
 from snapshot_mcp.providers.local.snapshot_file.format import (
     END_MAGIC,
     FOOTER,
@@ -17,7 +18,6 @@ from snapshot_mcp.providers.local.snapshot_file.format import (
     PLACE,
     RECORD,
     ZERO_PLACE,
-    DamagedFile,
     Header,
     Place,
     Trailer,
@@ -30,7 +30,7 @@ Part = TypeVar("Part", Header, Trailer)
 
 
 class SnapshotFile:
-    """One file, open for reading; safe for many threads. Raises DamagedFile for whatever does not verify, OSError for
+    """One file, open for reading; safe for many threads. Raises DamagedSnapshot for whatever does not verify, OSError for
     a process that has too many files open."""
 
     def __init__(self, folder: Path, snapshot_id: str) -> None:
@@ -39,11 +39,11 @@ class SnapshotFile:
         try:
             self._fd = os.open(folder / file_name(snapshot_id), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise DamagedFile(snapshot_id, "its file is missing") from None
+            raise DamagedSnapshot(snapshot_id, "its file is missing") from None
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # says nothing of the file
                 raise
-            raise DamagedFile(snapshot_id, f"its file cannot be opened ({error.strerror})") from error
+            raise DamagedSnapshot(snapshot_id, f"its file cannot be opened ({error.strerror})") from error
         try:
             self.header = self._read_header()
             self.trailer, self._regions, self.hash = self._read_trailer()
@@ -91,8 +91,8 @@ class SnapshotFile:
         length = self.header.region_size // self.header.chunk_size * PLACE.size
         return self.read(place, length)
 
-    def damaged(self, what: str) -> DamagedFile:
-        return DamagedFile(self.snapshot_id, what)
+    def damaged(self, what: str) -> DamagedSnapshot:
+        return DamagedSnapshot(self.snapshot_id, what)
 
     def _pread(self, length: int, offset: int) -> bytes:
         try:
@@ -153,7 +153,7 @@ def unpack_places(places: bytes) -> Iterator[Place]:
 class Chain:
     """A snapshot and its ancestors, open for reading: the way to every chunk of one point in time.
 
-    Raises DamagedFile when a file is missing or is not the one that its child was built on.
+    Raises DamagedSnapshot when a file is missing or is not the one that its child was built on.
     """
 
     def __init__(self, folder: Path, snapshot_id: str) -> None:
@@ -170,7 +170,7 @@ class Chain:
                     ancestor.header.chain != child.header.chain[:-1]
                     or ancestor.header.chunk_size != child.header.chunk_size
                 ):
-                    raise DamagedFile(ancestor_id, f"its file is not the one that {child.snapshot_id} was built on")
+                    raise DamagedSnapshot(ancestor_id, f"its file is not the one that {child.snapshot_id} was built on")
         except BaseException:
             self.close()
             raise
@@ -206,7 +206,7 @@ class Chain:
         if cached is None:
             cached = self.file_at(place).read_region(place)
             if len(cached) != self.header.chunks_in(region) * PLACE.size:
-                raise DamagedFile(self.file_at(place).snapshot_id, "a region's map is not as long as the region")
+                raise DamagedSnapshot(self.file_at(place).snapshot_id, "a region's map is not as long as the region")
             self._cached = {packed: cached}
         return cached
 
@@ -216,5 +216,5 @@ class Chain:
 
     def file_at(self, place: Place) -> SnapshotFile:
         if place.depth >= len(self.files):
-            raise DamagedFile(self.tip.snapshot_id, "its map points beyond its chain")
+            raise DamagedSnapshot(self.tip.snapshot_id, "its map points beyond its chain")
         return self.files[place.depth]

@@ -5,7 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self
 
-from snapshot_mcp.providers.local.platform import fdatasync, fsync_folder
+from snapshot_mcp.ground.files import fsync_folder
+from snapshot_mcp.providers.local.platform import fdatasync
 from snapshot_mcp.providers.local.snapshot_file.format import (
     END_MAGIC,
     FOOTER,

@@ -8,27 +8,26 @@ in the transaction that marks the first disk as being overwritten, and are disca
 from contextlib import ExitStack
 from typing import Any
 
-from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.catalogue.agreement import compare_again, refuse_overdue
+from snapshot_mcp.catalogue.progress import JobProgress
+from snapshot_mcp.catalogue.snapshots import make_full
+from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.agreed import compare_again, refuse_overdue
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
-from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, file_name
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work.create import capture_one, discard, make_full
-from snapshot_mcp.providers.local.work.former import FormerContent, path_of
+from snapshot_mcp.providers.local.work.create import capture_one
+from snapshot_mcp.providers.local.work.former import FormerContent
 from snapshot_mcp.providers.local.work.overwriting import Disk, Overwriting, reserve_room
-from snapshot_mcp.providers.local.work.progress import Progress
 from snapshot_mcp.providers.local.work.resumption import Resumption
 
 
-def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
+def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
     """Roll back from the start; what is not rolled back yet, where a byte was written."""
-    kind = Resumption if job["has_effect"] else Rollback
+    kind = Resumption if job["has_effect"] else FirstAttempt
     kind(catalogue, job, request, progress).run()
 
 
-class Rollback(Overwriting):
+class FirstAttempt(Overwriting):
     """A roll-back that has changed nothing yet."""
 
     def run(self) -> None:
@@ -37,11 +36,11 @@ class Rollback(Overwriting):
             self._take_safety([disk for disk in disks if disk.id in self.safety])
             for disk in disks:
                 if disk.id not in self.safety:
-                    FormerContent.of(disk).write(path_of(self.folder, disk.id))
+                    FormerContent.of(disk).write(self.catalogue.store.former_path(disk.id))
             self.progress.start("writing", sum(disk.differences.byte_count for disk in disks))
             for number, disk in enumerate(disks):
                 self.overwrite(disk, is_first=number == 0)
-                path_of(self.folder, disk.id).unlink(missing_ok=True)
+                self.catalogue.store.former_path(disk.id).unlink(missing_ok=True)
             self.progress.finish()
         self.finish()
 
@@ -49,8 +48,8 @@ class Rollback(Overwriting):
         """Hold every disk, and make sure that each may and can be overwritten."""
         held = [self.hold(stack, self.resource(resource_id)) for resource_id in self.request["targets"]]
         for one in held:
-            compare_again(self.request, one.resource, one.target)
-        refuse_overdue(self.job)
+            compare_again(self.catalogue, self.request, one.resource, str(one.target.identity))
+        refuse_overdue(self.catalogue, self.job)
         self.progress.start("verifying", sum(one.chain.header.virtual_size_bytes for one in held))
         disks = [self.compare(one) for one in held]
         for disk in disks:
@@ -58,10 +57,10 @@ class Rollback(Overwriting):
         return disks
 
     def _take_safety(self, disks: list[Disk]) -> None:
-        """Capture what is overwritten, and read back what of it would be lost. Raises ResourceBusy, DamagedFile."""
+        """Capture what is overwritten, and read back what of it would be lost. Raises ResourceBusy, DamagedSnapshot."""
         if not disks:
             return
-        taken_at = now()
+        taken_at = self.catalogue.now()
         self.progress.start("taking the safety snapshot", sum(disk.target.size_bytes for disk in disks))
         for disk in disks:
             disk.target.refuse_company()
@@ -71,10 +70,10 @@ class Rollback(Overwriting):
             safety_id = self.safety[disk.id]
             try:
                 self._read_back(disk)
-            except DamagedFile as error:
+            except DamagedSnapshot as error:
                 if error.snapshot_id == safety_id:
                     raise
-                (self.folder / file_name(safety_id)).unlink()
+                self.catalogue.store.remove([safety_id])
                 make_full(self.catalogue, safety_id, error)
                 self._capture(disk, taken_at)
                 self._read_back(disk)
@@ -83,27 +82,9 @@ class Rollback(Overwriting):
         safety_id = self.safety[disk.id]
         snapshot = self.catalogue.snapshot(safety_id)
         assert snapshot is not None
-        (self.folder / file_name(safety_id)).unlink(missing_ok=True)  # of a worker that was interrupted
+        self.catalogue.store.remove([safety_id])  # of a worker that was interrupted
         capture_one(self.catalogue, snapshot, disk.target, taken_at, self.progress)
 
     def _read_back(self, disk: Disk) -> None:
         with Chain(self.folder, self.safety[disk.id]) as before:
             restore.verify_before(disk.chain, before, disk.differences, self.progress.advance)
-
-
-def clean_up(catalogue: Catalogue, request: dict[str, Any], error: ZoneError) -> None:
-    """Discard the safety snapshots of a roll-back that changed nothing; half overwritten disks keep what stopped them."""
-    discard(catalogue, [one for one in (request.get("safety") or {}).values() if _is_pending(catalogue, one)])
-    for resource_id in request["targets"]:
-        catalogue.db.execute(
-            "UPDATE resources SET problem = ? WHERE resource_id = ? AND applying_id IS NOT NULL AND problem = ''",
-            (error.message, resource_id),
-        )
-        resource = catalogue.resource(resource_id)
-        if resource and resource["applying_id"] is None:
-            path_of(catalogue.folder / "snapshots", resource_id).unlink(missing_ok=True)
-
-
-def _is_pending(catalogue: Catalogue, snapshot_id: str) -> bool:
-    snapshot = catalogue.snapshot(snapshot_id)
-    return snapshot is not None and snapshot["status"] == SnapshotStatus.PENDING

@@ -1,13 +1,8 @@
 """What a disk held before it is overwritten without a safety snapshot: hashes, so that nothing that came since is lost.
 
-One file a disk, durable before the first byte is written and gone when the disk is rolled back. It brings nothing back; it
-tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to lose.
-
-    magic, length of the header, header (JSON)
-    flags    a byte a chunk of the snapshot: 1 where the disk differed from it
-    hashes   BLAKE3 of what each of those chunks held, in order
-    tail     BLAKE3 of what the disk held beyond the snapshot's end
-    digest   BLAKE3 of everything above
+One file a disk (FORMAT.md, "A roll-back"), durable before the first byte is written and gone when the disk is rolled back.
+It brings nothing back; it tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to
+lose.
 """
 
 import json
@@ -17,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from snapshot_mcp.ground.files import fsync_folder, replace_private
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.capture import THREADS, WINDOW_SIZE, read_exactly
-from snapshot_mcp.providers.local.platform import data_extents, fsync_folder
+from snapshot_mcp.providers.local.platform import data_extents
 from snapshot_mcp.providers.local.snapshot_file.format import LENGTH, hash_of
 from snapshot_mcp.providers.local.work.overwriting import Disk
 
@@ -52,12 +48,7 @@ class FormerContent:
         """Make it durable."""
         header = json.dumps({"snapshot_id": self.snapshot_id, "size_bytes": self.size_bytes, "chunks": len(self.flags)})
         body = b"".join((MAGIC, LENGTH.pack(len(header)), header.encode(), self.flags, self.hashes, self.tail))
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(body + hash_of(body))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        replace_private(path, body + hash_of(body))
         fsync_folder(path.parent)
 
     @classmethod
@@ -93,10 +84,6 @@ class FormerContent:
                 if index not in former or torn > MAX_TORN or not _begins_as_written(disk, index):
                     return False
         return True
-
-
-def path_of(folder: Path, resource_id: str) -> Path:
-    return folder / f".{resource_id}.former"
 
 
 def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[tuple[int, bytes]]:

@@ -7,26 +7,29 @@ import errno
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
+from snapshot_mcp.catalogue.agreement import NOTHING_CHANGED
+from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.outcome import refuse_cancelled, succeed
+from snapshot_mcp.catalogue.progress import JobProgress
+from snapshot_mcp.catalogue.rollback import DiskOverwrite, mark
+from snapshot_mcp.catalogue.snapshots import make_available
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
 from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.agreed import NOTHING_CHANGED
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row, now
-from snapshot_mcp.providers.local.disk import RollbackTarget
-from snapshot_mcp.providers.local.lookup import Half, halves, label_of
+from snapshot_mcp.providers.local.disk import TargetDisk
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work.create import Taken
-from snapshot_mcp.providers.local.work.outcome import refuse_cancelled, succeed
-from snapshot_mcp.providers.local.work.progress import Progress
+from snapshot_mcp.providers.local.work.create import read_taken
 
 
 class Disk(NamedTuple):
     """One disk of a roll-back, held; `chain` is what it goes back to."""
 
     resource: Row
-    target: RollbackTarget
+    target: TargetDisk
     chain: Chain
     differences: restore.Differences
 
@@ -39,23 +42,23 @@ class Held(NamedTuple):
     """A disk before it is compared."""
 
     resource: Row
-    target: RollbackTarget
+    target: TargetDisk
     chain: Chain
 
 
 class Overwriting:
     """One apply under way; `outcomes` names each disk as applied, unchanged or incomplete (contract.md)."""
 
-    def __init__(self, catalogue: Catalogue, job: Row, request: Mapping[str, Any], progress: Progress) -> None:
+    def __init__(self, catalogue: FolderCatalogue, job: Row, request: Mapping[str, Any], progress: JobProgress) -> None:
         self.catalogue, self.job, self.request, self.progress = catalogue, job, request, progress
         self.outcomes: dict[str, str] = json.loads(job["extra"]).get("resources", {})
         self.safety: dict[str, str] = request.get("safety") or {}
-        self.folder = catalogue.folder / "snapshots"
+        self.folder = catalogue.store.snapshots
 
     def hold(self, stack: ExitStack, resource: Row) -> Held:
-        """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedFile."""
+        """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedSnapshot."""
         chain = stack.enter_context(Chain(self.folder, self.request["targets"][resource["resource_id"]]))
-        target = RollbackTarget(resource["path"], label_of(resource))
+        target = TargetDisk(resource["path"], label_of(resource))
         return Held(resource, stack.enter_context(target), chain)
 
     def compare(self, held: Held) -> Disk:
@@ -110,18 +113,16 @@ class Overwriting:
     def _note(self, disk: Disk, outcome: str, *, is_first: bool = False) -> None:
         """Write down durably where a disk stands; the first time is the point of no return."""
         self.outcomes |= {disk.id: outcome}
-        with self.catalogue.transaction() as db:
+        with self.catalogue.transaction():
             if is_first:
                 refuse_cancelled(self.catalogue, self.job)
                 for safety_id in self.safety.values():
-                    Taken.read(self.folder, safety_id).make_available(db)
-            _write_state(db.execute, disk, outcome, self.safety_of(disk))
+                    make_available(self.catalogue, safety_id, read_taken(self.folder, safety_id))
+            identity, snapshot_id = str(disk.target.identity), disk.chain.tip.snapshot_id
+            written = DiskOverwrite(disk.resource, identity, snapshot_id, self.safety_of(disk))
+            mark(self.catalogue, written, is_over=outcome == "applied")
             extra = json.loads(self.job["extra"]) | {"resources": self.outcomes}
             self.catalogue.set_job(self.job["job_id"], extra=json.dumps(extra), has_effect=1)
-
-
-_WHOLE: Final = (None, "", None, "")
-"""What is said of a disk none of whose files is half overwritten (`Half`)."""
 
 
 def reserve_room(disk: Disk) -> None:
@@ -136,19 +137,6 @@ def reserve_room(disk: Disk) -> None:
             f" {clean_text(disk.target.path, 400)!r}: it writes {format_bytes(disk.differences.byte_count)}.",
             hint="Free some space there and roll back again; nothing was changed.",
         ) from None
-
-
-def _write_state(execute: Any, disk: Disk, outcome: str, safety_id: str | None) -> None:
-    """Mark the file as half overwritten, or as whole; others that are half overwritten stay so and wait for a person."""
-    others = [one for one in halves(disk.resource) if not one.is_file(disk.target.identity)]
-    tip, is_over = disk.chain.tip.snapshot_id, outcome == "applied"
-    first = others.pop(0) if is_over and others else None
-    half = first or (_WHOLE if is_over else Half(tip, str(disk.target.identity), safety_id, ""))
-    execute(
-        """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, problem = ?, is_stopped = ?,
-        other_halves = ?, head_id = iif(?, ?, head_id), status_at = ? WHERE resource_id = ?""",
-        (*half, first is not None, json.dumps(others), is_over, tip, now(), disk.id),
-    )
 
 
 def _compare_again(disk: Disk) -> None:

@@ -8,16 +8,17 @@ hashes of its former content tell, and what the roll-back has written. What fail
 import os
 from contextlib import ExitStack
 
+from snapshot_mcp.catalogue.agreement import compare_again
+from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.rollback import hold_up, is_last_in_place
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import NotUsable, TermsChanged, ZoneError
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.admission import enter_resumption
-from snapshot_mcp.providers.local.agreed import compare_again
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.identity import Identity, described
-from snapshot_mcp.providers.local.lookup import half_at_path, halves, label_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
-from snapshot_mcp.providers.local.work.former import FormerContent, path_of
+from snapshot_mcp.providers.local.work.former import FormerContent
 from snapshot_mcp.providers.local.work.overwriting import Disk, Overwriting, reserve_room
 
 
@@ -32,10 +33,10 @@ class Resumption(Overwriting):
                     disk = self._opened(stack, resource)
                     self.progress.start("writing", disk.differences.byte_count)
                     self.overwrite(disk)
-                    path_of(self.folder, disk.id).unlink(missing_ok=True)
+                    self.catalogue.store.former_path(disk.id).unlink(missing_ok=True)
             except ZoneError as error:
                 errors.append(error)
-                self._hold_up(resource, error)
+                hold_up(self.catalogue, resource, error)
         if errors:
             raise errors[0]
         self.progress.finish()
@@ -56,10 +57,10 @@ class Resumption(Overwriting):
         """Hold the disk, and make sure that it may and can be overwritten still."""
         is_half = self._is_half(resource)
         if is_half:
-            _refuse_another_file(resource)
+            _refuse_another_file(self.catalogue, resource)
         held = self.hold(stack, resource)
         if not is_half:
-            compare_again(self.request, resource, held.target, is_head_ours=True)
+            compare_again(self.catalogue, self.request, resource, str(held.target.identity), is_head_ours=True)
         self.progress.start("verifying", held.chain.header.virtual_size_bytes)
         disk = self.compare(held)
         if not self._is_left_alone(disk):
@@ -79,7 +80,7 @@ class Resumption(Overwriting):
         """Whether nothing would be overwritten that came after the roll-back began."""
         safety_id = self.safety_of(disk)
         if not safety_id:
-            former = FormerContent.read(path_of(self.folder, disk.id))
+            former = FormerContent.read(self.catalogue.store.former_path(disk.id))
             return former is not None and former.accounts_for(disk)
         disk.target.refuse_company()
         safety = self.catalogue.snapshot(safety_id)
@@ -88,19 +89,11 @@ class Resumption(Overwriting):
         with Chain(self.folder, safety_id) as before:
             return restore.find_foreign(disk.target.fd, disk.chain, before, disk.differences) is None
 
-    def _hold_up(self, resource: Row, error: ZoneError) -> None:
-        """Keep with a half overwritten disk what stopped it, and whether it waits for a person."""
-        with self.catalogue.transaction() as db:
-            db.execute(
-                "UPDATE resources SET problem = ?, is_stopped = ? WHERE resource_id = ? AND applying_id IS NOT NULL",
-                (error.message, isinstance(error, TermsChanged), resource["resource_id"]),
-            )
 
-
-def _refuse_another_file(resource: Row) -> None:
+def _refuse_another_file(catalogue: FolderCatalogue, resource: Row) -> None:
     """Raise TermsChanged where the file at the disk's path is not the one that was being overwritten, NotUsable for none."""
     begun, there = Identity.parse(resource["applying_identity"]), os.path.lexists(resource["path"])
-    if begun and _is_last_there(resource):
+    if begun and is_last_in_place(catalogue, resource):
         return
     kind = TermsChanged if there or not begun else NotUsable
     raise kind(
@@ -109,23 +102,3 @@ def _refuse_another_file(resource: Row) -> None:
         f" ({described(resource['applying_identity'])}).",
         hint="It was left alone. Bring that file back to the path and roll back again, or roll back what lies there now.",
     )
-
-
-def _is_last_there(resource: Row) -> bool:
-    """Whether the file at the path is the one that was written to last, of those that are half overwritten."""
-    return half_at_path(resource) in halves(resource)[:1]
-
-
-def resume(catalogue: Catalogue) -> None:
-    """Enter roll-backs whose job failed midway again, each as a job.
-
-    Not those that wait for a person, nor those whose file is not at the path (it may come back).
-    """
-    with catalogue.transaction():
-        incomplete = catalogue.rows(
-            """SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL AND NOT is_stopped
-            AND resource_id NOT IN (SELECT id FROM claims WHERE kind = 'resource')"""
-        )
-        for resource in incomplete:
-            if _is_last_there(resource):
-                enter_resumption(catalogue, resource)

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
+from snapshot_mcp.catalogue.lookup import Half, half_in_place
+from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -17,9 +19,6 @@ from snapshot_mcp.contract.models import (
     megabytes,
 )
 from snapshot_mcp.contract.states import ResourceType, SnapshotType
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row, moment, placeholders
-from snapshot_mcp.providers.local.identity import identity_at
-from snapshot_mcp.providers.local.lookup import Half, half_at_path
 
 
 def to_job(row: Row, zone: str) -> Job:
@@ -109,32 +108,26 @@ def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -
     )
 
 
-def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = None) -> Volume | Instance:
-    """The contract's Volume or Instance of a row; looks at the file for its size, and with `is_verbose` for what it is.
-
-    `held_by`: see `in_use.find_uses`.
-    """
-    half = half_at_path(row)
-    size, problem = 0, _problem(row, half, held_by or "")
-    try:
-        size = Path(row["path"]).stat().st_size
-    except OSError as error:
-        problem = "; ".join(filter(None, [problem, f"its file cannot be read: {error.strerror}"]))
+def to_resource(
+    catalogue: Catalogue, row: Row, *, is_verbose: bool = False, use: Use | None = None
+) -> Volume | Instance:
+    """The contract's Volume or Instance of a row; looks at the disk for its size, and with `is_verbose` for what it is."""
+    half = half_in_place(catalogue, row)
+    sight = catalogue.store.look_at(row, is_verbose=is_verbose)
+    problem = "; ".join(filter(None, [_problem(row, half, use), sight.problem]))
     common: dict[str, Any] = {
         "description": row["description"],
-        "size": gigabytes(size),
+        "size": gigabytes(sight.size_bytes),
         "transition_status": "",
         "create_time": moment(row["created_at"]),
         "status_time": moment(row["status_at"]),
-        "size_bytes": size,
+        "size_bytes": sight.size_bytes,
         "path": row["path"],
         "problem": problem or None,
-        "held_by": held_by,
+        "held_by": use.held_by if use else None,
+        "identity": sight.identity,
+        "hard_links": sight.hard_links,
     }
-    if is_verbose and (identity := identity_at(Path(row["path"]))):
-        common |= {"identity": str(identity), "hard_links": identity.links}
-    elif is_verbose and not problem:
-        common["problem"] = "its path does not lead to a regular file any more"
     if row["resource_type"] == ResourceType.VOLUME:
         status = "pending" if half else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
@@ -142,12 +135,12 @@ def to_resource(row: Row, *, is_verbose: bool = False, held_by: str | None = Non
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 
-def _problem(row: Row, half: Half | None, held_by: str) -> str:
+def _problem(row: Row, half: Half | None, use: Use | None) -> str:
     """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for.
 
     Nothing is wrong with one that a job of ours is just overwriting.
     """
-    if half and not half.problem and held_by.startswith("busy with job") and "waits for" not in held_by:
+    if half and not half.problem and use and use.is_ours:
         return ""
     if row["applying_id"] is None:
         return str(row["problem"])
@@ -160,21 +153,18 @@ def _problem(row: Row, half: Half | None, held_by: str) -> str:
     )
 
 
-def to_image(row: Row) -> Image:
-    size, problem = 0, None
-    try:
-        size = Path(row["path"]).stat().st_size
-    except OSError as error:
-        problem = f"its file cannot be read: {error.strerror}"
+def to_image(catalogue: Catalogue, row: Row) -> Image:
+    """The contract's Image of a row; looks at the image for its size."""
+    sight = catalogue.store.look_at(row)
     return Image(
         image_id=row["image_id"],
         image_name=row["name"],
         status="available",
         provider="self",
-        size=megabytes(size),
-        size_bytes=size,
+        size=megabytes(sight.size_bytes),
+        size_bytes=sight.size_bytes,
         path=row["path"],
-        problem=problem,
+        problem=sight.problem or None,
         create_time=moment(row["created_at"]),
         status_time=moment(row["created_at"]),
     )

@@ -1,37 +1,27 @@
-"""Room on the zone's filesystem: what a backup or an export will take, and what has to stay free (`keep_free`).
+"""Room where the zone keeps its snapshots: what a backup or an export will take, and what has to stay free (`keep_free`).
 
-An export takes exactly the bytes that are not zero. A full snapshot takes at most what the disk has allocated; only where
-that would not fit, a sample of the disk is compressed. An incremental is taken to be as large as the one before it, since
-only reading the disk would tell. The estimates of unfinished jobs count as taken, less what those have done. A job that
-runs stops before less than `keep_free` is left (`Floor`), whatever its estimate was.
+The store estimates what a full snapshot or an export takes. An incremental is taken to be as large as the one before it,
+since only reading the disk would tell. The estimates of unfinished jobs count as taken, less what those have done. A job
+that runs stops before less than `keep_free` is left (`Floor`), whatever its estimate was.
 """
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from snapshot_mcp.catalogue.database import IS_UNFINISHED, Catalogue
+from snapshot_mcp.catalogue.store import Store
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.keep_free import KeepFree
 from snapshot_mcp.contract.text import format_bytes
-from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue
-from snapshot_mcp.providers.local.platform import data_extents
-from snapshot_mcp.providers.local.snapshot_file.format import DamagedFile, compress
-from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 HINT: Final = (
     "Free some space there (`snapshot-mcp zone purge` frees what was deleted) and try again, or lower `keep_free` of the"
     " zone in the settings."
 )
 
-SAMPLE_COUNT: Final = 64
-SAMPLE_BYTES: Final = 64 << 10
-"""64 samples of a chunk's size, spread over the disk: some 20 ms, and within a few percent for what disks hold."""
 
-
-class Request(NamedTuple):
+class RoomRequest(NamedTuple):
     """The part of a job's request that is about room: its estimate, and how much has to stay free."""
 
     room_bytes: int
@@ -39,13 +29,12 @@ class Request(NamedTuple):
 
 
 class Room:
-    """What is left on the zone's filesystem for new jobs. Used within the transaction that enters a job."""
+    """What is left for new jobs; with no `kept_bytes` nothing is counted. Used in the transaction that enters a job."""
 
     def __init__(self, catalogue: Catalogue, keep_free: KeepFree) -> None:
-        usage = os.statvfs(catalogue.folder)
+        total_bytes, self.free_bytes = catalogue.store.capacity()
         self.catalogue = catalogue
-        self.kept_bytes = keep_free.bytes_of(usage.f_blocks * usage.f_frsize)
-        self.free_bytes = usage.f_bavail * usage.f_frsize
+        self.kept_bytes = keep_free.bytes_of(total_bytes)
         self.promised_bytes = sum(_remaining(catalogue)) if self.kept_bytes else 0
         self.needed_bytes = 0
 
@@ -54,23 +43,9 @@ class Room:
         """What else can be taken; below zero where it is too much already."""
         return self.free_bytes - self.promised_bytes - self.kept_bytes - self.needed_bytes
 
-    def add_export(self, snapshot_id: str) -> None:
-        """Count an export's bytes; a damaged snapshot counts nothing, since its export fails."""
-        if not self.kept_bytes:
-            return
-        try:
-            with Chain(self.catalogue.folder / "snapshots", snapshot_id) as chain:
-                self.needed_bytes += restore.room_needed(chain)
-        except DamagedFile:
-            pass
-
-    def add_full(self, fd: int) -> None:
-        """Count a full snapshot of an open disk."""
-        if not self.kept_bytes:
-            return
-        stat = os.fstat(fd)
-        allocated = min(stat.st_blocks * 512, stat.st_size)
-        self.needed_bytes += allocated if allocated <= self.left_bytes else int(allocated * _sampled_ratio(fd))
+    def add(self, needed_bytes: int) -> None:
+        """Count what else is needed."""
+        self.needed_bytes += needed_bytes
 
     def add_incremental(self, resource_id: str) -> None:
         """Count an incremental snapshot as large as the last one of the disk; nothing for the first."""
@@ -81,7 +56,7 @@ class Room:
         )
         self.needed_bytes += last["size_bytes"] if last else 0
 
-    def take(self, what: str) -> Request:
+    def take(self, what: str) -> RoomRequest:
         """Return what the job's request has to say about room. Raises StorageFull where too little would stay free."""
         if self.kept_bytes and self.left_bytes < 0:
             promised = (
@@ -92,22 +67,21 @@ class Room:
                 f" {format_bytes(self.free_bytes)} free{promised}, and {format_bytes(self.kept_bytes)} have to stay free.",
                 hint=HINT,
             )
-        return Request(self.needed_bytes, self.kept_bytes)
+        return RoomRequest(self.needed_bytes, self.kept_bytes)
 
 
 class Floor:
     """The free space that a running job leaves; `check` is cheap and to be called as it goes on."""
 
-    def __init__(self, folder: Path, request: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, request: dict[str, Any]) -> None:
+        self.store = store
         self.kept_bytes = int(request.get("kept_bytes", 0))
 
     def check(self, needed_bytes: int = 0) -> None:
         """Raise StorageFull where less would stay free after another `needed_bytes`."""
         if not self.kept_bytes:
             return
-        usage = os.statvfs(self.folder)
-        free = usage.f_bavail * usage.f_frsize
+        free = self.store.capacity().free_bytes
         if free - needed_bytes < self.kept_bytes:
             what = f" for another {format_bytes(needed_bytes)}" if needed_bytes else ""
             raise StorageFull(
@@ -124,20 +98,3 @@ def _remaining(catalogue: Catalogue) -> Iterator[int]:
         done, total = progress.get("done", 0), progress.get("total", 0)
         share = 1 - min(1.0, done / total) if total else 1.0
         yield int(json.loads(job["request"]).get("room_bytes", 0) * share)
-
-
-def _sampled_ratio(fd: int) -> float:
-    """How much of the disk's data is stored after compression, by a sample."""
-    size = os.fstat(fd).st_size
-    read = stored = 0
-    for number in range(SAMPLE_COUNT):
-        data = _data_at(fd, size * number // SAMPLE_COUNT, size)
-        read += len(data)
-        stored += len(compress(data)[1]) if data.strip(b"\0") else 0
-    return stored / read if read else 0.0
-
-
-def _data_at(fd: int, offset: int, size: int) -> bytes:
-    """A sample of the data that begins at the offset, or after it where there is a hole."""
-    start, _ = next(data_extents(fd, offset, size), (size, size))
-    return os.pread(fd, SAMPLE_BYTES, max(start, offset))

@@ -1,15 +1,15 @@
 """The catalogue's tables, and the numbered steps that bring an older one up to date.
 
 What a zone of a million snapshots is asked often is answered from an index or from `snapshot_counts`, never by reading
-them all (design.md, "What it must reach"); `listing` says which query uses which.
+them all (CATALOGUE.md, "Transactions"); `listing` says which query uses which.
 """
 
 import sqlite3
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.errors import Unsupported
+from snapshot_mcp.ground.sqlite import Migration, NewerFormat, execute_script, open_migrated, version_of
 
 
 def _create_tables(db: sqlite3.Connection) -> None:
@@ -102,7 +102,7 @@ def _create_tables(db: sqlite3.Connection) -> None:
         CREATE INDEX claims_by_id ON claims (id);
         CREATE INDEX claims_by_job ON claims (job_id);
         """
-    _execute(db, script)
+    execute_script(db, script)
 
 
 def _count_snapshots(db: sqlite3.Connection) -> None:
@@ -126,7 +126,7 @@ def _count_snapshots(db: sqlite3.Connection) -> None:
         CREATE INDEX snapshots_of_resource ON snapshots (resource_id, status, is_full, snapshot_at DESC, snapshot_id);
         CREATE INDEX snapshots_tagged ON snapshots (status, is_full, snapshot_at DESC, snapshot_id, tags) WHERE tags != '[]';
         """
-    _execute(db, script)
+    execute_script(db, script)
     came, went = _COUNT.format(row="new", step=1), _COUNT.format(row="old", step=-1)
     db.execute(f"CREATE TRIGGER snapshot_came AFTER INSERT ON snapshots BEGIN {came} END")
     db.execute(f"CREATE TRIGGER snapshot_went AFTER DELETE ON snapshots BEGIN {went} END")
@@ -176,13 +176,7 @@ def _keep_each_half(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE resources ADD COLUMN other_halves TEXT NOT NULL DEFAULT '[]'")
 
 
-def _execute(db: sqlite3.Connection, script: str) -> None:
-    """Each statement by itself: `executescript` would end the transaction."""
-    for statement in script.split(";\n"):
-        db.execute(statement)
-
-
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
     _time_deletions,
@@ -192,25 +186,23 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
 """Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
 
 
+BUSY_SECONDS: Final = 30.0
+"""As long a writer waits for another one; transactions here take milliseconds."""
+
+
 def is_newer(db: sqlite3.Connection) -> bool:
     """Whether the catalogue is in a format of a newer program; it may become so while it is open here."""
-    return _version(db) > len(MIGRATIONS)
+    return version_of(db) > len(MIGRATIONS)
 
 
-def migrate(db: sqlite3.Connection, transaction: Callable[[], AbstractContextManager[object]]) -> None:
-    """Bring the catalogue up to date, each step in a transaction of its own. Raises Unsupported for a newer program's."""
-    version = _version(db)
-    if is_newer(db):
+def open_catalogue(path: Path) -> sqlite3.Connection:
+    """Open the file, made and brought up to date where it is not. Raises Unsupported for a newer program's."""
+    try:
+        db = open_migrated(path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
+    except NewerFormat as error:
         raise Unsupported(
-            f"The zone's catalogue was written by a newer version of snapshot-mcp (format {version}).",
+            f"The zone's catalogue was written by a newer version of snapshot-mcp (format {error.version}).",
             hint="Update this installation; nothing was touched.",
-        )
-    for number, step in enumerate(MIGRATIONS[version:], version + 1):
-        with transaction():
-            step(db)
-            db.execute(f"PRAGMA user_version = {number}")
-
-
-def _version(db: sqlite3.Connection) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return int(version)
+        ) from None
+    db.execute("PRAGMA foreign_keys = ON")
+    return db

@@ -1,13 +1,13 @@
-"""Time as the guard trusts it: the wall clock, and the machine's uptime against it.
+"""Time that cannot be set back: the wall clock, and the machine's uptime against it.
 
 A wall clock can be set back, by mistake or to revive what has run out. So a moment keeps both; what has passed since is the
 larger of the two, and a moment that lies in the future is no moment to count from.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -51,16 +51,24 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks. Where the system names no boot (outside of Linux) the wall clock stands alone."""
-
-    def __init__(self) -> None:
-        self._boot = ""
-        if sys.platform == "linux":
-            try:
-                self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-            except OSError:
-                self._boot = ""
+    """The machine's clocks. Where the system does not name its boots (outside of Linux) the wall clock is all there is."""
 
     def read(self) -> Moment:
-        uptime = time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else 0.0
-        return Moment(time.time(), self._boot, uptime)
+        return Moment(time.time(), *running_since())
+
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def running_since() -> tuple[str, float]:
+    """Return the id of this boot ("" where the system has none) and the seconds since it, sleep included."""
+    boot = _read_boot_id(_BOOT_ID)
+    return (boot, time.clock_gettime(time.CLOCK_BOOTTIME)) if boot else ("", 0.0)
+
+
+@cache
+def _read_boot_id(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError:  # another system, or a sandbox that hides it
+        return ""

@@ -1,12 +1,13 @@
 """Jobs that end before they have had an effect: called off, without a worker to carry them out, or too late to begin."""
 
+from snapshot_mcp.catalogue.agreement import DESTRUCTIVE, expired, is_overdue
+from snapshot_mcp.catalogue.database import IS_UNFINISHED, Catalogue
+from snapshot_mcp.catalogue.jobs import end_failed
+from snapshot_mcp.catalogue.outcome import cancelled
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import NotFound, NotUsable, ZoneError
 from snapshot_mcp.contract.states import JobStatus
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local.agreed import DESTRUCTIVE, expired, is_overdue
-from snapshot_mcp.providers.local.catalogue import IS_UNFINISHED, Catalogue, Row
-from snapshot_mcp.providers.local.work import end_failed
-from snapshot_mcp.providers.local.work.outcome import cancelled
 
 
 def cancel(catalogue: Catalogue, job_id: str) -> Row:
@@ -43,10 +44,10 @@ def withdraw(catalogue: Catalogue, job_id: str, reason: ZoneError) -> bool:
 
 def expire(catalogue: Catalogue) -> None:
     """End the jobs that still wait although their time to begin is over, so that no look starts them later."""
-    if not any(map(is_overdue, _bound(catalogue))):
+    if not _overdue(catalogue):
         return
     with catalogue.transaction():
-        for job in filter(is_overdue, _bound(catalogue)):
+        for job in _overdue(catalogue):
             end_failed(catalogue, job, expired(job))
 
 
@@ -58,7 +59,7 @@ def find_job(catalogue: Catalogue, job_id: str) -> Row:
     return job
 
 
-def _bound(catalogue: Catalogue) -> list[Row]:
-    """The waiting jobs that must begin within some time."""
+def _overdue(catalogue: Catalogue) -> list[Row]:
+    """The waiting jobs that had to begin by now."""
     rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'")
-    return [row for row in rows if row["action"] in DESTRUCTIVE]
+    return [row for row in rows if row["action"] in DESTRUCTIVE and is_overdue(catalogue, row)]

@@ -1,64 +1,31 @@
-"""The zone's catalogue: resources, snapshots, images and jobs in SQLite, shared by every process on one home.
+"""`Catalogue`: a zone's resources, snapshots, images and jobs in SQL tables (`schema`), with the store that keeps their bytes.
 
-It alone says what is available or deleted; facts that decide bytes are read from the snapshots' files. WAL with
-`synchronous=FULL`: a committed row survives a power cut. Times are whole seconds, since the contract's are.
+It alone says what is available or deleted; facts that decide bytes are read from the store. Times are whole seconds, since
+the contract's are.
 """
 
-import fcntl
-import os
 import sqlite3
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, Self
 
+from snapshot_mcp.catalogue.store import Row, Store
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
-from snapshot_mcp.providers.local.platform import keep_in_place, running_since
-from snapshot_mcp.providers.local.schema import migrate
-
-FILE_NAME: Final = "catalogue.sqlite"
-FOLDERS: Final = ("snapshots", "volumes", "images")
-BUSY_SECONDS: Final = 30.0
-"""As long a writer waits for another one; transactions here take milliseconds."""
-
-Row = sqlite3.Row
+from snapshot_mcp.ground.clock import Clock, Moment, SystemClock
+from snapshot_mcp.ground.sqlite import transaction
 
 
 class Catalogue:
-    """One connection to the catalogue, opened (and, with `create`, made) by the constructor; one thread at a time.
+    """One connection to a zone's catalogue; one thread at a time.
 
-    Raises FileNotFoundError without `create` where the folder is gone, and sqlite3.Error for what is not a decision of
-    ours: a bug, or a broken disk.
+    A store whose truth is elsewhere than in this database keeps the two in step in `transaction`, `reading` and `version`.
+    `db` is open and up to date (`schema.open_catalogue`). Raises sqlite3.Error for what is not a decision of ours: a bug, or
+    a broken disk.
     """
 
-    def __init__(self, folder: Path, *, create: bool = True) -> None:
-        self.folder = folder
-        if create:
-            for path in (folder, *(folder / name for name in FOLDERS)):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            keep_in_place(folder)  # SQLite's files; those in the folders above keep the filesystem's checksums
-        with _opening(folder):
-            _make_private(folder / FILE_NAME)
-            self.db = sqlite3.connect(
-                folder / FILE_NAME, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self.db.row_factory = Row
-                self.db.execute("PRAGMA journal_mode = WAL")
-                self.db.execute("PRAGMA synchronous = FULL")
-                self.db.execute("PRAGMA foreign_keys = ON")
-                migrate(self.db, self.transaction)
-            except BaseException:
-                self.db.close()
-                raise
-
-    @staticmethod
-    def exists(folder: Path) -> bool:
-        """Whether there is one; looking makes none."""
-        return (folder / FILE_NAME).exists()
+    def __init__(self, db: sqlite3.Connection, store: Store, clock: Clock | None = None) -> None:
+        self.db, self.store, self.clock = db, store, clock or SystemClock()
 
     def __enter__(self) -> Self:
         return self
@@ -67,19 +34,12 @@ class Catalogue:
         self.close()
 
     def close(self) -> None:
+        """Close the connection."""
         self.db.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """A transaction that may write: begun at once, committed at the end, rolled back by an exception."""
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self.db
-            self.db.execute("COMMIT")
-        except BaseException:
-            if self.db.in_transaction:  # SQLite itself rolls back when there is no room
-                self.db.execute("ROLLBACK")
-            raise
+        return transaction(self.db)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -96,19 +56,24 @@ class Catalogue:
         return int(number)
 
     def row(self, query: str, *values: object) -> Row | None:
+        """Return the first row of a query, None for none."""
         found: Row | None = self.db.execute(query, values).fetchone()
         return found
 
     def rows(self, query: str, *values: object) -> list[Row]:
+        """Return all rows of a query."""
         return self.db.execute(query, values).fetchall()
 
     def snapshot(self, snapshot_id: str) -> Row | None:
+        """Return a snapshot by its id, None for none."""
         return self.row("SELECT * FROM snapshots WHERE snapshot_id = ?", snapshot_id)
 
     def resource(self, resource_id: str) -> Row | None:
+        """Return a disk by its id, also one that was forgotten; None for none."""
         return self.row("SELECT * FROM resources WHERE resource_id = ?", resource_id)
 
     def job(self, job_id: str) -> Row | None:
+        """Return a job by its id, None for none."""
         return self.row("SELECT * FROM jobs WHERE job_id = ?", job_id)
 
     def subtree(self, snapshot_id: str, *statuses: str) -> list[Row]:
@@ -152,52 +117,27 @@ class Catalogue:
             (int(is_damaged), snapshot_id, int(is_damaged)),
         )
 
+    def now(self) -> int:
+        """The time by the clock, in seconds since 1970."""
+        return int(self.clock.read().wall)
 
-def _make_private(path: Path) -> None:
-    """Make the file for its owner alone; SQLite gives its other files the same mode.
+    def is_grace_over(self, deletion: Row) -> bool:
+        """Whether a deletion can no longer be recovered: in the same run of the system by its uptime, after that by the clock.
 
-    One that exists is never opened: to close it again would drop the locks of every connection of this process.
-    """
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
-_opening_here = threading.Lock()
-
-
-@contextmanager
-def _opening(folder: Path) -> Iterator[None]:
-    """One process at a time makes or migrates the catalogue."""
-    with _opening_here:
-        fd = os.open(folder / "catalogue.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-
-def now() -> int:
-    return int(time.time())
-
-
-def is_grace_over(deletion: Row) -> bool:
-    """Whether a deletion can no longer be recovered: in the same run of the system by its uptime, after that by the clock.
-
-    A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago, and
-    one that is set back must not keep it for years.
-    """
-    boot, uptime = running_since()
-    if boot and boot == deletion["boot"]:
-        return bool(uptime - deletion["uptime"] >= deletion["purge_at"] - deletion["deleted_at"])
-    return bool(deletion["purge_at"] <= now())
+        A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago,
+        and one that is set back must not keep it for years.
+        """
+        made = Moment(deletion["deleted_at"], deletion["boot"], deletion["uptime"])
+        return made.is_over(self.clock.read(), deletion["purge_at"] - deletion["deleted_at"])
 
 
 def moment(seconds: int | None) -> datetime | None:
+    """Return seconds since 1970 as a time in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def placeholders(values: Sequence[object]) -> str:
+    """Return one question mark a value, for an SQL list."""
     return ",".join("?" * len(values))
 
 

@@ -1,9 +1,11 @@
 """The zone's lists: filters, order and pages over the catalogue (contract.md, "The six operations", "Order")."""
 
-import shutil
 from itertools import chain
 from typing import Any, Final
 
+from snapshot_mcp.catalogue.answers import to_image, to_resource, to_snapshots
+from snapshot_mcp.catalogue.database import Catalogue, placeholders
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -16,9 +18,6 @@ from snapshot_mcp.contract.models import (
     megabytes,
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType, SnapshotStatus, SnapshotType
-from snapshot_mcp.providers.local.answers import to_image, to_resource, to_snapshots
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row, placeholders
-from snapshot_mcp.providers.local.in_use import find_uses
 
 
 class _Where:
@@ -143,28 +142,31 @@ def _resources(
         where.add_any(f"CASE WHEN applying_id IS NULL THEN '{usable}' ELSE 'pending' END", query.status)
     where.add_word(("resource_id", "name"), query.search_word)
     rows, total = where.page(catalogue, "resources", "created_at DESC, resource_id", query.offset, query.limit)
-    held_by = find_uses(catalogue, rows) if query.verbose else {}
+    uses = catalogue.store.find_uses(catalogue, rows) if query.verbose else {}
     is_verbose = bool(query.verbose)
-    return [to_resource(row, is_verbose=is_verbose, held_by=held_by.get(row["resource_id"])) for row in rows], total
+    return [to_resource(catalogue, row, is_verbose=is_verbose, use=uses.get(row["resource_id"])) for row in rows], total
 
 
 def volumes(catalogue: Catalogue, query: ResourceFilter) -> Page[Volume]:
+    """Return a page of the volumes, newest first."""
     items, total = _resources(catalogue, query, ResourceType.VOLUME)
     return Page(tuple(one for one in items if isinstance(one, Volume)), total)
 
 
 def instances(catalogue: Catalogue, query: ResourceFilter) -> Page[Instance]:
+    """Return a page of the instances, newest first."""
     items, total = _resources(catalogue, query, ResourceType.INSTANCE)
     return Page(tuple(one for one in items if isinstance(one, Instance)), total)
 
 
 def images(catalogue: Catalogue, query: ResourceFilter) -> Page[Image]:
+    """Return a page of the exported images, newest first."""
     where = _Where()
     where.add_any("image_id", query.ids)
     where.add_any("'available'", query.status)
     where.add_word(("image_id", "name"), query.search_word)
     rows, total = where.page(catalogue, "images", "created_at DESC, image_id", query.offset, query.limit)
-    return Page(tuple(map(to_image, rows)), total)
+    return Page(tuple(to_image(catalogue, row) for row in rows), total)
 
 
 def quotas(catalogue: Catalogue, chain_limit: int) -> tuple[Quota, ...]:
@@ -173,10 +175,10 @@ def quotas(catalogue: Catalogue, chain_limit: int) -> tuple[Quota, ...]:
         """SELECT r.resource_id, (SELECT count(*) FROM snapshots s WHERE s.root_id = h.root_id AND +s.status = 'available')
         AS number FROM resources r LEFT JOIN snapshots h ON h.snapshot_id = r.head_id WHERE r.removed_at IS NULL"""
     )
-    usage = shutil.disk_usage(catalogue.folder)
+    room = catalogue.store.capacity()
     chains = (
         Quota(type="chain", name=row["resource_id"], quantity=chain_limit, left=max(0, chain_limit - row["number"]))
         for row in rows
     )
-    storage = Quota(type="storage", name="MB", quantity=megabytes(usage.total), left=usage.free >> 20)
+    storage = Quota(type="storage", name="MB", quantity=megabytes(room.total_bytes), left=room.free_bytes >> 20)
     return (*chains, storage)

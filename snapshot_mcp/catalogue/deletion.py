@@ -1,39 +1,46 @@
-"""Delete, recover, purge: a deletion is one act that goes together and comes back together (contract.md, "Deletion")."""
+"""Delete, recover, purge: a deletion is one act that goes together and comes back together (CATALOGUE.md, "Deletion")."""
 
 import json
 from collections.abc import Collection
 from typing import Any
 
+from snapshot_mcp.catalogue.agreement import compare_deletion, refuse_overdue
+from snapshot_mcp.catalogue.database import LIVE, Catalogue, moment
+from snapshot_mcp.catalogue.lookup import find_snapshot, owner_of
+from snapshot_mcp.catalogue.outcome import succeed
+from snapshot_mcp.catalogue.progress import JobProgress
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
-from snapshot_mcp.providers.local.agreed import compare_deletion, refuse_overdue
-from snapshot_mcp.providers.local.catalogue import LIVE, Catalogue, Row, is_grace_over, moment, now
-from snapshot_mcp.providers.local.platform import fsync_folder, running_since
-from snapshot_mcp.providers.local.snapshot_file.format import file_name
-from snapshot_mcp.providers.local.work.outcome import succeed
-from snapshot_mcp.providers.local.work.progress import Progress
 
 
-def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
-    """One act: everything goes together; the files stay until the grace is over (`purge`).
+def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
+    """One act: everything goes together; the bytes stay until the grace is over (`purge`).
 
     Raises Expired, TermsChanged: what was agreed to is compared in the transaction that marks.
     """
     with catalogue.transaction() as db:
-        snapshot = catalogue.snapshot(request["snapshot_id"])
-        assert snapshot is not None
-        resource = catalogue.resource(snapshot["resource_id"])
-        assert resource is not None, "a foreign key"
+        snapshot = find_snapshot(catalogue, request["snapshot_id"])
+        resource = owner_of(catalogue, snapshot)
         going = [row["snapshot_id"] for row in catalogue.subtree(snapshot["snapshot_id"], *LIVE)]
-        refuse_overdue(job)
+        refuse_overdue(catalogue, job)
         compare_deletion(catalogue, resource["resource_id"], going, request)
-        deleted_at = now()
+        present = catalogue.clock.read()
+        deleted_at = int(present.wall)
         purge_at = deleted_at + int(request["recovery_seconds"])
         db.execute(
             "INSERT INTO deletions (deletion_id, resource_id, deleted_at, purge_at, head_before, state, boot, uptime)"
             " VALUES (?, ?, ?, ?, ?, 'deleted', ?, ?)",
-            (job["job_id"], resource["resource_id"], deleted_at, purge_at, resource["head_id"], *running_since()),
+            (
+                job["job_id"],
+                resource["resource_id"],
+                deleted_at,
+                purge_at,
+                resource["head_id"],
+                present.boot,
+                present.uptime,
+            ),
         )
         for one in going:
             db.execute(
@@ -52,7 +59,8 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
         catalogue.set_job(job["job_id"], resource_ids=json.dumps(going))
 
 
-def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: Progress) -> None:
+def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
+    """Bring whole acts of deletion back. Raises NotUsable where one was purged meanwhile."""
     with catalogue.transaction() as db:
         for deletion_id in request["deletion_ids"]:
             deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", deletion_id)
@@ -62,7 +70,7 @@ def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: P
                 raise NotUsable("The snapshots were purged meanwhile.", hint="They cannot be brought back.")
             db.execute(
                 "UPDATE snapshots SET status = ?, status_at = ?, deletion_id = NULL WHERE deletion_id = ?",
-                (SnapshotStatus.AVAILABLE, now(), deletion_id),
+                (SnapshotStatus.AVAILABLE, catalogue.now(), deletion_id),
             )
             db.execute("UPDATE deletions SET state = 'recovered' WHERE deletion_id = ?", (deletion_id,))
             ids = [row["snapshot_id"] for row in coming]
@@ -75,12 +83,12 @@ def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: P
 
 
 def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list[str]:
-    """Unlink what was deleted and whose grace is over; children before parents.
+    """Remove what was deleted and whose grace is over; children before parents.
 
     `at_once`: the ids of which a deletion may end its grace now, if it took nothing else (None: every deletion).
 
-    First the catalogue says `ceased`, then the files go, so that a crash leaves files without use and never a snapshot
-    without its file; what a crash left is swept by the next one. Returns the ids that ceased now.
+    First the catalogue says `ceased`, then the bytes go, so that a crash leaves bytes without use and never a snapshot
+    without its bytes; what a crash left is swept by the next one. Returns the ids that ceased now.
     """
     with catalogue.transaction() as db:
         # what was deleted first lies below what was deleted later, whatever the clock said
@@ -90,7 +98,7 @@ def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list
         for row in deleted:
             going = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ?", row["deletion_id"])
             ids = {one["snapshot_id"] for one in going}
-            if not (at_once is None or ids <= set(at_once) or is_grace_over(row)):
+            if not (at_once is None or ids <= set(at_once) or catalogue.is_grace_over(row)):
                 continue
             below = [
                 one
@@ -103,7 +111,7 @@ def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list
             for one in ids:
                 db.execute(
                     "UPDATE snapshots SET status = ?, status_at = ? WHERE snapshot_id = ?",
-                    (SnapshotStatus.CEASED, now(), one),
+                    (SnapshotStatus.CEASED, catalogue.now(), one),
                 )
             db.execute("UPDATE deletions SET state = 'purged' WHERE deletion_id = ?", (row["deletion_id"],))
             ceased += sorted(ids)
@@ -112,16 +120,13 @@ def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list
 
 
 def _sweep(catalogue: Catalogue) -> None:
-    """Unlink the files of what was purged, deepest first; a file without a row is never touched."""
-    folder = catalogue.folder / "snapshots"
+    """Remove the bytes of what was purged, deepest first; what has no row is never touched."""
     gone = catalogue.rows(
         """SELECT snapshot_id, deletion_id FROM deletions JOIN snapshots USING (deletion_id)
         WHERE state = 'purged' ORDER BY depth DESC"""
     )
-    for row in gone:
-        (folder / file_name(row["snapshot_id"])).unlink(missing_ok=True)
     if gone:
-        fsync_folder(folder)
+        catalogue.store.remove([row["snapshot_id"] for row in gone])
         with catalogue.transaction() as db:
             acts = {(row["deletion_id"],) for row in gone}
             db.executemany("UPDATE deletions SET state = 'freed' WHERE deletion_id = ?", acts)

@@ -5,15 +5,16 @@ import sqlite3
 import time
 from typing import Final
 
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.room import Floor
-from snapshot_mcp.providers.local.work.outcome import refuse_cancelled
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.outcome import refuse_cancelled
+from snapshot_mcp.catalogue.room import Floor
+from snapshot_mcp.catalogue.store import Row
 
 PROGRESS_SECONDS: Final = 0.25
 """So often progress is written down, each time with a commit, and a running job looks whether it was called off."""
 
 
-class Progress:
+class JobProgress:
     """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
 
     `start` and `advance` raise Cancelled when the job was called off.
@@ -27,11 +28,13 @@ class Progress:
         self.floor: Floor | None = None
 
     def start(self, phase: str, total: int) -> None:
+        """Begin a phase of `total` bytes."""
         self._phase, self._done, self._total = phase, 0, total
         self._write()
         refuse_cancelled(self._catalogue, self._job)
 
     def advance(self, amount: int) -> None:
+        """Count bytes as done, and write it down now and then."""
         self._done += amount
         if self.floor:
             self.floor.check()
@@ -40,6 +43,7 @@ class Progress:
             refuse_cancelled(self._catalogue, self._job)
 
     def finish(self) -> None:
+        """Count the phase as done."""
         self._done = self._total
         self._write()
 

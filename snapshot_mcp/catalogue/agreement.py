@@ -5,29 +5,26 @@ begun once the hold on the disks is taken (a roll-back), or in the transaction t
 is the system's uptime, sleep included, so that no clock can bring a job back; another run of the system is too late.
 """
 
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.lookup import is_half_overwritten, label_of, refuse_incomplete
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import Expired, NotUsable, TermsChanged
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS, Terms
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.disk import RollbackTarget
-from snapshot_mcp.providers.local.identity import described
-from snapshot_mcp.providers.local.lookup import is_half_overwritten, label_of, refuse_incomplete
-from snapshot_mcp.providers.local.platform import running_since
 
 DESTRUCTIVE: Final = frozenset({JobAction.APPLY, JobAction.DELETE})
 
 NOTHING_CHANGED = "Nothing was changed. Look at what would happen now, and have it agreed to again."
 
 
-def deadline(terms: Terms | None) -> tuple[str, float]:
+def deadline(catalogue: Catalogue, terms: Terms | None) -> tuple[str, float]:
     """Return the run of the system and the uptime by which a job that is admitted now must have begun. Raises Expired."""
     seconds = min(terms.begin_within_seconds, BEGIN_WITHIN_SECONDS) if terms else BEGIN_WITHIN_SECONDS
-    boot, uptime = _present()
+    boot, uptime = _present(catalogue)
     latest = terms.not_after if terms else None
     if latest is None or latest.boot != boot:
         return boot, uptime + seconds
@@ -41,33 +38,34 @@ def named(terms: Terms | None) -> dict[str, str]:
     return {"agreement": terms.agreement} if terms and terms.agreement else {}
 
 
-def is_overdue(job: Row) -> bool:
+def is_overdue(catalogue: Catalogue, job: Row) -> bool:
     """Whether the time within which the job had to begin is over.
 
     One that destroys and has no such time was entered by a program of an earlier version: nothing says until when it may begin.
     """
     if not job["begin_until"]:
         return job["action"] in DESTRUCTIVE and not job["has_effect"]
-    boot, uptime = _present()
+    boot, uptime = _present(catalogue)
     return bool(boot != job["begin_boot"] or uptime > job["begin_until"])
 
 
-def _present() -> tuple[str, float]:
+def _present(catalogue: Catalogue) -> tuple[str, float]:
     """The run of the system and its uptime; where the system names no runs, the clock."""
-    boot, uptime = running_since()
-    return (boot, uptime) if boot else ("", time.time())
+    present = catalogue.clock.read()
+    return (present.boot, present.uptime) if present.boot else ("", present.wall)
 
 
 def expired(job: Row) -> Expired:
+    """Return the error of a job that did not begin in its time."""
     return Expired(
         f"Job {job['job_id']} ({job['action']}) did not begin within the time that was agreed to, so it was not carried out.",
         hint=NOTHING_CHANGED,
     )
 
 
-def refuse_overdue(job: Row) -> None:
+def refuse_overdue(catalogue: Catalogue, job: Row) -> None:
     """Raises Expired."""
-    if is_overdue(job):
+    if is_overdue(catalogue, job):
         raise expired(job)
 
 
@@ -135,33 +133,32 @@ PATIENT_DISKS: Final = 3
 """A passing reader is waited for while nobody else can change the catalogue, so not on many disks."""
 
 
-def probe_disks(resources: Mapping[str, Row], *, has_safety: bool) -> dict[str, dict[str, str]]:
-    """Return which disks they are (`disk_of`), if all of them can be rolled back now. Raises ResourceBusy, NotUsable."""
+def probe_disks(catalogue: Catalogue, resources: Mapping[str, Row], *, has_safety: bool) -> dict[str, dict[str, str]]:
+    """Return which disks they are (`_disk`), if all of them can be rolled back now. Raises ResourceBusy, NotUsable."""
     is_patient = len(resources) <= PATIENT_DISKS
-    return {one: _probe(row, has_safety=has_safety, is_patient=is_patient) for one, row in resources.items()}
+    return {one: _probe(catalogue, row, has_safety=has_safety, is_patient=is_patient) for one, row in resources.items()}
 
 
-def _probe(resource: Row, *, has_safety: bool, is_patient: bool) -> dict[str, str]:
+def _probe(catalogue: Catalogue, resource: Row, *, has_safety: bool, is_patient: bool) -> dict[str, str]:
     if resource["removed_at"] is not None:
         raise NotUsable(
             f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
             hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
         )
     if has_safety:
-        refuse_incomplete(resource)
-    with RollbackTarget(resource["path"], label_of(resource), is_patient=is_patient) as target:
-        if has_safety:
-            target.refuse_company()
-        return disk_of(resource, target)
+        refuse_incomplete(catalogue, resource)
+    return _disk(resource, catalogue.store.check_overwrite(resource, is_alone=has_safety, is_patient=is_patient))
 
 
-def outcome_of(resource: Row) -> str:
+def outcome_of(catalogue: Catalogue, resource: Row) -> str:
     """What a roll-back that never reaches the disk leaves: an earlier one may have been broken off on it."""
-    return "incomplete" if is_half_overwritten(resource) else "unchanged"
+    return "incomplete" if is_half_overwritten(catalogue, resource) else "unchanged"
 
 
-def compare_disks(terms: Terms | None, disks: Mapping[str, Mapping[str, str]], labels: Mapping[str, str]) -> None:
-    """Raise TermsChanged where the disks (`disk_of`) are not those that it was agreed to overwrite."""
+def compare_disks(
+    catalogue: Catalogue, terms: Terms | None, disks: Mapping[str, Mapping[str, str]], resources: Mapping[str, Row]
+) -> None:
+    """Raise TermsChanged where the disks (`_disk`) are not those that it was agreed to overwrite."""
     if terms is None or terms.resources is None:
         return
     if others := sorted(disks.keys() - terms.resources.keys()):
@@ -170,31 +167,34 @@ def compare_disks(terms: Terms | None, disks: Mapping[str, Mapping[str, str]], l
         )
     for resource_id, disk in disks.items():
         agreed = terms.resources[resource_id].model_dump(exclude_none=True)
-        _compare_disk({**disk, **agreed}, disk, labels[resource_id])
+        _compare_disk(catalogue, {**disk, **agreed}, disk, label_of(resources[resource_id]))
 
 
 def compare_again(
-    request: Mapping[str, Any], resource: Row, target: RollbackTarget, *, is_head_ours: bool = False
+    catalogue: Catalogue, request: Mapping[str, Any], resource: Row, identity: str, *, is_head_ours: bool = False
 ) -> None:
-    """Raise TermsChanged where the disk is not the one that the job was admitted for any more.
+    """Raise TermsChanged where the disk, now of this identity, is not the one that the job was admitted for any more.
 
     `is_head_ours`: the job itself has moved the head since, to the safety snapshot that it took.
     """
-    present = disk_of(resource, target)
+    present = _disk(resource, identity)
     agreed = request.get("disks", {}).get(resource["resource_id"], present)
-    _compare_disk(agreed | {"head_id": present["head_id"]} if is_head_ours else agreed, present, target.label)
+    if is_head_ours:
+        agreed = agreed | {"head_id": present["head_id"]}
+    _compare_disk(catalogue, agreed, present, label_of(resource))
 
 
-def disk_of(resource: Row, target: RollbackTarget) -> dict[str, str]:
+def _disk(resource: Row, identity: str) -> dict[str, str]:
     """What of a disk must stay as it is until it is overwritten."""
-    return {"identity": str(target.identity), "head_id": resource["head_id"] or ""}
+    return {"identity": identity, "head_id": resource["head_id"] or ""}
 
 
-def _compare_disk(agreed: Mapping[str, str], present: Mapping[str, str], label: str) -> None:
+def _compare_disk(catalogue: Catalogue, agreed: Mapping[str, str], present: Mapping[str, str], label: str) -> None:
+    describe = catalogue.store.describe
     if agreed["identity"] != present["identity"]:
         raise TermsChanged(
-            f"The file at the path of {label} is not the one that was agreed to: it is {described(present['identity'])},"
-            f" and {described(agreed['identity'])} was to be overwritten.",
+            f"The file at the path of {label} is not the one that was agreed to: it is {describe(present['identity'])},"
+            f" and {describe(agreed['identity'])} was to be overwritten.",
             hint=NOTHING_CHANGED,
         )
     if agreed["head_id"] != present["head_id"]:

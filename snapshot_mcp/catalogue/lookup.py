@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Final, NamedTuple
 
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
-from snapshot_mcp.providers.local.catalogue import Catalogue, Row
-from snapshot_mcp.providers.local.identity import Identity, identity_at
 
 MAX_RESOURCES: Final = 100
 """As many ids as one request may name."""
@@ -22,6 +21,7 @@ def label_of(resource: Row) -> str:
 
 
 def check_ids(field: str, ids: Sequence[str]) -> None:
+    """Raise BadRequest for no ids, too many, or one that is named twice."""
     if not ids:
         raise BadRequest(f"{field!r} is empty.", hint="Name at least one id.")
     if len(ids) > MAX_RESOURCES:
@@ -31,6 +31,7 @@ def check_ids(field: str, ids: Sequence[str]) -> None:
 
 
 def checked_name(name: str) -> str:
+    """Return the name. Raises BadRequest for one that is too long or not valid Unicode."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise BadRequest(
             f"The name {clean_text(name)!r} has {len(name)} characters.", hint=f"Use at most {MAX_NAME_CHARACTERS}."
@@ -43,6 +44,7 @@ def checked_name(name: str) -> str:
 
 
 def find_resource(catalogue: Catalogue, resource_id: str) -> Row:
+    """Return a registered disk. Raises NotFound."""
     resource = catalogue.resource(resource_id)
     if resource is None or resource["removed_at"] is not None:
         raise NotFound(
@@ -53,6 +55,7 @@ def find_resource(catalogue: Catalogue, resource_id: str) -> Row:
 
 
 def find_snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
+    """Return a snapshot, whatever its status. Raises NotFound."""
     snapshot = catalogue.snapshot(snapshot_id)
     if snapshot is None:
         raise NotFound(
@@ -62,12 +65,14 @@ def find_snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
 
 
 def owner_of(catalogue: Catalogue, snapshot: Row) -> Row:
+    """Return the disk of a snapshot, also where it was forgotten."""
     resource = catalogue.resource(snapshot["resource_id"])
     assert resource is not None, "a foreign key"
     return resource
 
 
 def find_usable(catalogue: Catalogue, snapshot_id: str) -> Row:
+    """Return an available snapshot. Raises NotFound, NotUsable."""
     snapshot = find_snapshot(catalogue, snapshot_id)
     if snapshot["status"] != SnapshotStatus.AVAILABLE:
         raise not_usable(snapshot, "used")
@@ -75,6 +80,7 @@ def find_usable(catalogue: Catalogue, snapshot_id: str) -> Row:
 
 
 def not_usable(snapshot: Row, verb: str) -> NotUsable:
+    """Return the error of a snapshot whose status forbids what was asked; `verb` is what it cannot be."""
     hint = {
         SnapshotStatus.DELETED: "Recover it first." if verb != "deleted" else "It is gone already.",
         SnapshotStatus.CEASED: "It is gone for good; list the snapshots to see which there are.",
@@ -85,40 +91,36 @@ def not_usable(snapshot: Row, verb: str) -> NotUsable:
 
 
 class Half(NamedTuple):
-    """A file that a roll-back was broken off on: what it was to become, and the snapshot that holds what it was."""
+    """A disk that a roll-back was interrupted on: what it was to become, and the snapshot that holds what it was."""
 
     applying_id: str
     identity: str
     safety_id: str | None
     problem: str
 
-    def is_file(self, identity: Identity | None) -> bool:
-        """Whether this is the half overwritten one; no other can be told from one that an earlier version left."""
-        begun = Identity.parse(self.identity)
-        return begun is None or (identity is not None and identity.is_same_file(begun))
-
 
 def halves(resource: Row) -> list[Half]:
-    """The half overwritten files of a disk, wherever they lie now; first the one that was written to last."""
+    """The half overwritten disks of a resource, wherever they are now; first the one that was written to last."""
     last = Half(*(resource[name] for name in ("applying_id", "applying_identity", "applying_safety_id", "problem")))
     others = [Half(*one) for one in json.loads(resource["other_halves"])]
     return others if resource["applying_id"] is None else [last, *others]
 
 
-def half_at_path(resource: Row) -> Half | None:
-    """The half overwritten file at the disk's path; any other that lies there is as whole as it was when it came."""
+def half_in_place(catalogue: Catalogue, resource: Row) -> Half | None:
+    """The half overwritten disk that is there now; any other that is there is as whole as it was when it came."""
     found = halves(resource)
-    present = identity_at(Path(resource["path"])) if found else None
-    return next((one for one in found if one.is_file(present)), None)
+    present = catalogue.store.identity_of(resource) if found else ""
+    return next((one for one in found if catalogue.store.is_same_disk(one.identity, present)), None)
 
 
-def is_half_overwritten(resource: Row) -> bool:
-    """Whether the file at the disk's path is one that a roll-back was broken off on."""
-    return half_at_path(resource) is not None
+def is_half_overwritten(catalogue: Catalogue, resource: Row) -> bool:
+    """Whether the disk that is there now is one that a roll-back was interrupted on."""
+    return half_in_place(catalogue, resource) is not None
 
 
-def refuse_incomplete(resource: Row) -> None:
-    if half := half_at_path(resource):
+def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
+    """Raise NotUsable for a disk that a roll-back was interrupted on."""
+    if half := half_in_place(catalogue, resource):
         raise NotUsable(
             f"A roll-back of {label_of(resource)} to {half.applying_id} has begun and is not over"
             + (f" ({clean_text(half.problem, 400)})" if half.problem else "")
@@ -141,6 +143,7 @@ def refuse_needed(catalogue: Catalogue, snapshot_ids: Collection[str]) -> None:
 
 
 def refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:
+    """Raise ResourceBusy for a disk that a job holds."""
     for resource in resources:
         holder = catalogue.row("SELECT job_id FROM claims WHERE kind = 'resource' AND id = ?", resource["resource_id"])
         if holder:
@@ -159,6 +162,7 @@ def refuse_going(catalogue: Catalogue, snapshot: Row) -> None:
 
 
 def busy(catalogue: Catalogue, what: str, job_id: str) -> ResourceBusy:
+    """Return the error of what a job holds."""
     job = catalogue.job(job_id)
     action = job["action"] if job else "a job"
     return ResourceBusy(

@@ -1,0 +1,294 @@
+"""`CatalogueZone`: a Provider over a catalogue. A thin async shell: it checks, enters jobs, and reads; a worker works.
+
+Nothing is made before the first change. Every method may be called from any number of processes on one catalogue.
+"""
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from snapshot_mcp.catalogue import admission, deletion, listing, withdrawal
+from snapshot_mcp.catalogue.admission import Rules
+from snapshot_mcp.catalogue.answers import to_job
+from snapshot_mcp.catalogue.database import IS_UNFINISHED, Catalogue
+from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.models import (
+    Image,
+    Instance,
+    Job,
+    Page,
+    Quota,
+    ResourceFilter,
+    Snapshot,
+    SnapshotFilter,
+    SnapshotUpdate,
+    Volume,
+)
+from snapshot_mcp.contract.states import JobAction
+from snapshot_mcp.contract.terms import Terms
+from snapshot_mcp.contract.text import clean_text
+
+WATCH_SECONDS: Final = 0.03
+"""Between two looks for a change; a look costs microseconds."""
+
+ALIVE_SECONDS: Final = 1.0
+"""How often a watcher makes sure that a worker lives while there is work."""
+
+UNFINISHED_JOBS: Final = f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change"
+
+Result = TypeVar("Result")
+C = TypeVar("C", bound=Catalogue)
+
+log = logging.getLogger(__name__)
+
+
+class CatalogueZone(ABC, Generic[C]):
+    """A zone of ours (see `contract.Provider` for the methods); a subclass says where its catalogue is, and who works."""
+
+    def __init__(self, zone: str, rules: Rules) -> None:
+        self.zone, self._rules = zone, rules
+        self._catalogue: C | None = None
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _exists(self) -> bool:
+        """Whether there is a catalogue; looking makes none."""
+
+    @abstractmethod
+    def _open(self) -> C:
+        """Open the catalogue, and make it where there is none."""
+
+    @abstractmethod
+    def _ensure_worker(self) -> None:
+        """See to it that a worker lives. Raises Unavailable."""
+
+    @abstractmethod
+    def _translate(self, error: Exception) -> ZoneError | None:
+        """Return what an error of the store or of the catalogue means to a person; None for a bug."""
+
+    async def aclose(self) -> None:
+        """Close the catalogue."""
+
+        def close() -> None:
+            with self._lock:
+                if self._catalogue:
+                    self._catalogue.close()
+                    self._catalogue = None
+
+        await anyio.to_thread.run_sync(close)
+
+    async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
+        """Enter a create."""
+        return await self._enter(lambda one: admission.create(one, resource_ids, snapshot_name, is_full, self._rules))
+
+    async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
+        """Enter a deletion."""
+        return await self._enter(lambda one: admission.delete(one, snapshot_id, self._rules, terms))
+
+    async def apply_snapshots(
+        self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
+    ) -> Job:
+        """Enter a roll-back."""
+        return await self._enter(
+            lambda one: admission.apply(one, snapshot_ids, self._rules, terms, safety_snapshot_name)
+        )
+
+    async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
+        """Enter an export to an image."""
+        return await self._export(JobAction.CAPTURE_INSTANCE, snapshot_id, image_name)
+
+    async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
+        """Enter an export to a volume."""
+        return await self._export(JobAction.CREATE_VOLUME, snapshot_id, volume_name)
+
+    async def _export(self, action: JobAction, snapshot_id: str, name: str) -> Job:
+        return await self._enter(lambda one: admission.export(one, action, snapshot_id, name, self._rules))
+
+    async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        """Enter a recovery."""
+        return await self._enter(partial(admission.recover, snapshot_ids=snapshot_ids))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Cancel a job that has had no effect yet."""
+        job = await self._write(lambda catalogue: to_job(withdrawal.cancel(catalogue, job_id), self.zone))
+        return job if job.is_finished else await self._with_worker(job)
+
+    async def update_snapshot(self, snapshot_id: str, update: SnapshotUpdate) -> None:
+        """Rename, describe or tag a snapshot."""
+        await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
+
+    async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
+        """Free the space of these deleted snapshots at once (None: of all), and of those whose grace is over; what ceased.
+
+        What one deletion took goes together: with an id that is not named it waits for the end of its grace.
+        """
+        return tuple(await self._write(lambda catalogue: deletion.purge(catalogue, at_once=snapshot_ids)))
+
+    async def list_snapshots(self, query: SnapshotFilter) -> Page[Snapshot]:
+        """Return a page of the snapshots."""
+        return await self._read(lambda catalogue: listing.snapshots(catalogue, query), Page((), 0))
+
+    async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
+        """Return a page of the volumes."""
+        return await self._read(lambda catalogue: listing.volumes(catalogue, query), Page((), 0))
+
+    async def list_instances(self, query: ResourceFilter) -> Page[Instance]:
+        """Return a page of the instances."""
+        return await self._read(lambda catalogue: listing.instances(catalogue, query), Page((), 0))
+
+    async def list_images(self, query: ResourceFilter) -> Page[Image]:
+        """Return a page of the images."""
+        return await self._read(lambda catalogue: listing.images(catalogue, query), Page((), 0))
+
+    async def list_quota_left(self) -> tuple[Quota, ...]:
+        """Return what is left of each limit."""
+        limit = self._rules.chain_limit
+        return await self._read(lambda catalogue: listing.quotas(catalogue, limit), ())
+
+    async def get_job(self, job_id: str) -> Job:
+        """Return a job, and see to it that a worker lives if it is unfinished. Raises NotFound."""
+
+        def read(catalogue: Catalogue) -> Job | None:
+            withdrawal.expire(catalogue)
+            row = catalogue.job(job_id)
+            return to_job(row, self.zone) if row else None
+
+        job = await self._read(read, None)
+        if job is None:
+            raise NotFound(
+                f"There is no job {clean_text(job_id)!r} in zone {self.zone}.", hint="List the unfinished jobs."
+            )
+        return job if job.is_finished else await self._with_worker(job)
+
+    async def list_unfinished_jobs(self) -> tuple[Job, ...]:
+        """Return the unfinished jobs, oldest first, and see to it that a worker lives for them."""
+
+        def read(catalogue: Catalogue) -> tuple[Job, ...]:
+            withdrawal.expire(catalogue)
+            return tuple(to_job(row, self.zone) for row in catalogue.rows(UNFINISHED_JOBS))
+
+        nothing: tuple[Job, ...] = ()
+        jobs = await self._read(read, nothing)
+        return (await self._with_worker(jobs[0]), *jobs[1:]) if jobs else ()
+
+    async def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
+        """List the unfinished jobs, then yield what changes its status or progress; keep a worker alive for them."""
+        nothing: list[Row] = []
+        seen, unfinished = await self._read(_unfinished_at, (0, nothing))
+        yield tuple(to_job(row, self.zone) for row in unfinished)
+        version, checked_at = -1, anyio.current_time()
+        while True:
+            await anyio.sleep(WATCH_SECONDS)
+            current = await self._read(lambda catalogue: catalogue.version(), -1)
+            if current != version:
+                version = current
+                if changed := await self._read(partial(_changed_since, change=seen), nothing):
+                    seen = changed[-1]["change"]
+                    yield tuple(to_job(row, self.zone) for row in changed)
+            if anyio.current_time() - checked_at > ALIVE_SECONDS:
+                checked_at = anyio.current_time()
+                await self.list_unfinished_jobs()
+
+    # the shell
+
+    async def _enter(self, admit: Callable[[C], Row]) -> Job:
+        """Enter a job, see to it that a worker lives, and answer the job as it was entered.
+
+        Where no worker can be started the entry is withdrawn before the refusal is answered; where it cannot be withdrawn
+        (a worker has taken it, or the catalogue cannot be written) it is answered as the job that it is.
+        """
+
+        def enter() -> Job:
+            with self._lock, self._in_our_words():
+                job = to_job(admit(self._opened()), self.zone)
+            try:
+                self._ensure_worker()
+            except Unavailable as error:
+                if self._is_withdrawn(job.job_id, error):
+                    raise
+            return job
+
+        return await _finish_in_thread(enter)
+
+    def _is_withdrawn(self, job_id: str, reason: Unavailable) -> bool:
+        try:
+            with self._lock, self._in_our_words():
+                return withdrawal.withdraw(self._opened(), job_id, reason)
+        except ZoneError:
+            log.exception("job %s could not be withdrawn, so it stays entered", job_id)
+            return False
+
+    async def _with_worker(self, job: Job) -> Job:
+        """See to it that a worker lives, and answer the job; where none can be started, it says so."""
+        try:
+            await _finish_in_thread(self._ensure_worker)
+        except Unavailable as error:
+            return job.model_copy(update={"info": str(error)})
+        return job
+
+    async def _write(self, work: Callable[[C], Result]) -> Result:
+        def locked() -> Result:
+            with self._lock, self._in_our_words():
+                return work(self._opened())
+
+        return await _finish_in_thread(locked)
+
+    async def _read(self, work: Callable[[C], Result], empty: Result) -> Result:
+        """Read, or answer `empty` where there is no catalogue yet: looking makes none."""
+
+        def locked() -> Result:
+            with self._lock, self._in_our_words():
+                if self._catalogue is None and not self._exists():
+                    return empty
+                return work(self._opened())
+
+        return await anyio.to_thread.run_sync(locked)
+
+    def _opened(self) -> C:
+        if self._catalogue is None:
+            self._catalogue = self._open()
+        return self._catalogue
+
+    @contextmanager
+    def _in_our_words(self) -> Iterator[None]:
+        """Text that is none (JSON can spell half a surrogate pair), a full disk and a damaged catalogue are no bugs of ours."""
+        try:
+            yield
+        except ZoneError:
+            raise
+        except UnicodeEncodeError as error:
+            raise BadRequest(
+                f"{clean_text(error.object)!r} is no valid Unicode text.", hint="Use another one."
+            ) from None
+        except Exception as error:
+            known = self._translate(error)
+            if known is None:
+                raise
+            raise known from error
+
+
+async def _finish_in_thread(work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread to its end, also when the caller gives up: a change is entered whole or not at all."""
+    answers: list[Result] = []
+    with anyio.CancelScope(shield=True):
+        answers.append(await anyio.to_thread.run_sync(work))
+    return answers[0]
+
+
+def _unfinished_at(catalogue: Catalogue) -> tuple[int, list[Row]]:
+    """Return the number of the latest change, and the jobs that were unfinished with it."""
+    with catalogue.reading():
+        latest = catalogue.row("SELECT coalesce(max(change), 0) AS change FROM jobs")
+        return int(latest["change"]) if latest else 0, catalogue.rows(UNFINISHED_JOBS)
+
+
+def _changed_since(catalogue: Catalogue, change: int) -> list[Row]:
+    return catalogue.rows("SELECT * FROM jobs WHERE change > ? ORDER BY change", change)

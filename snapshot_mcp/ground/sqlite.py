@@ -1,0 +1,103 @@
+"""SQLite files as this program keeps them: private, WAL, `synchronous=FULL`, brought up to date by numbered migrations.
+
+`PRAGMA user_version` is the number of migrations that a file has had. Any number of processes and threads may open one file,
+also while it is being made. Blocking.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from snapshot_mcp.ground.files import create_private
+
+Migration = Callable[[sqlite3.Connection], None]
+
+RETRY_SECONDS = 0.02
+"""Between two attempts at what SQLite does not wait for by itself: switching to WAL."""
+
+_creating = threading.Lock()
+"""Closing a new file must not drop the locks that another thread's connection has taken on it meanwhile."""
+
+
+class NewerFormat(sqlite3.DatabaseError):
+    """The file was written by a newer program, which has more migrations; it is left untouched."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__("it was written by a newer version of snapshot-mcp")
+        self.version = version
+
+
+def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
+    """Open an existing file; every commit is on the disk. One thread at a time."""
+    connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def open_migrated(path: Path, migrations: Sequence[Migration], *, busy_seconds: float) -> sqlite3.Connection:
+    """Open the file, made and brought up to date where it is not. Raises NewerFormat, sqlite3.Error, OSError."""
+    with _creating:
+        create_private(path)
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        connection = connect(path, busy_seconds=busy_seconds)
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                connection.execute("PRAGMA journal_mode = WAL")
+            migrate(connection, migrations)
+        except BaseException as error:
+            connection.close()
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
+        else:
+            return connection
+
+
+def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
+    """Carry out the migrations that the file lacks, each in a transaction of its own. Raises NewerFormat."""
+    while (version := version_of(connection)) < len(migrations):
+        with transaction(connection):
+            if version_of(connection) == version:  # else another process was faster
+                migrations[version](connection)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+    if version > len(migrations):
+        raise NewerFormat(version)
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """Return how many migrations the file has had."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A transaction that may write: begun at once, committed at the end, rolled back by an exception."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself rolls back when there is no room
+            connection.execute("ROLLBACK")
+        raise
+
+
+def execute_script(connection: sqlite3.Connection, script: str) -> None:
+    """Execute each statement of a script inside the present transaction, which `executescript` would commit."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    if statement.strip():
+        connection.execute(statement)
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname in {"SQLITE_BUSY", "SQLITE_LOCKED"}

@@ -1,0 +1,39 @@
+"""A zone's folder: the catalogue's file in it, and the folders of what the zone keeps (FORMAT.md, "The folder").
+
+SQLite in WAL mode with `synchronous=FULL`: a committed row survives a power cut. Shared by every process on one home.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from snapshot_mcp.catalogue import schema
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.providers.local.platform import keep_in_place
+from snapshot_mcp.providers.local.store import FileStore
+
+FILE_NAME: Final = "catalogue.sqlite"
+FOLDERS: Final = ("snapshots", "volumes", "images")
+
+
+class FolderCatalogue(Catalogue):
+    """The catalogue of the zone in `folder`, opened (and, with `create`, made) by the constructor.
+
+    Raises FileNotFoundError without `create` where the folder is gone.
+    """
+
+    store: FileStore
+
+    def __init__(self, folder: Path, *, create: bool = True, clock: Clock | None = None) -> None:
+        self.folder = folder
+        if create:
+            for path in (folder, *(folder / name for name in FOLDERS)):
+                make_private_folder(path)
+            keep_in_place(folder)  # SQLite's files; those in the folders above keep the filesystem's checksums
+        super().__init__(schema.open_catalogue(folder / FILE_NAME), FileStore(folder), clock)
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether there is one; looking makes none."""
+        return (folder / FILE_NAME).exists()
