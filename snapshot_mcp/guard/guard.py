@@ -8,44 +8,38 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
+from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.clock import Clock, SystemClock
-from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.policy import Policy
-from snapshot_mcp.guard.states import Door, State
-from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.consent.client import ApprovalLinks, Client
+from snapshot_mcp.guard.consent.clock import Clock, SystemClock
+from snapshot_mcp.guard.consent.states import Door, State
+from snapshot_mcp.guard.plan.policy import Policy
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from snapshot_mcp.guard.approval import Approval
-    from snapshot_mcp.guard.approvals import Approvals
-    from snapshot_mcp.guard.audit import Audit
-    from snapshot_mcp.guard.calls import GuardedCalls
-    from snapshot_mcp.guard.database import Database
-    from snapshot_mcp.guard.doors import Doors
-    from snapshot_mcp.guard.ends import Ends
-    from snapshot_mcp.guard.journal import Deed, Journal
-    from snapshot_mcp.guard.person import PersonAct
-    from snapshot_mcp.guard.pin import Pin
-    from snapshot_mcp.guard.register import Register
+    from snapshot_mcp.guard.carry.calls import GuardedCalls
+    from snapshot_mcp.guard.carry.ends import Ends
+    from snapshot_mcp.guard.consent.approval import Approval
+    from snapshot_mcp.guard.consent.approvals import Approvals
+    from snapshot_mcp.guard.consent.audit import Audit
+    from snapshot_mcp.guard.consent.database import Database
+    from snapshot_mcp.guard.consent.doors import Doors
+    from snapshot_mcp.guard.consent.journal import Deed, Journal
+    from snapshot_mcp.guard.consent.pin import Pin
+    from snapshot_mcp.guard.consent.register import Register
+    from snapshot_mcp.guard.plan.person import PersonAct
 
 SAFETY_WAIT_SECONDS = 20.0
 """A call waits so long for its safety snapshot; hosts give up after 30 to 60 s."""
-
-
-class ApprovalLinks(Protocol):
-    """The approval page, started when the first link is wanted."""
-
-    async def link(self, approval_id: str) -> str: ...
 
 
 class Guard:
@@ -103,7 +97,7 @@ class Guard:
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
         """Return why the snapshot must keep its name, "" if it need not: protection may hang on it."""
-        from snapshot_mcp.guard.rules import refuse_rename
+        from snapshot_mcp.guard.plan.rules import refuse_rename
 
         refusal = refuse_rename(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
@@ -133,9 +127,9 @@ class Guard:
         if not name or name == snapshot.snapshot_name:
             yield
             return
-        from snapshot_mcp.guard.journal import rename_deed
+        from snapshot_mcp.guard.consent.journal import rename_deed
 
-        async with self.recorded(rename_deed(zone, snapshot, name, client)):
+        async with self.recorded(rename_deed(zone.name, zone.provider.location, snapshot, name, client)):
             yield
 
     # How the acts ended
@@ -196,7 +190,7 @@ class Guard:
 
         Raises: NotFound, NotDecidable, WrongPin, PinLocked, Forbidden.
         """
-        from snapshot_mcp.guard.errors import WrongPin
+        from snapshot_mcp.guard.consent.errors import WrongPin
 
         approval = await self.get_approval(approval_id)
         if door is Door.TERMINAL and not await self.has_pin():
@@ -220,7 +214,7 @@ class Guard:
 
         Raises: NotFound; NotDecidable, which says what became of it; what the zone answers that has to cancel the job.
         """
-        from snapshot_mcp.guard.errors import NotDecidable
+        from snapshot_mcp.guard.consent.errors import NotDecidable
 
         try:
             return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
@@ -231,7 +225,7 @@ class Guard:
         return await self._take_back(approval, door, by)
 
     async def _take_back(self, approval: "Approval", door: Door, by: str) -> "Approval":
-        from snapshot_mcp.guard.withdrawal import Withdrawal, unreachable
+        from snapshot_mcp.guard.carry.withdrawal import Withdrawal, unreachable
 
         if self._open_zone is None:
             raise unreachable(approval, "this program has no way to its zone")
@@ -243,7 +237,7 @@ class Guard:
 
     async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
         """Plan to end the recovery of these deleted snapshots, as the rules are now."""
-        from snapshot_mcp.guard.person import plan_purge
+        from snapshot_mcp.guard.plan.person import plan_purge
 
         return plan_purge(zone_name, deleted, await self._rules(zone_name))
 
@@ -259,7 +253,7 @@ class Guard:
 
         Both are roles by name, as the operator's file says them.
         """
-        from snapshot_mcp.guard.standing import Standing
+        from snapshot_mcp.guard.consent.standing import Standing
 
         await in_thread(lambda: self._approvals.void_departed(Standing(before), Standing(now)))
 
@@ -291,7 +285,7 @@ class Guard:
         return self._doors().command
 
     def _doors(self) -> "Doors":
-        from snapshot_mcp.guard.doors import Doors
+        from snapshot_mcp.guard.consent.doors import Doors
 
         return self._present_doors() if self._present_doors else Doors()
 
@@ -310,8 +304,8 @@ class Guard:
 
     @cached_property
     def _calls(self) -> "GuardedCalls":
-        from snapshot_mcp.guard.calls import GuardedCalls
-        from snapshot_mcp.guard.questions import Questions
+        from snapshot_mcp.guard.carry.calls import GuardedCalls
+        from snapshot_mcp.guard.consent.questions import Questions
 
         return GuardedCalls(
             self._rules,
@@ -327,32 +321,32 @@ class Guard:
 
     @cached_property
     def _database(self) -> "Database":
-        from snapshot_mcp.guard.database import Database
+        from snapshot_mcp.guard.consent.database import Database
 
         return Database(self._folder)
 
     @cached_property
     def _ends(self) -> "Ends":
-        from snapshot_mcp.guard.ends import Ends
+        from snapshot_mcp.guard.carry.ends import Ends
 
         return Ends(self._register)
 
     @cached_property
     def _journal(self) -> "Journal":
-        from snapshot_mcp.guard.journal import Journal
+        from snapshot_mcp.guard.consent.journal import Journal
 
         return Journal(self._register)
 
     @cached_property
     def _audit(self) -> "Audit":
-        from snapshot_mcp.guard.audit import Audit
+        from snapshot_mcp.guard.consent.audit import Audit
 
         return Audit(self._database)
 
     @cached_property
     def _approvals(self) -> "Approvals":
-        from snapshot_mcp.guard.approvals import Approvals
-        from snapshot_mcp.guard.standing import Standing
+        from snapshot_mcp.guard.consent.approvals import Approvals
+        from snapshot_mcp.guard.consent.standing import Standing
 
         def standing() -> Standing | None:
             roles = self._roles()
@@ -362,12 +356,12 @@ class Guard:
 
     @cached_property
     def _register(self) -> "Register":
-        from snapshot_mcp.guard.register import Register
+        from snapshot_mcp.guard.consent.register import Register
 
         return Register(self._database, self._audit, self._clock)
 
     @cached_property
     def _pin(self) -> "Pin":
-        from snapshot_mcp.guard.pin import Pin
+        from snapshot_mcp.guard.consent.pin import Pin
 
         return Pin(self._database, self._audit, self._clock)

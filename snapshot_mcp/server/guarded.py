@@ -9,7 +9,7 @@ from pydantic import Field
 
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard import GuardedOutcome
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server.changing import SnapshotId, SnapshotIds
 from snapshot_mcp.server.consent import AnswerNeeded, HostClient

@@ -14,7 +14,7 @@ from snapshot_mcp.contract.models import Image, Instance, Job, Snapshot, Volume,
 from snapshot_mcp.contract.states import JobStatus
 from snapshot_mcp.contract.text import CONSISTENCIES, MESSAGE_CHARACTERS, clean_text, consistency_in_words
 from snapshot_mcp.contract.tree import is_fuzzy
-from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard import GuardedOutcome
 
 
 class Result(BaseModel):

@@ -17,7 +17,7 @@ from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
-from snapshot_mcp.guard.clock import Moment, SystemClock
+from snapshot_mcp.guard.consent.clock import Moment, SystemClock
 from snapshot_mcp.jobs import Zone, Zones
 from snapshot_mcp.providers.local import LocalZone
 

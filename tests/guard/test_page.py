@@ -282,7 +282,7 @@ async def test_a_client_that_can_open_the_page_gets_the_decision_in_the_same_cal
 
 
 async def test_an_opened_page_is_no_approval(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snapshot_mcp.guard.calls.PAGE_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("snapshot_mcp.guard.carry.calls.PAGE_WAIT_SECONDS", 0.0)
     guard = bench.guard(Policy(consent="human"))
     await guard.set_pin(PIN)
     disk = await bench.add_disk("pg-data")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import PinLocked, WrongPin
-from snapshot_mcp.guard.pin import CUT_OFF_SECONDS, FREE_ATTEMPTS, LOCKED_SECONDS, Pin
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.errors import PinLocked, WrongPin
+from snapshot_mcp.guard.consent.pin import CUT_OFF_SECONDS, FREE_ATTEMPTS, LOCKED_SECONDS, Pin
 from tests.guard.test_states import HandClock
 
 PIN = "483920"
@@ -89,7 +89,7 @@ def test_an_attempt_whose_process_was_killed_counts_as_a_wrong_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("snapshot_mcp.guard.pin._hash", killed)
+        patch.setattr("snapshot_mcp.guard.consent.pin._hash", killed)
         for _ in range(FREE_ATTEMPTS):
             with pytest.raises(KeyboardInterrupt):
                 another_process(tmp_path, clock).check("000000", door="terminal")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from snapshot_mcp.contract.models import Snapshot, SnapshotResource, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.tree import SnapshotTree
-from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget
-from snapshot_mcp.guard.plan import (
+from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts, RollbackTarget
+from snapshot_mcp.guard.plan.plan import (
     DeletionLoss,
     Plan,
     RollbackLoss,
@@ -21,7 +21,7 @@ from snapshot_mcp.guard.plan import (
     plan_deletion,
     plan_rollback,
 )
-from snapshot_mcp.guard.wording import plan_lines, question_for
+from snapshot_mcp.guard.plan.wording import plan_lines, question_for
 
 START = datetime(2026, 11, 1, 3, tzinfo=UTC)
 RESOURCE = SnapshotResource(resource_id="vol-1", resource_name="pg-data", resource_type="volume")

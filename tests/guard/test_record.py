@@ -19,11 +19,11 @@ from mcp.types import ElicitResult
 from snapshot_mcp import app
 from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, ZoneError
 from snapshot_mcp.contract.models import Snapshot, SnapshotUpdate
-from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.journal import Deed, Journal
-from snapshot_mcp.guard.register import Register
+from snapshot_mcp.guard.consent.approvals import Approvals
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.journal import Deed, Journal
+from snapshot_mcp.guard.consent.register import Register
 from snapshot_mcp.jobs import Zone
 from tests.conftest import end_worker
 from tests.guard.conftest import nobody

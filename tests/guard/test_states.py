@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from snapshot_mcp.contract.errors import TooManyRequests, ZoneError
-from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call, JobEnd
-from snapshot_mcp.guard.approvals import DENIED_SECONDS, Approvals, SpendRefusal
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.clock import Moment
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import NotDecidable
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.questions import Asked, Questions
-from snapshot_mcp.guard.register import MAX_PENDING, Register
-from snapshot_mcp.guard.states import OPEN, TRANSITIONS, Door, State
+from snapshot_mcp.guard.consent.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call, JobEnd
+from snapshot_mcp.guard.consent.approvals import DENIED_SECONDS, Approvals, SpendRefusal
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.clock import Moment
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.errors import NotDecidable
+from snapshot_mcp.guard.consent.questions import Asked, Questions
+from snapshot_mcp.guard.consent.register import MAX_PENDING, Register
+from snapshot_mcp.guard.consent.states import OPEN, TRANSITIONS, Door, State
+from snapshot_mcp.guard.plan.plan import Plan
 from tests.guard.test_plan import CHAIN, deletion
 
 CALLS = tuple(

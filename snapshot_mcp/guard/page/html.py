@@ -9,10 +9,10 @@ from html import escape
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import Links
-from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot
-from snapshot_mcp.guard.states import State
-from snapshot_mcp.guard.wording import about, format_moment
+from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.consent.states import State
+from snapshot_mcp.guard.plan.plan import DeletionLoss, LostSnapshot
+from snapshot_mcp.guard.plan.wording import about, format_moment
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5a6572;--page:#f3f4f6;--card:#fff;--line:#d5dae0;--stop:#b42318;

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.contract.tree import SnapshotTree, age, taken_at
-from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget
+from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts, RollbackTarget
 
 CHAIN_LIMIT = 30
 """Available snapshots in a chain before a create starts a new one (contract.md, "Limit")."""

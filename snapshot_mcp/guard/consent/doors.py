@@ -14,7 +14,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from snapshot_mcp.guard.approval import Approval
+    from snapshot_mcp.guard.consent.approval import Approval
 
 PROGRAM = "snapshot-mcp"
 IN_A_TERMINAL = "For the person, in a terminal of their own:"

@@ -13,11 +13,11 @@ from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound, TooManyRequests
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.guard.approval import Approval, Call, JobEnd, read_row, write_row
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.clock import Clock, Moment
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.states import TRANSITIONS, Door, State
+from snapshot_mcp.guard.consent.approval import Approval, Call, JobEnd, read_row, write_row
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.clock import Clock, Moment
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.states import TRANSITIONS, Door, State
 
 MAX_PENDING = 50
 """Who is asked more than they can read says yes to anything."""

@@ -12,11 +12,10 @@ from typing import Any
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Snapshot
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard.approval import moment_from_text, moment_to_text
-from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.register import Register, Rows, new_id
-from snapshot_mcp.guard.states import Door
-from snapshot_mcp.jobs import Zone
+from snapshot_mcp.guard.consent.approval import moment_from_text, moment_to_text
+from snapshot_mcp.guard.consent.client import Client
+from snapshot_mcp.guard.consent.register import Register, Rows, new_id
+from snapshot_mcp.guard.consent.states import Door
 
 RENAME = "rename"
 RECENT_SECONDS = 24 * 3600.0
@@ -42,13 +41,13 @@ class Deed:
         return about | {"principal": self.by, "client": self.client, "door": self.door, "by": self.by}
 
 
-def rename_deed(zone: Zone, snapshot: Snapshot, name: str, client: Client) -> Deed:
+def rename_deed(zone: str, location: str, snapshot: Snapshot, name: str, client: Client) -> Deed:
     """Return what `rename_snapshot` is about to do, and who asked for it."""
     names = {"old_name": snapshot.snapshot_name, "name": name}
     return Deed(
         operation=RENAME,
-        zone=zone.name,
-        location=zone.provider.location,
+        zone=zone,
+        location=location,
         by=client.principal,
         door=Door.CLIENT,
         arguments={"snapshot_id": snapshot.snapshot_id}

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from snapshot_mcp.guard.approval import (
+from snapshot_mcp.guard.consent.approval import (
     SAFETY_SECONDS,
     Approval,
     Call,
@@ -21,13 +21,13 @@ from snapshot_mcp.guard.approval import (
     moment_from_text,
     moment_to_text,
 )
-from snapshot_mcp.guard.clock import Moment
-from snapshot_mcp.guard.errors import NotDecidable
-from snapshot_mcp.guard.journal import recent_renames
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.register import Register, Rows, new_id, unknown
-from snapshot_mcp.guard.standing import ReadStanding, Standing, void_fallen
-from snapshot_mcp.guard.states import OPEN, Door, State
+from snapshot_mcp.guard.consent.clock import Moment
+from snapshot_mcp.guard.consent.errors import NotDecidable
+from snapshot_mcp.guard.consent.journal import recent_renames
+from snapshot_mcp.guard.consent.register import Register, Rows, new_id, unknown
+from snapshot_mcp.guard.consent.standing import ReadStanding, Standing, void_fallen
+from snapshot_mcp.guard.consent.states import OPEN, Door, State
+from snapshot_mcp.guard.plan.plan import Plan
 
 DENIED_SECONDS = 10 * 60.0
 """So long a person's no is remembered and not asked again."""

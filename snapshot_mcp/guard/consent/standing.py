@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.register import Rows
-from snapshot_mcp.guard.states import OPEN, Door, State
+from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.consent.register import Rows
+from snapshot_mcp.guard.consent.states import OPEN, Door, State
 
 LOCAL = "local"
 """Whoever calls without a token, and the person at this machine. The operator's file does not name them."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapshot_mcp.guard.errors import GuardBroken
+from snapshot_mcp.guard.consent.errors import GuardBroken
 
 KEY_BYTES = 32
 HEAD, MARK = "head", "mark"

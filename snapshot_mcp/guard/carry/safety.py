@@ -9,17 +9,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, ZoneError
 from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.contract.tree import is_fuzzy
-from snapshot_mcp.guard.approval import Approval, Safety
-from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.clock import Clock
-from snapshot_mcp.guard.plan import RollbackLoss
-from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.consent.approval import Approval, Safety
+from snapshot_mcp.guard.consent.approvals import Approvals
+from snapshot_mcp.guard.consent.clock import Clock
+from snapshot_mcp.guard.plan.plan import RollbackLoss
 from snapshot_mcp.jobs import Zone
 
 OnProgress = Callable[[tuple[Job, ...]], Awaitable[None]]

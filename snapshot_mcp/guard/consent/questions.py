@@ -6,10 +6,10 @@ conversation, a replay) uses it up. Blocking; callers go through a worker thread
 
 from dataclasses import dataclass, replace
 
-from snapshot_mcp.guard.approval import Approval, Call, moment_from_text, moment_to_text
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.register import Register, Rows, new_id
-from snapshot_mcp.guard.states import Door, State
+from snapshot_mcp.guard.consent.approval import Approval, Call, moment_from_text, moment_to_text
+from snapshot_mcp.guard.consent.register import Register, Rows, new_id
+from snapshot_mcp.guard.consent.states import Door, State
+from snapshot_mcp.guard.plan.plan import Plan
 
 QUESTION_SECONDS = 15 * 60.0
 """So long an answer may take. An older host gives its call up much sooner."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from snapshot_mcp.guard.errors import GuardBroken
+from snapshot_mcp.guard.consent.errors import GuardBroken
 
 BUSY_SECONDS = 15.0
 """A transaction here takes milliseconds; who waits longer than this stands behind something broken."""

@@ -7,8 +7,8 @@ and the ids last, and holds nothing that moves by itself.
 from datetime import datetime
 
 from snapshot_mcp.contract.text import CONSISTENCIES, clean_text, consistency_in_words, format_bytes, quoted
-from snapshot_mcp.guard.client import KEEP, Answer, Question
-from snapshot_mcp.guard.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss
+from snapshot_mcp.guard.plan.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss
+from snapshot_mcp.guard.plan.question import KEEP, Answer, Question
 
 DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.guard.policy import Policy
-from snapshot_mcp.guard.rules import Refusal, refuse_purge
-from snapshot_mcp.guard.wording import format_moment
+from snapshot_mcp.guard.plan.policy import Policy
+from snapshot_mcp.guard.plan.rules import Refusal, refuse_purge
+from snapshot_mcp.guard.plan.wording import format_moment
 
 PURGE = "zone purge"
 SHOWN = 40

@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.contract.text import quoted
-from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts
-from snapshot_mcp.guard.plan import DeletionLoss, Plan, RollbackLoss
-from snapshot_mcp.guard.policy import Policy, Protect
+from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts
+from snapshot_mcp.guard.plan.plan import DeletionLoss, Plan, RollbackLoss
+from snapshot_mcp.guard.plan.policy import Policy, Protect
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,20 @@
 """How a guarded call ends when nothing was started: recorded, and answered in the words of `replies`."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from snapshot_mcp.guard import replies
-from snapshot_mcp.guard.acts import Act
-from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.approvals import Approvals, SpendRefusal
-from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.rules import Refusal
-from snapshot_mcp.guard.states import State
-from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.guard.wording import plan_lines
+from anyio.to_thread import run_sync as in_thread
 
-if TYPE_CHECKING:
-    from snapshot_mcp.guard.guard import ApprovalLinks
+from snapshot_mcp.guard.carry import replies
+from snapshot_mcp.guard.carry.acts import Act
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.consent.approvals import Approvals, SpendRefusal
+from snapshot_mcp.guard.consent.client import ApprovalLinks
+from snapshot_mcp.guard.consent.states import State
+from snapshot_mcp.guard.plan.plan import Plan
+from snapshot_mcp.guard.plan.rules import Refusal
+from snapshot_mcp.guard.plan.wording import plan_lines
 
 
 class Endings:
@@ -24,7 +23,7 @@ class Endings:
     def __init__(
         self,
         approvals: Approvals,
-        links: "Callable[[], Awaitable[ApprovalLinks | None]]",
+        links: Callable[[], Awaitable[ApprovalLinks | None]],
         how_to_approve: Callable[[Approval, str], Awaitable[str]],
     ) -> None:
         self._approvals = approvals

@@ -8,14 +8,14 @@ is recorded once. A look never fails and never waits long because of it: what co
 from collections.abc import Iterable
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.contract.models import Job, format_time
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard.approval import Approval, JobEnd
-from snapshot_mcp.guard.register import Register
-from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.consent.approval import Approval, JobEnd
+from snapshot_mcp.guard.consent.register import Register
 
 ASK_SECONDS = 3.0
 """A look waits at most so long for the ends that are missing; a zone answers within milliseconds."""

@@ -7,13 +7,13 @@ from typing import Literal
 from snapshot_mcp.contract.errors import Cancelled, Expired, TermsChanged
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.clock import Moment
-from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.rules import Refusal
-from snapshot_mcp.guard.safety import SafetyState
-from snapshot_mcp.guard.wording import plan_lines
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.carry.safety import SafetyState
+from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.consent.clock import Moment
+from snapshot_mcp.guard.plan.plan import Plan
+from snapshot_mcp.guard.plan.rules import Refusal
+from snapshot_mcp.guard.plan.wording import plan_lines
 
 
 def refused(refusal: Refusal, plan: Plan | None) -> GuardedOutcome:

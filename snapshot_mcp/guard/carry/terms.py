@@ -7,9 +7,9 @@ from collections.abc import Set as AbstractSet
 
 from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
 from snapshot_mcp.contract.tree import SnapshotTree
-from snapshot_mcp.guard.approvals import HELD_SECONDS
-from snapshot_mcp.guard.clock import Moment
-from snapshot_mcp.guard.plan import DeletionLoss, Head, Overwrite, RollbackLoss
+from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
+from snapshot_mcp.guard.consent.clock import Moment
+from snapshot_mcp.guard.plan.plan import DeletionLoss, Head, Overwrite, RollbackLoss
 
 MUST_STAY = 20
 """As many of the good restore points that remain are named; one of them must be good, so the newest few say enough."""

@@ -6,18 +6,22 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.contract.tree import SnapshotTree
-from snapshot_mcp.guard.approval import Approval, Call
-from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.clock import Clock, Moment
-from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, gather_deletion_facts, gather_rollback_facts
-from snapshot_mcp.guard.plan import (
+from snapshot_mcp.guard.carry.safety import OnProgress, SafetySnapshot, SafetyState
+from snapshot_mcp.guard.carry.terms import agreed_terms, deletion_terms, rollback_terms
+from snapshot_mcp.guard.consent.approval import Approval, Call
+from snapshot_mcp.guard.consent.approvals import Approvals
+from snapshot_mcp.guard.consent.client import Client
+from snapshot_mcp.guard.consent.clock import Clock, Moment
+from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts
+from snapshot_mcp.guard.plan.gather import gather_deletion_facts, gather_rollback_facts
+from snapshot_mcp.guard.plan.plan import (
     DeletionLoss,
     Plan,
     Renames,
@@ -26,11 +30,8 @@ from snapshot_mcp.guard.plan import (
     plan_rollback,
     target_key,
 )
-from snapshot_mcp.guard.policy import Policy
-from snapshot_mcp.guard.rules import Refusal, refuse
-from snapshot_mcp.guard.safety import OnProgress, SafetySnapshot, SafetyState
-from snapshot_mcp.guard.terms import agreed_terms, deletion_terms, rollback_terms
-from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.plan.policy import Policy
+from snapshot_mcp.guard.plan.rules import Refusal, refuse
 from snapshot_mcp.jobs import Zone
 
 LEAST_LOOK_SECONDS = 2.0

@@ -7,17 +7,17 @@ or that it cannot be told from here. “Nothing was done” is said of nothing t
 from contextlib import suppress
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Cancelled, Forbidden, NotFound, NotUsable, Unsupported, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.ends import FORGOTTEN, Ends, end_of, look_up_end
-from snapshot_mcp.guard.errors import NotDecidable
-from snapshot_mcp.guard.states import Door
-from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.carry.ends import FORGOTTEN, Ends, end_of, look_up_end
+from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.consent.approvals import Approvals
+from snapshot_mcp.guard.consent.errors import NotDecidable
+from snapshot_mcp.guard.consent.states import Door
 
 STOP_SECONDS = 10.0
 """A job that was told to stop does so at its next step."""

@@ -6,23 +6,23 @@ looked at again: what the consent still covers is tried again, all else is `plan
 """
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import ResourceBusy, TermsChanged, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard import replies
-from snapshot_mcp.guard.acts import Act, Look
-from snapshot_mcp.guard.approval import Approval, Safety
-from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals
-from snapshot_mcp.guard.clock import Clock, Moment
-from snapshot_mcp.guard.endings import Endings
-from snapshot_mcp.guard.errors import GuardBroken
-from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.plan import Plan, is_no_worse
-from snapshot_mcp.guard.safety import SafetyState
-from snapshot_mcp.guard.states import PROVEN, State
-from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.guard.wording import plan_lines, what_changed
+from snapshot_mcp.guard.carry import replies
+from snapshot_mcp.guard.carry.acts import Act, Look
+from snapshot_mcp.guard.carry.endings import Endings
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.carry.safety import SafetyState
+from snapshot_mcp.guard.consent.approval import Approval, Safety
+from snapshot_mcp.guard.consent.approvals import HELD_SECONDS, Approvals
+from snapshot_mcp.guard.consent.clock import Clock, Moment
+from snapshot_mcp.guard.consent.errors import GuardBroken
+from snapshot_mcp.guard.consent.states import PROVEN, State
+from snapshot_mcp.guard.plan.plan import Plan, is_no_worse
+from snapshot_mcp.guard.plan.wording import plan_lines, what_changed
 
 LOOK_SECONDS = HELD_SECONDS / 4
 """The last look must be over, and the zone asked, while the disk is held."""

@@ -12,11 +12,11 @@ import secrets
 import sqlite3
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.guard.approval import moment_from_text, moment_to_text
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.clock import Clock, Moment
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import PinLocked, WrongPin
+from snapshot_mcp.guard.consent.approval import moment_from_text, moment_to_text
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.clock import Clock, Moment
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.errors import PinLocked, WrongPin
 
 MIN_CHARACTERS = 6
 MAX_CHARACTERS = 128

@@ -7,40 +7,7 @@ human: it is what the client says, and the policy decides for what that is enoug
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-KEEP = "keep"
-"""The word that answers every question with no."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a person is asked: plain text of a few lines, the consequence first.
-
-    `word`: answered with one of `words`, the first of which destroys and the second keeps. `typed_name`: answered by typing
-    `expected_name`; the second of `words` keeps here too. An answer counts for exactly this question, so a front end that
-    asks in rounds compares the whole of it.
-    """
-
-    message: str
-    kind: Literal["word", "typed_name"]
-    words: tuple[str, str]
-    expected_name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back; `text` is the raw word or name, uncleaned.
-
-    `declined` and `cancelled` are what the client reports of its dialog, `unusable` an answer of the wrong shape,
-    `unanswered` none within the time. None of these four is a person's no.
-    """
-
-    outcome: Literal["answered", "declined", "cancelled", "unusable", "unanswered"]
-    text: str = ""
-
-    @property
-    def is_no(self) -> bool:
-        """Whether a person said no: the word for keeping, and nothing else."""
-        return self.outcome == "answered" and self.text.strip().casefold() == KEEP
+from snapshot_mcp.guard.plan.question import Answer, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +44,9 @@ class Client(Protocol):
     async def ask(self, question: Question) -> Answer: ...
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer: ...
+
+
+class ApprovalLinks(Protocol):
+    """The approval page, started when the first link is wanted."""
+
+    async def link(self, approval_id: str) -> str: ...

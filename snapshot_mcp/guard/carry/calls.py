@@ -6,31 +6,27 @@ a second run would not find.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 
-from snapshot_mcp.guard import replies
-from snapshot_mcp.guard.acts import Act, Deletion, Planner, RenamesOf, Rollback, Rules, no_renames
-from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.approvals import HELD_SECONDS, Approvals
-from snapshot_mcp.guard.carry import Carrier
-from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.clock import Clock
-from snapshot_mcp.guard.endings import Endings
-from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.pin import Pin
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.questions import Questions
-from snapshot_mcp.guard.rules import Refusal
-from snapshot_mcp.guard.safety import OnProgress
-from snapshot_mcp.guard.states import State
-from snapshot_mcp.guard.threads import in_thread
-from snapshot_mcp.guard.wording import is_yes, question_for
+from snapshot_mcp.guard.carry import replies
+from snapshot_mcp.guard.carry.acts import Act, Deletion, Planner, RenamesOf, Rollback, Rules, no_renames
+from snapshot_mcp.guard.carry.carrier import Carrier
+from snapshot_mcp.guard.carry.endings import Endings
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.carry.safety import OnProgress
+from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.consent.approvals import HELD_SECONDS, Approvals
+from snapshot_mcp.guard.consent.client import ApprovalLinks, Client
+from snapshot_mcp.guard.consent.clock import Clock
+from snapshot_mcp.guard.consent.pin import Pin
+from snapshot_mcp.guard.consent.questions import Questions
+from snapshot_mcp.guard.consent.states import State
+from snapshot_mcp.guard.plan.plan import Plan
+from snapshot_mcp.guard.plan.rules import Refusal
+from snapshot_mcp.guard.plan.wording import is_yes, question_for
 from snapshot_mcp.jobs import Zone
-
-if TYPE_CHECKING:
-    from snapshot_mcp.guard.guard import ApprovalLinks
 
 PAGE_WAIT_SECONDS = 25.0
 """A call waits so long for a person on the page that it opened; hosts give up after 30 to 60 s."""
@@ -48,7 +44,7 @@ class GuardedCalls:
         pin: Pin,
         clock: Clock,
         safety_wait_seconds: float,
-        links: "Callable[[], Awaitable[ApprovalLinks | None]]",
+        links: Callable[[], Awaitable[ApprovalLinks | None]],
         how_to_approve: Callable[[Approval, str], Awaitable[str]],
         renames: RenamesOf = no_renames,
     ) -> None:

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any, Literal
 
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.guard.client import Question
-from snapshot_mcp.guard.clock import Moment
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.states import DOORS_IN_WORDS, IN_WORDS, OPEN, PROOFS_IN_WORDS, Door, State
-from snapshot_mcp.guard.wording import plan_lines, question_for, title_of
+from snapshot_mcp.guard.consent.clock import Moment
+from snapshot_mcp.guard.consent.states import DOORS_IN_WORDS, IN_WORDS, OPEN, PROOFS_IN_WORDS, Door, State
+from snapshot_mcp.guard.plan.plan import Plan
+from snapshot_mcp.guard.plan.question import Question
+from snapshot_mcp.guard.plan.wording import plan_lines, question_for, title_of
 
 PENDING_SECONDS = 24 * 3600.0
 GRANTED_SECONDS = 15 * 60.0

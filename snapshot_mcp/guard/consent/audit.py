@@ -21,10 +21,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from snapshot_mcp.guard.clock import Moment
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import GuardBroken
-from snapshot_mcp.guard.seals import HEAD, MARK, Named, Seals
+from snapshot_mcp.guard.consent.clock import Moment
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.errors import GuardBroken
+from snapshot_mcp.guard.consent.seals import HEAD, MARK, Named, Seals
 
 NAMERS = {HEAD: "the head record (audit.head)", MARK: "the mark in the key's file (audit.key)"}
 
