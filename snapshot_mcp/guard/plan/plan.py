@@ -8,6 +8,7 @@ beside them: what remains, what is gained. `is_no_worse` decides whether a conse
 import hashlib
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +30,18 @@ Renames = Mapping[str, tuple[str, datetime]]
 class _Frozen(BaseModel):
     # Built when the first plan is made: a server that only lists its tools pays nothing for it.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+class Warn(StrEnum):
+    """What a person must not overlook; `wording` has the sentence for each."""
+
+    LAST_POINTS = "last_points"
+    LAST_GOOD_POINT = "last_good_point"
+    NO_UNDO = "no_undo"
+    RESTART = "restart"
+    RESIZE = "resize"
+    HARD_LINKS = "hard_links"
+    NO_SAFETY_SNAPSHOT = "no_safety_snapshot"
 
 
 class LostSnapshot(_Frozen):
@@ -69,7 +82,14 @@ class DeletionLoss(_Frozen):
 
     @property
     def is_grave(self) -> bool:
+        """Whether a yes takes a typed name."""
         return self.takes_last_good_copy or self.is_whole_chain or len(self.snapshots) >= MANY_SNAPSHOTS
+
+    @property
+    def warnings(self) -> tuple[Warn, ...]:
+        """What is grave or final about it."""
+        last = Warn.LAST_POINTS if self.is_none_good else Warn.LAST_GOOD_POINT
+        return _those({last: self.is_none_good or self.takes_last_good_copy, Warn.NO_UNDO: not self.undo_seconds})
 
 
 class Overwrite(_Frozen):
@@ -95,8 +115,21 @@ class Overwrite(_Frozen):
     renamed_from: str = ""
     renamed_at: datetime | None = None
 
+    @property
+    def warnings(self) -> tuple[Warn, ...]:
+        """What else happens to the disk or its machine."""
+        return _those(
+            {
+                Warn.RESTART: bool(self.restarts),
+                Warn.RESIZE: self.size_before != self.size_after,
+                Warn.HARD_LINKS: self.hard_links > 1,
+            }
+        )
+
 
 class RollbackLoss(_Frozen):
+    """What a roll-back overwrites."""
+
     operation: Literal["rollback"] = "rollback"
     zone: str
     location: str
@@ -105,7 +138,17 @@ class RollbackLoss(_Frozen):
 
     @property
     def is_grave(self) -> bool:
+        """Whether a yes takes a typed name."""
         return not self.has_safety_snapshot
+
+    @property
+    def warnings(self) -> tuple[Warn, ...]:
+        """What is grave about the whole; each overwrite has its own."""
+        return _those({Warn.NO_SAFETY_SNAPSHOT: not self.has_safety_snapshot})
+
+
+def _those(warnings: Mapping[Warn, bool]) -> tuple[Warn, ...]:
+    return tuple(one for one, is_so in warnings.items() if is_so)
 
 
 Loss = Annotated[DeletionLoss | RollbackLoss, Field(discriminator="operation")]

@@ -4,10 +4,12 @@ Names come from other people, so each stands between quotes, on one line, and ca
 and the ids last, and holds nothing that moves by itself.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from snapshot_mcp.contract.text import CONSISTENCIES, clean_text, consistency_in_words, format_bytes, quoted
-from snapshot_mcp.guard.plan.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss
+from snapshot_mcp.guard.plan.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss, Warn
 from snapshot_mcp.guard.plan.question import KEEP, Answer, Question
 
 DESTROY = {"delete": "delete", "rollback": "roll back"}
@@ -31,11 +33,35 @@ FUZZY = CONSISTENCIES["fuzzy"]
 TYPEABLE_CHARACTERS = 40
 
 
+SENTENCES = {
+    Warn.LAST_POINTS: "This takes the last restore points of this disk; none of them counts as good.",
+    Warn.LAST_GOOD_POINT: "This takes the last good restore point of this disk.",
+    Warn.NO_UNDO: "It cannot be undone.",
+    Warn.NO_SAFETY_SNAPSHOT: "WITHOUT A SAFETY SNAPSHOT: there is no way back to the present content.",
+}
+"""The warnings that say the same of every plan."""
+SAFETY_FIRST = "A safety snapshot of the present content is taken first: the way back. If it fails, nothing is changed."
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a plan, and the warning that it words, if it is one."""
+
+    text: str
+    warning: Warn | None = None
+
+
 def plan_lines(plan: Plan) -> tuple[str, ...]:
     """The whole effect: the loss, then what remains and is gained."""
+    going = _going(plan.loss) if isinstance(plan.loss, DeletionLoss) else []
+    return (*going, *(one.text for one in effects(plan)))
+
+
+def effects(plan: Plan) -> tuple[Line, ...]:
+    """What it means: all of the plan but the list of the snapshots that a deletion takes."""
     if isinstance(plan.loss, DeletionLoss):
-        return (*_deletion_lines(plan.loss), *_deletion_rest(plan))
-    return (*_rollback_lines(plan.loss), *_rollback_rest(plan))
+        return (*_deletion_effects(plan.loss), *map(Line, _deletion_rest(plan)))
+    return (*_rollback_effects(plan.loss), *map(Line, _rollback_rest(plan)))
 
 
 def question_for(plan: Plan, nonce: str) -> Question:
@@ -92,17 +118,16 @@ def format_duration(seconds: int) -> str:
 # Deletion
 
 
-def _deletion_lines(loss: DeletionLoss) -> list[str]:
+def _going(loss: DeletionLoss) -> list[str]:
     lines = [f"Delete {_count(loss)} of {_resource(loss)} in zone {loss.zone}:"]
     for one in loss.snapshots:
         mark = "" if one.snapshot_id == loss.snapshot_id else " (built on it)"
         lines.append(f"{_lost(one)}, {_id(one.snapshot_id)}{mark}")
-    if loss.is_none_good:
-        lines.append("This takes the last restore points of this disk; none of them counts as good.")
-    elif loss.takes_last_good_copy:
-        lines.append("This takes the last good restore point of this disk.")
-    lines.append(_undo(loss))
     return lines
+
+
+def _deletion_effects(loss: DeletionLoss) -> list[Line]:
+    return [*_warned(loss.warnings), *([Line(_undo(loss))] if loss.undo_seconds else [])]
 
 
 def _deletion_rest(plan: Plan) -> list[str]:
@@ -154,7 +179,7 @@ def _count(loss: DeletionLoss) -> str:
 def _undo(loss: DeletionLoss) -> str:
     if loss.undo_seconds:
         return f"It can be undone for {format_duration(loss.undo_seconds)} after the deletion, then never."
-    return "It cannot be undone."
+    return SENTENCES[Warn.NO_UNDO]
 
 
 def _lost(one: LostSnapshot, limit: int = 80) -> str:
@@ -179,17 +204,14 @@ def _resource(loss: DeletionLoss, limit: int = 80) -> str:
 # Roll-back
 
 
-def _rollback_lines(loss: RollbackLoss) -> list[str]:
-    lines: list[str] = []
+def _rollback_effects(loss: RollbackLoss) -> list[Line]:
+    lines: list[Line] = []
     for one in loss.overwrites:
-        lines.append(
-            f"Overwrite {_disk(one)} in zone {loss.zone} with snapshot {quoted(one.snapshot_name)} ({_id(one.snapshot_id)})"
-            f"{about(one)}."
-        )
-        lines.append(f"Everything written to it since {format_moment(one.since)} is lost.")
-        lines += _side_effects(one)
-    lines.append(_way_back(loss))
-    return lines
+        what = f"snapshot {quoted(one.snapshot_name)} ({_id(one.snapshot_id)}){about(one)}"
+        lines.append(Line(f"Overwrite {_disk(one)} in zone {loss.zone} with {what}."))
+        lines.append(Line(f"Everything written to it since {format_moment(one.since)} is lost."))
+        lines += _warned(one.warnings, one)
+    return [*lines, *(_warned(loss.warnings) or [Line(SAFETY_FIRST)])]
 
 
 def _rollback_rest(plan: Plan) -> list[str]:
@@ -231,31 +253,15 @@ def _rollback_question(loss: RollbackLoss) -> list[str]:
                 f"Everything written to it since {format_moment(one.since)} is lost: it goes back to"
                 f" {quoted(one.snapshot_name, NAME_IN_QUESTION)}{about(one)}."
             )
-            lines += filter(None, [_restart(one), " ".join(_changes(one))])
-    lines.append(_way_back(loss))
-    return lines
-
-
-def _side_effects(one: Overwrite) -> list[str]:
-    return [*filter(None, [_restart(one)]), *_changes(one)]
-
-
-def _restart(one: Overwrite) -> str:
-    return f"The running machine {quoted(one.restarts, NAME_IN_QUESTION)} restarts." if one.restarts else ""
-
-
-def _changes(one: Overwrite) -> list[str]:
-    lines = []
-    if one.size_before != one.size_after:
-        lines.append(f"Its size changes from {format_bytes(one.size_before)} to {format_bytes(one.size_after)}.")
-    if one.hard_links > 1:
-        lines.append(f"Its file has {one.hard_links} names (hard links); all of them are overwritten.")
+            side_effects = {line.warning: line.text for line in _warned(one.warnings, one)}
+            lines += filter(None, [side_effects.pop(Warn.RESTART, ""), " ".join(side_effects.values())])
+    lines.append(SAFETY_FIRST if loss.has_safety_snapshot else SENTENCES[Warn.NO_SAFETY_SNAPSHOT])
     return lines
 
 
 def _changes_of_many(loss: RollbackLoss) -> str:
-    resized = sum(one.size_before != one.size_after for one in loss.overwrites)
-    linked = sum(one.hard_links > 1 for one in loss.overwrites)
+    resized = sum(Warn.RESIZE in one.warnings for one in loss.overwrites)
+    linked = sum(Warn.HARD_LINKS in one.warnings for one in loss.overwrites)
     sizes = f"{_number(resized, 'disk')} will change in size." if resized else ""
     names = (
         f"The files of {_number(linked, 'disk')} have further names (hard links), overwritten too." if linked else ""
@@ -263,17 +269,25 @@ def _changes_of_many(loss: RollbackLoss) -> str:
     return f"{sizes} {names}".strip()
 
 
-def _way_back(loss: RollbackLoss) -> str:
-    if loss.has_safety_snapshot:
-        return "A safety snapshot of the present content is taken first: the way back. If it fails, nothing is changed."
-    return "WITHOUT A SAFETY SNAPSHOT: there is no way back to the present content."
-
-
 def _disk(one: Overwrite, limit: int = 80) -> str:
     return f"{quoted(one.resource_name, limit)} ({_id(one.resource_id)})" if one.resource_name else _id(one.resource_id)
 
 
 # Common
+
+
+def _warned(warnings: Iterable[Warn], of: Overwrite | None = None) -> list[Line]:
+    found = SENTENCES | (_sentences_of(of) if of else {})
+    return [Line(found[one], one) for one in warnings]
+
+
+def _sentences_of(one: Overwrite) -> dict[Warn, str]:
+    sizes = f"from {format_bytes(one.size_before)} to {format_bytes(one.size_after)}"
+    return {
+        Warn.RESTART: f"The running machine {quoted(one.restarts, NAME_IN_QUESTION)} restarts.",
+        Warn.RESIZE: f"Its size changes {sizes}.",
+        Warn.HARD_LINKS: f"Its file has {one.hard_links} names (hard links); all of them are overwritten.",
+    }
 
 
 def _id(id_: str) -> str:
