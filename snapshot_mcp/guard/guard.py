@@ -24,18 +24,15 @@ from snapshot_mcp.guard.plan.policy import Policy
 from snapshot_mcp.jobs import Zone
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from snapshot_mcp.guard.carry.calls import GuardedCalls
     from snapshot_mcp.guard.carry.ends import Ends
+    from snapshot_mcp.guard.carry.surroundings import Surroundings
     from snapshot_mcp.guard.consent.approval import Approval
     from snapshot_mcp.guard.consent.approvals import Approvals
     from snapshot_mcp.guard.consent.audit import Audit
-    from snapshot_mcp.guard.consent.database import Database
     from snapshot_mcp.guard.consent.doors import Doors
-    from snapshot_mcp.guard.consent.journal import Deed, Journal
-    from snapshot_mcp.guard.consent.pin import Pin
-    from snapshot_mcp.guard.consent.register import Register
+    from snapshot_mcp.guard.consent.journal import Deed
+    from snapshot_mcp.guard.consent.records import Records
     from snapshot_mcp.guard.plan.person import PersonAct
 
 SAFETY_WAIT_SECONDS = 20.0
@@ -79,8 +76,10 @@ class Guard:
 
     async def delete_snapshot(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
         """Delete a snapshot with everything built on it. Raises what the zone answers."""
+        from snapshot_mcp.guard.carry.acts import Deletion
+
         await self.note_ends(zone.provider)
-        return await self._calls.delete(zone, snapshot_id, client)
+        return await self._calls.run(Deletion(self._surroundings, zone, snapshot_id, client))
 
     async def rollback_to_snapshots(
         self,
@@ -92,8 +91,12 @@ class Guard:
         on_progress: Callable[[tuple[Job, ...]], Awaitable[None]] | None = None,
     ) -> GuardedOutcome:
         """Overwrite the snapshots' disks with them. `on_progress` hears of the safety snapshot's job."""
+        from snapshot_mcp.guard.carry.acts import Rollback
+
         await self.note_ends(zone.provider)
-        return await self._calls.roll_back(zone, snapshot_ids, client, safety_snapshot, on_progress)
+        return await self._calls.run(
+            Rollback(self._surroundings, zone, snapshot_ids, client, safety_snapshot, on_progress)
+        )
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
         """Return why the snapshot must keep its name, "" if it need not: protection may hang on it."""
@@ -108,18 +111,18 @@ class Guard:
     async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
         """Record that an act begins, and how it ended with what the block put into the dictionary. Raises: GuardBroken."""
         found: dict[str, Any] = {}
-        act = await in_thread(self._journal.begin, deed)
+        act = await in_thread(self._records.journal.begin, deed)
         try:
             yield found
         except BaseException as error:
             with CancelScope(shield=True):
-                await in_thread(self._journal.end, act, deed, error)
+                await in_thread(self._records.journal.end, act, deed, error)
             raise
-        await in_thread(lambda: self._journal.end(act, deed, **found))
+        await in_thread(lambda: self._records.journal.end(act, deed, **found))
 
     async def note_refusal(self, deed: "Deed", rule: str) -> None:
         """Record that a rule forbids it."""
-        await in_thread(lambda: self._journal.note("refused", deed, rule=rule))
+        await in_thread(lambda: self._records.journal.note("refused", deed, rule=rule))
 
     @asynccontextmanager
     async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
@@ -193,19 +196,19 @@ class Guard:
         from snapshot_mcp.guard.consent.errors import WrongPin
 
         approval = await self.get_approval(approval_id)
-        if door is Door.TERMINAL and not await self.has_pin():
-            if approval.call.is_strict:
-                raise WrongPin(
-                    "This approval needs a PIN, and none is set.",
-                    hint="The operator sets one with the command `pin` in this home.",
-                )
-            door = Door.UNPROVEN
+        if door is Door.TERMINAL:
+            door = await self.prove_person(pin)
+        elif door is Door.PAGE:
+            await in_thread(lambda: self._records.pin.check(pin, door=door.value))
         elif door is Door.APPROVER and approval.call.principal == by:
             raise Forbidden(
                 f"Approval {approval_id} was asked for by {by!r} itself.", hint="Another approver has to decide."
             )
-        elif door in {Door.TERMINAL, Door.PAGE}:
-            await in_thread(lambda: self._pin.check(pin, door=door.value))
+        if door is Door.UNPROVEN and approval.call.is_strict:
+            raise WrongPin(
+                "This approval needs a PIN, and none is set.",
+                hint="The operator sets one with the command `pin` in this home.",
+            )
         seen = approval.plan.digest if digest is None else digest
         return await in_thread(lambda: self._approvals.grant(approval_id, digest=seen, door=door, by=by))
 
@@ -245,7 +248,7 @@ class Guard:
         """Return the door that a person at a terminal came through: with the PIN where one is set. Raises WrongPin, PinLocked."""
         if not await self.has_pin():
             return Door.UNPROVEN
-        await in_thread(lambda: self._pin.check(pin, door=Door.TERMINAL.value))
+        await in_thread(lambda: self._records.pin.check(pin, door=Door.TERMINAL.value))
         return Door.TERMINAL
 
     async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
@@ -253,16 +256,14 @@ class Guard:
 
         Both are roles by name, as the operator's file says them.
         """
-        from snapshot_mcp.guard.consent.standing import Standing
-
-        await in_thread(lambda: self._approvals.void_departed(Standing(before), Standing(now)))
+        await in_thread(self._approvals.void_departed, before, now)
 
     async def has_pin(self) -> bool:
-        return await in_thread(self._pin.is_set)
+        return await in_thread(self._records.pin.is_set)
 
     async def set_pin(self, new: str, old: str | None = None, *, by: str = "local") -> None:
         """Raises: BadRequest, WrongPin, PinLocked."""
-        await in_thread(lambda: self._pin.set(new, old, by=by))
+        await in_thread(lambda: self._records.pin.set(new, old, by=by))
 
     async def _rules(self, zone: str) -> Policy:
         if self._present_rules is None:
@@ -289,79 +290,41 @@ class Guard:
 
         return self._present_doors() if self._present_doors else Doors()
 
-    async def _recent_renames(self, location: str) -> "dict[str, tuple[str, datetime]]":
-        return await in_thread(self._approvals.recent_renames, location)
-
     async def _page(self) -> ApprovalLinks | None:
         """The page where it is a door: approvers have one of their own, on whatever machine they are."""
         return None if (await in_thread(self._doors)).has_approvers else self.links
 
     # What is imported and opened when it is first needed
 
-    @property
-    def audit(self) -> "Audit":
-        return self._audit
-
     @cached_property
     def _calls(self) -> "GuardedCalls":
         from snapshot_mcp.guard.carry.calls import GuardedCalls
-        from snapshot_mcp.guard.consent.questions import Questions
 
-        return GuardedCalls(
-            self._rules,
-            self._approvals,
-            Questions(self._register),
-            self._pin,
-            self._clock,
-            self._safety_wait_seconds,
-            self._page,
-            self.how_to_approve,
-            self._recent_renames,
-        )
+        return GuardedCalls(self._surroundings, self._page, self.how_to_approve)
 
     @cached_property
-    def _database(self) -> "Database":
-        from snapshot_mcp.guard.consent.database import Database
+    def _surroundings(self) -> "Surroundings":
+        from snapshot_mcp.guard.carry.surroundings import Surroundings
 
-        return Database(self._folder)
+        return Surroundings(self._rules, self._records, self._clock, self._safety_wait_seconds)
 
     @cached_property
     def _ends(self) -> "Ends":
         from snapshot_mcp.guard.carry.ends import Ends
 
-        return Ends(self._register)
+        return Ends(self._records.register)
 
     @cached_property
-    def _journal(self) -> "Journal":
-        from snapshot_mcp.guard.consent.journal import Journal
+    def _records(self) -> "Records":
+        from snapshot_mcp.guard.consent.records import Records
 
-        return Journal(self._register)
+        return Records(self._folder, self._clock, self._roles)
 
-    @cached_property
-    def _audit(self) -> "Audit":
-        from snapshot_mcp.guard.consent.audit import Audit
-
-        return Audit(self._database)
-
-    @cached_property
+    @property
     def _approvals(self) -> "Approvals":
-        from snapshot_mcp.guard.consent.approvals import Approvals
-        from snapshot_mcp.guard.consent.standing import Standing
+        return self._records.approvals
 
-        def standing() -> Standing | None:
-            roles = self._roles()
-            return None if roles is None else Standing(roles)
-
-        return Approvals(self._register, standing)
-
-    @cached_property
-    def _register(self) -> "Register":
-        from snapshot_mcp.guard.consent.register import Register
-
-        return Register(self._database, self._audit, self._clock)
-
-    @cached_property
-    def _pin(self) -> "Pin":
-        from snapshot_mcp.guard.consent.pin import Pin
-
-        return Pin(self._database, self._audit, self._clock)
+    @property
+    def audit(self) -> "Audit":
+        """The record."""
+        return self._records.audit

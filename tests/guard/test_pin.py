@@ -10,6 +10,7 @@ from snapshot_mcp.guard.consent.audit import Audit
 from snapshot_mcp.guard.consent.database import Database
 from snapshot_mcp.guard.consent.errors import PinLocked, WrongPin
 from snapshot_mcp.guard.consent.pin import CUT_OFF_SECONDS, FREE_ATTEMPTS, LOCKED_SECONDS, Pin
+from snapshot_mcp.guard.consent.register import Register
 from tests.guard.test_states import HandClock
 
 PIN = "483920"
@@ -17,7 +18,7 @@ PIN = "483920"
 
 def another_process(home: Path, clock: HandClock) -> Pin:
     database = Database(home)
-    return Pin(database, Audit(database), clock)
+    return Pin(Register(database, Audit(database), clock))
 
 
 def test_five_wrong_ones_lock_it_for_every_door_and_process(tmp_path: Path) -> None:

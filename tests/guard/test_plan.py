@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from snapshot_mcp.contract.models import Snapshot, SnapshotResource, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.tree import SnapshotTree
+from snapshot_mcp.guard.plan.compare import is_no_worse
 from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts, RollbackTarget
 from snapshot_mcp.guard.plan.plan import (
     DeletionLoss,
     Plan,
     RollbackLoss,
     Warn,
-    is_no_worse,
     plan_deletion,
     plan_rollback,
 )

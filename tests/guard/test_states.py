@@ -75,7 +75,9 @@ class ApprovalStates(RuleBasedStateMachine):
         self._start()
 
     def plan(self) -> Plan:
-        (epoch,) = self.store.epochs(["/zone ss-0002"]).values() if Database(self.home).exists else (0,)
+        (epoch,) = (
+            self.store.history("/zone", ["/zone ss-0002"]).epochs.values() if Database(self.home).exists else (0,)
+        )
         return deletion(CHAIN, 2, epoch=epoch)
 
     @rule(seconds=st.sampled_from([1.0, 60.0, GRANTED_SECONDS, DENIED_SECONDS, PENDING_SECONDS, 3600.0]))

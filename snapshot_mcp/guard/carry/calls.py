@@ -1,32 +1,29 @@
 """The way of a guarded call: planned, held against policy, matched with what people have decided about it already, put to a
-person if nobody has, and then carried out (`carry.py`).
+person if nobody has, and then carried out (`carrier.py`).
 
-Each call is a straight coroutine that may be run again from its start: until the question is answered it changes nothing that
-a second run would not find.
+`steps.py` decides what is next, `replies.py` words what came of it. Each call is a straight coroutine that may be run again from
+its start: until the question is answered it changes nothing that a second run would not find.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import anyio
 from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.guard.carry import replies
-from snapshot_mcp.guard.carry.acts import Act, Deletion, Planner, RenamesOf, Rollback, Rules, no_renames
+from snapshot_mcp.guard.carry.acts import AnyAct
 from snapshot_mcp.guard.carry.carrier import Carrier
-from snapshot_mcp.guard.carry.endings import Endings
-from snapshot_mcp.guard.carry.outcome import GuardedOutcome
-from snapshot_mcp.guard.carry.safety import OnProgress
+from snapshot_mcp.guard.carry.outcome import Decided, Ending, GuardedOutcome
+from snapshot_mcp.guard.carry.steps import Found, Look, Step, next_step
+from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval
-from snapshot_mcp.guard.consent.approvals import HELD_SECONDS, Approvals
-from snapshot_mcp.guard.consent.client import ApprovalLinks, Client
-from snapshot_mcp.guard.consent.clock import Clock
-from snapshot_mcp.guard.consent.pin import Pin
-from snapshot_mcp.guard.consent.questions import Questions
+from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
+from snapshot_mcp.guard.consent.client import ApprovalLinks
 from snapshot_mcp.guard.consent.states import State
-from snapshot_mcp.guard.plan.plan import Plan
-from snapshot_mcp.guard.plan.rules import Refusal
+from snapshot_mcp.guard.plan.question import Answer, Question
+from snapshot_mcp.guard.plan.rules import READS_ONLY
 from snapshot_mcp.guard.plan.wording import is_yes, question_for
-from snapshot_mcp.jobs import Zone
 
 PAGE_WAIT_SECONDS = 25.0
 """A call waits so long for a person on the page that it opened; hosts give up after 30 to 60 s."""
@@ -34,94 +31,78 @@ PAGE_POLL_SECONDS = 0.5
 
 
 class GuardedCalls:
-    """The calls of one guard. `links` gives the approval page, None while there is none."""
+    """The calls of one guard. `links` gives the approval page, None while it is no door here; `how_to_approve` what a person
+    does, with the page's link."""
 
     def __init__(
         self,
-        rules: Rules,
-        approvals: Approvals,
-        questions: Questions,
-        pin: Pin,
-        clock: Clock,
-        safety_wait_seconds: float,
+        surroundings: Surroundings,
         links: Callable[[], Awaitable[ApprovalLinks | None]],
         how_to_approve: Callable[[Approval, str], Awaitable[str]],
-        renames: RenamesOf = no_renames,
     ) -> None:
-        self._rules = rules
-        self._approvals = approvals
-        self._questions = questions
-        self._pin = pin
-        self._clock = clock
-        self._planner = Planner(rules, approvals, clock, safety_wait_seconds, renames)
-        self._endings = Endings(approvals, links, how_to_approve)
-        self._carrier = Carrier(approvals, self._endings, clock)
+        self._rules = surroundings.rules
+        self._clock = surroundings.clock
+        self._approvals = surroundings.records.approvals
+        self._questions = surroundings.records.questions
+        self._pin = surroundings.records.pin
+        self._links = links
+        self._how_to_approve = how_to_approve
+        self._carrier = Carrier(surroundings)
 
-    async def delete(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
-        return await self._run(Deletion(self._planner, zone, snapshot_id, client), client)
+    async def run(self, act: AnyAct) -> GuardedOutcome:
+        """Bring the act as far as people have agreed to it, record a refusal, and word what came of it."""
+        decided = await self._decide(act)
+        if decided.refusal:
+            await in_thread(self._approvals.record_refusal, act.call, decided.refusal.rule)
+        link = how = ""
+        if decided.waiting:
+            link = await self._link(decided.waiting)
+            how = await self._how_to_approve(decided.waiting, link)
+        return replies.worded(decided, self._clock.read(), link, how)
 
-    async def roll_back(
-        self,
-        zone: Zone,
-        snapshot_ids: Sequence[str],
-        client: Client,
-        safety_snapshot: bool,
-        on_progress: OnProgress | None,
-    ) -> GuardedOutcome:
-        return await self._run(
-            Rollback(self._planner, zone, snapshot_ids, client, safety_snapshot, on_progress), client
-        )
-
-    async def _run(self, act: Act, client: Client) -> GuardedOutcome:
+    async def _decide(self, act: AnyAct) -> Decided:
         if (await self._rules(act.zone.name)).read_only:
-            return await self._endings.refused(act, Refusal("read_only", "this server only reads."))
-        over = ""
+            return Decided(Ending.FORBIDDEN, refusal=READS_ONLY)
+        found = Found()
         while True:
             look = await act.look()
-            if look.refusal:
-                return await self._endings.refused(act, look.refusal, look.plan)
-            found = await in_thread(self._approvals.look, act.call, look.plan)
-            match found:
-                case Approval(state=State.DENIED):
-                    return replies.declined(look.plan)
-                case Approval(state=State.SPENT) if found.id != over:
-                    act.earlier = await act.job_of(found)
-                    if self._is_being_spent(found) or (act.earlier and not act.earlier.is_finished):
-                        return replies.under_way(look.plan, found)
-                    over = found.id  # what it did may have come after this look
-                    continue
-                case _ if client.said_no:
-                    await in_thread(self._questions.refuse, act.call, look.plan)
-                    return replies.declined(look.plan)
-                case Approval(state=State.GRANTED):
-                    return await self._carrier.carry_out(act, found, look)
-            self._carrier.refuse_obstacle(look)
-            if found is not None and found.state is State.PENDING:
-                return await self._wait_outside(act, look.plan, client, found)
-            if act.call.is_strict or not client.can_ask:
-                opened = await in_thread(self._approvals.open, act.call, look.plan)
-                return await self._wait_outside(act, look.plan, client, opened)
-            decided = await self._ask(act, look.plan, client)
-            match decided:
-                case Approval(state=State.GRANTED):
-                    return await self._carrier.carry_out(act, decided, await act.look())
-                case Approval(state=State.PENDING):
-                    return await self._endings.needs_approval(act, look.plan, decided)
-                case Approval():
-                    return replies.declined(look.plan)
+            there = None if look.refusal else await in_thread(self._approvals.look, look.call, look.plan)
+            found = replace(found, approval=there)
+            done = await self._perform(next_step(found, act.client, look), act, look, found)
+            if isinstance(done, Decided):
+                return done
+            found = done
 
-    async def _ask(self, act: Act, plan: Plan, client: Client) -> Approval | None:
-        """Put the question; None when its answer was used up by another call."""
-        asked = await in_thread(self._questions.ask, act.call, plan)
-        question = question_for(plan, asked.nonce)
-        answer = await client.ask(question)
-        if is_yes(question, answer):
-            state, said = State.GRANTED, "yes"
-        elif answer.is_no:
-            state, said = State.DENIED, "no"
-        else:
-            state, said = State.PENDING, "neither yes nor no" if answer.outcome == "answered" else answer.outcome
-        return await in_thread(self._questions.answer, act.call, asked, state, said)
+    async def _perform(self, step: Step, act: AnyAct, look: Look, found: Found) -> Decided | Found:
+        """Carry out one step: how the call ends, or what it goes on with."""
+        match step:
+            case Step.REFUSE:
+                return Decided(Ending.FORBIDDEN, look.plan, refusal=look.refusal)
+            case Step.DECLINE:
+                return Decided(Ending.DECLINED, look.plan)
+            case Step.FOLLOW_SPENT:
+                return await self._follow(act, look, found)
+            case Step.RECORD_NO:
+                await in_thread(self._questions.refuse, look.call, look.plan)
+                return Decided(Ending.DECLINED, look.plan)
+            case Step.CARRY_OUT:
+                return await self._carrier.carry_out(act, found.known, look)
+            case Step.REPORT_OBSTACLE:
+                raise look.obstacles[0]
+            case Step.WAIT_OUTSIDE:
+                return await self._wait_outside(act, look, found, found.known)
+            case Step.OPEN_APPROVAL:
+                opened = await in_thread(self._approvals.open, look.call, look.plan)
+                return await self._wait_outside(act, look, found, opened)
+            case Step.ASK:
+                return await self._ask(act, look, found)
+
+    async def _follow(self, act: AnyAct, look: Look, found: Found) -> Decided | Found:
+        approval = found.known
+        job = await act.job_of(approval)
+        if self._is_being_spent(approval) or (job and not job.is_finished):
+            return Decided(Ending.UNDER_WAY, look.plan, approval)
+        return replace(found, ended_id=approval.id, ended_job=job)
 
     def _is_being_spent(self, approval: Approval) -> bool:
         """Whether a call is just asking the zone, which may refuse; a call that died counts as one for a while."""
@@ -129,17 +110,36 @@ class GuardedCalls:
             return False
         return approval.ended.is_within(self._clock.read(), HELD_SECONDS)
 
-    async def _wait_outside(self, act: Act, plan: Plan, client: Client, approval: Approval) -> GuardedOutcome:
+    async def _ask(self, act: AnyAct, look: Look, found: Found) -> Decided | Found:
+        """Put the question. Where its answer was used up by another call, this one looks again."""
+        asked = await in_thread(self._questions.ask, look.call, look.plan)
+        question = question_for(look.plan, asked.nonce)
+        state, said = read_answer(question, await act.client.ask(question))
+        decided = await in_thread(self._questions.answer, look.call, asked, state, said)
+        match decided:
+            case None:
+                return found
+            case Approval(state=State.GRANTED):
+                # A safety snapshot of its own takes time and room: what was agreed to must be so before it is taken.
+                fresh = look if act.safety is None else await act.look()
+                return await self._carrier.carry_out(act, decided, fresh)
+            case Approval(state=State.PENDING):
+                return Decided(Ending.WAITS, look.plan, decided, earlier=found.ended_job)
+            case _:
+                return Decided(Ending.DECLINED, look.plan)
+
+    async def _wait_outside(self, act: AnyAct, look: Look, found: Found, approval: Approval) -> Decided | Found:
         """Offer the page to a client that can open it, and see for a while whether the person decides there."""
-        approval = await in_thread(self._approvals.refresh, approval, act.call, plan)
-        link = await self._endings.link(approval)
+        client = act.client
+        approval = await in_thread(self._approvals.refresh, approval, look.call, look.plan)
+        link = await self._link(approval)
         if link and client.can_open_url and await in_thread(self._pin.is_set):
             answer = await client.open_url(approval.id, f"{approval.title}? Please decide on the approval page.", link)
             if answer.outcome == "accepted":
                 approval = await self._decided(approval, min(PAGE_WAIT_SECONDS, client.seconds_left))
         if approval.state is State.PENDING:
-            return await self._endings.needs_approval(act, plan, approval)
-        return await self._run(act, client)
+            return Decided(Ending.WAITS, look.plan, approval, earlier=found.ended_job)
+        return found
 
     async def _decided(self, approval: Approval, seconds: float) -> Approval:
         """The approval as it stands once the person decided, or when the wait is over."""
@@ -149,3 +149,16 @@ class GuardedCalls:
                 await anyio.sleep(PAGE_POLL_SECONDS)
                 approval = await in_thread(self._approvals.get, approval.id)
         return approval
+
+    async def _link(self, approval: Approval) -> str:
+        links = await self._links()
+        return await links.link(approval.id) if links else ""
+
+
+def read_answer(question: Question, answer: Answer) -> tuple[State, str]:
+    """Return the state that an answer puts its approval in, and the answer as the record has it."""
+    if is_yes(question, answer):
+        return State.GRANTED, "yes"
+    if answer.is_no:
+        return State.DENIED, "no"
+    return State.PENDING, "neither yes nor no" if answer.outcome == "answered" else answer.outcome

@@ -16,9 +16,9 @@ from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilte
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.contract.tree import is_fuzzy
+from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval, Safety
-from snapshot_mcp.guard.consent.approvals import Approvals
-from snapshot_mcp.guard.consent.clock import Clock
+from snapshot_mcp.guard.consent.client import Client
 from snapshot_mcp.guard.plan.plan import RollbackLoss
 from snapshot_mcp.jobs import Zone
 
@@ -46,18 +46,12 @@ class SafetyState:
 class SafetySnapshot:
     """Takes one for an approved roll-back, or goes on with the one that was begun."""
 
-    def __init__(
-        self,
-        approvals: Approvals,
-        zone: Zone,
-        clock: Clock,
-        wait_seconds: Callable[[], float],
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._approvals = approvals
+    def __init__(self, surroundings: Surroundings, zone: Zone, client: Client, on_progress: OnProgress | None) -> None:
+        self._approvals = surroundings.records.approvals
+        self._clock = surroundings.clock
+        self._wait_seconds = surroundings.safety_wait_seconds
         self._zone = zone
-        self._clock = clock
-        self._wait_seconds = wait_seconds
+        self._client = client
         self._on_progress = on_progress
 
     async def ensure(self, approval: Approval) -> SafetyState:
@@ -72,9 +66,8 @@ class SafetySnapshot:
         made: set[str] = set()
         if approval.safety.job_id:
             try:
-                job = (
-                    await self._zone.watcher.wait([approval.safety.job_id], self._wait_seconds(), self._on_progress)
-                )[0]
+                wait = min(self._wait_seconds, self._client.seconds_left)
+                (job,) = await self._zone.watcher.wait([approval.safety.job_id], wait, self._on_progress)
             except NotFound:
                 return await self._failed(approval, "its job is not known to the zone any more.")
             if not job.is_finished:

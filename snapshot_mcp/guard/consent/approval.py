@@ -118,9 +118,8 @@ class Approval:
         """What comes next for one that waits no longer, in words for a person."""
         if self.state is State.GRANTED:
             return "The assistant can repeat its call."
-        if self.state in {State.DENIED, State.EXPIRED}:
-            return " ".join([*self._course, "The assistant has to ask again."])
-        return " ".join(self._course)
+        again = "The assistant has to ask again." if self.state in {State.DENIED, State.EXPIRED} else ""
+        return f"{self.course} {again}".strip()
 
     @property
     def expires_at(self) -> datetime | None:
@@ -153,16 +152,11 @@ class Approval:
     @property
     def course(self) -> str:
         """What was started under it, and how that ended; "" where nothing was."""
-        return " ".join(self._course)
-
-    @property
-    def _course(self) -> list[str]:
         if self.job_id:
             end = self.job_end.in_words if self.job_end else "end not known yet"
-            return [f"It was started as job {clean_text(self.job_id)}: {end}."]
-        if self.state is State.SPENT:
-            return ["The zone was asked to carry it out, and its answer is not known."]
-        return []
+            return f"It was started as job {clean_text(self.job_id)}: {end}."
+        is_spent = self.state is State.SPENT
+        return "The zone was asked to carry it out, and its answer is not known." if is_spent else ""
 
     @property
     def _lifetime(self) -> tuple[Moment, float]:

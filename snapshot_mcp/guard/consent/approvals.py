@@ -7,7 +7,7 @@ uptime, so that a clock set back revives nothing. Blocking; callers go through a
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -25,7 +25,7 @@ from snapshot_mcp.guard.consent.clock import Moment
 from snapshot_mcp.guard.consent.errors import NotDecidable
 from snapshot_mcp.guard.consent.journal import recent_renames
 from snapshot_mcp.guard.consent.register import Register, Rows, new_id, unknown
-from snapshot_mcp.guard.consent.standing import ReadStanding, Standing, void_fallen
+from snapshot_mcp.guard.consent.standing import ReadRoles, Roles, Standing, void_fallen
 from snapshot_mcp.guard.consent.states import OPEN, Door, State
 from snapshot_mcp.guard.plan.plan import Plan
 
@@ -44,25 +44,39 @@ class SpendRefusal(StrEnum):
     TOO_MANY = "too many deletions in the last hour"
 
 
-class Approvals:
-    """The rows, each method one transaction. `standing` says who still counts."""
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was done before that a plan depends on.
 
-    def __init__(self, register: Register, standing: ReadStanding = lambda: None) -> None:
+    `epochs`: how often a consent was spent on each target. `renames`: by snapshot what it was called until lately, and until
+    when (`journal.recent_renames`).
+    """
+
+    epochs: dict[str, int]
+    renames: dict[str, tuple[str, datetime]]
+    deletions_last_hour: int
+
+
+class Approvals:
+    """The rows, each method one transaction. `roles` says who still counts."""
+
+    def __init__(self, register: Register, roles: ReadRoles = lambda: None) -> None:
         self._register = register
-        self._standing = standing
+        self._roles = roles
 
     # What a call finds
 
-    def epochs(self, targets: Iterable[str]) -> dict[str, int]:
-        """How often a consent was spent on each target."""
+    def history(self, location: str, targets: Iterable[str]) -> History:
+        """Return what the records say that a plan for these targets depends on."""
         if not self._register.exists:
-            return {}
+            return History({}, {}, 0)
         with self._register.transaction() as rows:
-            return {target: _epoch(rows, target) for target in targets}
+            epochs = {target: _epoch(rows, target) for target in targets}
+            return History(epochs, recent_renames(rows, location), _deletions_last_hour(rows))
 
     def look(self, call: Call, plan: Plan) -> Approval | None:
         """Record the plan, and return what is there for this call: granted, else pending, else denied, else spent lately."""
-        standing = self._standing()
+        standing = Standing(self._roles())
         with self._register.transaction() as rows:
             rows.sweep()
             rows.record_call("plan", call, loss=plan.loss.model_dump(mode="json"), digest=plan.digest)
@@ -101,11 +115,11 @@ class Approvals:
 
     def grant(self, id_: str, *, digest: str, door: Door, by: str) -> Approval:
         """Grant what the person saw. Raises: NotFound, NotDecidable."""
-        standing = self._standing()
+        standing = Standing(self._roles())
         with self._register.transaction() as rows:
             rows.sweep()
             approval = rows.get(id_)
-            if standing and (objection := standing.objection_to_grant(approval, door, by)):
+            if objection := standing.objection_to_grant(approval, door, by):
                 raise NotDecidable(f"Approval {id_} cannot be granted: {objection}.", hint="Nothing was done.")
             if approval.state is not State.PENDING:
                 raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
@@ -140,7 +154,7 @@ class Approvals:
 
     def spend(self, id_: str, plan: Plan, *, deletions_per_hour: int) -> SpendRefusal | None:
         """Use the approval up for `plan` and raise its targets' epochs, all or nothing."""
-        standing = self._standing()
+        standing = Standing(self._roles())
         with self._register.transaction() as rows:
             rows.sweep()
             void_fallen(rows, [rows.get(id_)], standing)
@@ -149,31 +163,24 @@ class Approvals:
             if refusal:
                 rows.record("not spent", approval, reason=refusal.value)
                 return refusal
-            for target in plan.targets:
+            for target in {*plan.targets, *plan.disks}:
                 rows.execute(
-                    "INSERT INTO targets (target, epoch, held_by, held_at) VALUES (?, 1, ?, ?) ON CONFLICT (target)"
-                    " DO UPDATE SET epoch = epoch + 1, held_by = excluded.held_by, held_at = excluded.held_at",
-                    (target, id_, moment_to_text(rows.now)),
-                )
-            for disk in plan.disks:
-                rows.execute(
-                    "INSERT INTO targets (target, epoch, held_by, held_at) VALUES (?, 0, ?, ?) ON CONFLICT (target)"
-                    " DO UPDATE SET held_by = excluded.held_by, held_at = excluded.held_at",
-                    (disk, id_, moment_to_text(rows.now)),
+                    "INSERT INTO targets (target, epoch, held_by, held_at) VALUES (?, ?, ?, ?) ON CONFLICT (target) DO"
+                    " UPDATE SET epoch = epoch + excluded.epoch, held_by = excluded.held_by, held_at = excluded.held_at",
+                    (target, int(target in plan.targets), id_, moment_to_text(rows.now)),
                 )
             rows.move(approval, replace(approval, state=State.SPENT, ended=rows.now), "spent")
             return None
 
     def objection(self, approval: Approval) -> str:
         """Return why the people behind the approval no longer count, "" if they do."""
-        standing = self._standing()
-        return standing.objection(approval) if standing else ""
+        return Standing(self._roles()).objection(approval)
 
-    def void_departed(self, before: Standing, now: Standing) -> None:
+    def void_departed(self, before: Roles, now: Roles) -> None:
         """End the open approvals that counted before the operator's file was changed and do not count now."""
         if self._register.exists:
             with self._register.transaction() as rows:
-                void_fallen(rows, [one for one in rows.find() if not before.objection(one)], now)
+                void_fallen(rows, [one for one in rows.find() if not Standing(before).objection(one)], Standing(now))
 
     def jobs_on(self, disks: Iterable[str]) -> frozenset[str]:
         """The jobs that consents were lately spent on for these disks; some may still run."""
@@ -232,19 +239,6 @@ class Approvals:
             approval = replace(rows.get(id_), reason="outcome unknown")
             rows.write(approval)
             rows.record("outcome unknown", approval, reason=reason)
-
-    def deletions_last_hour(self) -> int:
-        if not self._register.exists:
-            return 0
-        with self._register.transaction() as rows:
-            return _deletions_last_hour(rows)
-
-    def recent_renames(self, location: str) -> dict[str, tuple[str, datetime]]:
-        """Return by snapshot what it was called until lately, and until when (`journal.recent_renames`)."""
-        if not self._register.exists:
-            return {}
-        with self._register.transaction() as rows:
-            return recent_renames(rows, location)
 
     # The safety snapshot
 

@@ -9,14 +9,11 @@ wrong. Only the right PIN sets the count back, and only who knows the PIN can ch
 import hashlib
 import hmac
 import secrets
-import sqlite3
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.guard.consent.approval import moment_from_text, moment_to_text
-from snapshot_mcp.guard.consent.audit import Audit
-from snapshot_mcp.guard.consent.clock import Clock, Moment
-from snapshot_mcp.guard.consent.database import Database
 from snapshot_mcp.guard.consent.errors import PinLocked, WrongPin
+from snapshot_mcp.guard.consent.register import Register, Rows
 
 MIN_CHARACTERS = 6
 MAX_CHARACTERS = 128
@@ -32,16 +29,17 @@ _N, _R, _P = 1 << 15, 8, 1
 
 
 class Pin:
-    def __init__(self, database: Database, audit: Audit, clock: Clock) -> None:
-        self._database = database
-        self._audit = audit
-        self._clock = clock
+    """The one PIN of a home."""
+
+    def __init__(self, register: Register) -> None:
+        self._register = register
 
     def is_set(self) -> bool:
-        if not self._database.exists:
+        """Whether there is one; to look makes no file."""
+        if not self._register.exists:
             return False
-        with self._database.transaction() as connection:
-            return connection.execute("SELECT 1 FROM pin").fetchone() is not None
+        with self._register.transaction() as rows:
+            return rows.execute("SELECT 1 FROM pin").fetchone() is not None
 
     def set(self, new: str, old: str | None, *, by: str) -> None:
         """Set the first PIN, or change it with the old one. Raises: BadRequest, WrongPin, PinLocked."""
@@ -56,17 +54,14 @@ class Pin:
             self.check(old, door="pin")
         salt = secrets.token_bytes(16)
         digest = _hash(new, salt)
-        with self._database.transaction() as connection:
-            if not has_old and connection.execute("SELECT 1 FROM pin").fetchone():
+        with self._register.transaction() as rows:
+            if not has_old and rows.execute("SELECT 1 FROM pin").fetchone():
                 raise WrongPin("A PIN was set meanwhile.", hint="Give it as the old one.")
-            connection.execute(
+            rows.execute(
                 "INSERT OR REPLACE INTO pin (only, salt, hash, failures, last_failure) VALUES (1, ?, ?, 0, '')",
                 (salt, digest),
             )
-            self._audit.append(
-                connection, self._clock.read(), "PIN changed" if has_old else "PIN set", door="terminal", by=by
-            )
-        self._audit.seal()
+            rows.append("PIN changed" if has_old else "PIN set", door="terminal", by=by)
 
     def check(self, pin: str | None, *, door: str) -> None:
         """Return if `pin` is the PIN. Raises: WrongPin, PinLocked."""
@@ -85,58 +80,55 @@ class Pin:
 
     def _begin(self, door: str) -> tuple[str, bytes, bytes]:
         """Enter an attempt, and return its id with what it is checked against. Raises: WrongPin, PinLocked."""
-        with self._database.transaction() as connection:
-            now = self._clock.read()
-            row = connection.execute("SELECT * FROM pin").fetchone()
+        with self._register.transaction() as rows:
+            row = rows.execute("SELECT * FROM pin").fetchone()
             if row is None:
                 raise WrongPin("No PIN is set.", hint="A person sets one with the command `pin` in this home.")
-            self._count_cut_off(connection, now)
-            is_locked = _is_locked(connection, now)
+            _count_cut_off(rows)
+            is_locked = _is_locked(rows)
             attempt = secrets.token_hex(8)
             if is_locked:
-                self._audit.append(connection, now, "PIN refused while locked", door=door)
+                rows.append("PIN refused while locked", door=door)
             else:
-                entry = (attempt, door, moment_to_text(now))
-                connection.execute("INSERT INTO pin_attempts (id, door, begun) VALUES (?, ?, ?)", entry)
-        self._audit.seal()
+                entry = (attempt, door, moment_to_text(rows.now))
+                rows.execute("INSERT INTO pin_attempts (id, door, begun) VALUES (?, ?, ?)", entry)
         if is_locked:
             raise PinLocked("The PIN is locked after too many wrong attempts.", hint=_locked_hint())
         return attempt, row["salt"], row["hash"]
 
     def _end(self, attempt: str, door: str, expected: bytes, *, is_right: bool) -> int:
         """Record what came of an attempt, and return how many wrong ones there are in a row now."""
-        with self._database.transaction() as connection:
-            now = self._clock.read()
-            was_open = connection.execute("DELETE FROM pin_attempts WHERE id = ?", (attempt,)).rowcount
+        with self._register.transaction() as rows:
+            was_open = rows.execute("DELETE FROM pin_attempts WHERE id = ?", (attempt,)).rowcount
             if is_right:
-                connection.execute("UPDATE pin SET failures = 0, last_failure = '' WHERE hash = ?", (expected,))
-                self._audit.append(connection, now, "PIN right", door=door)
+                rows.execute("UPDATE pin SET failures = 0, last_failure = '' WHERE hash = ?", (expected,))
+                rows.append("PIN right", door=door)
             elif was_open:
-                self._count_failure(connection, now, "PIN wrong", door)
-            failures = int(connection.execute("SELECT failures FROM pin").fetchone()[0])
-        self._audit.seal()
-        return failures
-
-    def _count_cut_off(self, connection: sqlite3.Connection, now: Moment) -> None:
-        """Count the attempts whose process ended before their check did."""
-        for row in connection.execute("SELECT * FROM pin_attempts").fetchall():
-            if not moment_from_text(row["begun"]).is_within(now, CUT_OFF_SECONDS):
-                connection.execute("DELETE FROM pin_attempts WHERE id = ?", (row["id"],))
-                self._count_failure(connection, now, "PIN attempt cut off", row["door"])
-
-    def _count_failure(self, connection: sqlite3.Connection, now: Moment, event: str, door: str) -> None:
-        connection.execute("UPDATE pin SET failures = failures + 1, last_failure = ?", (moment_to_text(now),))
-        failures = connection.execute("SELECT failures FROM pin").fetchone()[0]
-        self._audit.append(connection, now, event, door=door, in_a_row=failures)
+                _count_failure(rows, "PIN wrong", door)
+            return int(rows.execute("SELECT failures FROM pin").fetchone()[0])
 
 
-def _is_locked(connection: sqlite3.Connection, now: Moment) -> bool:
+def _count_cut_off(rows: Rows) -> None:
+    """Count the attempts whose process ended before their check did."""
+    for row in rows.execute("SELECT * FROM pin_attempts").fetchall():
+        if not moment_from_text(row["begun"]).is_within(rows.now, CUT_OFF_SECONDS):
+            rows.execute("DELETE FROM pin_attempts WHERE id = ?", (row["id"],))
+            _count_failure(rows, "PIN attempt cut off", row["door"])
+
+
+def _count_failure(rows: Rows, event: str, door: str) -> None:
+    rows.execute("UPDATE pin SET failures = failures + 1, last_failure = ?", (moment_to_text(rows.now),))
+    failures = rows.execute("SELECT failures FROM pin").fetchone()[0]
+    rows.append(event, door=door, in_a_row=failures)
+
+
+def _is_locked(rows: Rows) -> bool:
     """Whether no further attempt may begin now; those that are being checked count as wrong ones."""
-    failures, last = connection.execute("SELECT failures, last_failure FROM pin").fetchone()
-    running = connection.execute("SELECT count(*) FROM pin_attempts").fetchone()[0]
+    failures, last = rows.execute("SELECT failures, last_failure FROM pin").fetchone()
+    running = rows.execute("SELECT count(*) FROM pin_attempts").fetchone()[0]
     if failures + running < FREE_ATTEMPTS:
         return False
-    return bool(running) or not moment_from_text(last).is_over(now, LOCKED_SECONDS)
+    return bool(running) or not moment_from_text(last).is_over(rows.now, LOCKED_SECONDS)
 
 
 def _locked_hint() -> str:

@@ -18,11 +18,18 @@ MAY_ASK = "operator"
 MAY_GRANT = "approver"
 
 
+Roles = Mapping[str, frozenset[str]]
+"""The names in the operator's file, and their roles."""
+
+ReadRoles = Callable[[], Roles | None]
+"""The roles by now. None while the operator's file cannot be read: nothing is voided then, and the rules refuse every act."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The names in the operator's file, and their roles."""
+    """Who counts by these roles; everybody while they are not known."""
 
-    roles: Mapping[str, frozenset[str]]
+    roles: Roles | None
 
     def objection(self, approval: Approval) -> str:
         """Return why the approval no longer counts, "" if it does."""
@@ -37,22 +44,18 @@ class Standing:
         return self.objection(approval) or (self._lacks("approves it", by, MAY_GRANT) if door is Door.APPROVER else "")
 
     def _lacks(self, act: str, name: str, role: str) -> str:
-        if name == LOCAL or role in self.roles.get(name, ()):
+        if self.roles is None or name == LOCAL or role in self.roles.get(name, ()):
             return ""
         if name in self.roles:
             return f"{quoted(name)}, who {act}, no longer has the role {role}"
         return f"{quoted(name)}, who {act}, is no longer in the operator's settings"
 
 
-ReadStanding = Callable[[], Standing | None]
-"""Who counts by now. None while the operator's file cannot be read: nothing is voided then, and the rules refuse every act."""
-
-
-def void_fallen(rows: Rows, found: list[Approval], standing: Standing | None) -> list[Approval]:
+def void_fallen(rows: Rows, found: list[Approval], standing: Standing) -> list[Approval]:
     """End those of the open approvals that no longer count; return the rest."""
     counting = []
     for approval in found:
-        objection = standing.objection(approval) if standing and approval.state in OPEN else ""
+        objection = standing.objection(approval) if approval.state in OPEN else ""
         if objection:
             rows.expire(approval, objection, "voided")
         else:

@@ -22,6 +22,16 @@ class DeletionFacts:
     restore_points: tuple[Snapshot, ...]
     recovery_seconds: int
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What the guard counts epochs of."""
+        return (self.snapshot.snapshot_id,)
+
+    @property
+    def trees(self) -> tuple[SnapshotTree, ...]:
+        """What the disk can be restored from."""
+        return (self.tree,)
+
     @cached_property
     def tree(self) -> SnapshotTree:
         return SnapshotTree(self.restore_points)
@@ -52,6 +62,16 @@ class RollbackFacts:
     location: str
     targets: tuple[RollbackTarget, ...]
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What the guard counts epochs of."""
+        return tuple(one.resource.id for one in self.targets)
+
+    @property
+    def trees(self) -> tuple[SnapshotTree, ...]:
+        """What each disk can be restored from."""
+        return tuple(one.tree for one in self.targets)
+
     def obstacles(self, *, safety_snapshot: bool) -> tuple[ZoneError, ...]:
         """Why it cannot be now, whatever a person says; empty if it can, as far as the zone says."""
         found: list[ZoneError | None] = []
@@ -60,6 +80,9 @@ class RollbackFacts:
             if safety_snapshot:
                 found.append(without_way_back(target.resource))
         return tuple(one for one in found if one is not None)
+
+
+Facts = DeletionFacts | RollbackFacts
 
 
 def without_way_back(disk: Disk) -> NotUsable | None:

@@ -1,8 +1,8 @@
 """The plan: what a destructive call takes, decided from facts without I/O and without a clock.
 
 *Loss* is what a person consents to: the question and its digest hold it alone, so it contains nothing that moves by itself.
-*Basis* is what the loss stood on and what backups move (the head); it is kept with a consent and compared. *Rest* is shown
-beside them: what remains, what is gained. `is_no_worse` decides whether a consent still holds.
+*Heads* are what the loss of a roll-back stood on and what backups move; they are kept with a consent and compared (`compare.py`).
+*Rest* is shown beside them: what remains, what is gained.
 """
 
 import hashlib
@@ -89,7 +89,7 @@ class DeletionLoss(_Frozen):
     def warnings(self) -> tuple[Warn, ...]:
         """What is grave or final about it."""
         last = Warn.LAST_POINTS if self.is_none_good else Warn.LAST_GOOD_POINT
-        return _those({last: self.is_none_good or self.takes_last_good_copy, Warn.NO_UNDO: not self.undo_seconds})
+        return (last,) * self.takes_last_good_copy + (Warn.NO_UNDO,) * (not self.undo_seconds)
 
 
 class Overwrite(_Frozen):
@@ -118,12 +118,10 @@ class Overwrite(_Frozen):
     @property
     def warnings(self) -> tuple[Warn, ...]:
         """What else happens to the disk or its machine."""
-        return _those(
-            {
-                Warn.RESTART: bool(self.restarts),
-                Warn.RESIZE: self.size_before != self.size_after,
-                Warn.HARD_LINKS: self.hard_links > 1,
-            }
+        return (
+            (Warn.RESTART,) * bool(self.restarts)
+            + (Warn.RESIZE,) * (self.size_before != self.size_after)
+            + (Warn.HARD_LINKS,) * (self.hard_links > 1)
         )
 
 
@@ -144,11 +142,7 @@ class RollbackLoss(_Frozen):
     @property
     def warnings(self) -> tuple[Warn, ...]:
         """What is grave about the whole; each overwrite has its own."""
-        return _those({Warn.NO_SAFETY_SNAPSHOT: not self.has_safety_snapshot})
-
-
-def _those(warnings: Mapping[Warn, bool]) -> tuple[Warn, ...]:
-    return tuple(one for one, is_so in warnings.items() if is_so)
+        return (Warn.NO_SAFETY_SNAPSHOT,) * (not self.has_safety_snapshot)
 
 
 Loss = Annotated[DeletionLoss | RollbackLoss, Field(discriminator="operation")]
@@ -263,66 +257,6 @@ def plan_rollback(
             safety_is_full=safety_snapshot and any(_starts_chain(target.tree) for target in targets),
         ),
     )
-
-
-def is_no_worse(now: Plan, consented: Plan) -> bool:
-    """Whether a consent given to `consented` covers `now`: the same act, and nothing more would be lost by it."""
-    match now.loss, consented.loss:
-        case DeletionLoss() as ours, DeletionLoss() as theirs:
-            return _is_deletion_no_worse(ours, theirs)
-        case RollbackLoss() as ours, RollbackLoss() as theirs:
-            return _is_rollback_no_worse(ours, theirs) and _heads_moved_by_creates_only(now.heads, consented.heads)
-        case _:
-            return False
-
-
-def _is_deletion_no_worse(now: DeletionLoss, consented: DeletionLoss) -> bool:
-    allowed = {(one.snapshot_id, one.time) for one in consented.snapshots}
-    return (
-        (now.zone, now.location, now.snapshot_id, now.resource_id, now.epoch)
-        == (consented.zone, consented.location, consented.snapshot_id, consented.resource_id, consented.epoch)
-        and {(one.snapshot_id, one.time) for one in now.snapshots} <= allowed
-        and now.takes_last_good_copy <= consented.takes_last_good_copy
-        and now.is_whole_chain <= consented.is_whole_chain
-        and now.undo_seconds >= consented.undo_seconds
-    )
-
-
-def _is_rollback_no_worse(now: RollbackLoss, consented: RollbackLoss) -> bool:
-    before = {one.resource_id: one for one in consented.overwrites}
-    return (
-        (now.zone, now.location) == (consented.zone, consented.location)
-        and now.has_safety_snapshot >= consented.has_safety_snapshot
-        and {one.resource_id for one in now.overwrites} == before.keys()
-        and all(_is_overwrite_no_worse(one, before[one.resource_id]) for one in now.overwrites)
-    )
-
-
-def _is_overwrite_no_worse(now: Overwrite, consented: Overwrite) -> bool:
-    sizes, consented_sizes = (now.size_before, now.size_after), (consented.size_before, consented.size_after)
-    return (
-        (now.snapshot_id, now.since, now.epoch) == (consented.snapshot_id, consented.since, consented.epoch)
-        and now.restarts in {"", consented.restarts}
-        and consented.identity in {None, now.identity}
-        and now.hard_links <= max(1, consented.hard_links)
-        and (now.size_before == now.size_after or sizes == consented_sizes)
-    )
-
-
-def _heads_moved_by_creates_only(now: tuple[Head, ...], consented: tuple[Head, ...]) -> bool:
-    before = {head.resource_id: head for head in consented}
-    return all(head.resource_id in before and _moved_by_creates_only(head, before[head.resource_id]) for head in now)
-
-
-def _moved_by_creates_only(now: Head, consented: Head) -> bool:
-    """Whether everything between the old head and the new one was made since: on the old head, or as a new chain."""
-    old_head = consented.lineage[0][0] if consented.lineage else None
-    for id_, made_at in now.lineage:
-        if id_ == old_head:
-            return True
-        if id_ in consented.known or (consented.newest and (made_at is None or made_at < consented.newest)):
-            return False
-    return bool(now.lineage) or old_head is None
 
 
 def _head(target: RollbackTarget) -> Head:

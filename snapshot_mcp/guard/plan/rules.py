@@ -32,12 +32,15 @@ class Refusal:
         )
 
 
+READS_ONLY = Refusal("read_only", "this server only reads.")
+
+
 def refuse(
     policy: Policy, plan: Plan, facts: DeletionFacts | RollbackFacts, now: datetime, deletions_last_hour: int
 ) -> Refusal | None:
     """Return the first rule that forbids the plan."""
     if policy.read_only:
-        return Refusal("read_only", "this server only reads.")
+        return READS_ONLY
     if isinstance(plan.loss, DeletionLoss) and isinstance(facts, DeletionFacts):
         return _refuse_deletion(policy, plan.loss, facts, now, deletions_last_hour)
     if isinstance(plan.loss, RollbackLoss) and isinstance(facts, RollbackFacts):
@@ -48,7 +51,7 @@ def refuse(
 def refuse_rename(policy: Policy, snapshot: Snapshot) -> Refusal | None:
     """A protected snapshot keeps its name: a new one could end its protection."""
     if policy.read_only:
-        return Refusal("read_only", "this server only reads.")
+        return READS_ONLY
     reason = _protected(policy.protect, [snapshot])
     return Refusal("protect", reason) if reason else None
 

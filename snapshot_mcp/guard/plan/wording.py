@@ -91,7 +91,7 @@ def title_of(plan: Plan) -> str:
     """The act in one line, for a list."""
     loss = plan.loss
     if isinstance(loss, DeletionLoss):
-        return f"Delete {_count(loss)} of {_resource(loss, NAME_IN_QUESTION)}"
+        return f"Delete {_count(loss)} of {_disk(loss, NAME_IN_QUESTION)}"
     return "Roll back " + _enumerate([_disk(one, NAME_IN_QUESTION) for one in loss.overwrites])
 
 
@@ -119,7 +119,7 @@ def format_duration(seconds: int) -> str:
 
 
 def _going(loss: DeletionLoss) -> list[str]:
-    lines = [f"Delete {_count(loss)} of {_resource(loss)} in zone {loss.zone}:"]
+    lines = [f"Delete {_count(loss)} of {_disk(loss)} in zone {loss.zone}:"]
     for one in loss.snapshots:
         mark = "" if one.snapshot_id == loss.snapshot_id else " (built on it)"
         lines.append(f"{_lost(one)}, {_id(one.snapshot_id)}{mark}")
@@ -155,7 +155,7 @@ def _not_good(rest: Rest) -> list[str]:
 
 
 def _deletion_question(loss: DeletionLoss) -> list[str]:
-    lines = [f"Delete {_count(loss)} of {_resource(loss, NAME_IN_QUESTION)}?"]
+    lines = [f"Delete {_count(loss)} of {_disk(loss, NAME_IN_QUESTION)}?"]
     if loss.is_none_good:
         lines.append("NO RESTORE POINT OF THIS DISK WOULD REMAIN. None of those that go counts as good.")
     elif loss.takes_last_good_copy:
@@ -194,11 +194,6 @@ def about(one: LostSnapshot | Overwrite, lead: str = ", ") -> str:
         notes.append(f"renamed from {quoted(one.renamed_from, OLD_NAME_CHARACTERS)}{when}")
     said = ", ".join(filter(None, notes))
     return f"{lead}{said}" if said else ""
-
-
-def _resource(loss: DeletionLoss, limit: int = 80) -> str:
-    name = quoted(loss.resource_name, limit) if loss.resource_name else ""
-    return f"{name} ({_id(loss.resource_id)})" if name else _id(loss.resource_id) or "an unnamed disk"
 
 
 # Roll-back
@@ -269,8 +264,9 @@ def _changes_of_many(loss: RollbackLoss) -> str:
     return f"{sizes} {names}".strip()
 
 
-def _disk(one: Overwrite, limit: int = 80) -> str:
-    return f"{quoted(one.resource_name, limit)} ({_id(one.resource_id)})" if one.resource_name else _id(one.resource_id)
+def _disk(one: Overwrite | DeletionLoss, limit: int = 80) -> str:
+    name = f"{quoted(one.resource_name, limit)} ({_id(one.resource_id)})" if one.resource_name else ""
+    return name or _id(one.resource_id) or "an unnamed disk"
 
 
 # Common
