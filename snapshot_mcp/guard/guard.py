@@ -26,7 +26,6 @@ from snapshot_mcp.jobs import Zone
 if TYPE_CHECKING:
     from snapshot_mcp.guard.carry.calls import GuardedCalls
     from snapshot_mcp.guard.carry.ends import Ends
-    from snapshot_mcp.guard.carry.surroundings import Surroundings
     from snapshot_mcp.guard.consent.approval import Approval
     from snapshot_mcp.guard.consent.approvals import Approvals
     from snapshot_mcp.guard.consent.audit import Audit
@@ -79,7 +78,7 @@ class Guard:
         from snapshot_mcp.guard.carry.acts import Deletion
 
         await self.note_ends(zone.provider)
-        return await self._calls.run(Deletion(self._surroundings, zone, snapshot_id, client))
+        return await self._calls.run(Deletion(self._calls.surroundings, zone, snapshot_id, client))
 
     async def rollback_to_snapshots(
         self,
@@ -95,7 +94,7 @@ class Guard:
 
         await self.note_ends(zone.provider)
         return await self._calls.run(
-            Rollback(self._surroundings, zone, snapshot_ids, client, safety_snapshot, on_progress)
+            Rollback(self._calls.surroundings, zone, snapshot_ids, client, safety_snapshot, on_progress)
         )
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
@@ -299,14 +298,10 @@ class Guard:
     @cached_property
     def _calls(self) -> "GuardedCalls":
         from snapshot_mcp.guard.carry.calls import GuardedCalls
-
-        return GuardedCalls(self._surroundings, self._page, self.how_to_approve)
-
-    @cached_property
-    def _surroundings(self) -> "Surroundings":
         from snapshot_mcp.guard.carry.surroundings import Surroundings
 
-        return Surroundings(self._rules, self._records, self._clock, self._safety_wait_seconds)
+        here = Surroundings(self._rules, self._records, self._clock, self._safety_wait_seconds)
+        return GuardedCalls(here, self._page, self.how_to_approve)
 
     @cached_property
     def _ends(self) -> "Ends":

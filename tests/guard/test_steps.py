@@ -1,4 +1,4 @@
-"""What a guarded call does next: every situation, each in exactly one row (design.md, "The guard", 3)."""
+"""What a guarded call does next: every situation, each in exactly one row (GUARD.md, "A call")."""
 
 from dataclasses import replace
 from itertools import product

@@ -8,12 +8,12 @@ from typing import Any, Generic, Literal, TypeVar
 import anyio
 from anyio.to_thread import run_sync as in_thread
 
-from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.errors import NotFound, Unavailable
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.guard.carry.safety import OnProgress, SafetySnapshot, SafetyState
-from snapshot_mcp.guard.carry.steps import Look
+from snapshot_mcp.guard.carry.safety import OnProgress, SafetySnapshot
+from snapshot_mcp.guard.carry.steps import Look, SafetyState
 from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.carry.terms import agreed_terms, deletion_terms, rollback_terms
 from snapshot_mcp.guard.consent.approval import Approval, Call
@@ -43,6 +43,8 @@ F = TypeVar("F", DeletionFacts, RollbackFacts)
 class Act(Generic[F]):
     """One guarded call: what was asked for, how it is planned and how it is started."""
 
+    _safety: SafetySnapshot | None = None
+
     def __init__(
         self,
         surroundings: Surroundings,
@@ -66,8 +68,8 @@ class Act(Generic[F]):
 
     @property
     def safety(self) -> SafetySnapshot | None:
-        """What takes the safety snapshot before the act, where it needs one that the zone does not take itself."""
-        return None
+        """What takes the safety snapshot before the act, where it needs one that the zone does not take in the act's own job."""
+        return None if Feature.ONE_HOLD in self.zone.provider.features else self._safety
 
     async def look(self, spent: Plan | None = None) -> Look:
         """Return what would happen now. Raises: Unavailable when it takes longer than the host waits.
@@ -89,7 +91,7 @@ class Act(Generic[F]):
             plan=plan,
             refusal=refuse(policy, plan, facts, self.surroundings.clock.read().time, deletions),
             trees=facts.trees,
-            obstacles=self._obstacles(facts),
+            obstacles=facts.obstacles(safety_snapshot=self._safety is not None),
         )
 
     async def _gather(self) -> F:
@@ -97,9 +99,6 @@ class Act(Generic[F]):
 
     def _plan(self, facts: F, epochs: dict[str, int], renames: Renames) -> Plan:
         raise NotImplementedError
-
-    def _obstacles(self, facts: F) -> tuple[ZoneError, ...]:
-        return ()
 
     async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
         """Ask the zone for what was approved, as the last `look` saw it.
@@ -174,23 +173,13 @@ class Rollback(Act[RollbackFacts]):
         arguments = {"snapshot_ids": tuple(sorted(snapshot_ids)), "safety_snapshot": safety_snapshot}
         super().__init__(surroundings, zone, client, "rollback", arguments)
         self._snapshot_ids = tuple(snapshot_ids)
-        self._has_safety = safety_snapshot
-        self._safety = SafetySnapshot(surroundings, zone, client, on_progress)
-
-    @property
-    def safety(self) -> SafetySnapshot | None:
-        """A zone with one hold takes it in the job of the roll-back."""
-        needs_own = self._has_safety and Feature.ONE_HOLD not in self.zone.provider.features
-        return self._safety if needs_own else None
+        self._safety = SafetySnapshot(surroundings, zone, client, on_progress) if safety_snapshot else None
 
     async def _gather(self) -> RollbackFacts:
         return await gather_rollback_facts(self.zone.provider, self.zone.name, self._snapshot_ids)
 
     def _plan(self, facts: RollbackFacts, epochs: dict[str, int], renames: Renames) -> Plan:
-        return plan_rollback(facts, epochs, renames, safety_snapshot=self._has_safety)
-
-    def _obstacles(self, facts: RollbackFacts) -> tuple[ZoneError, ...]:
-        return facts.obstacles(safety_snapshot=self._has_safety)
+        return plan_rollback(facts, epochs, renames, safety_snapshot=self._safety is not None)
 
     async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
         loss = look.plan.loss
@@ -198,12 +187,12 @@ class Rollback(Act[RollbackFacts]):
         options: dict[str, Any] = {}
         if self._has_terms:
             options["terms"] = rollback_terms(agreed_terms(approval.id, spent), loss, look.plan.heads)
-        if self._has_safety and safety is None:
+        if self._safety and safety is None:
             options["safety_snapshot_name"] = safety_name(loss, self.surroundings.clock.read().time)
         return await self.zone.provider.apply_snapshots(self._snapshot_ids, **options)
 
     def way_back(self, job: Job, safety: SafetyState | None) -> SafetyState | None:
-        if safety is not None or not self._has_safety:
+        if safety or not self._safety:
             return safety
         told = job.details.get("safety_snapshots")
         ids = list(told.values() if isinstance(told, dict) else ())[: len(self._snapshot_ids)]

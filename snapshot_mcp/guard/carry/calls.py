@@ -1,8 +1,7 @@
-"""The way of a guarded call: planned, held against policy, matched with what people have decided about it already, put to a
-person if nobody has, and then carried out (`carrier.py`).
+"""The way of a guarded call: `steps.py` decides what is next, this carries it out, `replies.py` words what came of it.
 
-`steps.py` decides what is next, `replies.py` words what came of it. Each call is a straight coroutine that may be run again from
-its start: until the question is answered it changes nothing that a second run would not find.
+Each call is a straight coroutine that may be run again from its start: until the question is answered it changes nothing that
+a second run would not find.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,8 +13,8 @@ from anyio.to_thread import run_sync as in_thread
 from snapshot_mcp.guard.carry import replies
 from snapshot_mcp.guard.carry.acts import AnyAct
 from snapshot_mcp.guard.carry.carrier import Carrier
-from snapshot_mcp.guard.carry.outcome import Decided, Ending, GuardedOutcome
-from snapshot_mcp.guard.carry.steps import Found, Look, Step, next_step
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.carry.steps import Decided, Ending, Found, Look, Step, next_step
 from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
@@ -40,6 +39,7 @@ class GuardedCalls:
         links: Callable[[], Awaitable[ApprovalLinks | None]],
         how_to_approve: Callable[[Approval, str], Awaitable[str]],
     ) -> None:
+        self.surroundings = surroundings
         self._rules = surroundings.rules
         self._clock = surroundings.clock
         self._approvals = surroundings.records.approvals

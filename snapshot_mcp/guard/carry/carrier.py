@@ -1,8 +1,5 @@
-"""Carrying out what was consented to: the safety snapshot, the consent spent, the last look, the zone asked.
-
-The consent is spent before the zone is asked, and given back only where nothing was begun for certain. What may change between
-the last look and the zone's own decision goes with the change as its terms; where the zone finds them changed, it is
-looked at again: what the consent still covers is tried again, all else is `plan_changed`.
+"""Carrying out what was consented to: the safety snapshot, the consent spent, the last look, the zone asked (GUARD.md, "Order
+of spending").
 """
 
 import anyio
@@ -12,10 +9,8 @@ from snapshot_mcp.contract.errors import ResourceBusy, TermsChanged, Unavailable
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard.carry.acts import AnyAct
-from snapshot_mcp.guard.carry.outcome import Decided, Ending
 from snapshot_mcp.guard.carry.replies import stray
-from snapshot_mcp.guard.carry.safety import SafetyState
-from snapshot_mcp.guard.carry.steps import Look
+from snapshot_mcp.guard.carry.steps import Decided, Ending, Look, SafetyState
 from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval, Safety
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS, SpendRefusal
@@ -91,7 +86,8 @@ class Carrier:
             await self._give_back(act, approval, error)
             raise
         if objection := await self._objection(approval, look):
-            granted = await in_thread(self._approvals.give_back, approval.id, _in_short(objection))
+            why = objection if isinstance(objection, str) else objection.reason
+            granted = await in_thread(self._approvals.give_back, approval.id, why)
             return await self._void(act, granted, look, objection)
         if safety and not look.good.issuperset(safety.snapshot_ids):
             problem = "the safety snapshot, the way back, is gone or not sound any more."
@@ -211,10 +207,6 @@ def _is_own(obstacle: ZoneError, safety: Safety) -> bool:
         return False
     is_just_begun = not safety.is_started
     return is_just_begun or bool(safety.job_id and safety.job_id in f"{obstacle.job_id} {obstacle.message}")
-
-
-def _in_short(objection: Refusal | str) -> str:
-    return f"the rule {objection.rule}" if isinstance(objection, Refusal) else objection
 
 
 def _reason(error: BaseException) -> str:

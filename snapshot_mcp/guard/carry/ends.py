@@ -1,8 +1,7 @@
-"""How the jobs ended that consents were spent on: written into the record by whoever next looks at the zone from this home.
+"""How the jobs ended that consents were spent on (GUARD.md, "Ends").
 
-A guarded call ends with an accepted job, and the process that made it may be gone when the job ends. So every look at a zone
-(the next guarded call, `wait_for_job`, `list_jobs`, `approvals`, `audit`) first asks for the ends that are missing. Each end
-is recorded once. A look never fails and never waits long because of it: what could not be asked is asked by the next one.
+Every look at a zone first asks for the ends that are missing. It never fails and never waits long because of it: what could not
+be asked is asked by the next one.
 """
 
 from collections.abc import Iterable

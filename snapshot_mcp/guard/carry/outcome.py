@@ -1,16 +1,8 @@
-"""What becomes of a guarded call: decided as data (`Decided`), answered in words (`GuardedOutcome`, by `replies.py`)."""
+"""What a guarded call answers: the words for what was decided about it (`steps.py`), made by `replies.py`."""
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from snapshot_mcp.contract.models import Job
-    from snapshot_mcp.guard.carry.safety import SafetyState
-    from snapshot_mcp.guard.consent.approval import Approval
-    from snapshot_mcp.guard.plan.plan import Plan
-    from snapshot_mcp.guard.plan.rules import Refusal
+from typing import Literal
 
 Status = Literal["started", "needs_approval", "declined", "refused", "plan_changed", "safety_running"]
 
@@ -23,49 +15,6 @@ NEXT_STEPS: dict[Status, str] = {
     "safety_running": "Nothing is overwritten yet. Wait (wait_for_job with safety_job_id), then repeat exactly this call.",
 }
 """What the model does after each status."""
-
-
-class Ending(Enum):
-    """How a call can end; the value is its status and what tells endings of one status apart."""
-
-    STARTED = ("started", "")
-    WAITS = ("needs_approval", "")
-    DECLINED = ("declined", "")
-    FORBIDDEN = ("refused", "by a rule")
-    UNDER_WAY = ("refused", "another call is carrying it out, or has started it")
-    NOT_SPENT = ("refused", "the consent could not be used just now")
-    NO_SAFETY = ("refused", "no safety snapshot, the way back, could be taken")
-    CHANGED = ("plan_changed", "")
-    SAFETY_RUNNING = ("safety_running", "")
-
-    @property
-    def status(self) -> Status:
-        """What the caller is told."""
-        status: Status = self.value[0]
-        return status
-
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """What was decided about a call.
-
-    `approval`: the one that it is about, or that waits for a person by now. `refusal` goes with `FORBIDDEN`. `job` was started
-    just now; `earlier` is the ended job of the same call, agreed to before. `reason` is why, where the ending does not say it.
-    """
-
-    ending: Ending
-    plan: "Plan | None" = None
-    approval: "Approval | None" = None
-    refusal: "Refusal | None" = None
-    job: "Job | None" = None
-    earlier: "Job | None" = None
-    safety: "SafetyState | None" = None
-    reason: str = ""
-
-    @property
-    def waiting(self) -> "Approval | None":
-        """The approval that waits for a person outside of the conversation."""
-        return self.approval if self.ending in {Ending.WAITS, Ending.CHANGED} else None
 
 
 @dataclass(frozen=True, slots=True)

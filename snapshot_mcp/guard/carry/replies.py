@@ -5,8 +5,8 @@ refusal says who can do something about it and never how to get round it.
 from snapshot_mcp.contract.errors import Cancelled, Expired, TermsChanged
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
-from snapshot_mcp.guard.carry.outcome import Decided, Ending, GuardedOutcome
-from snapshot_mcp.guard.carry.safety import SafetyState
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.carry.steps import Decided, Ending, SafetyState
 from snapshot_mcp.guard.consent.clock import Moment
 from snapshot_mcp.guard.plan.plan import DeletionLoss, Plan
 from snapshot_mcp.guard.plan.wording import plan_lines

@@ -1,12 +1,10 @@
-"""The safety snapshot before a roll-back: taken after the second look, kept with the approval, gone on with by whoever
-repeats the call, in any process and after any crash.
+"""The safety snapshot before a roll-back, as a job of its own (GUARD.md, "Safety snapshot").
 
 Its name holds a secret until it is taken; so a call that finds an attempt of a dead process recognises that one's snapshot
-and nobody can have laid out another. It counts as the way back only when it is available, undamaged, complete and fresh.
+and nobody can have laid out another.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import anyio
 from anyio.to_thread import run_sync as in_thread
@@ -16,6 +14,7 @@ from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilte
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.contract.tree import is_fuzzy
+from snapshot_mcp.guard.carry.steps import SafetyState
 from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval, Safety
 from snapshot_mcp.guard.consent.client import Client
@@ -29,18 +28,6 @@ FRESH_SECONDS = 30.0
 wait_for_job the call is repeated within seconds."""
 FRESH_WITHOUT_TIMES_SECONDS = 15 * 60.0
 """…but where the zone does not say how long it took, a slow one must not be taken again and again."""
-
-
-@dataclass(frozen=True, slots=True)
-class SafetyState:
-    """`is_there`: it is the way back. `is_running`: look again later. Else `problem` says why there is none."""
-
-    is_there: bool = False
-    is_running: bool = False
-    job_id: str = ""
-    snapshot_ids: tuple[str, ...] = ()
-    problem: str = ""
-    approval: Approval | None = None
 
 
 class SafetySnapshot:

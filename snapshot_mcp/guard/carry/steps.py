@@ -1,4 +1,4 @@
-"""What a guarded call does next, decided from what is known about it. Pure; `calls.py` carries the steps out."""
+"""What a guarded call does next and how it ends, decided from what is known about it (GUARD.md, "A call"). Pure."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -6,6 +6,7 @@ from enum import Enum
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.tree import SnapshotTree
+from snapshot_mcp.guard.carry.outcome import Status
 from snapshot_mcp.guard.consent.approval import Approval, Call
 from snapshot_mcp.guard.consent.client import Client
 from snapshot_mcp.guard.consent.states import State
@@ -64,6 +65,63 @@ class Step(Enum):
     WAIT_OUTSIDE = "an approval waits for a person"
     OPEN_APPROVAL = "only a person outside of the conversation can decide"
     ASK = "ask through the client"
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyState:
+    """How far a roll-back's safety snapshot is.
+
+    `is_there`: it is the way back. `is_running`: look again later. Else `problem` says why there is none."""
+
+    is_there: bool = False
+    is_running: bool = False
+    job_id: str = ""
+    snapshot_ids: tuple[str, ...] = ()
+    problem: str = ""
+    approval: Approval | None = None
+
+
+class Ending(Enum):
+    """How a call can end; the value is its status and what tells endings of one status apart."""
+
+    STARTED = ("started", "")
+    WAITS = ("needs_approval", "")
+    DECLINED = ("declined", "")
+    FORBIDDEN = ("refused", "by a rule")
+    UNDER_WAY = ("refused", "another call is carrying it out, or has started it")
+    NOT_SPENT = ("refused", "the consent could not be used just now")
+    NO_SAFETY = ("refused", "no safety snapshot, the way back, could be taken")
+    CHANGED = ("plan_changed", "")
+    SAFETY_RUNNING = ("safety_running", "")
+
+    @property
+    def status(self) -> Status:
+        """What the caller is told."""
+        status: Status = self.value[0]
+        return status
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What was decided about a call.
+
+    `approval`: the one that it is about, or that waits for a person by now. `refusal` goes with `FORBIDDEN`. `job` was started
+    just now; `earlier` is the ended job of the same call, agreed to before. `reason` is why, where the ending does not say it.
+    """
+
+    ending: Ending
+    plan: Plan | None = None
+    approval: Approval | None = None
+    refusal: Refusal | None = None
+    job: Job | None = None
+    earlier: Job | None = None
+    safety: SafetyState | None = None
+    reason: str = ""
+
+    @property
+    def waiting(self) -> Approval | None:
+        """The approval that waits for a person outside of the conversation."""
+        return self.approval if self.ending in {Ending.WAITS, Ending.CHANGED} else None
 
 
 def next_step(found: Found, client: Client, look: Look) -> Step:

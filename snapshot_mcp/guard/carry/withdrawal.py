@@ -1,7 +1,5 @@
-"""Taking back a consent that is spent: the zone is asked to cancel the job, and it counts only if the job had no effect yet.
-
-Whatever comes of it, a person hears what is so: that it was taken back, that it has ended and how, that its effect has begun,
-or that it cannot be told from here. “Nothing was done” is said of nothing that a zone has accepted.
+"""Taking back a consent that is spent: the zone is asked to cancel the job, and it counts only if the job had no effect yet
+(GUARD.md, "Taking back"). Whatever comes of it, a person hears what is so.
 """
 
 from contextlib import suppress

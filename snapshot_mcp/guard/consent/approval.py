@@ -16,9 +16,9 @@ from snapshot_mcp.guard.plan.wording import plan_lines, question_for, title_of
 
 PENDING_SECONDS = 24 * 3600.0
 GRANTED_SECONDS = 15 * 60.0
-"""A yes is for now; a disk changes."""
+"""A granted approval must be used within this time."""
 SAFETY_SECONDS = 24 * 3600.0
-"""…but a full safety snapshot of a large disk takes its time, and the roll-back goes on under the same yes."""
+"""The same once its safety snapshot is begun: a full one of a large disk takes long."""
 
 
 @dataclass(frozen=True, slots=True)

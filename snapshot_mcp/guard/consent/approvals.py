@@ -1,9 +1,8 @@
 """Approvals: what people were asked to consent to, and what became of it (`states.py`). One row each in HOME/guard.sqlite.
 
-An approval is bound to the call (operation, normalised arguments, zone by name and location, principal) and to the plan that
-the person saw. A call has at most one that is open (pending or granted); the database sees to that. It is spent in one
-transaction, before the provider is called, together with the epoch of each target. Moments are kept with the machine's
-uptime, so that a clock set back revives nothing. Blocking; callers go through a worker thread.
+An approval is bound to its call and to the plan that the person saw, and is spent in one transaction, before the provider is
+called, together with the epoch of each target (GUARD.md, "Consent", "Order of spending"). Blocking; callers go through a worker
+thread.
 """
 
 from collections.abc import Iterable

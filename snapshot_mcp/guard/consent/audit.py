@@ -1,16 +1,8 @@
-"""The record: every plan, question, answer and outcome, in the order in which they happened.
+"""The record: every plan, question, answer and outcome, in the order in which they happened (GUARD.md, "The chain", "What
+verify finds").
 
-A record is written in the same transaction as the change that it is of, so nothing happens unrecorded, whatever is killed.
-Each carries a MAC over itself and the MAC before it (key: HOME/audit.key, 0600), so a changed, removed or reordered record
-shows; the head and the mark (`seals.py`) name the last one, so a cut tail shows too.
-
-    record   one line of JSON: sequence, at, event, and what the event has
-    mac      HMAC-SHA256(key, mac of the record before + "\n" + record), hex; before the first: ""
-
-`verify` finds: a record that was changed, removed, moved or put in; a tail that was cut, also where an older head, or an older
-database with its head, was brought back; records that were removed while the key is there; an approval whose row is not in
-the state that the last record about it says. It does not find: older copies of database, head and key, brought back together;
-what somebody forges who can read the key; what never came here (a change that another program made in the zone).
+A record is written in the same transaction as the change that it is of. Each carries a MAC over itself and the MAC before it;
+the head and the mark (`seals.py`) name the last one.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """What the guard needs of whoever calls it: a name, and a way to put a question to the person behind it.
 
-The guard knows no MCP. The server gives it a `Client` for each call; `ask` is door (a) of the design. An answer proves no
-human: it is what the client says, and the policy decides for what that is enough.
+The guard knows no MCP. The server gives it a `Client` for each call.
 """
 
 from dataclasses import dataclass

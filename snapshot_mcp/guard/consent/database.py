@@ -1,16 +1,7 @@
-"""HOME/guard.sqlite: what people decided, shared by every process on one home.
+"""HOME/guard.sqlite: what people decided, shared by every process on one home (GUARD.md, "Records").
 
-One connection a transaction, every transaction IMMEDIATE and synchronous to the disk (WAL, synchronous=FULL): what was
-answered to a person or to a caller is on the disk before. The file is made when the first record needs it, readable by its
-owner alone. Blocking; callers go through a worker thread.
-
-    approvals       one row a consent that was asked for, and how its job ended (`register.py`, `approvals.py`, `ends.py`)
-    questions       the question that is open for a call, so that an answer counts once (`questions.py`)
-    targets         epoch and holder of what a consent was spent on (`approvals.py`)
-    pin             the operator's PIN and the wrong attempts at it (`pin.py`)
-    pin_attempts    attempts that are being checked right now (`pin.py`)
-    renames         names that snapshots had until lately (`journal.py`)
-    audit           the record, chained (`audit.py`)
+One connection a transaction, every transaction IMMEDIATE and synchronous to the disk: what was answered to a person or to a
+caller is on the disk before. Blocking; callers go through a worker thread.
 """
 
 import os

@@ -1,8 +1,7 @@
-"""How a person approves, for the doors that exist in this program: the one place that says it.
+"""How a person approves, for the doors that exist in this program. It is for a person; whoever passes it on cannot use it.
 
 Over HTTP with approvers enrolled it is their door, and nothing else is named. Elsewhere it is a command for a terminal, which
-runs as it is printed (this program's own path, with the variables that lead to the same home and settings), and the approval
-page. What is said here is for a person; whoever passes it on cannot use it.
+runs as it is printed, and the approval page.
 """
 
 import os

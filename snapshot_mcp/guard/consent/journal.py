@@ -1,8 +1,7 @@
 """Acts that need no approval of their own and stand in the record all the same: renames, registrations, purges.
 
-Each is recorded twice: that it begins, before the zone is asked, and how it ended. One that was cut off in between has no
-end in the record. A rename is also remembered for a day beside the record, because a name can be changed right before a
-person is asked about the snapshot. Blocking; callers go through a worker thread.
+Each is recorded twice: that it begins, before the zone is asked, and how it ended. A rename is also remembered for a day, because
+a name can be changed right before a person is asked about the snapshot. Blocking; callers go through a worker thread.
 """
 
 from dataclasses import dataclass, field

@@ -1,9 +1,7 @@
 """The operator's PIN: proof, at the terminal and on the approval page, that a person decides and not a program.
 
-Kept as a scrypt hash. An attempt is entered before it is checked, in the database that all processes share, and counts as a
-wrong one until its check has ended, so parallel guesses, other doors and restarts win nothing: after `FREE_ATTEMPTS` wrong ones
-in a row each further one waits `LOCKED_SECONDS`. The record gets what came of it: right, wrong, or cut off, which counts as
-wrong. Only the right PIN sets the count back, and only who knows the PIN can change it. Blocking.
+An attempt is entered before it is checked, in the database that all processes share, and counts as a wrong one until its check
+has ended, so parallel guesses, other doors and restarts win nothing (GUARD.md, "PIN"). Blocking.
 """
 
 import hashlib

@@ -1,12 +1,5 @@
-"""The record's key, and the two places beside it that name its last record: the head, and the mark behind the key.
-
-Both are sealed with the key. The head is there before the first record, and a missing one is not made again: it may be the
-evidence of a cut. The mark stands in the key's own file, because whoever brings an older head back, or an older database and
-head, has no reason to bring the key back. Both only move forward, from a record that is there. They are written after the
-commit, so they may lag behind by what a killed process could not name any more. Blocking; used under the database's lock.
-
-    audit.head   JSON: sequence, mac, seal = HMAC-SHA256(key, "head " + sequence + " " + mac)
-    audit.key    32 bytes; behind them the mark, JSON: sequence, mac, seal = HMAC-SHA256(key, "mark " + sequence + " " + mac)
+"""The record's key, and the two places beside it that name its last record: the head, and the mark behind the key (GUARD.md,
+"The seals"). Blocking; used under the database's lock.
 
 A key that an earlier version wrote has no mark yet; it gets one with the next record.
 """

@@ -32,6 +32,10 @@ class DeletionFacts:
         """What the disk can be restored from."""
         return (self.tree,)
 
+    def obstacles(self, *, safety_snapshot: bool) -> tuple[ZoneError, ...]:
+        """Nothing is in the way of a deletion that the zone would say beforehand."""
+        return ()
+
     @cached_property
     def tree(self) -> SnapshotTree:
         return SnapshotTree(self.restore_points)
@@ -80,9 +84,6 @@ class RollbackFacts:
             if safety_snapshot:
                 found.append(without_way_back(target.resource))
         return tuple(one for one in found if one is not None)
-
-
-Facts = DeletionFacts | RollbackFacts
 
 
 def without_way_back(disk: Disk) -> NotUsable | None:

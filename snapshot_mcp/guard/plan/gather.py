@@ -1,10 +1,8 @@
 """Reads the facts that a plan is made from through the Provider: the only file of this room with I/O. It decides nothing.
 
 Lists are read whole (`verbose=1`, for exact sizes and known damage) and read again when they moved between two pages: a
-snapshot that slipped through would be a loss that nobody was told of.
-
-With `Feature.TERMS` the zone says more of a disk when it looks closely (`ResourceFilter.verbose`): which one it is, who has it
-open, how many names its file has. Without it, unfinished jobs are all that is known to be in the way.
+snapshot that slipped through would be a loss that nobody was told of. What a zone says of a disk that it looks at closely:
+GUARD.md, "Zones without terms".
 """
 
 from collections.abc import Iterable, Sequence
@@ -239,16 +237,13 @@ async def find_disk(
     A zone that does not look at the filter would claim it for the first: it does so for what is no resource at all, too.
     """
     resource_id = snapshot.resource.resource_id
-    if not resource_id and await _is_of_anything(provider, snapshot):
-        raise NotUsable(
-            f"Which disk snapshot {snapshot.snapshot_id} is of is unknown: zone {zone} says the same of every id.",
-            hint="Nothing was changed. export_to_volume restores it into a new volume.",
-        )
-    found = await _search(provider, snapshot)
+    is_unclear = not resource_id and await _is_of_anything(provider, snapshot)
+    found = None if is_unclear else await _search(provider, snapshot)
     if found is None:
+        none_there = f": there is no resource {quoted(resource_id)} in zone {zone}" if resource_id else ""
+        why = f": zone {zone} says the same of every id" if is_unclear else none_there
         raise NotUsable(
-            f"Which disk snapshot {snapshot.snapshot_id} would overwrite is unknown"
-            + (f": there is no resource {quoted(resource_id)} in zone {zone}." if resource_id else "."),
+            f"Which disk snapshot {snapshot.snapshot_id} is of is unknown{why}.",
             hint="Nothing was changed. export_to_volume restores it into a new volume.",
         )
     disk, kind = found

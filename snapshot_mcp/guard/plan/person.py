@@ -1,7 +1,6 @@
 """Acts that only a person starts, in a terminal: what they take, and which rule forbids it. Pure.
 
-They are planned as the guarded tools are, shown, agreed to with a typed word (and the PIN, where one is set), carried out
-for exactly what was shown, and recorded (`journal.py`). No flag and no pipe agrees.
+They are shown, agreed to with a typed word (and the PIN, where one is set), carried out for exactly what was shown, and recorded.
 """
 
 from collections.abc import Sequence

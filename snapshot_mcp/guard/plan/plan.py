@@ -21,7 +21,7 @@ CHAIN_LIMIT = 30
 """Available snapshots in a chain before a create starts a new one (contract.md, "Limit")."""
 
 MANY_SNAPSHOTS = 5
-"""From here on a yes takes the disk's name, not a word (design.md, "Consent")."""
+"""From here on a yes takes the disk's name, not a word (GUARD.md, "Doors")."""
 
 Renames = Mapping[str, tuple[str, datetime]]
 """What was renamed of late: snapshot id → the name before, and when it ended."""

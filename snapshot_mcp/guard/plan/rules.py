@@ -41,11 +41,10 @@ def refuse(
     """Return the first rule that forbids the plan."""
     if policy.read_only:
         return READS_ONLY
-    if isinstance(plan.loss, DeletionLoss) and isinstance(facts, DeletionFacts):
-        return _refuse_deletion(policy, plan.loss, facts, now, deletions_last_hour)
-    if isinstance(plan.loss, RollbackLoss) and isinstance(facts, RollbackFacts):
+    if isinstance(plan.loss, RollbackLoss):
         return _refuse_rollback(policy, plan.loss)
-    raise AssertionError("a plan and the facts of another operation")
+    assert isinstance(facts, DeletionFacts)
+    return _refuse_deletion(policy, plan.loss, facts, now, deletions_last_hour)
 
 
 def refuse_rename(policy: Policy, snapshot: Snapshot) -> Refusal | None:

@@ -32,7 +32,6 @@ OLD_NAME_CHARACTERS = 30
 FUZZY = CONSISTENCIES["fuzzy"]
 TYPEABLE_CHARACTERS = 40
 
-
 SENTENCES = {
     Warn.LAST_POINTS: "This takes the last restore points of this disk; none of them counts as good.",
     Warn.LAST_GOOD_POINT: "This takes the last good restore point of this disk.",
@@ -148,10 +147,7 @@ def _newest_good(rest: Rest) -> str:
 
 
 def _not_good(rest: Rest) -> list[str]:
-    """What is there beside the good ones."""
-    if not rest.fuzzy_remaining:
-        return []
-    return [f"Not counted as good: {rest.fuzzy_remaining} fuzzy, {FUZZY}."]
+    return [f"Not counted as good: {rest.fuzzy_remaining} fuzzy, {FUZZY}."] if rest.fuzzy_remaining else []
 
 
 def _deletion_question(loss: DeletionLoss) -> list[str]:
