@@ -18,7 +18,7 @@ from snapshot_mcp.guard.consent.audit import Audit
 from snapshot_mcp.guard.consent.clock import Moment
 from snapshot_mcp.guard.consent.database import Database
 from snapshot_mcp.guard.consent.errors import NotDecidable
-from snapshot_mcp.guard.consent.questions import Asked, Questions
+from snapshot_mcp.guard.consent.questions import QUESTION_SECONDS, Asked, Questions
 from snapshot_mcp.guard.consent.register import MAX_PENDING, Register
 from snapshot_mcp.guard.consent.states import OPEN, TRANSITIONS, Door, State
 from snapshot_mcp.guard.plan.plan import Plan
@@ -222,6 +222,18 @@ def granted(store: Approvals, call: Call, epoch: int = 0) -> Approval:
 def fresh(tmp_path: Path) -> Approvals:
     database = Database(tmp_path / "home")
     return Approvals(Register(database, Audit(database), HandClock()))
+
+
+def test_a_question_is_open_for_a_while_and_then_asked_anew(tmp_path: Path) -> None:
+    database, clock = Database(tmp_path / "home"), HandClock()
+    questions = Questions(Register(database, Audit(database), clock))
+    call, plan = CALLS[0], deletion(CHAIN, 2)
+    asked = questions.ask(call, plan)
+    clock.wall += QUESTION_SECONDS - 1
+    assert questions.ask(call, plan).nonce == asked.nonce
+    clock.wall += 2
+    assert questions.ask(call, plan).nonce != asked.nonce
+    assert questions.answer(call, asked, State.GRANTED, "yes") is None
 
 
 def test_two_consents_to_the_same_act_are_not_spent_one_after_the_other(tmp_path: Path) -> None:
