@@ -49,7 +49,7 @@ async def test_a_call_looks_at_the_zone_before_the_question_and_under_the_hold(
 
 TIGHTER = {
     "read_only": (Policy(read_only=True), "refused"),
-    "deletions_per_hour": (Policy(deletions_per_hour=0), "refused"),
+    "deletions_per_hour": (Policy(deletions_per_hour=1), "refused"),
     "minimum_age_hours": (Policy(minimum_age_hours=24), "refused"),
     "consent": (Policy(consent="human"), "plan_changed"),
 }
@@ -59,14 +59,17 @@ TIGHTER = {
 async def test_a_rule_that_is_tightened_while_a_person_thinks_holds_for_their_yes(bench: Bench, rule: str) -> None:
     disk = await bench.add_disk()
     await bench.back_up(disk, "full")
-    last = await bench.back_up(disk, "monday")
+    monday, tuesday = await bench.back_up(disk, "monday"), await bench.back_up(disk, "tuesday")
     rules = [Policy()]
 
     async def tighten() -> None:
         rules[0], _ = TIGHTER[rule]
 
     guard = bench.guard(rules=lambda zone: rules[0])
-    outcome = await guard.delete_snapshot(bench.zone, last.snapshot_id, Person([agrees], before_reply=tighten))
+    first = await guard.delete_snapshot(bench.zone, tuesday.snapshot_id, Person([agrees]))
+    await bench.finish(first.job_id)
+    outcome = await guard.delete_snapshot(bench.zone, monday.snapshot_id, Person([agrees], before_reply=tighten))
     assert outcome.status == TIGHTER[rule][1]
-    assert (bench.destroyed, guard.audit.verify().problem) == ([], "")
-    assert "spent" not in {one.state for one in await guard.list_approvals()}
+    assert (bench.destroyed, guard.audit.verify().problem) == ([("delete", tuesday.snapshot_id)], "")
+    spent = [one.id for one in await guard.list_approvals() if one.state == "spent"]
+    assert spent == [first.approval_id]
