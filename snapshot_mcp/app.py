@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
+    from snapshot_mcp.guard import Approval as Approval
+    from snapshot_mcp.guard import Deed as Deed
     from snapshot_mcp.guard import Door as Door
     from snapshot_mcp.guard import Guard as Guard
+    from snapshot_mcp.guard import PersonAct as PersonAct
     from snapshot_mcp.guard import Policy
-    from snapshot_mcp.guard.approval import Approval as Approval
-    from snapshot_mcp.guard.journal import Deed as Deed
-    from snapshot_mcp.guard.person import PersonAct as PersonAct
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.server.callers import Callers, Roll
@@ -62,7 +62,7 @@ def _build_guard(
     With the `url` of a server over HTTP approvers decide there, once the settings have any.
     """
     from snapshot_mcp.guard import Guard
-    from snapshot_mcp.guard.doors import Doors, shell_command
+    from snapshot_mcp.guard.consent.doors import Doors, shell_command
 
     command = shell_command(sys.argv[0], sys.executable, settings.variables)
 
@@ -93,7 +93,7 @@ def _build_guard(
 
 def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
     """Return what a command does, for the record: `by` whom, through no door that asks anybody."""
-    from snapshot_mcp.guard.journal import Deed
+    from snapshot_mcp.guard.consent.journal import Deed
 
     return Deed(operation, zone.zone, zone.location, by, "command line", arguments)
 

@@ -25,8 +25,8 @@ from pydantic import (
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.keep_free import KeepFree, parse_keep_free
-from snapshot_mcp.guard.policy import VARIABLES as GUARD_VARIABLES
-from snapshot_mcp.guard.policy import Policy, tighten_policy
+from snapshot_mcp.guard.plan.policy import VARIABLES as GUARD_VARIABLES
+from snapshot_mcp.guard.plan.policy import Policy, tighten_policy
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -15,9 +15,9 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
+from snapshot_mcp.providers.local.catalogue import Catalogue
 
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.providers.local.catalogue import Catalogue
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import worker_pid
 from tests.patience import PATIENCE_SECONDS

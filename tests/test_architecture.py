@@ -12,13 +12,28 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"app", "settings", "exposure", "zones", "contract"},
-    "app": {"settings", "operator_file", "server", "service", "guard", "zones", "providers", "contract", "ground"},
-    "settings": {"guard", "contract"},
+    "app": {
+        "settings",
+        "operator_file",
+        "server",
+        "service",
+        "guard",
+        "guard.consent",
+        "zones",
+        "providers",
+        "contract",
+        "ground",
+    },
+    "settings": {"guard.plan", "contract"},
     "operator_file": {"settings"},
     "exposure": {"settings"},
-    "server": {"ground", "guard", "zones", "contract"},
+    "server": {"ground", "guard", "guard.page", "zones", "contract"},
     "service": {"ground", "contract"},
-    "guard": {"ground", "zones", "contract"},
+    "guard.page": {"ground", "guard", "guard.consent", "guard.plan", "contract"},
+    "guard": {"ground", "guard.carry", "guard.consent", "guard.plan", "zones", "contract"},
+    "guard.carry": {"ground", "guard.consent", "guard.plan", "zones", "contract"},
+    "guard.consent": {"ground", "guard.plan", "contract"},
+    "guard.plan": {"zones", "contract"},
     "zones": {"contract"},
     "catalogue": {"ground", "contract"},
     "providers.local": {"ground", "catalogue", "contract"},
@@ -26,14 +41,31 @@ MAY_IMPORT = {
     "contract": set(),
     "ground": set(),
 }
-"""Part → parts that it may import (design.md, "The shape")."""
+"""Part → parts that it may import (design.md, "The shape"). The guard's rooms are parts; "guard" alone is its front."""
+
+DOES_IO = {
+    "anyio",
+    "asyncio",
+    "io",
+    "os",
+    "pathlib",
+    "random",
+    "secrets",
+    "shutil",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "time",
+}
+"""What a room that only decides has no use for."""
 
 
 def part_of(module: str) -> str:
     """The part that a module, or a name imported from one, lives in; "" for the package itself."""
     names = module.split(".")[1:]
-    part = ".".join(names[:2]) if names[:1] == ["providers"] else ".".join(names[:1])
-    return part if part in MAY_IMPORT or part == "providers" else ""
+    if ".".join(names[:2]) in MAY_IMPORT or names[:1] == ["providers"]:
+        return ".".join(names[:2])
+    return names[0] if names and names[0] in MAY_IMPORT else ""
 
 
 def imports_of(path: Path) -> set[str]:
@@ -50,15 +82,55 @@ def imports_of(path: Path) -> set[str]:
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
+def module_of(path: Path) -> str:
+    return ".".join(("snapshot_mcp", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def parts_imported_by(path: Path) -> set[str]:
+    own = (name for name in imports_of(path) if name.startswith("snapshot_mcp."))
+    return {part_of(name) for name in own} - {"", part_of(module_of(path))}
+
+
+def wrong_arrows(part: str, imported: set[str]) -> set[str]:
+    """The parts of `imported` that `part` has no arrow to."""
+    allowed = MAY_IMPORT.get(part, set())
+    return {other for other in imported if other not in allowed and other.split(".")[0] not in allowed - {"guard"}}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_follow_the_arrows(path: Path) -> None:
-    module = ".".join(("snapshot_mcp", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-    part = part_of(module)
-    allowed = MAY_IMPORT.get(part, set()) | {part, ""}
-    for imported in imports_of(path):
-        if imported.startswith("snapshot_mcp."):
-            other = part_of(imported)
-            assert other in allowed or other.split(".")[0] in allowed, f"{module} imports {imported}"
+    assert not wrong_arrows(part_of(module_of(path)), parts_imported_by(path))
+
+
+def test_a_wrong_arrow_between_the_rooms_of_the_guard_is_found() -> None:
+    order = ["guard.page", "guard", "guard.carry", "guard.consent", "guard.plan"]
+    for index, room in enumerate(order):
+        assert wrong_arrows(room, set(order)) >= set(order[:index]), room
+        assert wrong_arrows("server", {room}) == ({room} if index > 1 else set())
+        assert not wrong_arrows(room, {"contract"})
+        assert wrong_arrows(room, {"server", "providers.local"}) == {"server", "providers.local"}
+
+
+def test_no_part_leads_back_to_itself() -> None:
+    arrows: dict[str, set[str]] = {}
+    for path in SOURCES:
+        arrows.setdefault(part_of(module_of(path)), set()).update(parts_imported_by(path))
+    assert {"guard.page", "guard", "guard.carry", "guard.consent", "guard.plan"} <= arrows.keys()
+    assert tuple(TopologicalSorter(arrows).static_order())  # raises CycleError, which names the circle
+
+
+def test_what_decides_in_the_guard_does_no_io() -> None:
+    """All of planning but the one file that reads a zone; in carrying out, what is next and how it is said."""
+    deciding = [*(PACKAGE / "guard" / "plan").glob("*.py")]
+    deciding += [PACKAGE / "guard" / "carry" / f"{name}.py" for name in ("outcome", "replies", "steps", "terms")]
+    for path in sorted(deciding):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        is_async = any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree))
+        assert is_async == (path.name == "gather.py"), path.name
+        names = imports_of(path)
+        assert not {name.split(".")[0] for name in names} & DOES_IO, path.name
+        asks_a_zone = any(name.endswith(".Provider") or ".plan.gather" in name for name in names)
+        assert asks_a_zone == (path.name == "gather.py"), path.name
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 
 from snapshot_mcp.cli import COMMANDS
 from snapshot_mcp.contract.errors import ERRORS_BY_CODE
-from snapshot_mcp.guard.outcome import Status
-from snapshot_mcp.guard.policy import VARIABLES, Policy
+from snapshot_mcp.guard import Status
+from snapshot_mcp.guard.plan.policy import VARIABLES, Policy
 from snapshot_mcp.server.build import build_tools
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.results import Guarded

@@ -1,25 +1,26 @@
-"""The guard: plan → consent → carry out, policy, approvals, audit (design.md, "The guard").
+"""The guard: nothing is destroyed without a human's yes to the exact consequences, still true when it happens (GUARD.md).
 
-Nothing is destroyed without a human's yes to the exact consequences, still true when it happens. The guard knows no MCP
-and no provider: the server hands it a `Client`, a `Zone` and what was asked for.
+It knows no MCP and no provider: the server hands it a `Client`, a `Zone` and what was asked for. `guard.py` is its front; its
+rooms are plan/ ← consent/ ← carry/, and page/.
 """
 
-from snapshot_mcp.guard.client import Answer, Client, Question, UrlAnswer
-from snapshot_mcp.guard.guard import Guard
-from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.policy import Policy, Protect, tighten_policy
-from snapshot_mcp.guard.states import Door, State
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Answer",
-    "Client",
-    "Door",
-    "Guard",
-    "GuardedOutcome",
-    "Policy",
-    "Protect",
-    "Question",
-    "State",
-    "UrlAnswer",
-    "tighten_policy",
-]
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome as GuardedOutcome
+from snapshot_mcp.guard.carry.outcome import Status as Status
+from snapshot_mcp.guard.consent.client import Client as Client
+from snapshot_mcp.guard.consent.client import UrlAnswer as UrlAnswer
+from snapshot_mcp.guard.consent.states import Door as Door
+from snapshot_mcp.guard.consent.states import State as State
+from snapshot_mcp.guard.guard import Guard as Guard
+from snapshot_mcp.guard.plan.policy import Policy as Policy
+from snapshot_mcp.guard.plan.policy import Protect as Protect
+from snapshot_mcp.guard.plan.policy import tighten_policy as tighten_policy
+from snapshot_mcp.guard.plan.question import Answer as Answer
+from snapshot_mcp.guard.plan.question import Question as Question
+
+if TYPE_CHECKING:
+    # For annotations: what these are made of is imported with the first guarded call.
+    from snapshot_mcp.guard.consent.approval import Approval as Approval
+    from snapshot_mcp.guard.consent.journal import Deed as Deed
+    from snapshot_mcp.guard.plan.person import PersonAct as PersonAct

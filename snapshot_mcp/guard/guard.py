@@ -8,44 +8,34 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
+from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
-from snapshot_mcp.guard.client import Client
-from snapshot_mcp.guard.outcome import GuardedOutcome
-from snapshot_mcp.guard.policy import Policy
-from snapshot_mcp.guard.states import Door, State
-from snapshot_mcp.guard.threads import in_thread
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.consent.client import ApprovalLinks, Client
+from snapshot_mcp.guard.consent.states import Door, State
+from snapshot_mcp.guard.plan.policy import Policy
 from snapshot_mcp.zones import Zone
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from snapshot_mcp.guard.approval import Approval
-    from snapshot_mcp.guard.approvals import Approvals
-    from snapshot_mcp.guard.audit import Audit
-    from snapshot_mcp.guard.calls import GuardedCalls
-    from snapshot_mcp.guard.database import Database
-    from snapshot_mcp.guard.doors import Doors
-    from snapshot_mcp.guard.ends import Ends
-    from snapshot_mcp.guard.journal import Deed, Journal
-    from snapshot_mcp.guard.person import PersonAct
-    from snapshot_mcp.guard.pin import Pin
-    from snapshot_mcp.guard.register import Register
+    from snapshot_mcp.guard.carry.calls import GuardedCalls
+    from snapshot_mcp.guard.carry.ends import Ends
+    from snapshot_mcp.guard.consent.approval import Approval
+    from snapshot_mcp.guard.consent.approvals import Approvals
+    from snapshot_mcp.guard.consent.audit import Audit
+    from snapshot_mcp.guard.consent.doors import Doors
+    from snapshot_mcp.guard.consent.journal import Deed
+    from snapshot_mcp.guard.consent.records import Records
+    from snapshot_mcp.guard.plan.person import PersonAct
 
 SAFETY_WAIT_SECONDS = 20.0
 """A call waits so long for its safety snapshot; hosts give up after 30 to 60 s."""
-
-
-class ApprovalLinks(Protocol):
-    """The approval page, started when the first link is wanted."""
-
-    async def link(self, approval_id: str) -> str: ...
 
 
 class Guard:
@@ -85,8 +75,10 @@ class Guard:
 
     async def delete_snapshot(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
         """Delete a snapshot with everything built on it. Raises what the zone answers."""
+        from snapshot_mcp.guard.carry.acts import Deletion
+
         await self.note_ends(zone.provider)
-        return await self._calls.delete(zone, snapshot_id, client)
+        return await self._calls.run(Deletion(self._calls.surroundings, zone, snapshot_id, client))
 
     async def rollback_to_snapshots(
         self,
@@ -98,12 +90,16 @@ class Guard:
         on_progress: Callable[[tuple[Job, ...]], Awaitable[None]] | None = None,
     ) -> GuardedOutcome:
         """Overwrite the snapshots' disks with them. `on_progress` hears of the safety snapshot's job."""
+        from snapshot_mcp.guard.carry.acts import Rollback
+
         await self.note_ends(zone.provider)
-        return await self._calls.roll_back(zone, snapshot_ids, client, safety_snapshot, on_progress)
+        return await self._calls.run(
+            Rollback(self._calls.surroundings, zone, snapshot_ids, client, safety_snapshot, on_progress)
+        )
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
         """Return why the snapshot must keep its name, "" if it need not: protection may hang on it."""
-        from snapshot_mcp.guard.rules import refuse_rename
+        from snapshot_mcp.guard.plan.rules import refuse_rename
 
         refusal = refuse_rename(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
@@ -114,18 +110,18 @@ class Guard:
     async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
         """Record that an act begins, and how it ended with what the block put into the dictionary. Raises: GuardBroken."""
         found: dict[str, Any] = {}
-        act = await in_thread(self._journal.begin, deed)
+        act = await in_thread(self._records.journal.begin, deed)
         try:
             yield found
         except BaseException as error:
             with CancelScope(shield=True):
-                await in_thread(self._journal.end, act, deed, error)
+                await in_thread(self._records.journal.end, act, deed, error)
             raise
-        await in_thread(lambda: self._journal.end(act, deed, **found))
+        await in_thread(lambda: self._records.journal.end(act, deed, **found))
 
     async def note_refusal(self, deed: "Deed", rule: str) -> None:
         """Record that a rule forbids it."""
-        await in_thread(lambda: self._journal.note("refused", deed, rule=rule))
+        await in_thread(lambda: self._records.journal.note("refused", deed, rule=rule))
 
     @asynccontextmanager
     async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
@@ -133,9 +129,9 @@ class Guard:
         if not name or name == snapshot.snapshot_name:
             yield
             return
-        from snapshot_mcp.guard.journal import rename_deed
+        from snapshot_mcp.guard.consent.journal import rename_deed
 
-        async with self.recorded(rename_deed(zone, snapshot, name, client)):
+        async with self.recorded(rename_deed(zone.name, zone.provider.location, snapshot, name, client)):
             yield
 
     # How the acts ended
@@ -196,22 +192,22 @@ class Guard:
 
         Raises: NotFound, NotDecidable, WrongPin, PinLocked, Forbidden.
         """
-        from snapshot_mcp.guard.errors import WrongPin
+        from snapshot_mcp.guard.consent.errors import WrongPin
 
         approval = await self.get_approval(approval_id)
-        if door is Door.TERMINAL and not await self.has_pin():
-            if approval.call.is_strict:
-                raise WrongPin(
-                    "This approval needs a PIN, and none is set.",
-                    hint="The operator sets one with the command `pin` in this home.",
-                )
-            door = Door.UNPROVEN
+        if door is Door.TERMINAL:
+            door = await self.prove_person(pin)
+        elif door is Door.PAGE:
+            await in_thread(lambda: self._records.pin.check(pin, door=door.value))
         elif door is Door.APPROVER and approval.call.principal == by:
             raise Forbidden(
                 f"Approval {approval_id} was asked for by {by!r} itself.", hint="Another approver has to decide."
             )
-        elif door in {Door.TERMINAL, Door.PAGE}:
-            await in_thread(lambda: self._pin.check(pin, door=door.value))
+        if door is Door.UNPROVEN and approval.call.is_strict:
+            raise WrongPin(
+                "This approval needs a PIN, and none is set.",
+                hint="The operator sets one with the command `pin` in this home.",
+            )
         seen = approval.plan.digest if digest is None else digest
         return await in_thread(lambda: self._approvals.grant(approval_id, digest=seen, door=door, by=by))
 
@@ -220,7 +216,7 @@ class Guard:
 
         Raises: NotFound; NotDecidable, which says what became of it; what the zone answers that has to cancel the job.
         """
-        from snapshot_mcp.guard.errors import NotDecidable
+        from snapshot_mcp.guard.consent.errors import NotDecidable
 
         try:
             return await in_thread(lambda: self._approvals.deny(approval_id, door=door, by=by))
@@ -231,7 +227,7 @@ class Guard:
         return await self._take_back(approval, door, by)
 
     async def _take_back(self, approval: "Approval", door: Door, by: str) -> "Approval":
-        from snapshot_mcp.guard.withdrawal import Withdrawal, unreachable
+        from snapshot_mcp.guard.carry.withdrawal import Withdrawal, unreachable
 
         if self._open_zone is None:
             raise unreachable(approval, "this program has no way to its zone")
@@ -243,7 +239,7 @@ class Guard:
 
     async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
         """Plan to end the recovery of these deleted snapshots, as the rules are now."""
-        from snapshot_mcp.guard.person import plan_purge
+        from snapshot_mcp.guard.plan.person import plan_purge
 
         return plan_purge(zone_name, deleted, await self._rules(zone_name))
 
@@ -251,7 +247,7 @@ class Guard:
         """Return the door that a person at a terminal came through: with the PIN where one is set. Raises WrongPin, PinLocked."""
         if not await self.has_pin():
             return Door.UNPROVEN
-        await in_thread(lambda: self._pin.check(pin, door=Door.TERMINAL.value))
+        await in_thread(lambda: self._records.pin.check(pin, door=Door.TERMINAL.value))
         return Door.TERMINAL
 
     async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
@@ -259,16 +255,14 @@ class Guard:
 
         Both are roles by name, as the operator's file says them.
         """
-        from snapshot_mcp.guard.standing import Standing
-
-        await in_thread(lambda: self._approvals.void_departed(Standing(before), Standing(now)))
+        await in_thread(self._approvals.void_departed, before, now)
 
     async def has_pin(self) -> bool:
-        return await in_thread(self._pin.is_set)
+        return await in_thread(self._records.pin.is_set)
 
     async def set_pin(self, new: str, old: str | None = None, *, by: str = "local") -> None:
         """Raises: BadRequest, WrongPin, PinLocked."""
-        await in_thread(lambda: self._pin.set(new, old, by=by))
+        await in_thread(lambda: self._records.pin.set(new, old, by=by))
 
     async def _rules(self, zone: str) -> Policy:
         if self._present_rules is None:
@@ -291,12 +285,9 @@ class Guard:
         return self._doors().command
 
     def _doors(self) -> "Doors":
-        from snapshot_mcp.guard.doors import Doors
+        from snapshot_mcp.guard.consent.doors import Doors
 
         return self._present_doors() if self._present_doors else Doors()
-
-    async def _recent_renames(self, location: str) -> "dict[str, tuple[str, datetime]]":
-        return await in_thread(self._approvals.recent_renames, location)
 
     async def _page(self) -> ApprovalLinks | None:
         """The page where it is a door: approvers have one of their own, on whatever machine they are."""
@@ -304,70 +295,31 @@ class Guard:
 
     # What is imported and opened when it is first needed
 
-    @property
-    def audit(self) -> "Audit":
-        return self._audit
-
     @cached_property
     def _calls(self) -> "GuardedCalls":
-        from snapshot_mcp.guard.calls import GuardedCalls
-        from snapshot_mcp.guard.questions import Questions
+        from snapshot_mcp.guard.carry.calls import GuardedCalls
+        from snapshot_mcp.guard.carry.surroundings import Surroundings
 
-        return GuardedCalls(
-            self._rules,
-            self._approvals,
-            Questions(self._register),
-            self._pin,
-            self._clock,
-            self._safety_wait_seconds,
-            self._page,
-            self.how_to_approve,
-            self._recent_renames,
-        )
-
-    @cached_property
-    def _database(self) -> "Database":
-        from snapshot_mcp.guard.database import Database
-
-        return Database(self._folder)
+        here = Surroundings(self._rules, self._records, self._clock, self._safety_wait_seconds)
+        return GuardedCalls(here, self._page, self.how_to_approve)
 
     @cached_property
     def _ends(self) -> "Ends":
-        from snapshot_mcp.guard.ends import Ends
+        from snapshot_mcp.guard.carry.ends import Ends
 
-        return Ends(self._register)
-
-    @cached_property
-    def _journal(self) -> "Journal":
-        from snapshot_mcp.guard.journal import Journal
-
-        return Journal(self._register)
+        return Ends(self._records.register)
 
     @cached_property
-    def _audit(self) -> "Audit":
-        from snapshot_mcp.guard.audit import Audit
+    def _records(self) -> "Records":
+        from snapshot_mcp.guard.consent.records import Records
 
-        return Audit(self._database)
+        return Records(self._folder, self._clock, self._roles)
 
-    @cached_property
+    @property
     def _approvals(self) -> "Approvals":
-        from snapshot_mcp.guard.approvals import Approvals
-        from snapshot_mcp.guard.standing import Standing
+        return self._records.approvals
 
-        def standing() -> Standing | None:
-            roles = self._roles()
-            return None if roles is None else Standing(roles)
-
-        return Approvals(self._register, standing)
-
-    @cached_property
-    def _register(self) -> "Register":
-        from snapshot_mcp.guard.register import Register
-
-        return Register(self._database, self._audit, self._clock)
-
-    @cached_property
-    def _pin(self) -> "Pin":
-        from snapshot_mcp.guard.pin import Pin
-
-        return Pin(self._database, self._audit, self._clock)
+    @property
+    def audit(self) -> "Audit":
+        """The record."""
+        return self._records.audit

@@ -23,7 +23,7 @@ from mcp.types import (
 )
 
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.guard.client import Answer, Question, UrlAnswer
+from snapshot_mcp.guard import Answer, Question, UrlAnswer
 
 ROUNDS_SINCE = "2026-07-28"
 """The protocol version from which questions are asked in rounds."""

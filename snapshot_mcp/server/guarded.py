@@ -9,22 +9,13 @@ from pydantic import Field
 
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard import GuardedOutcome
 from snapshot_mcp.server.changing import SnapshotId, SnapshotIds
 from snapshot_mcp.server.consent import AnswerNeeded, HostClient
 from snapshot_mcp.server.face import face_of
 from snapshot_mcp.server.looking import ZoneArgument
 from snapshot_mcp.server.results import Guarded
 from snapshot_mcp.zones import Zone
-
-NEXT_STEPS = {
-    "started": "Submitted, not done. Call wait_for_job with this job_id.",
-    "needs_approval": "Show this to the person and wait. After the approval repeat exactly this call; there is no other way.",
-    "declined": "A person said no. Do not ask again or look for another way.",
-    "refused": "Nothing was done. Tell the person the reason.",
-    "plan_changed": "Nothing was done. Show the new plan; repeating the call asks again.",
-    "safety_running": "Nothing is overwritten yet. Wait (wait_for_job with safety_job_id), then repeat exactly this call.",
-}
 
 
 async def delete_snapshot(
@@ -74,7 +65,7 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
     except ResourceBusy as busy:
         told = Guarded(zone=zone.name, status="refused", hint=str(busy)).with_text(f"Refused for now: {busy}")
         return told.model_copy(update={"is_error": True})
-    result = Guarded.of(outcome, zone.name, NEXT_STEPS["started" if outcome.job_id else outcome.status])
+    result = Guarded.of(outcome, zone.name)
     if outcome.status == "started":
         return result.with_text(outcome.message)
     lines = [outcome.message, *outcome.plan]

@@ -14,7 +14,7 @@ from snapshot_mcp.contract.models import Image, Instance, Job, Snapshot, Volume,
 from snapshot_mcp.contract.states import JobStatus
 from snapshot_mcp.contract.text import CONSISTENCIES, MESSAGE_CHARACTERS, clean_text, consistency_in_words
 from snapshot_mcp.contract.tree import is_fuzzy
-from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard import GuardedOutcome, Status
 
 
 class Result(BaseModel):
@@ -269,7 +269,7 @@ class Guarded(Result):
     """What became of a guarded call; only `started` has started anything."""
 
     zone: str
-    status: Literal["started", "needs_approval", "declined", "refused", "plan_changed", "safety_running"]
+    status: Status
     plan: list[str] = []
     job_id: str | None = None
     approval_id: str | None = None
@@ -281,7 +281,7 @@ class Guarded(Result):
     hint: str = ""
 
     @classmethod
-    def of(cls, outcome: GuardedOutcome, zone: str, hint: str) -> Self:
+    def of(cls, outcome: GuardedOutcome, zone: str) -> Self:
         return cls(
             zone=zone,
             status=outcome.status,
@@ -293,7 +293,7 @@ class Guarded(Result):
             approval_expires_at=format_time(outcome.approval_expires_at) or None,
             safety_job_id=clean_text(outcome.safety_job_id) or None,
             safety_snapshot_ids=[clean_text(one) for one in outcome.safety_snapshot_ids] or None,
-            hint=hint,
+            hint=outcome.next_step,
         )
 
 

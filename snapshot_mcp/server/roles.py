@@ -23,8 +23,7 @@ from snapshot_mcp.server.http import is_loopback
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
-    from snapshot_mcp.guard import Guard
-    from snapshot_mcp.guard.approval import Approval
+    from snapshot_mcp.guard import Approval, Guard
 
 MAX_BODY_BYTES = 4096
 """A decision has two short fields."""

@@ -27,7 +27,7 @@ from snapshot_mcp.contract.models import (
     Volume,
 )
 from snapshot_mcp.contract.states import SnapshotType
-from snapshot_mcp.guard.facts import gather_deletion_facts
+from snapshot_mcp.guard.plan.gather import gather_deletion_facts
 from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.anchcloud.asked import NotAsked, resources_page, snapshots_page
 from snapshot_mcp.zones import Zones

@@ -13,6 +13,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, JobStatus
 from tests.contract.conftest import Subject
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ from snapshot_mcp.contract.errors import ERRORS_BY_CODE, NotUsable, OutcomeUnkno
 from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.guard import Guard, Policy
-from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.guard.consent.errors import NotDecidable
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import worker_pid

@@ -14,13 +14,13 @@ import pytest
 
 from snapshot_mcp.ground.clock import SystemClock
 from snapshot_mcp.guard import State
-from snapshot_mcp.guard.approval import Call
-from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.audit import Audit, Verdict
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import GuardBroken
-from snapshot_mcp.guard.register import Register
-from snapshot_mcp.guard.seals import KEY_BYTES, Seals
+from snapshot_mcp.guard.consent.approval import Call
+from snapshot_mcp.guard.consent.approvals import Approvals
+from snapshot_mcp.guard.consent.audit import Audit, Verdict
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.errors import GuardBroken
+from snapshot_mcp.guard.consent.register import Register
+from snapshot_mcp.guard.consent.seals import KEY_BYTES, Seals
 from tests.guard.test_plan import CHAIN, deletion
 
 PLAN = deletion(CHAIN, 2)

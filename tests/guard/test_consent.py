@@ -10,7 +10,7 @@ from snapshot_mcp.contract.errors import NotFound, NotUsable, OutcomeUnknown, Re
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Answer, Policy, Question
-from snapshot_mcp.guard.errors import WrongPin
+from snapshot_mcp.guard.consent.errors import WrongPin
 from tests.guard.conftest import Bench, Person, agrees, nobody, resize
 
 pytestmark = pytest.mark.anyio

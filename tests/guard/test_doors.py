@@ -15,7 +15,7 @@ import pytest
 from mcp import Client
 
 from snapshot_mcp import app
-from snapshot_mcp.guard.doors import shell_command
+from snapshot_mcp.guard.consent.doors import shell_command
 from snapshot_mcp.settings import load_settings
 from tests.conftest import end_worker
 from tests.guard.test_record import command

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from mcp import Client
 
 from snapshot_mcp.contract.models import Snapshot
-from snapshot_mcp.guard.facts import DeletionFacts
-from snapshot_mcp.guard.plan import DeletionLoss, Plan, RollbackLoss, is_no_worse, plan_deletion
-from snapshot_mcp.guard.wording import plan_lines, question_for
+from snapshot_mcp.guard.plan.compare import is_no_worse
+from snapshot_mcp.guard.plan.facts import DeletionFacts
+from snapshot_mcp.guard.plan.plan import DeletionLoss, Plan, RollbackLoss, plan_deletion
+from snapshot_mcp.guard.plan.wording import plan_lines, question_for
 from snapshot_mcp.server import chain
 from tests.contract.test_tree import forests, left_out
 from tests.guard.test_plan import CHAIN, START, deletion, rollback, snapshot

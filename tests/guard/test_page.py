@@ -4,15 +4,17 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html import unescape
+from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 
 from snapshot_mcp.contract.models import SnapshotUpdate
+from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.guard.page import ApprovalPage
-from tests.guard.conftest import Bench, Person, nobody
+from tests.guard.conftest import Bench, Person, nobody, resize
 from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -195,6 +197,30 @@ async def test_a_plan_that_changed_after_the_page_was_opened_is_shown_again(benc
         assert (await guard.get_approval(approval_id)).state == "pending"
 
 
+async def test_what_is_grave_is_set_off_from_the_rest(bench: Bench) -> None:
+    """The marks follow the plan's warnings, whatever the sentences are."""
+    disk = await bench.add_disk("web", ResourceType.INSTANCE)
+    full = await bench.back_up(disk, "full")
+    resize(Path(disk.path or ""), 2)
+    Path(disk.path or "").with_suffix(".second").hardlink_to(disk.path or "")
+    bench.provider.running.add(disk.id)
+    guard = bench.guard()
+    async with served(guard) as browser:
+        deletion = await guard.delete_snapshot(bench.zone, full.snapshot_id, nobody())
+        assert warnings_of((await browser.get(deletion.approval_link)).text) == [
+            "This takes the last good restore point of this disk."
+        ]
+        roll_back = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody(), safety_snapshot=False)
+        marked = warnings_of((await browser.get(roll_back.approval_link)).text)
+    starts = ("The running machine", "Its size changes", "Its file has 2 names", "WITHOUT A SAFETY SNAPSHOT")
+    assert [line.startswith(start) for line, start in zip(marked, starts, strict=True)] == [True] * 4
+    assert set(marked) < set(roll_back.plan)
+
+
+def warnings_of(page: str) -> list[str]:
+    return [unescape(line) for line in re.findall(r'<li class="warn">(.*?)</li>', page)]
+
+
 async def test_hostile_names_are_text_on_the_page(bench: Bench) -> None:
     guard = bench.guard()
     name = '<script>alert(1)</script>"><form action=http://evil.example><img src=x onerror=alert(1)>'
@@ -283,7 +309,7 @@ async def test_a_client_that_can_open_the_page_gets_the_decision_in_the_same_cal
 
 
 async def test_an_opened_page_is_no_approval(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snapshot_mcp.guard.calls.PAGE_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("snapshot_mcp.guard.carry.calls.PAGE_WAIT_SECONDS", 0.0)
     guard = bench.guard(Policy(consent="human"))
     await guard.set_pin(PIN)
     disk = await bench.add_disk("pg-data")

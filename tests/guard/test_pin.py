@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import PinLocked, WrongPin
-from snapshot_mcp.guard.pin import CUT_OFF_SECONDS, FREE_ATTEMPTS, LOCKED_SECONDS, Pin
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.errors import PinLocked, WrongPin
+from snapshot_mcp.guard.consent.pin import CUT_OFF_SECONDS, FREE_ATTEMPTS, LOCKED_SECONDS, Pin
+from snapshot_mcp.guard.consent.register import Register
 from tests.guard.test_states import HandClock
 
 PIN = "483920"
@@ -17,7 +18,7 @@ PIN = "483920"
 
 def another_process(home: Path, clock: HandClock) -> Pin:
     database = Database(home)
-    return Pin(database, Audit(database), clock)
+    return Pin(Register(database, Audit(database), clock))
 
 
 def test_five_wrong_ones_lock_it_for_every_door_and_process(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_an_attempt_whose_process_was_killed_counts_as_a_wrong_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("snapshot_mcp.guard.pin._hash", killed)
+        patch.setattr("snapshot_mcp.guard.consent.pin._hash", killed)
         for _ in range(FREE_ATTEMPTS):
             with pytest.raises(KeyboardInterrupt):
                 another_process(tmp_path, clock).check("000000", door="terminal")

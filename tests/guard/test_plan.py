@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from snapshot_mcp.contract.models import Snapshot, SnapshotResource, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.tree import SnapshotTree
-from snapshot_mcp.guard.facts import DeletionFacts, RollbackFacts, RollbackTarget
-from snapshot_mcp.guard.plan import (
+from snapshot_mcp.guard.plan.compare import is_no_worse
+from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts, RollbackTarget
+from snapshot_mcp.guard.plan.plan import (
     DeletionLoss,
     Plan,
     RollbackLoss,
-    is_no_worse,
+    Warn,
     plan_deletion,
     plan_rollback,
 )
-from snapshot_mcp.guard.wording import plan_lines, question_for
+from snapshot_mcp.guard.plan.wording import effects, plan_lines, question_for
 
 START = datetime(2026, 11, 1, 3, tzinfo=UTC)
 RESOURCE = SnapshotResource(resource_id="vol-1", resource_name="pg-data", resource_type="volume")
@@ -341,6 +342,30 @@ def test_a_roll_backs_plan_says_what_goes_and_what_comes_with_it() -> None:
                  "safety snapshot", "an incremental one", "Good restore points: 4, the newest"):  # fmt: skip
         assert part in text
     assert isinstance(plan.loss, RollbackLoss)
+
+
+BROKEN = (snapshot(0, None, is_damaged=1),)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (deletion(CHAIN, 2), []),
+        (deletion(CHAIN, 2, recovery_seconds=0), [Warn.NO_UNDO]),
+        (deletion(CHAIN, 0), [Warn.LAST_GOOD_POINT]),
+        (deletion(BROKEN, 0, recovery_seconds=0), [Warn.LAST_POINTS, Warn.NO_UNDO]),
+        (rollback(CHAIN, 2), []),
+        (rollback(CHAIN, 2, host="db-1"), [Warn.RESTART]),
+        (
+            rollback(CHAIN, 2, host="db-1", size_after=1, safety=False),
+            [Warn.RESTART, Warn.RESIZE, Warn.NO_SAFETY_SNAPSHOT],
+        ),
+    ],
+)
+def test_each_warning_is_one_line_of_what_it_means(plan: Plan, expected: list[Warn]) -> None:
+    lines = effects(plan)
+    assert [line.warning for line in lines if line.warning] == expected
+    assert {line.text for line in lines} <= set(plan_lines(plan))
 
 
 def test_a_full_safety_snapshot_is_foretold() -> None:

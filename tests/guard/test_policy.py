@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import SnapshotUpdate
 from snapshot_mcp.guard import Policy, Protect, tighten_policy
-from snapshot_mcp.guard.facts import DeletionFacts
-from snapshot_mcp.guard.rules import refuse, refuse_rename
+from snapshot_mcp.guard.plan.facts import DeletionFacts
+from snapshot_mcp.guard.plan.rules import refuse, refuse_rename
 from tests.guard.conftest import Bench, Person, agrees
 from tests.guard.test_plan import CHAIN, RESOURCE, START, deletion, snapshot
 

@@ -333,6 +333,24 @@ async def test_a_list_that_moves_while_it_is_read_is_read_again(bench: Bench) ->
     assert any("monday" in line for line in outcome.plan)
 
 
+async def test_a_disks_list_that_ends_before_its_total_is_read_again(bench: Bench) -> None:
+    """The same where no second list brings what slipped through: the second page comes empty."""
+    disk = await bench.add_disk("pg-data")
+    full = await bench.back_up(disk, "full")
+    await bench.back_up(disk, "monday")
+    real = bench.provider._provider.list_snapshots
+    lies = iter([1, 0])
+
+    async def list_snapshots(query: SnapshotFilter) -> Page[Any]:
+        page = await real(query)
+        shown = next(lies, None) if query.resource_id else None
+        return page if shown is None else Page(page.items[:shown], page.total_count)
+
+    bench.provider.list_snapshots = list_snapshots
+    outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
+    assert any("Good restore points: 2, the newest “monday”" in line for line in outcome.plan)
+
+
 @pytest.mark.parametrize(
     ("status", "transition", "restarts"),
     [

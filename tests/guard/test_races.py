@@ -11,7 +11,7 @@ from snapshot_mcp.contract.errors import ResourceBusy, Unavailable
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Guard, Policy
-from snapshot_mcp.guard.approvals import Approvals
+from snapshot_mcp.guard.consent.approvals import Approvals
 from tests.guard.conftest import OLD_ZONE, Bench, Person, agrees, nobody, resize
 
 pytestmark = pytest.mark.anyio
@@ -196,7 +196,7 @@ async def test_a_zone_too_slow_for_the_last_look_costs_neither_disk_nor_approval
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hold on the disk runs out, so what is looked at under it must not take as long."""
-    monkeypatch.setattr("snapshot_mcp.guard.carry.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("snapshot_mcp.guard.carry.carrier.LOOK_SECONDS", 0.05)
     disk = await bench.add_disk()
     await bench.back_up(disk, "full")
     last = await bench.back_up(disk, "monday")

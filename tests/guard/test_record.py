@@ -19,11 +19,11 @@ from mcp.types import ElicitResult
 from snapshot_mcp import app
 from snapshot_mcp.contract.errors import NotFound, OutcomeUnknown, ZoneError
 from snapshot_mcp.contract.models import Snapshot, SnapshotUpdate
-from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.journal import Deed, Journal
-from snapshot_mcp.guard.register import Register
+from snapshot_mcp.guard.consent.approvals import Approvals
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.journal import Deed, Journal
+from snapshot_mcp.guard.consent.register import Register
 from snapshot_mcp.zones import Zone
 from tests.conftest import end_worker
 from tests.guard.conftest import nobody
@@ -221,7 +221,7 @@ def test_recent_names_are_known_for_a_day(tmp_path: Path) -> None:
         deed = Deed("rename", "local", location, "local", "client", names)
         journal.end(journal.begin(deed), deed, error)
 
-    assert store.recent_renames("/zone") == {}
+    assert store.history("/zone", ()).renames == {}
     rename("ss-1", "prod", "tmp")
     at = clock.read().time
     pass_time(clock, 60)
@@ -231,9 +231,9 @@ def test_recent_names_are_known_for_a_day(tmp_path: Path) -> None:
     rename("ss-3", "elsewhere", "x", location="/other")
     rename("ss-4", "refused", "x", error=NotFound("no such snapshot"))
     rename("ss-5", "perhaps", "x", error=OutcomeUnknown("the answer was lost"))
-    found = store.recent_renames("/zone")
+    found = store.history("/zone", ()).renames
     assert (found["ss-1"], sorted(found)) == (("prod", at), ["ss-1", "ss-5"])
     pass_time(clock, 24 * 3600 - 60)
-    assert store.recent_renames("/zone")["ss-1"][0] == "tmp"
+    assert store.history("/zone", ()).renames["ss-1"][0] == "tmp"
     pass_time(clock, 61)
-    assert store.recent_renames("/zone") == {}
+    assert store.history("/zone", ()).renames == {}

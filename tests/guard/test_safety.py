@@ -320,10 +320,27 @@ async def test_the_person_hears_how_far_it_is(bench: Bench) -> None:
     assert isinstance(await bench.add_disk("another"), Volume)
 
 
-@pytest.mark.parametrize("which", ["older", "newer"])
+def names_the_disk_alone(bench: Bench, disk: Any) -> None:
+    """A zone whose jobs do not say which snapshots they made."""
+    wrapped = bench.provider.get_job
+
+    async def get_job(job_id: str) -> Job:
+        job: Job = await wrapped(job_id)
+        return job.model_copy(update={"resource_ids": (disk.id,)})
+
+    async def watch_jobs() -> AsyncIterator[Job]:
+        await anyio.sleep_forever()
+        yield await get_job("")
+
+    bench.provider.get_job, bench.provider.watch_jobs = get_job, watch_jobs
+
+
+@pytest.mark.parametrize("which", ["older", "newer", "older, and the job names its disk alone"])
 async def test_another_snapshot_given_its_name_meanwhile_is_no_way_back(bench: Bench, which: str) -> None:
     """Anybody may rename; while it is taken its name is there to read."""
     disk, full = await prepared(bench)
+    if which.endswith("alone"):
+        names_the_disk_alone(bench, disk)
     guard = bench.guard(safety_wait_seconds=0.05)
     pending = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
     await guard.approve(pending.approval_id, None)
@@ -333,7 +350,7 @@ async def test_another_snapshot_given_its_name_meanwhile_is_no_way_back(bench: B
     bench.provider.is_slow = False
     await bench.finish(running.safety_job_id)
     (taken,) = await safeties(bench)
-    other = full if which == "older" else await bench.back_up(disk, "newer")
+    other = await bench.back_up(disk, "newer") if which == "newer" else full
     await bench.provider.update_snapshot(taken.snapshot_id, SnapshotUpdate(snapshot_name="junk"))
     await bench.provider.update_snapshot(other.snapshot_id, SnapshotUpdate(snapshot_name=taken.snapshot_name))
     outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())

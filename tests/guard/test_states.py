@@ -13,15 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from snapshot_mcp.contract.errors import TooManyRequests, ZoneError
 from snapshot_mcp.ground.clock import Moment
-from snapshot_mcp.guard.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call, JobEnd
-from snapshot_mcp.guard.approvals import DENIED_SECONDS, Approvals, SpendRefusal
-from snapshot_mcp.guard.audit import Audit
-from snapshot_mcp.guard.database import Database
-from snapshot_mcp.guard.errors import NotDecidable
-from snapshot_mcp.guard.plan import Plan
-from snapshot_mcp.guard.questions import Asked, Questions
-from snapshot_mcp.guard.register import MAX_PENDING, Register
-from snapshot_mcp.guard.states import OPEN, TRANSITIONS, Door, State
+from snapshot_mcp.guard.consent.approval import GRANTED_SECONDS, PENDING_SECONDS, Approval, Call, JobEnd
+from snapshot_mcp.guard.consent.approvals import DENIED_SECONDS, Approvals, SpendRefusal
+from snapshot_mcp.guard.consent.audit import Audit
+from snapshot_mcp.guard.consent.database import Database
+from snapshot_mcp.guard.consent.errors import NotDecidable
+from snapshot_mcp.guard.consent.questions import QUESTION_SECONDS, Asked, Questions
+from snapshot_mcp.guard.consent.register import MAX_PENDING, Register
+from snapshot_mcp.guard.consent.states import OPEN, TRANSITIONS, Door, State
+from snapshot_mcp.guard.plan.plan import Plan
 from tests.guard.test_plan import CHAIN, deletion
 
 CALLS = tuple(
@@ -75,7 +75,9 @@ class ApprovalStates(RuleBasedStateMachine):
         self._start()
 
     def plan(self) -> Plan:
-        (epoch,) = self.store.epochs(["/zone ss-0002"]).values() if Database(self.home).exists else (0,)
+        (epoch,) = (
+            self.store.history("/zone", ["/zone ss-0002"]).epochs.values() if Database(self.home).exists else (0,)
+        )
         return deletion(CHAIN, 2, epoch=epoch)
 
     @rule(seconds=st.sampled_from([1.0, 60.0, GRANTED_SECONDS, DENIED_SECONDS, PENDING_SECONDS, 3600.0]))
@@ -220,6 +222,18 @@ def granted(store: Approvals, call: Call, epoch: int = 0) -> Approval:
 def fresh(tmp_path: Path) -> Approvals:
     database = Database(tmp_path / "home")
     return Approvals(Register(database, Audit(database), HandClock()))
+
+
+def test_a_question_is_open_for_a_while_and_then_asked_anew(tmp_path: Path) -> None:
+    database, clock = Database(tmp_path / "home"), HandClock()
+    questions = Questions(Register(database, Audit(database), clock))
+    call, plan = CALLS[0], deletion(CHAIN, 2)
+    asked = questions.ask(call, plan)
+    clock.wall += QUESTION_SECONDS - 1
+    assert questions.ask(call, plan).nonce == asked.nonce
+    clock.wall += 2
+    assert questions.ask(call, plan).nonce != asked.nonce
+    assert questions.answer(call, asked, State.GRANTED, "yes") is None
 
 
 def test_two_consents_to_the_same_act_are_not_spent_one_after_the_other(tmp_path: Path) -> None:

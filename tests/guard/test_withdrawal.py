@@ -20,8 +20,8 @@ from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.guard import Door, Guard, Policy
-from snapshot_mcp.guard.approvals import Approvals
-from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.guard.consent.approvals import Approvals
+from snapshot_mcp.guard.consent.errors import NotDecidable
 from snapshot_mcp.zones import Zones
 from tests.conftest import end_worker
 from tests.disks import finish, worker_pid

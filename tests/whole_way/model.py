@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from snapshot_mcp.contract.models import Volume
-from snapshot_mcp.guard.approval import GRANTED_SECONDS, Approval
-from snapshot_mcp.guard.plan import DeletionLoss, RollbackLoss
-from snapshot_mcp.guard.states import State
+from snapshot_mcp.guard.consent.approval import GRANTED_SECONDS, Approval
+from snapshot_mcp.guard.consent.states import State
+from snapshot_mcp.guard.plan.plan import DeletionLoss, RollbackLoss
 from snapshot_mcp.providers.local.identity import Identity, identity_at
 from tests.whole_way.paths import elsewhere
 from tests.whole_way.scene import Scene

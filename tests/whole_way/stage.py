@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard import Policy
-from snapshot_mcp.guard.client import Question
-from snapshot_mcp.guard.policy import Protect
-from snapshot_mcp.guard.states import State
+from snapshot_mcp.guard.consent.states import State
+from snapshot_mcp.guard.plan.policy import Protect
+from snapshot_mcp.guard.plan.question import Question
 from tests.guard.conftest import Person, agrees
 from tests.whole_way import workers
 from tests.whole_way.model import Model

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
-from snapshot_mcp.guard import withdrawal
-from snapshot_mcp.guard.approval import GRANTED_SECONDS
-from snapshot_mcp.guard.states import State
+from snapshot_mcp.guard.carry import withdrawal
+from snapshot_mcp.guard.consent.approval import GRANTED_SECONDS
+from snapshot_mcp.guard.consent.states import State
 from tests.guard.conftest import Person
 from tests.whole_way import workers
 from tests.whole_way.model import SECTOR

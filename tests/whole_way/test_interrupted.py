@@ -12,7 +12,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.guard.outcome import GuardedOutcome
+from snapshot_mcp.guard.carry.outcome import GuardedOutcome
 from tests.guard.conftest import Person, agrees
 from tests.patience import PATIENCE_SECONDS
 from tests.whole_way import workers

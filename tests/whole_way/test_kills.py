@@ -22,7 +22,7 @@ from mcp import Client, StdioServerParameters
 from mcp.types import ElicitRequestParams, ElicitResult
 
 from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.guard.approvals import DENIED_SECONDS
+from snapshot_mcp.guard.consent.approvals import DENIED_SECONDS
 from tests.whole_way import workers
 from tests.whole_way.paths import CHUNK
 from tests.whole_way.scene import WAIT_SECONDS, Scene, open_scene

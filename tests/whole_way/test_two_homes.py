@@ -12,7 +12,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.guard import Guard
-from snapshot_mcp.guard.approvals import HELD_SECONDS
+from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.zones import Zones
 from tests.guard.conftest import nobody

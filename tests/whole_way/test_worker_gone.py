@@ -14,7 +14,7 @@ from mcp import Client, StdioServerParameters
 from mcp.types import ElicitRequestParams, ElicitResult
 
 from snapshot_mcp import app
-from snapshot_mcp.guard.errors import NotDecidable
+from snapshot_mcp.guard.consent.errors import NotDecidable
 from snapshot_mcp.settings import load_settings
 from tests.guard.conftest import Person
 from tests.marks import long

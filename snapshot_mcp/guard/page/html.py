@@ -9,10 +9,10 @@ from html import escape
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import Links
-from snapshot_mcp.guard.approval import Approval
-from snapshot_mcp.guard.plan import DeletionLoss, LostSnapshot
-from snapshot_mcp.guard.states import State
-from snapshot_mcp.guard.wording import about, format_moment
+from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.consent.states import State
+from snapshot_mcp.guard.plan.plan import DeletionLoss, LostSnapshot
+from snapshot_mcp.guard.plan.wording import Line, about, effects, format_moment
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5a6572;--page:#f3f4f6;--card:#fff;--line:#d5dae0;--stop:#b42318;
@@ -109,13 +109,11 @@ def render_message(message: str, hint: str = "") -> str:
 def _plan(approval: Approval) -> str:
     """The whole effect; the snapshots that go drawn as the tree they are, warnings set off."""
     loss = approval.plan.loss
-    lines = list(approval.lines)
     tree = ""
     if isinstance(loss, DeletionLoss):
-        lines = lines[len(loss.snapshots) + 1 :]
         tree = f'<h2>What goes</h2><ul class="chain" tabindex="0" aria-label="What goes">{_tree(loss)}</ul>'
-    effects = "".join(_line(line) for line in lines)
-    return f"{tree}<h2>What it means</h2><ul>{effects}</ul>"
+    meaning = "".join(map(_line, effects(approval.plan)))
+    return f"{tree}<h2>What it means</h2><ul>{meaning}</ul>"
 
 
 def _tree(loss: DeletionLoss) -> str:
@@ -151,18 +149,9 @@ def _depth_first(loss: DeletionLoss) -> list[LostSnapshot]:
     return [by_id[id_] for id_, _ in Links({id_: one.parent_id for id_, one in by_id.items()}).depth_first()]
 
 
-def _line(line: str) -> str:
-    is_grave = line.startswith(
-        (
-            "This takes the last",
-            "WITHOUT A SAFETY",
-            "It cannot be undone",
-            "The running machine",
-            "Its size changes",
-            "Its file has",
-        )
-    )
-    return f'<li class="warn">{escape(line)}</li>' if is_grave else f"<li>{escape(line)}</li>"
+def _line(line: Line) -> str:
+    mark = ' class="warn"' if line.warning else ""
+    return f"<li{mark}>{escape(line.text)}</li>"
 
 
 def _asked(approval: Approval) -> str:

@@ -17,9 +17,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from snapshot_mcp.contract.errors import NotFound, ZoneError
-from snapshot_mcp.guard.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
+from snapshot_mcp.guard.consent.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
+from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.page.html import STYLE_HASH, View, render_approval, render_list, render_message
-from snapshot_mcp.guard.states import Door, State
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard.guard import Guard

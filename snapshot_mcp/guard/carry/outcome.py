@@ -1,0 +1,42 @@
+"""What a guarded call answers: the words for what was decided about it (`steps.py`), made by `replies.py`."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Status = Literal["started", "needs_approval", "declined", "refused", "plan_changed", "safety_running"]
+
+NEXT_STEPS: dict[Status, str] = {
+    "started": "Submitted, not done. Call wait_for_job with this job_id.",
+    "needs_approval": "Show this to the person and wait. After the approval repeat exactly this call; there is no other way.",
+    "declined": "A person said no. Do not ask again or look for another way.",
+    "refused": "Nothing was done. Tell the person the reason.",
+    "plan_changed": "Nothing was done. Show the new plan; repeating the call asks again.",
+    "safety_running": "Nothing is overwritten yet. Wait (wait_for_job with safety_job_id), then repeat exactly this call.",
+}
+"""What the model does after each status."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedOutcome:
+    """What a guarded call answers. `plan` is the whole effect, a line each.
+
+    `job_id` is set once something was started, by this call or an earlier one. `approval_link`, `how_to_approve` and
+    `approval_expires_at` go with an approval that waits for a person.
+    """
+
+    status: Status
+    message: str
+    plan: tuple[str, ...] = ()
+    job_id: str = ""
+    approval_id: str = ""
+    approval_link: str = ""
+    how_to_approve: str = ""
+    approval_expires_at: datetime | None = None
+    safety_job_id: str = ""
+    safety_snapshot_ids: tuple[str, ...] = ()
+
+    @property
+    def next_step(self) -> str:
+        """What the model does now."""
+        return NEXT_STEPS["started" if self.job_id else self.status]

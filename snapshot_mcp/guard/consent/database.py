@@ -1,0 +1,143 @@
+"""HOME/guard.sqlite: what people decided, shared by every process on one home (GUARD.md, "Records").
+
+One connection a transaction, every transaction IMMEDIATE and synchronous to the disk: what was answered to a person or to a
+caller is on the disk before. Blocking; callers go through a worker thread.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from snapshot_mcp.ground import sqlite
+from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.guard.consent.errors import GuardBroken
+
+BUSY_SECONDS = 15.0
+"""A transaction here takes milliseconds; who waits longer than this stands behind something broken."""
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    sqlite.execute_script(connection, _TABLES)
+
+
+_TABLES = """
+CREATE TABLE approvals (
+    id TEXT PRIMARY KEY,
+    call_key TEXT NOT NULL,
+    state TEXT NOT NULL,
+    door TEXT NOT NULL DEFAULT '',
+    decided_by TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '',
+    call TEXT NOT NULL,
+    plan TEXT NOT NULL,
+    opened TEXT NOT NULL,
+    decided TEXT NOT NULL DEFAULT '',
+    ended TEXT NOT NULL DEFAULT '',
+    safety TEXT NOT NULL DEFAULT '{}',
+    job_id TEXT NOT NULL DEFAULT ''
+);
+
+CREATE UNIQUE INDEX one_open_approval_a_call ON approvals (call_key) WHERE state IN ('pending', 'granted');
+
+CREATE INDEX approvals_by_call ON approvals (call_key);
+
+CREATE INDEX approvals_by_state ON approvals (state);
+
+CREATE TABLE questions (
+    call_key TEXT PRIMARY KEY,
+    digest TEXT NOT NULL,
+    nonce TEXT NOT NULL,
+    plan TEXT NOT NULL,
+    asked TEXT NOT NULL
+);
+
+CREATE TABLE targets (
+    target TEXT PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    held_by TEXT NOT NULL DEFAULT '',
+    held_at TEXT NOT NULL DEFAULT ''
+);
+
+CREATE TABLE pin (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    salt BLOB NOT NULL,
+    hash BLOB NOT NULL,
+    failures INTEGER NOT NULL DEFAULT 0,
+    last_failure TEXT NOT NULL DEFAULT ''
+);
+
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY,
+    record TEXT NOT NULL,
+    mac TEXT NOT NULL
+);
+
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+
+CREATE TRIGGER audit_is_not_removed BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+"""
+
+
+def _add_ends(connection: sqlite3.Connection) -> None:
+    sqlite.execute_script(connection, _ENDS)
+
+
+_ENDS = """
+ALTER TABLE approvals ADD COLUMN job_end TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE pin_attempts (
+    id TEXT PRIMARY KEY,
+    door TEXT NOT NULL,
+    begun TEXT NOT NULL
+);
+
+CREATE TABLE renames (
+    act TEXT PRIMARY KEY,
+    location TEXT NOT NULL,
+    snapshot_id TEXT NOT NULL,
+    old_name TEXT NOT NULL,
+    new_name TEXT NOT NULL,
+    at TEXT NOT NULL
+)
+"""
+
+MIGRATIONS: tuple[sqlite.Migration, ...] = (_create_tables, _add_ends)
+"""Each brings the file from its index to the next version (`PRAGMA user_version`), in a transaction of its own."""
+
+
+class Database:
+    """The file. Cheap to construct: nothing is opened before the first transaction."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "guard.sqlite"
+        self._is_ready = False
+
+    @property
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One writer at a time over all processes; committed when the block ends well, else as if it had not been.
+
+        Raises: GuardBroken when the file cannot be used.
+        """
+        try:
+            with closing(self._connect()) as connection, sqlite.transaction(connection):
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            self._is_ready = False
+            raise GuardBroken(
+                f"The guard's records in {str(self.path)!r} cannot be used: {error}.",
+                hint="Nothing is destroyed without them. Check the folder's permissions and the room on its disk.",
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._is_ready and self.path.exists():
+            return sqlite.connect(self.path, busy_seconds=BUSY_SECONDS)
+        make_private_folder(self.folder)
+        connection = sqlite.open_migrated(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
+        self._is_ready = True
+        return connection
