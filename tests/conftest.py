@@ -15,9 +15,9 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
-from snapshot_mcp.providers.local.catalogue import Catalogue
 
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import worker_pid
 from tests.patience import PATIENCE_SECONDS
@@ -159,7 +159,7 @@ async def unused_zone(zone_folder: Path) -> AsyncIterator[LocalZone]:
 @pytest.fixture
 def local_zone(unused_zone: LocalZone, nursery: Nursery) -> LocalZone:
     """A zone whose worker lives; once it has ended, the product starts the next one."""
-    Catalogue(unused_zone.folder).close()
+    FolderCatalogue(unused_zone.folder).close()
     nursery.start(unused_zone.folder)
     return unused_zone
 

@@ -14,7 +14,7 @@ from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.models import Page, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.server import targets
+from snapshot_mcp.zones import finding
 from tests.server.lab import Lab, data_of, text_of
 
 CRASH = "consistent as after a power cut"
@@ -113,7 +113,7 @@ async def test_a_zone_that_does_not_list_fails_no_wait(lab: Lab, monkeypatch: py
 
     async with lab.connect() as client:
         job_id = data_of(await client.call_tool("create_snapshots", CREATE))["job_id"]
-        monkeypatch.setattr(targets, "LOOK_SECONDS", 0.1)
+        monkeypatch.setattr(finding, "TRY_SECONDS", 0.1)
         monkeypatch.setattr(LocalZone, "list_snapshots", list_snapshots)
         waited = await client.call_tool("wait_for_job", {"job_ids": [job_id]})
     assert data_of(waited)["outcome"] == "successful"
