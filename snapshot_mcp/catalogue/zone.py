@@ -184,10 +184,10 @@ class CatalogueZone(ABC, Generic[C]):
         nothing: list[Row] = []
         seen, unfinished = await self._read(_unfinished_at, (0, nothing))
         yield tuple(to_job(row, self.zone) for row in unfinished)
-        version, checked_at = -1, anyio.current_time()
+        version, checked_at = (-1, -1), anyio.current_time()
         while True:
             await anyio.sleep(WATCH_SECONDS)
-            current = await self._read(lambda catalogue: catalogue.version(), -1)
+            current = await self._read(_version, (-1, -1))
             if current != version:
                 version = current
                 if changed := await self._read(partial(_changed_since, change=seen), nothing):
@@ -288,6 +288,11 @@ def _unfinished_at(catalogue: Catalogue) -> tuple[int, list[Row]]:
     with catalogue.reading():
         latest = catalogue.row("SELECT coalesce(max(change), 0) AS change FROM jobs")
         return int(latest["change"]) if latest else 0, catalogue.rows(UNFINISHED_JOBS)
+
+
+def _version(catalogue: Catalogue) -> tuple[int, int]:
+    """Return what differs once anybody has committed: other connections, and this zone's own (a cancel, a withdrawal)."""
+    return catalogue.version(), catalogue.db.total_changes
 
 
 def _changed_since(catalogue: Catalogue, change: int) -> list[Row]:

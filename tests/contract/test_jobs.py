@@ -136,6 +136,8 @@ async def test_a_watch_reports_the_end_of_a_cancelled_job(subject: Subject) -> N
     with subject.paused():
         async with watching(subject) as watch:
             job = await subject.zone.create_snapshots([volume], "cancelled")
+            while JobStatus.PENDING not in watch.statuses(job):
+                await watch.has_changed.wait()
             await subject.zone.cancel_job(job.job_id)
             await watch.end_of(job, JobStatus.FAILED)
     (end,) = [one for one in watch.changes if one.job_id == job.job_id and one.is_finished]
