@@ -119,6 +119,7 @@ def forget_job(lab: Lab, job_id: str) -> None:
         db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
 
 
+@pytest.mark.long
 async def test_until_then_the_commands_say_that_the_end_is_not_known_yet(lab: Lab) -> None:
     """“until then `audit` and `approvals --all` say "end not known yet"”."""
     job_id = await deleted(lab, wait=False)
