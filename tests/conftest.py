@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
+from snapshot_mcp.providers import PROVIDERS
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import worker_pid
@@ -38,8 +39,7 @@ ON_THE_LOOP = [
     "snapshot_mcp.server",
     "snapshot_mcp.service",
     "snapshot_mcp.jobs",
-    "snapshot_mcp.providers.anchcloud",
-    "snapshot_mcp.providers.local.zone",
+    *(f"snapshot_mcp.providers.{name}" for name in PROVIDERS),
 ]
 """The async shells; what they hand to threads may block there."""
 BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "snapshot_mcp.server.face"]

@@ -14,10 +14,11 @@ from snapshot_mcp.cli import COMMANDS
 from snapshot_mcp.contract.errors import ERRORS_BY_CODE
 from snapshot_mcp.guard.outcome import Status
 from snapshot_mcp.guard.policy import VARIABLES, Policy
+from snapshot_mcp.providers import PROVIDERS, zone_models
 from snapshot_mcp.server.build import build_tools
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.results import Guarded
-from snapshot_mcp.settings import ENVIRONMENT, PREFIX, AnchCloudZoneSettings, LocalZoneSettings, Settings, load_settings
+from snapshot_mcp.settings import ENVIRONMENT, PREFIX, Settings, load_settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -57,14 +58,22 @@ def test_every_variable_is_said(name: str) -> None:
     sorted(
         {
             field
-            for model in (Settings, LocalZoneSettings, AnchCloudZoneSettings, Policy)
+            for model in (Settings, Policy)
             for field in model.model_fields
-            if field not in {"home", "provider", "guard", "zones"}
+            if field not in {"home", "guard", "zones"}
         }
     ),
 )
 def test_every_key_of_the_settings_file_is_said(name: str) -> None:
     assert is_said(name) or re.search(rf"^{name} = |\[{name}\.", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_every_provider_has_a_row_of_the_settings_table_with_its_fields(provider: str) -> None:
+    rows = [line for line in README.splitlines() if line.startswith(f'| `[zones.NAME]` `provider = "{provider}"` |')]
+    assert len(rows) == 1, f"README's settings table has no row for provider {provider}"
+    said = re.findall(r"`(\w+)`", rows[0])
+    assert not [name for name in zone_models()[provider].model_fields if name not in {*said, "provider"}]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -29,8 +29,8 @@ from snapshot_mcp.contract.models import (
 from snapshot_mcp.contract.states import SnapshotType
 from snapshot_mcp.guard.facts import gather_deletion_facts
 from snapshot_mcp.jobs import Zones
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.anchcloud.asked import NotAsked, resources_page, snapshots_page
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from tests.rest_face import HASTY, KEY_PAIR, client_of
 from tests.strange_zone import TOKEN, answer, error, page, snapshots, strange_zone
 

@@ -10,7 +10,7 @@ from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, JobStatus
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 
 pytestmark = pytest.mark.anyio
 

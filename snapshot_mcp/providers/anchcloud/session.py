@@ -19,6 +19,7 @@ import anyio
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable, ZoneError
 from snapshot_mcp.providers.anchcloud.calls import Call
+from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import (
     Lost,
     NotSent,
@@ -31,7 +32,7 @@ from snapshot_mcp.providers.anchcloud.replies import (
     member,
     retry_after,
 )
-from snapshot_mcp.providers.anchcloud.settings import Endpoint, Patience
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.anchcloud.transport import Outgoing, Transport
@@ -75,8 +76,9 @@ class Response(Protocol):
 class Session:
     """One key pair at one provider. Raises errors of the contract, and Lost for a change whose answer was lost."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
-        self._endpoint = endpoint
+    def __init__(self, settings: AnchCloudZoneSettings, location: str, patience: Patience) -> None:
+        self._settings = settings
+        self._location = location
         self._patience = patience
         self._transport: Transport | None = None
         self._token: _Token | None = None
@@ -146,7 +148,7 @@ class Session:
 
     @property
     def _key_pair(self) -> list[str]:
-        return [self._endpoint.client_secret.get_secret_value(), self._endpoint.key_pair]
+        return [self._settings.client_secret.get_secret_value(), self._settings.key_pair]
 
     async def _with_token(self, call: Call, seconds: float, *, token_tries: int) -> Reply:
         """Send it; with a new token once if ours was refused. A read is tried again as a whole, so its token is not."""
@@ -177,7 +179,7 @@ class Session:
     def _keep_quiet(self, lane: str, what: str) -> None:
         if (left := self._quiet_until.get(lane, 0.0) - time.monotonic()) > 0:
             raise TooManyRequests(
-                f"{what}: throttled; {self._endpoint.url} has asked for a pause.",
+                f"{what}: throttled; {self._settings.url} has asked for a pause.",
                 hint=f"It lasts {math.ceil(left)} s more.",
                 retry_after_seconds=left,
             )
@@ -192,7 +194,7 @@ class Session:
         headers = {"authorization": f"Bearer {token.text}", "accept": accept}
         if call.body is not None:
             headers["content-type"] = "application/json"
-        return Outgoing(call.method, self._endpoint.location + call.target, headers, call.body)
+        return Outgoing(call.method, self._location + call.target, headers, call.body)
 
     def _keep_headers(self, headers: Any) -> None:
         if "x-snapshot-features" in headers:
@@ -213,7 +215,7 @@ class Session:
         """Loads httpx and the authorities' certificates: some 100 ms, off the event loop and not before they are needed."""
         from snapshot_mcp.providers.anchcloud.transport import Transport
 
-        return Transport(self._endpoint, self._patience)
+        return Transport(self._settings, self._patience)
 
     async def _fresh_token(self, what: str, tries: int = 1) -> _Token:
         token = self._token
@@ -244,10 +246,10 @@ class Session:
 
         what = "Fetching a token"
         headers = {
-            "authorization": f"Basic {self._endpoint.key_pair}",
+            "authorization": f"Basic {self._settings.key_pair}",
             "content-type": "application/x-www-form-urlencoded",
         }
-        url = f"{self._endpoint.url}/v2/oauth2/token"
+        url = f"{self._settings.url}/v2/oauth2/token"
         outgoing = Outgoing("POST", url, headers, b"grant_type=client_credentials")
         asked_at = time.monotonic()
         try:
@@ -264,7 +266,7 @@ class Session:
             refusal = error_of(reply, what)
             if isinstance(refusal, (Unauthorized, BadRequest)):
                 raise Unauthorized(
-                    f"{self._endpoint.url} does not accept the key pair: {refusal.message}",
+                    f"{self._settings.url} does not accept the key pair: {refusal.message}",
                     hint="Check client_id and client_secret in the settings.",
                 )
         answer = decoded(reply, what)
@@ -278,7 +280,7 @@ class Session:
 
     def _unreachable(self, what: str, reason: str) -> Unavailable:
         return Unavailable(
-            f"{what}: {self._endpoint.url} cannot be reached ({reason}).",
+            f"{what}: {self._settings.url} cannot be reached ({reason}).",
             hint="Check the network, the url and the provider's state, then try again.",
         )
 
