@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import get_args
@@ -53,17 +54,20 @@ def test_every_variable_is_said(name: str) -> None:
     assert is_said(name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(
-        {
-            field
-            for model in (Settings, Policy)
-            for field in model.model_fields
-            if field not in {"home", "guard", "zones"}
-        }
-    ),
-)
+def default_of(path: tuple[str, ...]) -> str:
+    value = reduce(getattr, path, Policy())
+    if isinstance(value, frozenset):
+        return "none" if not value else str(sorted(value))
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def test_the_guards_table_has_every_rule_with_its_default_and_its_variable() -> None:
+    table = README.partition("| rule | default | variable | stricter is |\n|---|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = {tuple(cell.strip() for cell in line.strip("|").split("|"))[:3] for line in table.splitlines()}
+    assert rows == {(f"`{'.'.join(path)}`", default_of(path), f"`{name}`") for name, path in VARIABLES.items()}
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - {"home", "guard", "zones"}))
 def test_every_key_of_the_settings_file_is_said(name: str) -> None:
     assert is_said(name) or re.search(rf"^{name} = |\[{name}\.", README, re.MULTILINE)
 
