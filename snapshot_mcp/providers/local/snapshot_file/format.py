@@ -35,7 +35,6 @@ LENGTH: Final = struct.Struct("<I")
 ZERO_PLACE: Final = PLACE.pack(ZERO, RAW, 0, 0, bytes(32))
 
 MAX_HEADER_BYTES: Final = 1 << 20
-MAX_DEPTH: Final = ZERO - 1
 
 
 class DamagedFile(Damaged):
