@@ -237,9 +237,7 @@ def _roll(file: OperatorFile) -> Roll:
         settings = file.now()
     except SettingsError as error:
         settings, problem = file.last_good, error.message
-    callers = (
-        Caller(name, one.token.get_secret_value(), frozenset(one.roles)) for name, one in settings.tokens.items()
-    )
+    callers = (Caller(name, one.token, one.roles) for name, one in settings.tokens.items())
     return Roll(tuple(callers), problem)
 
 

@@ -46,6 +46,7 @@ LOCAL_PRINCIPAL = "local"
 """Whoever calls without a token: approvals belong to a principal, and no token may be this one."""
 
 MODELS = zone_models()
+"""Each provider's settings model."""
 
 ENVIRONMENT = {"HOME", "CONFIG", "DEFAULT_ZONE", "READ_ONLY"} | {
     variable.name for model in MODELS.values() for variable in model.variables().values()
@@ -63,6 +64,13 @@ class SettingsError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class _Environ(dict[str, str]):
+    """The variables of the start. Some are secrets, so it does not print them."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} variables>"
 
 
 class _Table(BaseModel):
@@ -93,7 +101,7 @@ class Settings(_Table):
     guard: Policy = Policy()
     zones: dict[ZoneName, AnyZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
-    _environ: Mapping[str, str] | None = PrivateAttr(None)
+    _environ: _Environ | None = PrivateAttr(None)
 
     @property
     def path(self) -> Path | None:
@@ -127,7 +135,7 @@ class Settings(_Table):
     @property
     def variables(self) -> dict[str, str]:
         """The variables that another program needs to use the same home and settings file, where they are not the default."""
-        environ = self._environ or {}
+        environ: Mapping[str, str] = self._environ or {}
         found = {f"{PREFIX}HOME": str(self.home)}
         if self.home == user_data_path(APP) and "XDG_DATA_HOME" not in environ:
             found = {}
@@ -200,7 +208,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     is_read_only = settings.read_only or guard.read_only
     guard = guard.model_copy(update={"read_only": is_read_only})
     settings = settings.model_copy(update={"guard": guard, "read_only": is_read_only})
-    settings._environ = dict(environ)
+    settings._environ = _Environ(environ)
     return settings
 
 

@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
+from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable, ZoneError
 from snapshot_mcp.providers.anchcloud.calls import Call
@@ -59,7 +60,7 @@ KNOWN_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    text: str = field(repr=False)
+    text: SecretStr
     renew_at: float
 
 
@@ -83,7 +84,7 @@ class Session:
         self._transport: Transport | None = None
         self._token: _Token | None = None
         self._renewing = anyio.Lock()
-        self._tokens: deque[str] = deque(maxlen=KNOWN_TOKENS)
+        self._tokens: deque[SecretStr] = deque(maxlen=KNOWN_TOKENS)
         self._quiet_until: dict[str, float] = {}
         """Until when the zone asked not to be asked: by method, tokens and streams apart, for each has limits of its own."""
         self.headers: dict[str, str] = {}
@@ -147,8 +148,8 @@ class Session:
         return _without([*self._key_pair, *self._tokens], reply)
 
     @property
-    def _key_pair(self) -> list[str]:
-        return [self._settings.client_secret.get_secret_value(), self._settings.key_pair]
+    def _key_pair(self) -> list[SecretStr]:
+        return [self._settings.client_secret, self._settings.key_pair]
 
     async def _with_token(self, call: Call, seconds: float, *, token_tries: int) -> Reply:
         """Send it; with a new token once if ours was refused. A read is tried again as a whole, so its token is not."""
@@ -191,7 +192,7 @@ class Session:
     def _outgoing(self, call: Call, token: _Token, accept: str = "application/json") -> "Outgoing":
         from snapshot_mcp.providers.anchcloud.transport import Outgoing
 
-        headers = {"authorization": f"Bearer {token.text}", "accept": accept}
+        headers = {"authorization": f"Bearer {token.text.get_secret_value()}", "accept": accept}
         if call.body is not None:
             headers["content-type"] = "application/json"
         return Outgoing(call.method, self._location + call.target, headers, call.body)
@@ -246,7 +247,7 @@ class Session:
 
         what = "Fetching a token"
         headers = {
-            "authorization": f"Basic {self._settings.key_pair}",
+            "authorization": f"Basic {self._settings.key_pair.get_secret_value()}",
             "content-type": "application/x-www-form-urlencoded",
         }
         url = f"{self._settings.url}/v2/oauth2/token"
@@ -276,7 +277,7 @@ class Session:
         if str(answer.get("token_type", "Bearer")).lower() != "bearer":
             raise Forbidden(f"{what}: the token is no Bearer token.")
         life = _life_seconds(answer.get("expires_in"))
-        return _Token(text, asked_at + max(life - RENEW_BEFORE_SECONDS, life * 0.9))
+        return _Token(SecretStr(text), asked_at + max(life - RENEW_BEFORE_SECONDS, life * 0.9))
 
     def _unreachable(self, what: str, reason: str) -> Unavailable:
         return Unavailable(
@@ -295,9 +296,9 @@ class Session:
         return jitter
 
 
-def _without(secrets: Iterable[str], reply: Reply) -> Reply:
+def _without(secrets: Iterable[SecretStr], reply: Reply) -> Reply:
     body = reply.body
-    for secret in secrets:
+    for secret in map(SecretStr.get_secret_value, secrets):
         for spelling in _spellings(secret) if len(secret) >= SECRET_CHARACTERS else ():
             body = body.replace(spelling.encode(), HIDDEN.encode())
     return replace(reply, body=body)

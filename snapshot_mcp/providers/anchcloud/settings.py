@@ -80,9 +80,10 @@ class AnchCloudZoneSettings(ZoneSettings):
         return AnchCloudZone(site.name, self)
 
     @property
-    def key_pair(self) -> str:
-        """As HTTP Basic carries it; a secret."""
-        return base64.b64encode(f"{self.client_id}:{self.client_secret.get_secret_value()}".encode()).decode()
+    def key_pair(self) -> SecretStr:
+        """What HTTP Basic carries."""
+        pair = f"{self.client_id}:{self.client_secret.get_secret_value()}"
+        return SecretStr(base64.b64encode(pair.encode()).decode())
 
     @property
     def is_encrypted(self) -> bool:
