@@ -48,13 +48,10 @@ LOCAL_PRINCIPAL = "local"
 MODELS = zone_models()
 """Each provider's settings model."""
 
-ENVIRONMENT = {"HOME", "CONFIG", "DEFAULT_ZONE", "READ_ONLY"} | {
+ENVIRONMENT = {"HOME", "CONFIG", "DEFAULT_ZONE"} | {
     variable.name for model in MODELS.values() for variable in model.variables().values()
 }
 """The variables of this module and of the providers, without their prefix; the guard has its own."""
-
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"", "0", "false", "no", "off"}
 
 
 class SettingsError(Exception):
@@ -178,23 +175,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     path = config_path(environ)
     table = _read(path, must_exist=bool(environ.get(f"{PREFIX}CONFIG")))
     _refuse_unknown(environ)
-    zones = table.setdefault("zones", {})
-    if not isinstance(zones, dict):
-        raise SettingsError(f"{path}: zones is no table.", hint="Write [zones.NAME].")
-    for name, zone in zones.items():
-        if isinstance(zone, dict) and "provider" not in zone:
-            known = " or ".join(f'"{provider}"' for provider in MODELS)
-            raise SettingsError(f"{path}: zones.{name} has no provider.", hint=f"Add provider = {known}.")
-    variables: dict[str, str] = {}
-    for provider, model in MODELS.items():
-        variables |= _add_zone_of_environment(environ, provider, model.variables(), table)
-    if not zones:
-        del table["zones"]
-    if default_zone := environ.get(f"{PREFIX}DEFAULT_ZONE", ""):
-        table["default_zone"] = default_zone
-        variables[""] = f"{PREFIX}DEFAULT_ZONE"
-    if _is_true(environ, "READ_ONLY"):
-        table["read_only"] = True
+    variables = _complete(table, environ, path)
     home = environ.get(f"{PREFIX}HOME", "")
     table["home"] = Path(home).expanduser().absolute() if home else user_data_path(APP)
     try:
@@ -210,6 +191,26 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     settings = settings.model_copy(update={"guard": guard, "read_only": is_read_only})
     settings._environ = _Environ(environ)
     return settings
+
+
+def _complete(table: dict[str, Any], environ: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Put what the environment says into the file's table; return the keys that come from a variable, with its name."""
+    zones = table.setdefault("zones", {})
+    if not isinstance(zones, dict):
+        raise SettingsError(f"{path}: zones is no table.", hint="Write [zones.NAME].")
+    for name, zone in zones.items():
+        if isinstance(zone, dict) and "provider" not in zone:
+            known = " or ".join(f'"{provider}"' for provider in MODELS)
+            raise SettingsError(f"{path}: zones.{name} has no provider.", hint=f"Add provider = {known}.")
+    variables: dict[str, str] = {}
+    for provider, model in MODELS.items():
+        variables |= _add_zone_of_environment(environ, provider, model.variables(), table)
+    if not zones:
+        del table["zones"]
+    if default_zone := environ.get(f"{PREFIX}DEFAULT_ZONE", ""):
+        table["default_zone"] = default_zone
+        variables[""] = f"{PREFIX}DEFAULT_ZONE"
+    return variables
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -258,13 +259,6 @@ def _add_zone_of_environment(
     table.setdefault("default_zone", name)
     keys = {f"zones.{name}.{field}": PREFIX + mark.name for field, mark in marks.items()}
     return {**keys, f"zones.{name}": PREFIX + marks[naming].name}
-
-
-def _is_true(environ: Mapping[str, str], name: str) -> bool:
-    value = environ.get(f"{PREFIX}{name}", "").strip().lower()
-    if value not in _TRUE | _FALSE:
-        raise SettingsError(f"{PREFIX}{name} is {value!r}.", hint="Set it to 1 or 0.")
-    return value in _TRUE
 
 
 def _describe(error: ValidationError, path: Path, variables: Mapping[str, str]) -> str:
