@@ -71,22 +71,24 @@ class AnchCloudZoneSettings(ZoneSettings):
         return f"{self.url}/v2/zone/{quote(self.zone or name, safe='')}"
 
     def place(self, site: Site) -> str:
-        """The URL in lower case: whoever writes it differently still means one zone."""
+        """Return the URL in lower case with the zone id: another spelling of the URL is no other place."""
         return f"{self.url.casefold()} {self.zone or site.name}"
 
     def build(self, site: Site) -> "Provider":
+        """Return the zone; httpx is loaded and the provider is called with the first call."""
         from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 
         return AnchCloudZone(site.name, self)
 
     @property
     def key_pair(self) -> SecretStr:
-        """What HTTP Basic carries."""
+        """Return the key pair as HTTP Basic carries it."""
         pair = f"{self.client_id}:{self.client_secret.get_secret_value()}"
         return SecretStr(base64.b64encode(pair.encode()).decode())
 
     @property
     def is_encrypted(self) -> bool:
+        """Whether the provider is called over https."""
         return self.url.startswith("https:")
 
 

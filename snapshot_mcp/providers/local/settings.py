@@ -33,9 +33,11 @@ class LocalZoneSettings(ZoneSettings):
         return folder.expanduser() if folder else None
 
     def place(self, site: Site) -> str:
+        """Return the folder of snapshots, with links resolved."""
         return str(self._folder(site).resolve())
 
     def build(self, site: Site) -> "LocalZone":
+        """Return the zone; its folder is made with the first change."""
         from snapshot_mcp.providers.local.zone import LocalZone
 
         return LocalZone(
