@@ -39,16 +39,11 @@ ON_THE_LOOP = [
     "snapshot_mcp.server",
     "snapshot_mcp.service",
     "snapshot_mcp.jobs",
-    *(f"snapshot_mcp.providers.{name}" for name in PROVIDERS),
+    *(f"snapshot_mcp.providers.{name}.zone" for name in PROVIDERS),
 ]
-"""The async shells; what they hand to threads may block there."""
-BEFORE_THE_LOOP = [
-    "snapshot_mcp.server.build",
-    "snapshot_mcp.server.prompts",
-    "snapshot_mcp.server.face",
-    *(f"snapshot_mcp.providers.{name}.settings" for name in PROVIDERS),
-]
-"""Building a server and its guard reads the prompts, where the zones are, and the machine's boot id; nothing waits yet."""
+"""The async shells and all that they call; what they hand to threads may block there."""
+BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "snapshot_mcp.server.face"]
+"""Building a server and its guard reads the prompts and the machine's boot id; nothing waits yet."""
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 async def test_its_zone_is_served(house: House) -> None:
     (house.folder / "config.toml").chmod(0o600)
     disk = make_image(house.folder / "disk.img")
-    script = "import anyio, sys; from pathlib import Path; from attic_client import AtticZone; "
+    script = "import anyio, sys; from pathlib import Path; from snapshot_mcp.providers.attic.zone import AtticZone; "
     script += "anyio.run(AtticZone(Path(sys.argv[1])).add_resource, Path(sys.argv[2]), 'suitcase')"
     assert house.run("-c", script, str(house.shelf), str(disk)).returncode == 0
     server = StdioServerParameters(

@@ -1,8 +1,9 @@
 """The providers, one folder and one line each; no other module names them.
 
-To add one: write a folder with a `settings.py` that holds a subclass of `ZoneSettings`, add its line to `PROVIDERS`, its row
-to README's settings table, and `tests/NAME/subject.py`, which gives the contract suite a zone to run over. A `settings.py`
-imports pydantic and the standard library only and does no I/O, because every start of the server loads all of them.
+To add one: write a folder with `settings.py`, which holds a subclass of `ZoneSettings`, and `zone.py`, which holds the
+`Provider`; add its line to `PROVIDERS`, its row to README's settings table, and `tests/NAME/subject.py`, which gives the
+contract suite a zone to run over. Every start of the server loads each `settings.py`, so it does no I/O and imports no
+library but pydantic; all that `zone.py` calls on the event loop must not block.
 """
 
 from abc import abstractmethod

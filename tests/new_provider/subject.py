@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from attic_client import AtticZone
+from snapshot_mcp.providers.attic.zone import AtticZone
 
 from tests.contract.subject import Subject, Suite
 

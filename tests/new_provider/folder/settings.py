@@ -22,6 +22,6 @@ class AtticZoneSettings(ZoneSettings):
         return str(self.shelf)
 
     def build(self, site: Site) -> "Provider":
-        from attic_client import AtticZone
+        from snapshot_mcp.providers.attic.zone import AtticZone
 
         return AtticZone(self.shelf, zone=site.name)
