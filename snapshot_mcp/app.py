@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
-from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, Settings, SettingsError
+from snapshot_mcp.providers import ZoneSettings, zone_models
+from snapshot_mcp.providers.local.settings import LocalZoneSettings
+from snapshot_mcp.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -125,13 +127,14 @@ def _build_server(
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
     """Return an embedded zone for its own commands. Raises UnknownZone, BadRequest for one of another kind."""
-    name = name or next((one for one, zone in settings.zones.items() if zone.provider == "local"), settings.first_zone)
-    if name not in settings.zones:
-        raise UnknownZone(f"There is no zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
-    zone = settings.zones[name]
+    is_local = {one: isinstance(zone, LocalZoneSettings) for one, zone in settings.zones.items()}
+    name = name or next((one for one in is_local if is_local[one]), settings.first_zone)
+    zone = _zone_settings(settings, name)
     if not isinstance(zone, LocalZoneSettings):
-        raise BadRequest(f"Zone {name!r} is no local zone.", hint="Its disks are managed at its provider.")
-    return _build_local(settings, name, zone)
+        raise BadRequest(
+            f"Zone {name!r} is not an embedded (local) zone.", hint="Its disks are managed at its provider."
+        )
+    return zone.build(settings.site(name))
 
 
 def serve_stdio(settings: Settings) -> None:
@@ -234,54 +237,25 @@ def _roll(file: OperatorFile) -> Roll:
         settings = file.now()
     except SettingsError as error:
         settings, problem = file.last_good, error.message
-    callers = (
-        Caller(name, one.token.get_secret_value(), frozenset(one.roles)) for name, one in settings.tokens.items()
-    )
+    callers = (Caller(name, one.token, one.roles) for name, one in settings.tokens.items())
     return Roll(tuple(callers), problem)
 
 
-def _build_zone(settings: Settings, name: str) -> Provider:
+def _zone_settings(settings: Settings, name: str) -> ZoneSettings:
     if name not in settings.zones:
         raise UnknownZone(f"There is no zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
-    match settings.zones[name]:
-        case LocalZoneSettings() as zone:
-            return _build_local(settings, name, zone)
-        case AnchCloudZoneSettings() as zone:
-            return _build_anchcloud(name, zone)
-
-
-def _build_local(settings: Settings, name: str, zone: LocalZoneSettings) -> LocalZone:
-    if os.name == "nt":
+    zone = settings.zones[name]
+    if os.name == "nt" and not zone.runs_on_windows:
+        others = ", ".join(f'"{one}"' for one, model in zone_models().items() if model.runs_on_windows)
         raise Unsupported(
-            f"Zone {name!r} is an embedded zone, which does not work on Windows yet.",
-            hint='Set SNAPSHOT_MCP_API_URL, or a zone with provider = "anchcloud", to use a provider.',
+            f'Zone {name!r} has provider = "{zone.provider}", which does not work on Windows yet.',
+            hint=f"Use a zone of another provider: {others}.",
         )
-    from snapshot_mcp.providers.local import LocalZone
-
-    return LocalZone(
-        settings.zone_folder(name),
-        zone=name,
-        recovery_seconds=round(zone.recovery_hours * 3600),
-        allow_fuzzy=zone.allow_fuzzy,
-        keep_free=zone.keep_free,
-        home=settings.home,
-        configuration=settings.own_paths,
-    )
+    return zone
 
 
-def _build_anchcloud(name: str, zone: AnchCloudZoneSettings) -> Provider:
-    from snapshot_mcp.providers.anchcloud import AnchCloudZone
-
-    return AnchCloudZone(
-        name,
-        url=zone.url,
-        client_id=zone.client_id,
-        client_secret=zone.client_secret,
-        zone_id=zone.zone,
-        api_revision=zone.api_revision,
-        ca_file=zone.ca_file,
-        proxy=zone.proxy,
-    )
+def _build_zone(settings: Settings, name: str) -> Provider:
+    return _zone_settings(settings, name).build(settings.site(name))
 
 
 def _settle_memory() -> None:

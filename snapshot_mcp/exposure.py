@@ -10,9 +10,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from snapshot_mcp.settings import config_path
+from pydantic import SecretStr
+
+from snapshot_mcp.settings import MODELS, config_path
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -51,21 +52,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _secrets(table: dict[str, Any]) -> Iterator[bool]:
-    """Whether each table that can hold a secret does."""
+    """Whether each table that can hold a secret does: a token, or any field of a zone that a provider keeps secret."""
     for token in _tables(table, "tokens"):
         yield bool(token.get("token"))
+    names = {
+        name for model in MODELS.values() for name, field in model.model_fields.items() if field.annotation is SecretStr
+    }
     for zone in _tables(table, "zones"):
-        yield bool(zone.get("client_secret"))
-        yield _has_password(zone.get("proxy"))
+        yield any(zone.get(name) for name in names)
 
 
 def _tables(table: dict[str, Any], name: str) -> list[dict[str, Any]]:
     found = table.get(name)
     return [one for one in found.values() if isinstance(one, dict)] if isinstance(found, dict) else []
-
-
-def _has_password(url: object) -> bool:
-    try:
-        return isinstance(url, str) and bool(urlsplit(url).password)
-    except ValueError:
-        return True

@@ -7,13 +7,14 @@ Unknown keys and unknown variables are errors, because a misspelt safety setting
 
 import tomllib
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from platformdirs import user_config_path, user_data_path
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -24,24 +25,16 @@ from pydantic import (
 )
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.contract.keep_free import KeepFree, parse_keep_free
 from snapshot_mcp.guard.plan.policy import VARIABLES as GUARD_VARIABLES
 from snapshot_mcp.guard.plan.policy import Policy, tighten_policy
+from snapshot_mcp.providers import Site, Variable, ZoneSettings, zone_models
+from snapshot_mcp.providers.local.settings import LocalZoneSettings
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 APP = "snapshot-mcp"
 PREFIX = "SNAPSHOT_MCP_"
-
-API_VARIABLES = {
-    "url": "API_URL",
-    "client_id": "API_CLIENT_ID",
-    "client_secret": "API_CLIENT_SECRET",
-    "zone": "ZONE",
-    "api_revision": "API_REVISION",
-}
-"""The keys of the zone that the environment describes, and their variables; all but the last are needed."""
 
 TEST_PREFIX = f"{PREFIX}TEST_"
 """Variables of the test suite, which a server that it starts inherits."""
@@ -52,21 +45,13 @@ LOCAL = "local"
 LOCAL_PRINCIPAL = "local"
 """Whoever calls without a token: approvals belong to a principal, and no token may be this one."""
 
-ENVIRONMENT = {
-    "HOME": "the data folder: zones, approvals, keys",
-    "CONFIG": "path of the settings file",
-    "DEFAULT_ZONE": "the zone that is meant when a call names none",
-    "READ_ONLY": "1: only the tools that read (cannot switch the file's setting off)",
-    "API_URL": "base URL of a volume-snapshot API: one `anchcloud` zone without a file",
-    "API_CLIENT_ID": "its key",
-    "API_CLIENT_SECRET": "its secret",
-    "API_REVISION": "`2016-12` where the API speaks the later revision",
-    "ZONE": "its zone id, for example `ac1`",
-}
-"""The variables of this module (without their prefix) and what they are; the guard has its own."""
+MODELS = zone_models()
+"""Each provider's settings model."""
 
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"", "0", "false", "no", "off"}
+ENVIRONMENT = {"HOME", "CONFIG", "DEFAULT_ZONE"} | {
+    variable.name for model in MODELS.values() for variable in model.variables().values()
+}
+"""The variables of this module and of the providers, without their prefix; the guard has its own."""
 
 
 class SettingsError(Exception):
@@ -78,47 +63,21 @@ class SettingsError(Exception):
         self.hint = hint
 
 
+class _Environ(dict[str, str]):
+    """The variables of the start. Some are secrets, so it does not print them."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} variables>"
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-class LocalZoneSettings(_Table):
-    """The embedded zone: real snapshots of disk images on this machine."""
-
-    provider: Literal["local"] = "local"
-    folder: Path | None = None
-    """Where its snapshots are; HOME/zones/NAME by default."""
-    recovery_hours: float = Field(default=2, ge=0)
-    """How long a deleted snapshot can be brought back."""
-    allow_fuzzy: bool = False
-    """Take a snapshot of a disk that is in use although its content may be torn."""
-    keep_free: Annotated[KeepFree, BeforeValidator(parse_keep_free)] = KeepFree()
-    """Free space that backups and exports leave on a filesystem: "20GiB", "5%", or 0."""
-    production: bool = False
-
-    @field_validator("folder")
-    @classmethod
-    def _expand(cls, folder: Path | None) -> Path | None:
-        return folder.expanduser() if folder else None
-
-
-class AnchCloudZoneSettings(_Table):
-    """A zone behind the volume-snapshot REST API."""
-
-    provider: Literal["anchcloud"] = "anchcloud"
-    url: str = Field(pattern=r"^https?://[^\s/?#@]+[^\s?#@]*$")
-    client_id: str = Field(min_length=1)
-    client_secret: SecretStr
-    zone: str = ""
-    """The provider's zone id; the table's name by default."""
-    api_revision: Literal["specification", "2016-12"] = "specification"
-    ca_file: Path | None = None
-    proxy: SecretStr = SecretStr("")
-    """Its URL, which may hold a password."""
-    production: bool = False
-
-
-ZoneSettings = Annotated[LocalZoneSettings | AnchCloudZoneSettings, Field(discriminator="provider")]
+if TYPE_CHECKING:
+    AnyZoneSettings = ZoneSettings
+else:
+    AnyZoneSettings = Annotated[reduce(or_, MODELS.values()), Field(discriminator="provider")]
 ZoneName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
@@ -137,9 +96,9 @@ class Settings(_Table):
     default_zone: str = ""
     read_only: bool = False
     guard: Policy = Policy()
-    zones: dict[ZoneName, ZoneSettings] = {LOCAL: LocalZoneSettings()}
+    zones: dict[ZoneName, AnyZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
-    _environ: Mapping[str, str] | None = PrivateAttr(None)
+    _environ: _Environ | None = PrivateAttr(None)
 
     @property
     def path(self) -> Path | None:
@@ -173,7 +132,7 @@ class Settings(_Table):
     @property
     def variables(self) -> dict[str, str]:
         """The variables that another program needs to use the same home and settings file, where they are not the default."""
-        environ = self._environ or {}
+        environ: Mapping[str, str] = self._environ or {}
         found = {f"{PREFIX}HOME": str(self.home)}
         if self.home == user_data_path(APP) and "XDG_DATA_HOME" not in environ:
             found = {}
@@ -186,10 +145,9 @@ class Settings(_Table):
         """The zone that is meant when none is named: `default_zone`, else `local` if there is one, else the file's first."""
         return self.default_zone or (LOCAL if LOCAL in self.zones else next(iter(self.zones)))
 
-    def zone_folder(self, name: str) -> Path:
-        """Where the local zone `name` keeps its snapshots."""
-        zone = self.zones.get(name)
-        return zone.folder if isinstance(zone, LocalZoneSettings) and zone.folder else self.home / "zones" / name
+    def site(self, name: str) -> Site:
+        """Return what the zone `name` is built from beside its own settings."""
+        return Site(name, self.home, self.own_paths)
 
     @property
     def production_zones(self) -> frozenset[str]:
@@ -203,9 +161,7 @@ class Settings(_Table):
 
     def _place(self, name: str) -> tuple[str, str]:
         zone = self.zones[name]
-        if isinstance(zone, AnchCloudZoneSettings):
-            return zone.url.rstrip("/").casefold(), zone.zone or name
-        return "", str(self.zone_folder(name).resolve())
+        return zone.provider, zone.place(self.site(name))
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
@@ -219,28 +175,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     path = config_path(environ)
     table = _read(path, must_exist=bool(environ.get(f"{PREFIX}CONFIG")))
     _refuse_unknown(environ)
-    zones = table.setdefault("zones", {})
-    if not isinstance(zones, dict):
-        raise SettingsError(f"{path}: zones is no table.", hint="Write [zones.NAME].")
-    for name, zone in zones.items():
-        if isinstance(zone, dict) and "provider" not in zone:
-            raise SettingsError(f"{path}: zones.{name} has no provider.", hint='Add provider = "local" or "anchcloud".')
-    variables: dict[str, str] = {}
-    if api := _api_zone(environ):
-        name = environ[f"{PREFIX}ZONE"]
-        variables = {f"zones.{name}.{field}": f"{PREFIX}{variable}" for field, variable in API_VARIABLES.items()}
-        variables[f"zones.{name}"] = f"{PREFIX}ZONE"
-        if isinstance(before := zones.get(name), dict) and "production" in before:
-            api["production"] = before["production"]
-        zones[name] = api
-        table.setdefault("default_zone", name)
-    if not zones:
-        del table["zones"]
-    if default_zone := environ.get(f"{PREFIX}DEFAULT_ZONE", ""):
-        table["default_zone"] = default_zone
-        variables[""] = f"{PREFIX}DEFAULT_ZONE"
-    if _is_true(environ, "READ_ONLY"):
-        table["read_only"] = True
+    variables = _complete(table, environ, path)
     home = environ.get(f"{PREFIX}HOME", "")
     table["home"] = Path(home).expanduser().absolute() if home else user_data_path(APP)
     try:
@@ -254,8 +189,28 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     is_read_only = settings.read_only or guard.read_only
     guard = guard.model_copy(update={"read_only": is_read_only})
     settings = settings.model_copy(update={"guard": guard, "read_only": is_read_only})
-    settings._environ = dict(environ)
+    settings._environ = _Environ(environ)
     return settings
+
+
+def _complete(table: dict[str, Any], environ: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Put what the environment says into the file's table; return the keys that come from a variable, with its name."""
+    zones = table.setdefault("zones", {})
+    if not isinstance(zones, dict):
+        raise SettingsError(f"{path}: zones is no table.", hint="Write [zones.NAME].")
+    for name, zone in zones.items():
+        if isinstance(zone, dict) and "provider" not in zone:
+            known = " or ".join(f'"{provider}"' for provider in MODELS)
+            raise SettingsError(f"{path}: zones.{name} has no provider.", hint=f"Add provider = {known}.")
+    variables: dict[str, str] = {}
+    for provider, model in MODELS.items():
+        variables |= _add_zone_of_environment(environ, provider, model.variables(), table)
+    if not zones:
+        del table["zones"]
+    if default_zone := environ.get(f"{PREFIX}DEFAULT_ZONE", ""):
+        table["default_zone"] = default_zone
+        variables[""] = f"{PREFIX}DEFAULT_ZONE"
+    return variables
 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -282,27 +237,28 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
             raise SettingsError(f"{key} is no setting.", hint=f"Known: {', '.join(sorted(known))}.")
 
 
-def _api_zone(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the one zone that the environment alone describes."""
-    given = [name for name in API_VARIABLES.values() if environ.get(f"{PREFIX}{name}")]
-    if not given:
-        return None
-    missing = [name for name in API_VARIABLES.values() if name not in {*given, "API_REVISION"}]
+def _add_zone_of_environment(
+    environ: Mapping[str, str], provider: str, marks: Mapping[str, Variable], table: dict[str, Any]
+) -> dict[str, str]:
+    """Add the one zone that the environment alone describes; return which variable each of its keys comes from."""
+    values = {field: value for field, mark in marks.items() if (value := environ.get(PREFIX + mark.name, ""))}
+    if not values:
+        return {}
+    missing = [PREFIX + mark.name for field, mark in marks.items() if mark.is_needed and field not in values]
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
+        given = PREFIX + marks[next(iter(values))].name
         raise SettingsError(
-            f"{PREFIX}{given[0]} is set, but {' and '.join(PREFIX + name for name in missing)} {verb} not.",
-            hint="Set all four, or none of them.",
+            f"{given} is set, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not.",
+            hint="Set all of them, or none.",
         )
-    values = {field: environ.get(f"{PREFIX}{name}", "") for field, name in API_VARIABLES.items()}
-    return {"provider": "anchcloud", **{field: value for field, value in values.items() if value}}
-
-
-def _is_true(environ: Mapping[str, str], name: str) -> bool:
-    value = environ.get(f"{PREFIX}{name}", "").strip().lower()
-    if value not in _TRUE | _FALSE:
-        raise SettingsError(f"{PREFIX}{name} is {value!r}.", hint="Set it to 1 or 0.")
-    return value in _TRUE
+    naming = next(field for field, mark in marks.items() if mark.names_zone)
+    name, zones = values[naming], table["zones"]
+    if isinstance(before := zones.get(name), dict) and "production" in before:
+        values["production"] = before["production"]
+    zones[name] = {"provider": provider, **values}
+    table.setdefault("default_zone", name)
+    keys = {f"zones.{name}.{field}": PREFIX + mark.name for field, mark in marks.items()}
+    return {**keys, f"zones.{name}": PREFIX + marks[naming].name}
 
 
 def _describe(error: ValidationError, path: Path, variables: Mapping[str, str]) -> str:
@@ -337,7 +293,5 @@ def _in_words(error: "ErrorDetails") -> str:
             return f"should have at least {error['ctx']['min_length']} characters, not {error['ctx']['actual_length']}"
         case "string_pattern_mismatch" if error["loc"][-1] == "[key]":
             return "a name has letters, digits, '.', '_' and '-', begins with one of the first two, and has at most 63"
-        case "string_pattern_mismatch" if error["loc"][-1] == "url":
-            return "should be https://HOST (http:// for this machine), without a user, a query or a fragment"
         case _:
             return error["msg"].removeprefix("Value error, ")

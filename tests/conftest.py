@@ -16,6 +16,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
 
+from snapshot_mcp.providers import PROVIDERS
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.worker import run as run_worker
@@ -100,11 +101,10 @@ ON_THE_LOOP = [
     "snapshot_mcp.server",
     "snapshot_mcp.service",
     "snapshot_mcp.zones",
-    "snapshot_mcp.providers.anchcloud",
     "snapshot_mcp.catalogue.zone",
-    "snapshot_mcp.providers.local.zone",
+    *(f"snapshot_mcp.providers.{name}.zone" for name in PROVIDERS),
 ]
-"""The async shells; what they hand to threads may block there."""
+"""The async shells and all that they call; what they hand to threads may block there."""
 BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "snapshot_mcp.server.face"]
 """Building a server and its guard reads the prompts and the machine's boot id; nothing waits yet."""
 

@@ -15,7 +15,9 @@ import anyio.to_thread
 from pydantic import SecretStr
 
 from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.providers.anchcloud import AnchCloudZone, Patience
+from snapshot_mcp.providers.anchcloud.patience import Patience
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.service import KeyFile, KeyPair, TokenBook, bind, build_service, running
 from tests.patience import PATIENCE_SECONDS
@@ -54,8 +56,8 @@ class Served:
 
 
 def client_of(url: str, *, patience: Patience = HASTY, **options: Any) -> AnchCloudZone:
-    given = {"client_id": KEY_PAIR.client_id, "client_secret": KEY_PAIR.client_secret, "zone_id": ZONE_ID, **options}
-    return AnchCloudZone("remote", url=url, patience=patience, **given)
+    given = {"client_id": KEY_PAIR.client_id, "client_secret": KEY_PAIR.client_secret, "zone": ZONE_ID, **options}
+    return AnchCloudZone("remote", AnchCloudZoneSettings(url=url, **given), patience)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from tests.faulty_proxy import Canned, Decision, FaultyProxy, Seen, faulty_proxy
 from tests.rest_face import client_of
 

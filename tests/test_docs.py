@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import get_args
@@ -14,10 +15,11 @@ from snapshot_mcp.cli import COMMANDS
 from snapshot_mcp.contract.errors import ERRORS_BY_CODE
 from snapshot_mcp.guard import Status
 from snapshot_mcp.guard.plan.policy import VARIABLES, Policy
+from snapshot_mcp.providers import PROVIDERS, zone_models
 from snapshot_mcp.server.build import build_tools
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.results import Guarded
-from snapshot_mcp.settings import ENVIRONMENT, PREFIX, AnchCloudZoneSettings, LocalZoneSettings, Settings, load_settings
+from snapshot_mcp.settings import ENVIRONMENT, PREFIX, Settings, load_settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -52,19 +54,30 @@ def test_every_variable_is_said(name: str) -> None:
     assert is_said(name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(
-        {
-            field
-            for model in (Settings, LocalZoneSettings, AnchCloudZoneSettings, Policy)
-            for field in model.model_fields
-            if field not in {"home", "provider", "guard", "zones"}
-        }
-    ),
-)
+def default_of(path: tuple[str, ...]) -> str:
+    value = reduce(getattr, path, Policy())
+    if isinstance(value, frozenset):
+        return "none" if not value else str(sorted(value))
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def test_the_guards_table_has_every_rule_with_its_default_and_its_variable() -> None:
+    table = README.partition("| rule | default | variable | stricter is |\n|---|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = {tuple(cell.strip() for cell in line.strip("|").split("|"))[:3] for line in table.splitlines()}
+    assert rows == {(f"`{'.'.join(path)}`", default_of(path), f"`{name}`") for name, path in VARIABLES.items()}
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - {"home", "guard", "zones"}))
 def test_every_key_of_the_settings_file_is_said(name: str) -> None:
     assert is_said(name) or re.search(rf"^{name} = |\[{name}\.", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_every_provider_has_a_row_of_the_settings_table_with_its_fields(provider: str) -> None:
+    rows = [line for line in README.splitlines() if line.startswith(f'| `[zones.NAME]` `provider = "{provider}"` |')]
+    assert len(rows) == 1, f"README's settings table has no row for provider {provider}"
+    said = re.findall(r"`(\w+)`", rows[0])
+    assert not [name for name in zone_models()[provider].model_fields if name not in {*said, "provider"}]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from snapshot_mcp.exposure import describe_exposure
-from snapshot_mcp.settings import AnchCloudZoneSettings, load_settings
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
+from snapshot_mcp.settings import load_settings
 from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from snapshot_mcp.contract.keep_free import GIB, KeepFree
-from snapshot_mcp.settings import AnchCloudZoneSettings, LocalZoneSettings, SettingsError, load_settings
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
+from snapshot_mcp.providers.local.settings import LocalZoneSettings
+from snapshot_mcp.settings import SettingsError, load_settings
 
 
 def environ(tmp_path: Path, text: str | None = None, **variables: str) -> dict[str, str]:
@@ -27,7 +29,7 @@ def test_with_nothing_set_there_is_one_local_zone_and_nothing_is_created(
     settings = load_settings(environ(tmp_path))
     assert settings.zones == {"local": LocalZoneSettings()}
     assert settings.first_zone == "local"
-    assert settings.zone_folder("local") == tmp_path / "home" / "zones" / "local"
+    assert settings.zones["local"].place(settings.site("local")) == str(tmp_path / "home" / "zones" / "local")
     assert not settings.read_only
     assert list(tmp_path.iterdir()) == []
 
@@ -68,7 +70,7 @@ def test_a_file_describes_zones_of_both_kinds(tmp_path: Path) -> None:
     settings = load_settings(environ(tmp_path, text))
     assert settings.read_only
     assert settings.first_zone == "east"
-    assert settings.zone_folder("disks") == Path.home() / "disks"
+    assert settings.zones["disks"].place(settings.site("disks")) == str((Path.home() / "disks").resolve())
 
 
 def test_read_only_is_only_ever_switched_on_by_the_environment(tmp_path: Path) -> None:
@@ -162,7 +164,10 @@ def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: s
     ("variables", "expected"),
     [
         ({"READONLY": "1"}, "SNAPSHOT_MCP_READONLY is no setting"),
-        ({"READ_ONLY": "maybe"}, "SNAPSHOT_MCP_READ_ONLY is 'maybe'"),
+        (
+            {"READ_ONLY": "maybe"},
+            "SNAPSHOT_MCP_READ_ONLY=“maybe” is not a value of read_only: Input should be a valid boolean",
+        ),
         ({"CONSENT": "maybe"}, "SNAPSHOT_MCP_CONSENT=“maybe”"),
         (
             {"API_URL": "https://x"},

@@ -102,11 +102,6 @@ def first_difference(one: Path, other: Path, report: Report) -> int | None:
     return None
 
 
-def allocated_bytes(folder: Path) -> int:
-    """What a folder's files take on the disk, holes not counted."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-
-
 def _write_files(disk: io.BufferedWriter, report: Report) -> int:
     """Write the archive: the letter, then files of Python's library until the region is full."""
     library = Path(os.__file__).parent

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobStatus, ResourceType, SnapshotStatus, SnapshotType
+from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobStatus, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.values import (
     MAX_COUNT,
     Bytes,
@@ -344,14 +344,6 @@ class Page(Generic[Item]):
 
     items: tuple[Item, ...]
     total_count: int
-
-
-def resource_type_of(snapshot: Snapshot) -> ResourceType | None:
-    """What the snapshot is of; None where the provider left it out."""
-    try:
-        return ResourceType(snapshot.resource.resource_type)
-    except ValueError:
-        return None
 
 
 def first_repeated(ids: Iterable[str]) -> str | None:

@@ -1,6 +1,6 @@
-"""The states of jobs and snapshots, as tables (contract.md, "Snapshot" and "Job").
+"""The states of jobs and snapshots (contract.md, "Snapshot" and "Job").
 
-A status that stands in no table is kept as it came (a provider may add one): it is neither usable nor final.
+An unknown status is kept as it came (a provider may add one): it is neither usable nor final.
 """
 
 from enum import IntEnum, StrEnum
@@ -13,15 +13,8 @@ class JobStatus(StrEnum):
     FAILED = "failed"
 
 
-JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.PENDING: frozenset({JobStatus.WORKING, JobStatus.FAILED}),
-    JobStatus.WORKING: frozenset({JobStatus.SUCCESSFUL, JobStatus.FAILED}),
-    JobStatus.SUCCESSFUL: frozenset(),
-    JobStatus.FAILED: frozenset(),
-}
-"""A job's status and those that may follow it."""
-
-FINAL_JOB_STATUSES = frozenset(status for status, following in JOB_TRANSITIONS.items() if not following)
+FINAL_JOB_STATUSES = frozenset({JobStatus.SUCCESSFUL, JobStatus.FAILED})
+"""A job that has one of these keeps it. It goes from `pending` to `working` or `failed`, from `working` to one of these."""
 
 
 class JobAction(StrEnum):
@@ -41,21 +34,14 @@ class SnapshotType(IntEnum):
 
 
 class SnapshotStatus(StrEnum):
+    """A snapshot whose create failed has ceased; a deleted one that is recovered within the grace is available again."""
+
     PENDING = "pending"
     AVAILABLE = "available"
     SUSPENDED = "suspended"
     DELETED = "deleted"
     CEASED = "ceased"
 
-
-SNAPSHOT_TRANSITIONS: dict[SnapshotStatus, frozenset[SnapshotStatus]] = {
-    SnapshotStatus.PENDING: frozenset({SnapshotStatus.AVAILABLE, SnapshotStatus.CEASED}),
-    SnapshotStatus.AVAILABLE: frozenset({SnapshotStatus.SUSPENDED, SnapshotStatus.DELETED}),
-    SnapshotStatus.SUSPENDED: frozenset({SnapshotStatus.AVAILABLE, SnapshotStatus.DELETED, SnapshotStatus.CEASED}),
-    SnapshotStatus.DELETED: frozenset({SnapshotStatus.AVAILABLE, SnapshotStatus.CEASED}),
-    SnapshotStatus.CEASED: frozenset(),
-}
-"""A snapshot's status and those that may follow it. A failed create ceases; a deleted one comes back within the grace."""
 
 GONE_SNAPSHOT_STATUSES = frozenset({SnapshotStatus.DELETED, SnapshotStatus.CEASED})
 """Left out of a list that names neither a status nor ids (contract.md, "Order")."""

@@ -12,6 +12,7 @@ from itertools import count
 
 import anyio.to_thread
 from mcp.server.auth.provider import AccessToken
+from pydantic import SecretStr
 
 OPERATOR = "operator"
 APPROVER = "approver"
@@ -24,7 +25,7 @@ class Caller:
     """One token: its name is the principal of what it asks for."""
 
     name: str
-    token: str
+    token: SecretStr
     roles: frozenset[str]
 
 
@@ -44,7 +45,7 @@ class Roll:
         """Compare with every token, so that the time tells nothing."""
         found = None
         for caller in self.callers:
-            if hmac.compare_digest(caller.token.encode(), token.encode("utf-8", "surrogateescape")):
+            if hmac.compare_digest(caller.token.get_secret_value().encode(), token.encode("utf-8", "surrogateescape")):
                 found = caller
         return found
 

@@ -1,21 +1,21 @@
-"""Prompts are files: markdown with a front matter of name, title, description and arguments.
+"""Prompts are files: markdown after a TOML front matter of name, title, description and arguments.
 
-    ---
-    name: back_up_disk
-    title: Back up a disk
-    description: One line.
-    arguments:
-      - name: disk
-        description: One line.
-        required: true
-    ---
+    +++
+    name = "back_up_disk"
+    title = "Back up a disk"
+    description = "One line."
+
+    [arguments.disk]
+    description = "One line."
+    required = true
+    +++
     Text with {disk} in it.
 
-The front matter is this much of YAML and no more: `key: value` lines, and one list of such. An argument that is not
-required has a `default`. The files stand beside the package in a wheel and above it in a checkout.
+An argument that is not required has a `default`. The files are in the package in a wheel and beside it in a checkout.
 """
 
 import re
+import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,7 @@ class PromptFile:
     name: str
     title: str
     description: str
-    arguments: Mapping[str, Mapping[str, str]]
+    arguments: Mapping[str, Mapping[str, Any]]
     body: str
 
 
@@ -78,27 +78,17 @@ def prompts_folder() -> Path:
 
 def parse_prompt(text: str, file_name: str) -> PromptFile:
     """Read one file. Raises ValueError naming the file, because a wrong one is our own mistake."""
-    match = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL)
+    match = re.fullmatch(r"\+\+\+\n(.*?)^\+\+\+\n(.*)", text, re.DOTALL | re.MULTILINE)
     if not match:
-        raise ValueError(f"{file_name}: no front matter")
-    head: dict[str, str] = {}
-    arguments: list[dict[str, str]] = []
-    for line in match[1].splitlines():
-        field = re.fullmatch(r"(  - |    )?(\w+): ?(.*)", line)
-        if not field:
-            raise ValueError(f"{file_name}: {line!r} is no field")
-        lead, key, value = field.groups()
-        if lead == "  - ":
-            arguments.append({})
-        if lead:
-            arguments[-1][key] = value
-        elif key != "arguments":
-            head[key] = value
+        raise ValueError(f"{file_name}: no front matter between two lines of +++")
     body = match[2].strip()
-    names = {one["name"] for one in arguments}
-    if used := set(re.findall(r"\{(\w+)\}", body)) ^ names:
-        raise ValueError(f"{file_name}: {', '.join(sorted(used))} stands in the text or in the arguments, not in both")
-    return PromptFile(head["name"], head["title"], head["description"], {one["name"]: one for one in arguments}, body)
+    try:
+        file = PromptFile(**tomllib.loads(match[1]), body=body)
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise ValueError(f"{file_name}: {error}") from None
+    if used := set(re.findall(r"\{(\w+)\}", body)) ^ file.arguments.keys():
+        raise ValueError(f"{file_name}: {', '.join(sorted(used))} should be in the text and in the arguments")
+    return file
 
 
 def build_prompt(file: PromptFile) -> Prompt:
@@ -108,7 +98,7 @@ def build_prompt(file: PromptFile) -> Prompt:
         title=file.title,
         description=file.description,
         arguments=[
-            PromptArgument(name=name, description=one["description"], required=one.get("required") == "true")
+            PromptArgument(name=name, description=one["description"], required=one.get("required", False))
             for name, one in file.arguments.items()
         ],
         fn=partial(_render, file),

@@ -35,7 +35,7 @@ OnChange = Callable[[Roll, Roll], Awaitable[None]]
 class Visit:
     """One request of a token; "" for a caller without one."""
 
-    token: str
+    token: str = field(repr=False)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
 from tests.conftest import end_worker
 from tests.disks import make_image, succeed

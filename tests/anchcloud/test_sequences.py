@@ -10,7 +10,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import OutcomeUnknown, ZoneError
 from snapshot_mcp.contract.models import Job, ResourceFilter, Snapshot, SnapshotFilter, SnapshotUpdate
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
 from tests.disks import finish, ids, make_image
 from tests.faulty_proxy import Fault, FaultyProxy, at_random, faulty_proxy

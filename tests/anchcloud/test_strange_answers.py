@@ -28,8 +28,8 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.states import SnapshotType
 from snapshot_mcp.guard.plan.gather import gather_deletion_facts
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.anchcloud.asked import NotAsked, resources_page, snapshots_page
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.zones import Zones
 from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY, KEY_PAIR, client_of

@@ -22,8 +22,8 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.terms import ResourceTerms, Terms
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.anchcloud.replies import Reply, is_definite
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from tests.anchcloud.test_faults import once
 from tests.disks import back_up, make_image, succeed
 from tests.faulty_proxy import Canned, Fault, FaultyProxy, Seen, faulty_proxy

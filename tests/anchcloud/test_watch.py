@@ -10,9 +10,9 @@ import pytest
 from snapshot_mcp.contract.errors import Forbidden, Unavailable
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import JobStatus
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
 from snapshot_mcp.providers.anchcloud.events import MAX_EVENT_BYTES, Event, EventReader
 from snapshot_mcp.providers.anchcloud.memory import JobMemory, Reported
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from tests.anchcloud.conftest import Wire
 from tests.faulty_proxy import Canned, Fault
 from tests.patience import PATIENCE_SECONDS

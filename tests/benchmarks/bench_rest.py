@@ -27,7 +27,8 @@ import httpx
 from pydantic import SecretStr
 
 from snapshot_mcp.contract.models import SnapshotFilter
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
 from tests.conftest import end_worker
 from tests.disks import back_up, make_image
@@ -154,9 +155,8 @@ async def run(lists: int, creates: int, concurrency: int, rounds: int) -> dict[s
         face.stderr.readline()
         url = zone_url.removesuffix("/v2/zone/local")
         pair = json.loads((home / "zone-serve.json").read_text())[0]
-        zone = AnchCloudZone(
-            "local", url=url, client_id=pair["client_id"], client_secret=SecretStr(pair["client_secret"])
-        )
+        secret = SecretStr(pair["client_secret"])
+        zone = AnchCloudZone("local", AnchCloudZoneSettings(url=url, client_id=pair["client_id"], client_secret=secret))
         limits = httpx.Limits(max_connections=100, max_keepalive_connections=50)
         async with httpx.AsyncClient(timeout=30, limits=limits) as client:
             answer = await client.post(

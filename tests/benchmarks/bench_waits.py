@@ -30,7 +30,8 @@ from pydantic import SecretStr
 
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.folder import FILE_NAME
 from snapshot_mcp.zones import Zones
@@ -99,7 +100,7 @@ async def served(home: Path) -> AsyncIterator[AnchCloudZone]:
         face.stderr.readline()
         pair = json.loads((home / "zone-serve.json").read_text())[0]
         secret = SecretStr(pair["client_secret"])
-        yield AnchCloudZone("local", url=url, client_id=pair["client_id"], client_secret=secret)
+        yield AnchCloudZone("local", AnchCloudZoneSettings(url=url, client_id=pair["client_id"], client_secret=secret))
     finally:
         face.send_signal(signal.SIGTERM)
         face.wait(10)

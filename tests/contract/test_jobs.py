@@ -12,7 +12,7 @@ from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, JobStatus
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio

@@ -3,7 +3,7 @@
 import pytest
 
 from snapshot_mcp.contract.models import ResourceFilter
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 from tests.disks import MIB
 from tests.local.test_in_use import holder
 

@@ -5,7 +5,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy, ZoneError
 from snapshot_mcp.contract.models import MIB, ResourceFilter, SnapshotFilter, SnapshotUpdate
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 from tests.disks import finish, get, ids
 
 pytestmark = [pytest.mark.anyio, pytest.mark.own_rules]

@@ -9,7 +9,8 @@ import pytest
 from snapshot_mcp.contract.errors import BadRequest, NotFound, WrongResourceType
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
-from tests.contract.conftest import PROVIDER, Subject
+from tests.anchcloud.subject import PROVIDER
+from tests.contract.subject import Subject
 from tests.disks import get, ids
 
 pytestmark = pytest.mark.anyio

@@ -17,7 +17,7 @@ from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter, Vo
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
 from snapshot_mcp.contract.terms import ResourceTerms, Terms
-from tests.contract.conftest import Subject
+from tests.contract.subject import Subject
 from tests.disks import MIB, change, finish, get, ids
 from tests.patience import PATIENCE_SECONDS
 
@@ -316,9 +316,9 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(subject: Subject, k
     with anyio.fail_after(PATIENCE_SECONDS):
         while True:
             job = await (
-                subject.zone.create_snapshots([volume], "never", is_full=True)
+                subject.zone.create_snapshots([volume], "too late", is_full=True)
                 if kind == "create"
-                else subject.zone.create_volume(snapshot, "never")
+                else subject.zone.create_volume(snapshot, "too late")
             )
             if await _cancelled_while_it_runs(subject, job):
                 break

@@ -1,6 +1,7 @@
 """Policy: what it refuses, no consent allows; variables only tighten; a refusal names the rule (design.md, "Policy")."""
 
 from datetime import UTC, datetime, timedelta
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import SnapshotUpdate
 from snapshot_mcp.guard import Policy, Protect, tighten_policy
 from snapshot_mcp.guard.plan.facts import DeletionFacts
+from snapshot_mcp.guard.plan.policy import VARIABLES
 from snapshot_mcp.guard.plan.rules import refuse, refuse_rename
 from tests.guard.conftest import Bench, Person, agrees
 from tests.guard.test_plan import CHAIN, RESOURCE, START, deletion, snapshot
@@ -138,41 +140,66 @@ async def test_ten_deletions_an_hour_and_no_more(bench: Bench) -> None:
     assert outcome.status == "started"
 
 
-POLICIES = st.builds(
-    Policy,
-    read_only=st.booleans(),
-    consent=st.sampled_from(["ask", "human"]),
-    last_good_copy=st.sampled_from(["human", "refuse"]),
-    minimum_age_hours=st.sampled_from([0, 1, 24]),
-    deletions_per_hour=st.sampled_from([0, 1, 10, 100]),
-    snapshots_per_approval=st.sampled_from([0, 1, 100, 1000]),
-    safety_snapshot=st.sampled_from(["default", "required"]),
-)
-VALUES = {
-    "SNAPSHOT_MCP_READ_ONLY": ["1", "0", "true", "false"],
-    "SNAPSHOT_MCP_CONSENT": ["ask", "human"],
-    "SNAPSHOT_MCP_PROTECT_IDS": ["vol-1, ss-1", ""],
-    "SNAPSHOT_MCP_LAST_GOOD_COPY": ["human", "refuse"],
-    "SNAPSHOT_MCP_MINIMUM_AGE_HOURS": ["0", "0.5", "48"],
-    "SNAPSHOT_MCP_DELETIONS_PER_HOUR": ["0", "5", "10000"],
-    "SNAPSHOT_MCP_SNAPSHOTS_PER_APPROVAL": ["0", "5", "10000"],
-    "SNAPSHOT_MCP_SAFETY_SNAPSHOT": ["default", "required"],
+VALUES: dict[str, list[Any]] = {
+    "read_only": [False, True],
+    "consent": ["ask", "human"],
+    "protect.ids": [frozenset(), frozenset({"vol-1"}), frozenset({"vol-1", "ss-1"})],
+    "protect.names": [frozenset(), frozenset({"prod-*"}), frozenset({"prod-*", "gold"})],
+    "protect.tags": [frozenset(), frozenset({"keep"}), frozenset({"keep", "legal-hold"})],
+    "last_good_copy": ["human", "refuse"],
+    "minimum_age_hours": [0.0, 0.5, 1.0, 48.0],
+    "deletions_per_hour": [10000, 100, 10, 1, 0],
+    "snapshots_per_approval": [10000, 100, 5, 1, 0],
+    "safety_snapshot": ["default", "required"],
 }
+"""Values of each rule, the stricter later; written by hand, so that a wrong declaration is noticed."""
+
+RULES = {".".join(path): (variable, path) for variable, path in VARIABLES.items()}
 
 
-@given(POLICIES, st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}))
-def test_variables_tighten_and_never_loosen(policy: Policy, environ: dict[str, str]) -> None:
-    """design.md: environment variables may tighten it, never loosen."""
-    tight = tighten_policy(policy, environ)
-    assert tight.read_only >= policy.read_only
-    assert (tight.consent == "human") >= (policy.consent == "human")
-    assert tight.protect.ids >= policy.protect.ids
-    assert (tight.last_good_copy == "refuse") >= (policy.last_good_copy == "refuse")
-    assert tight.minimum_age_hours >= policy.minimum_age_hours
-    assert tight.deletions_per_hour <= policy.deletions_per_hour
-    assert tight.snapshots_per_approval <= policy.snapshots_per_approval
-    assert (tight.safety_snapshot == "required") >= (policy.safety_snapshot == "required")
-    assert tighten_policy(tight, environ) == tight
+def read(policy: Policy, name: str) -> Any:
+    return reduce(getattr, RULES[name][1], policy)
+
+
+def policy_with(name: str, value: Any) -> Policy:
+    return Policy.model_validate(reduce(lambda inner, part: {part: inner}, reversed(RULES[name][1]), value))
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(data=st.data())
+def test_each_rule_merges_to_the_stricter_value_and_leaves_the_others_alone(name: str, data: st.DataObject) -> None:
+    values = st.sampled_from(range(len(VALUES[name])))
+    one, other = data.draw(values), data.draw(values)
+    first, second = (policy_with(name, VALUES[name][index]) for index in (one, other))
+    assert read(first.merged(second), name) == VALUES[name][max(one, other)]
+    assert first.merged(second) == policy_with(name, VALUES[name][max(one, other)])
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(data=st.data())
+def test_the_variable_of_each_rule_tightens_it_and_never_loosens_it(name: str, data: st.DataObject) -> None:
+    values = st.sampled_from(range(len(VALUES[name])))
+    one, other = data.draw(values), data.draw(values)
+    value = VALUES[name][other]
+    text = ", ".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+    before = policy_with(name, VALUES[name][one])
+    tight = tighten_policy(before, {RULES[name][0]: text})
+    assert tight == policy_with(name, VALUES[name][max(one, other)])
+    assert tighten_policy(tight, {RULES[name][0]: text}) == tight
+
+
+def test_every_rule_has_a_variable_of_its_own() -> None:
+    rules = [(name,) for name in Policy.model_fields if name != "protect"]
+    rules += [("protect", name) for name in Protect.model_fields]
+    assert sorted(VARIABLES.values()) == sorted(rules)
+
+
+def test_a_rule_that_does_not_say_how_it_tightens_cannot_be_defined() -> None:
+    """A rule that nobody merges would go back to its default at every guarded call."""
+    with pytest.raises(TypeError, match="freeze_hours"):
+
+        class Forgetful(Policy):
+            freeze_hours: int = 0
 
 
 def test_a_value_that_a_rule_cannot_have_names_the_variable() -> None:

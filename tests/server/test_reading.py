@@ -155,10 +155,11 @@ def test_every_prompt_file_is_sound() -> None:
     [
         ("no front matter", "no front matter"),
         (
-            "---\nname: a\ntitle: b\ndescription: c\n---\nText with {disk}.",
-            "disk stands in the text or in the arguments",
+            "+++\nname = 'a'\ntitle = 'b'\ndescription = 'c'\narguments = {}\n+++\nText with {disk}.",
+            "disk should be in the text and in the arguments",
         ),
-        ("---\nname a\n---\n", "'name a' is no field"),
+        ("+++\nname a\n+++\n", "Expected '='"),
+        ("+++\nname = 'a'\nheading = 'b'\n+++\n", "unexpected keyword argument 'heading'"),
     ],
 )
 def test_a_wrong_prompt_file_is_named(text: str, expected: str) -> None:

@@ -65,7 +65,7 @@ async def test_first_start_writes_a_key_pair_and_says_where(tmp_path: Path) -> N
         assert (await ask(url, "GET", "/healthz")).json == {"status": "ok"}
         assert await fetch_token(url, pair["client_id"], pair["client_secret"])
         secret = SecretStr(pair["client_secret"])
-        client = client_of(url, client_id=pair["client_id"], client_secret=secret, zone_id="local")
+        client = client_of(url, client_id=pair["client_id"], client_secret=secret, zone="local")
         assert (await client.list_snapshots(SnapshotFilter())).total_count == 0
         stream = await open_stream(client)
         process.send_signal(signal.SIGTERM)

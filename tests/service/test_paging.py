@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from snapshot_mcp.contract.models import Snapshot, SnapshotFilter
-from snapshot_mcp.providers.anchcloud import AnchCloudZone
+from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.conftest import end_worker

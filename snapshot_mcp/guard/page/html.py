@@ -4,7 +4,7 @@ from outside is escaped here; names were cleaned by `wording` before."""
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
@@ -68,7 +68,7 @@ class View:
     """An approval as it is shown: `token` goes with the decision, `problem` is why the last one was not taken."""
 
     approval: Approval
-    token: str
+    token: str = field(repr=False)
     has_pin: bool
     command: str
     problem: str = ""

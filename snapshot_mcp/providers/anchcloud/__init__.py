@@ -3,8 +3,3 @@
 Nouns: call (what is asked), reply (what came back), change (a call that alters the zone), picture (what the zone showed
 at a moment), key pair and token. httpx is loaded with the first call, not before.
 """
-
-from snapshot_mcp.providers.anchcloud.settings import ApiRevision, Endpoint, Patience
-from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
-
-__all__ = ["AnchCloudZone", "ApiRevision", "Endpoint", "Patience"]

@@ -32,9 +32,9 @@ from snapshot_mcp.providers.anchcloud.asked import NotAsked
 from snapshot_mcp.providers.anchcloud.calls import ApiCall
 from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, ChangeRequest, Picture
 from snapshot_mcp.providers.anchcloud.memory import JobMemory
+from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import Lost, Reply, decoded, error_of, is_definite, is_error, parsed
 from snapshot_mcp.providers.anchcloud.session import Session
-from snapshot_mcp.providers.anchcloud.settings import Patience
 
 logger = logging.getLogger(__name__)
 

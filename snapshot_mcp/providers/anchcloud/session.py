@@ -12,13 +12,15 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
+from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable, ZoneError
 from snapshot_mcp.providers.anchcloud.calls import ApiCall
+from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import (
     Lost,
     NotSent,
@@ -31,7 +33,7 @@ from snapshot_mcp.providers.anchcloud.replies import (
     member,
     retry_after,
 )
-from snapshot_mcp.providers.anchcloud.settings import Endpoint, Patience
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.anchcloud.transport import Outgoing, Transport
@@ -58,7 +60,7 @@ KNOWN_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    text: str = field(repr=False)
+    text: SecretStr
     renew_at: float
 
 
@@ -75,13 +77,14 @@ class Response(Protocol):
 class Session:
     """One key pair at one provider. Raises errors of the contract, and Lost for a change whose answer was lost."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
-        self._endpoint = endpoint
+    def __init__(self, settings: AnchCloudZoneSettings, location: str, patience: Patience) -> None:
+        self._settings = settings
+        self._location = location
         self._patience = patience
         self._transport: Transport | None = None
         self._token: _Token | None = None
         self._renewing = anyio.Lock()
-        self._tokens: deque[str] = deque(maxlen=KNOWN_TOKENS)
+        self._tokens: deque[SecretStr] = deque(maxlen=KNOWN_TOKENS)
         self._quiet_until: dict[str, float] = {}
         """Until when the zone asked not to be asked: by method, tokens and streams apart, for each has limits of its own."""
         self.headers: dict[str, str] = {}
@@ -145,8 +148,8 @@ class Session:
         return _without([*self._key_pair, *self._tokens], reply)
 
     @property
-    def _key_pair(self) -> list[str]:
-        return [self._endpoint.client_secret.get_secret_value(), self._endpoint.key_pair]
+    def _key_pair(self) -> list[SecretStr]:
+        return [self._settings.client_secret, self._settings.key_pair]
 
     async def _with_token(self, call: ApiCall, seconds: float, *, token_tries: int) -> Reply:
         """Send it; with a new token once if ours was refused. A read is tried again as a whole, so its token is not."""
@@ -177,7 +180,7 @@ class Session:
     def _keep_quiet(self, lane: str, what: str) -> None:
         if (left := self._quiet_until.get(lane, 0.0) - time.monotonic()) > 0:
             raise TooManyRequests(
-                f"{what}: throttled; {self._endpoint.url} has asked for a pause.",
+                f"{what}: throttled; {self._settings.url} has asked for a pause.",
                 hint=f"It lasts {math.ceil(left)} s more.",
                 retry_after_seconds=left,
             )
@@ -189,10 +192,10 @@ class Session:
     def _outgoing(self, call: ApiCall, token: _Token, accept: str = "application/json") -> "Outgoing":
         from snapshot_mcp.providers.anchcloud.transport import Outgoing
 
-        headers = {"authorization": f"Bearer {token.text}", "accept": accept}
+        headers = {"authorization": f"Bearer {token.text.get_secret_value()}", "accept": accept}
         if call.body is not None:
             headers["content-type"] = "application/json"
-        return Outgoing(call.method, self._endpoint.location + call.target, headers, call.body)
+        return Outgoing(call.method, self._location + call.target, headers, call.body)
 
     def _keep_headers(self, headers: Any) -> None:
         if "x-snapshot-features" in headers:
@@ -213,7 +216,7 @@ class Session:
         """Loads httpx and the authorities' certificates: some 100 ms, off the event loop and not before they are needed."""
         from snapshot_mcp.providers.anchcloud.transport import Transport
 
-        return Transport(self._endpoint, self._patience)
+        return Transport(self._settings, self._patience)
 
     async def _fresh_token(self, what: str, tries: int = 1) -> _Token:
         token = self._token
@@ -244,10 +247,10 @@ class Session:
 
         what = "Fetching a token"
         headers = {
-            "authorization": f"Basic {self._endpoint.key_pair}",
+            "authorization": f"Basic {self._settings.key_pair.get_secret_value()}",
             "content-type": "application/x-www-form-urlencoded",
         }
-        url = f"{self._endpoint.url}/v2/oauth2/token"
+        url = f"{self._settings.url}/v2/oauth2/token"
         outgoing = Outgoing("POST", url, headers, b"grant_type=client_credentials")
         asked_at = time.monotonic()
         try:
@@ -264,7 +267,7 @@ class Session:
             refusal = error_of(reply, what)
             if isinstance(refusal, (Unauthorized, BadRequest)):
                 raise Unauthorized(
-                    f"{self._endpoint.url} does not accept the key pair: {refusal.message}",
+                    f"{self._settings.url} does not accept the key pair: {refusal.message}",
                     hint="Check client_id and client_secret in the settings.",
                 )
         answer = decoded(reply, what)
@@ -274,11 +277,11 @@ class Session:
         if str(answer.get("token_type", "Bearer")).lower() != "bearer":
             raise Forbidden(f"{what}: the token is no Bearer token.")
         life = _life_seconds(answer.get("expires_in"))
-        return _Token(text, asked_at + max(life - RENEW_BEFORE_SECONDS, life * 0.9))
+        return _Token(SecretStr(text), asked_at + max(life - RENEW_BEFORE_SECONDS, life * 0.9))
 
     def _unreachable(self, what: str, reason: str) -> Unavailable:
         return Unavailable(
-            f"{what}: {self._endpoint.url} cannot be reached ({reason}).",
+            f"{what}: {self._settings.url} cannot be reached ({reason}).",
             hint="Check the network, the url and the provider's state, then try again.",
         )
 
@@ -293,9 +296,9 @@ class Session:
         return jitter
 
 
-def _without(secrets: Iterable[str], reply: Reply) -> Reply:
+def _without(secrets: Iterable[SecretStr], reply: Reply) -> Reply:
     body = reply.body
-    for secret in secrets:
+    for secret in map(SecretStr.get_secret_value, secrets):
         for spelling in _spellings(secret) if len(secret) >= SECRET_CHARACTERS else ():
             body = body.replace(spelling.encode(), HIDDEN.encode())
     return replace(reply, body=body)

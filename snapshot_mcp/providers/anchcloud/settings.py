@@ -1,19 +1,24 @@
-"""Where a provider is, who we are there, and how long we wait for it. No I/O.
+"""Settings of a zone behind the volume-snapshot REST API: where it is, and who we are there. No I/O.
 
 A URL is checked here, before a credential can travel: https everywhere, plain http to this machine only.
 """
 
 import base64
 import ipaddress
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import SplitResult, quote, urlsplit
 
-from pydantic import SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
-from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers import Site, Variable, ZoneSettings
+
+if TYPE_CHECKING:
+    from snapshot_mcp.contract.provider import Provider
+
+EXPECTED_URL = "should be https://HOST (http:// for this machine), without a user, a query or a fragment"
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class ApiRevision(StrEnum):
@@ -23,103 +28,78 @@ class ApiRevision(StrEnum):
     LATER = "2016-12"
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Every time that is waited for something, in seconds; `read_tries` counts the first one too.
+def checked_url(url: str) -> str:
+    """Return the base URL without default port, trailing slash and `/v2`.
 
-    The worst change (a look before it, a lost answer, a look after it) ends within a minute, before MCP hosts give up.
+    Raises ValueError, whose text does not repeat the URL: it may hold a secret.
     """
-
-    connect_seconds: float = 5.0
-    read_seconds: float = 10.0
-    change_seconds: float = 25.0
-    token_seconds: float = 10.0
-    total_seconds: float = 25.0
-    """For one read with all its retries; a change has its own time beside it."""
-    read_tries: int = 4
-    first_pause_seconds: float = 0.2
-    longest_pause_seconds: float = 4.0
-    lookup_seconds: float = 8.0
-    """How long a change whose answer was lost is looked for."""
-    silence_seconds: float = 45.0
-    """A stream without even a heartbeat for so long is broken."""
-    poll_seconds: float = 2.0
-    outage_seconds: float = 60.0
-    """A watch that has heard nothing of the zone for so long gives up."""
-    stream_retry_seconds: float = 60.0
-    """Before a provider without a stream is asked again for one."""
+    parts = _split(url)
+    if parts is None or parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(EXPECTED_URL)
+    host = parts.hostname or ""
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise ValueError("should be https://: http:// would send the key pair unencrypted to another machine")
+    name = f"[{host}]" if ":" in host else host
+    port = "" if parts.port in {None, DEFAULT_PORTS[parts.scheme]} else f":{parts.port}"
+    return f"{parts.scheme}://{name}{port}{parts.path.rstrip('/').removesuffix('/v2')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A provider's address and our key pair there.
+def checked_proxy(proxy: SecretStr) -> SecretStr:
+    """Return the proxy's URL as it is. Raises ValueError."""
+    if proxy.get_secret_value() and _split(proxy.get_secret_value()) is None:
+        raise ValueError("should be an http(s) address such as http://proxy.example.com:3128")
+    return proxy
 
-    `proxy` is a URL and may hold a password; nothing here prints it.
 
-    Raises BadRequest for an address that credentials must not be sent to.
-    """
+class AnchCloudZoneSettings(ZoneSettings):
+    """A zone behind the volume-snapshot REST API."""
 
-    url: str
-    client_id: str
-    client_secret: SecretStr
-    zone_id: str
-    revision: ApiRevision = ApiRevision.SPECIFICATION
+    provider: Literal["anchcloud"] = "anchcloud"
+    url: Annotated[str, AfterValidator(checked_url), Variable("API_URL")]
+    client_id: Annotated[str, Field(pattern="^[^:]+$"), Variable("API_CLIENT_ID")]
+    """HTTP Basic ends it at the first colon, so it has none."""
+    client_secret: Annotated[SecretStr, Field(min_length=1), Variable("API_CLIENT_SECRET")]
+    zone: Annotated[str, Variable("ZONE", names_zone=True)] = ""
+    """The provider's zone id; the table's name by default."""
+    api_revision: Annotated[ApiRevision, Variable("API_REVISION", is_needed=False)] = ApiRevision.SPECIFICATION
     ca_file: Path | None = None
-    proxy: SecretStr = field(default_factory=lambda: SecretStr(""))
+    proxy: Annotated[SecretStr, AfterValidator(checked_proxy)] = SecretStr("")
+    """Its URL, which may hold a password."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "url", checked_url(self.url))
-        if not self.client_id or not self.client_secret.get_secret_value():
-            raise BadRequest(
-                f"No key pair for {self.url}.",
-                hint="Set client_id and client_secret to those that the provider gave you.",
-            )
-        if not self.zone_id:
-            raise BadRequest(f"No zone for {self.url}.", hint="Set zone to the provider's zone id, for example ac1.")
-        if ":" in self.client_id:
-            raise BadRequest("A client_id cannot hold a colon.", hint="Check client_id.")
-        if self.proxy.get_secret_value():
-            _check_proxy(self.proxy.get_secret_value())
+    def location(self, name: str) -> str:
+        """Return the URL of the zone that the settings call `name`; it never holds a credential."""
+        return f"{self.url}/v2/zone/{quote(self.zone or name, safe='')}"
 
-    @property
-    def location(self) -> str:
-        """The zone's URL; it never holds a credential."""
-        return f"{self.url}/v2/zone/{quote(self.zone_id, safe='')}"
+    def place(self, site: Site) -> str:
+        """Return the URL in lower case with the zone id: another spelling of the URL is no other place."""
+        return f"{self.url.casefold()} {self.zone or site.name}"
+
+    def build(self, site: Site) -> "Provider":
+        """Return the zone; httpx is loaded and the provider is called with the first call."""
+        from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
+
+        return AnchCloudZone(site.name, self)
 
     @property
-    def key_pair(self) -> str:
-        """As HTTP Basic carries it; a secret."""
-        return base64.b64encode(f"{self.client_id}:{self.client_secret.get_secret_value()}".encode()).decode()
+    def key_pair(self) -> SecretStr:
+        """Return the key pair as HTTP Basic carries it."""
+        pair = f"{self.client_id}:{self.client_secret.get_secret_value()}"
+        return SecretStr(base64.b64encode(pair.encode()).decode())
 
     @property
     def is_encrypted(self) -> bool:
+        """Whether the provider is called over https."""
         return self.url.startswith("https:")
 
 
-def checked_url(url: str) -> str:
-    """Return the base URL without trailing slash and `/v2`. Raises BadRequest."""
-    shown = clean_text(url.rpartition("@")[2], 200)
+def _split(url: str) -> SplitResult | None:
+    """The parts of an http(s) URL with a host; None for anything else."""
     try:
-        parts = urlsplit(url.strip())
-        host, port = parts.hostname or "", parts.port
+        parts = urlsplit(url)
+        is_sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        raise BadRequest(f"The URL {shown!r} is malformed.", hint="Write it like https://api.example.com.") from None
-    if parts.scheme not in {"http", "https"} or not host:
-        raise BadRequest(f"The URL {shown!r} is no http(s) address.", hint="Write it like https://api.example.com.")
-    if parts.username is not None or parts.password is not None:
-        raise BadRequest(
-            f"The URL of {host} holds a user or a password.", hint="Put them into client_id and client_secret."
-        )
-    if parts.query or parts.fragment:
-        raise BadRequest(f"The URL of {host} has a query or a fragment.", hint="Give the base address alone.")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise BadRequest(
-            f"{shown!r} would send the key pair unencrypted to {host}.",
-            hint="Use https. Plain http is for this machine only (127.0.0.1, ::1, localhost).",
-        )
-    name = f"[{host}]" if ":" in host else host
-    path = parts.path.rstrip("/").removesuffix("/v2")
-    return f"{parts.scheme}://{name}{f':{port}' if port else ''}{path}"
+        return None
+    return parts if is_sound and not set(url) & set(" \t\r\n") else None
 
 
 def _is_loopback(host: str) -> bool:
@@ -127,13 +107,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _check_proxy(proxy: str) -> None:
-    try:
-        parts = urlsplit(proxy)
-        is_sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        is_sound = False
-    if not is_sound:
-        raise BadRequest("The proxy is no http(s) address.", hint="Write it like http://proxy.example.com:3128.")

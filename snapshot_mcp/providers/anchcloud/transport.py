@@ -13,8 +13,9 @@ import httpx
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import Lost, NotSent, Reply, TooLarge
-from snapshot_mcp.providers.anchcloud.settings import Endpoint, Patience
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 
 MAX_ANSWER_BYTES = 32 << 20
 """A page of 100 snapshots has less than 100 KB; what is larger is no answer of the API."""
@@ -41,13 +42,13 @@ class Outgoing:
 class Transport:
     """A connection pool to one provider. Build it inside the event loop, `aclose` it there."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
+    def __init__(self, settings: AnchCloudZoneSettings, patience: Patience) -> None:
         self._patience = patience
-        proxy = endpoint.proxy.get_secret_value()
+        proxy = settings.proxy.get_secret_value()
         self._client = httpx.AsyncClient(
-            verify=_tls(endpoint),
+            verify=_tls(settings),
             proxy=proxy or None,
-            trust_env=endpoint.is_encrypted and not proxy,
+            trust_env=settings.is_encrypted and not proxy,
             follow_redirects=False,
             limits=httpx.Limits(
                 max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEEPALIVE_SECONDS
@@ -102,16 +103,16 @@ class Transport:
             raise NotSent("the address is malformed") from None
 
 
-def _tls(endpoint: Endpoint) -> ssl.SSLContext | bool:
-    if not endpoint.is_encrypted:
+def _tls(settings: AnchCloudZoneSettings) -> ssl.SSLContext | bool:
+    if not settings.is_encrypted:
         return False  # plain http to this machine: no reason to load the system's authorities
-    if endpoint.ca_file is None:
+    if settings.ca_file is None:
         return True
     try:
-        return ssl.create_default_context(cafile=endpoint.ca_file)
+        return ssl.create_default_context(cafile=settings.ca_file)
     except (OSError, ssl.SSLError) as error:
         raise BadRequest(
-            f"The CA file {str(endpoint.ca_file)!r} cannot be read: {clean_text(error)}.",
+            f"The CA file {str(settings.ca_file)!r} cannot be read: {clean_text(error)}.",
             hint="Set ca_file to a PEM file with the provider's certificate authority.",
         ) from None
 

@@ -28,9 +28,9 @@ from snapshot_mcp.providers.anchcloud.bounds import bounded
 from snapshot_mcp.providers.anchcloud.calls import ApiCall
 from snapshot_mcp.providers.anchcloud.events import Event, EventReader
 from snapshot_mcp.providers.anchcloud.memory import JobMemory, Reported
+from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import Reply, error_of, parsed
 from snapshot_mcp.providers.anchcloud.session import Response, Session
-from snapshot_mcp.providers.anchcloud.settings import Patience
 
 logger = logging.getLogger(__name__)
 

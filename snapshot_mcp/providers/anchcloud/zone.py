@@ -1,10 +1,7 @@
 """`AnchCloudZone`: the Provider over the REST API. Each method is one operation; changes are sent by `changes.Changes`."""
 
 from collections.abc import AsyncGenerator, Sequence
-from pathlib import Path
 from typing import TypeVar
-
-from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, Unsupported
 from snapshot_mcp.contract.models import (
@@ -29,9 +26,10 @@ from snapshot_mcp.providers.anchcloud.calls import ApiCall, ApiCalls
 from snapshot_mcp.providers.anchcloud.changes import Changes
 from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, ChangeRequest
 from snapshot_mcp.providers.anchcloud.memory import JobMemory
+from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import NoRoute, member, parsed, parsed_list, whole_number
 from snapshot_mcp.providers.anchcloud.session import Session
-from snapshot_mcp.providers.anchcloud.settings import ApiRevision, Endpoint, Patience
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 from snapshot_mcp.providers.anchcloud.watch import Watch
 
 Listed = TypeVar("Listed", bound=Resource)
@@ -41,37 +39,18 @@ PROVIDER_RECOVERY_SECONDS = 7200
 """What the provider documents; our own face says in its headers what its zone can do."""
 
 
-NO_PROXY = SecretStr("")
-
-
 class AnchCloudZone:
     """One zone of one provider. Cheap to construct: nothing is loaded and nobody is called before the first call.
 
     Raises BadRequest for settings that cannot be right, or that would send credentials in the clear.
     """
 
-    def __init__(
-        self,
-        zone: str,
-        *,
-        url: str,
-        client_id: str,
-        client_secret: SecretStr,
-        zone_id: str = "",
-        api_revision: str = ApiRevision.SPECIFICATION,
-        ca_file: Path | None = None,
-        proxy: SecretStr = NO_PROXY,
-        patience: Patience | None = None,
-    ) -> None:
-        revisions = [str(revision) for revision in ApiRevision]
-        if api_revision not in revisions:
-            raise BadRequest(f"No API revision {api_revision!r}.", hint=f"One of {', '.join(map(repr, revisions))}.")
-        revision = ApiRevision(api_revision)
+    def __init__(self, zone: str, settings: AnchCloudZoneSettings, patience: Patience | None = None) -> None:
         self._zone = zone
-        self._endpoint = Endpoint(url, client_id, client_secret, zone_id or zone, revision, ca_file, proxy)
+        self._location = settings.location(zone)
         self._patience = patience or Patience()
-        self._calls = ApiCalls(revision)
-        self._session = Session(self._endpoint, self._patience)
+        self._calls = ApiCalls(settings.api_revision)
+        self._session = Session(settings, self._location, self._patience)
         self._memory = JobMemory()
         self._changes = Changes(self, self._session, self._memory, self._patience)
 
@@ -84,7 +63,7 @@ class AnchCloudZone:
 
     @property
     def location(self) -> str:
-        return self._endpoint.location
+        return self._location
 
     @property
     def features(self) -> frozenset[Feature]:

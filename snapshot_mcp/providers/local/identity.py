@@ -56,11 +56,6 @@ class Identity:
             return None
         return cls(filesystem, inode, born_ns, links)
 
-    @property
-    def is_certain(self) -> bool:
-        """Whether no later file can have the same one."""
-        return bool(self.born_ns)
-
     def is_same_file(self, other: "Identity") -> bool:
         """Whether both are one file, however many names it has by now."""
         return (self.filesystem, self.inode, self.born_ns) == (other.filesystem, other.inode, other.born_ns)

@@ -1,0 +1,54 @@
+"""Settings of an embedded zone. No I/O."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from snapshot_mcp.contract.keep_free import KeepFree, parse_keep_free
+from snapshot_mcp.providers import Site, ZoneSettings
+
+if TYPE_CHECKING:
+    from snapshot_mcp.providers.local.zone import LocalZone
+
+
+class LocalZoneSettings(ZoneSettings):
+    """The embedded zone: real snapshots of disk images on this machine."""
+
+    runs_on_windows: ClassVar[bool] = False
+
+    provider: Literal["local"] = "local"
+    folder: Path | None = None
+    """Where its snapshots are; HOME/zones/NAME by default."""
+    recovery_hours: float = Field(default=2, ge=0)
+    """How long a deleted snapshot can be brought back."""
+    allow_fuzzy: bool = False
+    """Take a snapshot of a disk that is in use although its content may be torn."""
+    keep_free: Annotated[KeepFree, BeforeValidator(parse_keep_free)] = KeepFree()
+    """Free space that backups and exports leave on a filesystem: "20GiB", "5%", or 0."""
+
+    @field_validator("folder")
+    @classmethod
+    def _expand(cls, folder: Path | None) -> Path | None:
+        return folder.expanduser() if folder else None
+
+    def place(self, site: Site) -> str:
+        """Return the folder of snapshots, with links resolved."""
+        return str(self._folder(site).resolve())
+
+    def build(self, site: Site) -> "LocalZone":
+        """Return the zone; its folder is made with the first change."""
+        from snapshot_mcp.providers.local.zone import LocalZone
+
+        return LocalZone(
+            self._folder(site),
+            zone=site.name,
+            recovery_seconds=round(self.recovery_hours * 3600),
+            allow_fuzzy=self.allow_fuzzy,
+            keep_free=self.keep_free,
+            home=site.home,
+            configuration=site.configuration,
+        )
+
+    def _folder(self, site: Site) -> Path:
+        return self.folder or site.home / "zones" / site.name

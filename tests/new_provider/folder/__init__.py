@@ -1,0 +1,1 @@
+"""A provider that exists in one test only: the smallest folder that is one."""
