@@ -176,6 +176,7 @@ def serve_zone(
     import anyio
 
     from snapshot_mcp import service
+    from snapshot_mcp.ground.web import is_loopback, url_of
 
     zone = open_local_zone(settings, name)
     host, port = service.parse_address(address, is_encrypted=certificate is not None)
@@ -183,7 +184,7 @@ def serve_zone(
     key_file = service.KeyFile(settings.home / SERVICE_KEY_FILE)
     pairs, is_new = key_file.read_or_create()
     tokens = service.TokenBook(key_file)
-    url = service.url_of(listener, is_encrypted=certificate is not None)
+    url = url_of(listener, is_encrypted=certificate is not None)
 
     def announce() -> None:
         say(f"zone {zone.zone!r} at {url}/v2/zone/{zone.zone}")
@@ -191,7 +192,9 @@ def serve_zone(
         say(f"{where} {key_file.path} (client_id {', '.join(f'{one.client_id}: {one.role}' for one in pairs)})")
 
     async def serve() -> None:
-        app = service.build_service({zone.zone: zone}, tokens, allowed_hosts=allowed_hosts)
+        app = service.build_service(
+            {zone.zone: zone}, tokens, allowed_hosts=allowed_hosts, any_address=not is_loopback(host)
+        )
         try:
             await service.serve(app, listener, certificate=certificate, key=key, on_ready=announce)
         finally:

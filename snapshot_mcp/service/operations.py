@@ -58,7 +58,7 @@ class Operation:
     change_role: Role = Role.WRITER
     status: int = 200
     media_type: str = "application/json"
-    errors: tuple[int, ...] = field(default=(400, 401, 403, 404, 409, 413, 429, 500, 501, 503, 504, 507))
+    errors: tuple[int, ...] = field(default=(400, 401, 403, 404, 409, 413, 421, 429, 500, 501, 503, 504, 507))
 
     @property
     def role(self) -> Role:

@@ -4,7 +4,6 @@ A URL is checked here, before a credential can travel: https everywhere, plain h
 """
 
 import base64
-import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.ground.web import is_loopback
 
 
 class ApiRevision(StrEnum):
@@ -112,7 +112,7 @@ def checked_url(url: str) -> str:
         )
     if parts.query or parts.fragment:
         raise BadRequest(f"The URL of {host} has a query or a fragment.", hint="Give the base address alone.")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise BadRequest(
             f"{shown!r} would send the key pair unencrypted to {host}.",
             hint="Use https. Plain http is for this machine only (127.0.0.1, ::1, localhost).",
@@ -120,13 +120,6 @@ def checked_url(url: str) -> str:
     name = f"[{host}]" if ":" in host else host
     path = parts.path.rstrip("/").removesuffix("/v2")
     return f"{parts.scheme}://{name}{f':{port}' if port else ''}{path}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_proxy(proxy: str) -> None:
