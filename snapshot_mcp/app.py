@@ -170,9 +170,13 @@ def serve_zone(
     certificate: Path | None = None,
     key: Path | None = None,
     allowed_hosts: Sequence[str] = (),
+    until_stdin_closes: bool = False,
     say: Callable[[str], None],
 ) -> None:
-    """Serve an embedded zone as the REST API until a signal ends it; `say` gets what a person should know."""
+    """Serve an embedded zone as the REST API until a signal ends it; `say` gets what a person should know.
+
+    `until_stdin_closes`: a pipe's end is what a parent leaves behind however it ends, SIGKILL included.
+    """
     import anyio
 
     from snapshot_mcp import service
@@ -196,12 +200,28 @@ def serve_zone(
             {zone.zone: zone}, tokens, allowed_hosts=allowed_hosts, any_address=not is_loopback(host)
         )
         try:
-            await service.serve(app, listener, certificate=certificate, key=key, on_ready=announce)
+            await service.serve(
+                app,
+                listener,
+                certificate=certificate,
+                key=key,
+                on_ready=announce,
+                until=_stdin_closes if until_stdin_closes else anyio.sleep_forever,
+            )
         finally:
             await zone.aclose()
 
     with listener:
         anyio.run(serve)
+
+
+async def _stdin_closes() -> None:
+    import anyio
+
+    while True:
+        await anyio.wait_readable(sys.stdin)
+        if not os.read(sys.stdin.fileno(), 4096):
+            return
 
 
 def list_service_keys(settings: Settings) -> list[tuple[str, str]]:
