@@ -44,9 +44,12 @@ def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
     Control, format (bidi, zero-width, tags), surrogate and private characters become U+FFFD where they could change
     the meaning, line breaks and blanks of every kind become a single space.
     """
+    given = str(text)[: limit * 4]
+    if given.isascii() and given.isprintable() and "  " not in given:  # all that most texts are: nothing to replace
+        return _capped(given.strip(), limit)
     out: list[str] = []
     marks = 0
-    for character in str(text)[: limit * 4]:
+    for character in given:
         category = unicodedata.category(character)
         if character in "\t\n\v\f\r\x85" or category in {"Zs", "Zl", "Zp"}:
             character = " "
@@ -56,13 +59,17 @@ def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
         if marks > _MARKS_A_LETTER or (character == " " and out and out[-1] == " "):
             continue
         out.append(character)
-    line = "".join(out).strip()
+    return _capped("".join(out).strip(), limit)
+
+
+def _capped(line: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def quoted(text: object, limit: int = NAME_CHARACTERS) -> str:
     """Return `clean_text` between typographic quotes; quotes inside become plain apostrophes, so it cannot end early."""
-    inner = "".join("'" if _is_quote(one) else one for one in clean_text(text, limit))
+    line = clean_text(text, limit)
+    inner = line.replace('"', "'") if line.isascii() else "".join("'" if _is_quote(one) else one for one in line)
     return "“" + _APOSTROPHES.sub("'", inner) + "”"
 
 

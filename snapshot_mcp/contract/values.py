@@ -36,7 +36,7 @@ def parse_time(value: object) -> object:
             return value
     if isinstance(value, datetime):
         try:
-            value = value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+            value = value if value.tzinfo is UTC else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
         except OverflowError:
             return None
         return value if value.year > 1 else None

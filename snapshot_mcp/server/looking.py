@@ -23,12 +23,12 @@ from snapshot_mcp.contract.models import (
     Volume,
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
-from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
+from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.jobs import Zone
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.face import face_of
-from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow, status_of, type_of
+from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow
 from snapshot_mcp.server.targets import all_snapshots, find_resource
 
 ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
@@ -82,7 +82,7 @@ async def list_snapshots(
     rows = [SnapshotRow.of(one, verbose=verbose) for one in page.items]
     result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
     head = f"{_count_of(page.total_count, 'snapshot')}{_match(page) if is_filtered else ''} in zone {place.name}"
-    return result.with_text(_counted(head, page, offset), *map(_snapshot_line, page.items), hint)
+    return result.with_text(_counted(head, page, offset), *map(_snapshot_line, rows), hint)
 
 
 async def list_resources(
@@ -281,15 +281,12 @@ def _count_of(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _snapshot_line(one: Snapshot) -> str:
-    marks = f"{' head' if one.is_head else ''}{' DAMAGED' if one.is_damaged else ''}"
-    when = SnapshotRow.of(one).snapshot_time or "not taken yet"
-    of = f"{quoted(one.resource.resource_name)} ({clean_text(one.resource.resource_id)})"
-    consistency = consistency_in_words(one.consistency)
+def _snapshot_line(row: SnapshotRow) -> str:
+    marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
     return (
-        f"{clean_text(one.snapshot_id)}  {type_of(one)}  {status_of(one)}{marks}  {when}  "
-        f"{format_bytes(one.stored_bytes)}  {quoted(one.snapshot_name)} of {of}"
-        f"{f'  {consistency}' if consistency else ''}"
+        f"{row.snapshot_id}  {row.type}  {row.status}{marks}  {row.snapshot_time or 'not taken yet'}  "
+        f"{format_bytes(row.size_bytes)}  {quoted(row.name)} of {quoted(row.resource_name)} ({row.resource_id})"
+        f"{f'  {row.consistency}' if row.consistency else ''}"
     )
 
 
