@@ -44,7 +44,11 @@ def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
     Control, format (bidi, zero-width, tags), surrogate and private characters become U+FFFD where they could change
     the meaning, line breaks and blanks of every kind become a single space.
     """
-    given = str(text)[: limit * 4]
+    return _cleaned(str(text)[: limit * 4], limit)
+
+
+@lru_cache(maxsize=4096)  # the rows of a list say the same over and over
+def _cleaned(given: str, limit: int) -> str:
     if given.isascii() and given.isprintable() and "  " not in given:  # all that most texts are: nothing to replace
         return _capped(given.strip(), limit)
     out: list[str] = []
@@ -80,6 +84,7 @@ def _is_quote(character: str) -> bool:
     return any(part in name for part in _QUOTE_NAMES) or character in _QUOTES_BY_LOOK
 
 
+@lru_cache(maxsize=64)
 def consistency_in_words(consistency: str | None) -> str:
     """Return how far a restore point is one state of its disk, in plain words; "" where the zone does not say."""
     told = clean_text(consistency or "")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,14 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
     )
 
 
+@lru_cache(maxsize=1024)
 def _named(row: Row) -> SnapshotResource:
     return SnapshotResource(
         resource_id=row["resource_id"], resource_name=row["name"], resource_type=row["resource_type"]
     )
 
 
+@lru_cache(maxsize=4096)  # of equal rows it is the same, and lists say the same rows again and again
 def _to_snapshot(row: Row, resource: Row, named: SnapshotResource, total: Row | None, is_verbose: bool) -> Snapshot:
     ours: dict[str, Any] = {}
     if is_verbose:
