@@ -42,7 +42,7 @@ async def serve_http(server: "MCPServer[Any]", host: str, port: int, callers: "C
     from snapshot_mcp.ground.http_server import HttpServer
 
     logging.getLogger(SDK_WRITES).setLevel(logging.ERROR)
-    app = _admit(server.streamable_http_app(streamable_http_path=PATH, transport_security=_no_checks_of_its_own()))
+    app: Any = server.streamable_http_app(streamable_http_path=PATH, transport_security=_no_checks_of_its_own())
     if not callers.has_had_tokens:
         app = _close_with_the_first_token(app, callers)
     try:
@@ -51,7 +51,7 @@ async def serve_http(server: "MCPServer[Any]", host: str, port: int, callers: "C
         raise BadRequest(f"Cannot listen on {host}:{port}: {error.strerror}.", hint="Choose another port.") from None
     with listener:
         print(f"snapshot-mcp: {web.url_of(listener)}{PATH}", file=sys.stderr, flush=True)
-        await HttpServer(app, handles_signals=True, log_level="warning").serve_on(listener)
+        await HttpServer(_admit(app), handles_signals=True, log_level="warning").serve_on(listener)
 
 
 def _no_checks_of_its_own() -> Any:

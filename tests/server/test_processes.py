@@ -104,8 +104,8 @@ async def test_http_refuses_foreign_hosts_and_origins(lab: Lab) -> None:
     [
         ("0.0.0.0:8000", "not this machine's loopback interface"),
         ("example.com:80", "not this machine's loopback interface"),
-        ("8000", "no HOST:PORT"),
-        ("127.0.0.1:x", "no HOST:PORT"),
+        ("8000", "not HOST:PORT"),
+        ("127.0.0.1:x", "not HOST:PORT"),
     ],
 )
 def test_http_on_another_interface_is_refused_in_words(lab: Lab, address: str, expected: str) -> None:
