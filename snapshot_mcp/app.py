@@ -173,12 +173,17 @@ def serve_zone(
     certificate: Path | None = None,
     key: Path | None = None,
     allowed_hosts: Sequence[str] = (),
+    until_stdin_closes: bool = False,
     say: Callable[[str], None],
 ) -> None:
-    """Serve an embedded zone as the REST API until a signal ends it; `say` gets what a person should know."""
+    """Serve an embedded zone as the REST API until a signal ends it; `say` gets what a person should know.
+
+    `until_stdin_closes`: a pipe's end is what a parent leaves behind however it ends, SIGKILL included.
+    """
     import anyio
 
     from snapshot_mcp import service
+    from snapshot_mcp.ground.web import is_loopback, url_of
 
     zone = open_local_zone(settings, name)
     host, port = service.parse_address(address, is_encrypted=certificate is not None)
@@ -186,7 +191,7 @@ def serve_zone(
     key_file = service.KeyFile(settings.home / SERVICE_KEY_FILE)
     pairs, is_new = key_file.read_or_create()
     tokens = service.TokenBook(key_file)
-    url = service.url_of(listener, is_encrypted=certificate is not None)
+    url = url_of(listener, is_encrypted=certificate is not None)
 
     def announce() -> None:
         say(f"zone {zone.zone!r} at {url}/v2/zone/{zone.zone}")
@@ -194,14 +199,32 @@ def serve_zone(
         say(f"{where} {key_file.path} (client_id {', '.join(f'{one.client_id}: {one.role}' for one in pairs)})")
 
     async def serve() -> None:
-        app = service.build_service({zone.zone: zone}, tokens, allowed_hosts=allowed_hosts)
+        app = service.build_service(
+            {zone.zone: zone}, tokens, allowed_hosts=allowed_hosts, any_address=not is_loopback(host)
+        )
         try:
-            await service.serve(app, listener, certificate=certificate, key=key, on_ready=announce)
+            await service.serve(
+                app,
+                listener,
+                certificate=certificate,
+                key=key,
+                on_ready=announce,
+                until=_stdin_closes if until_stdin_closes else anyio.sleep_forever,
+            )
         finally:
             await zone.aclose()
 
     with listener:
         anyio.run(serve)
+
+
+async def _stdin_closes() -> None:
+    import anyio
+
+    while True:
+        await anyio.wait_readable(sys.stdin)
+        if not os.read(sys.stdin.fileno(), 4096):
+            return
 
 
 def list_service_keys(settings: Settings) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
@@ -65,12 +66,24 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
             *resource_ids,
         )
     }
+    named = {resource_id: _named(row) for resource_id, row in resources.items()}
     return tuple(
-        _to_snapshot(row, resources[row["resource_id"]], totals.get(row["snapshot_id"]), is_verbose) for row in rows
+        _to_snapshot(
+            row, resources[row["resource_id"]], named[row["resource_id"]], totals.get(row["snapshot_id"]), is_verbose
+        )
+        for row in rows
     )
 
 
-def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -> Snapshot:
+@lru_cache(maxsize=1024)
+def _named(row: Row) -> SnapshotResource:
+    return SnapshotResource(
+        resource_id=row["resource_id"], resource_name=row["name"], resource_type=row["resource_type"]
+    )
+
+
+@lru_cache(maxsize=4096)  # of equal rows it is the same, and lists say the same rows again and again
+def _to_snapshot(row: Row, resource: Row, named: SnapshotResource, total: Row | None, is_verbose: bool) -> Snapshot:
     ours: dict[str, Any] = {}
     if is_verbose:
         ours = {
@@ -98,11 +111,7 @@ def _to_snapshot(row: Row, resource: Row, total: Row | None, is_verbose: bool) -
         total_size=megabytes(total["size"]) if total else 0,
         total_count=total["number"] if total else 0,
         lastest_snapshot_time=moment(total["latest"]) if total else None,
-        resource=SnapshotResource(
-            resource_id=resource["resource_id"],
-            resource_name=resource["name"],
-            resource_type=resource["resource_type"],
-        ),
+        resource=named,
         tags=tuple(json.loads(row["tags"])),
         **ours,
     )

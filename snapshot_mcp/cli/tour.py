@@ -306,11 +306,12 @@ class Tour:
     @asynccontextmanager
     async def _zone_served(self) -> AsyncIterator[tuple[str, dict[str, str]]]:
         """Serve the zone in a process of its own; yields its URL and what a server needs to have it as its provider."""
-        command = [sys.executable, "-m", "snapshot_mcp", "zone", "serve", "--http", "127.0.0.1:0"]
+        serve = ["zone", "serve", "--http", "127.0.0.1:0", "--until-stdin-closes"]  # whatever ends the tour ends it
+        command = [sys.executable, "-m", "snapshot_mcp", *serve]
         self.screen.say("$ snapshot-mcp zone serve --http 127.0.0.1:0", "dim")
         log_path = self.scratch / "zone-serve.log"
         with log_path.open("w") as log:
-            face = await anyio.open_process(command, stdin=None, stdout=log, stderr=log, env=self._environment())
+            face = await anyio.open_process(command, stdout=log, stderr=log, env=self._environment())
         async with face:
             try:
                 with anyio.move_on_after(FACE_START_SECONDS):

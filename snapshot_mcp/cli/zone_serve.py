@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate (PEM); needed beyond this machine")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
+    parser.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="end with the program that started it: when the other side of standard input is closed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         certificate=args.tls_cert,
         key=args.tls_key,
         allowed_hosts=args.allow_host,
+        until_stdin_closes=args.until_stdin_closes,
         say=lambda line: print(f"snapshot-mcp: {line}", file=sys.stderr, flush=True),
     )
     return 0

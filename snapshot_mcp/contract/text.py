@@ -44,9 +44,16 @@ def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
     Control, format (bidi, zero-width, tags), surrogate and private characters become U+FFFD where they could change
     the meaning, line breaks and blanks of every kind become a single space.
     """
+    return _cleaned(str(text)[: limit * 4], limit)
+
+
+@lru_cache(maxsize=4096)  # the rows of a list say the same over and over
+def _cleaned(given: str, limit: int) -> str:
+    if given.isascii() and given.isprintable() and "  " not in given:  # all that most texts are: nothing to replace
+        return _capped(given.strip(), limit)
     out: list[str] = []
     marks = 0
-    for character in str(text)[: limit * 4]:
+    for character in given:
         category = unicodedata.category(character)
         if character in "\t\n\v\f\r\x85" or category in {"Zs", "Zl", "Zp"}:
             character = " "
@@ -56,13 +63,17 @@ def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
         if marks > _MARKS_A_LETTER or (character == " " and out and out[-1] == " "):
             continue
         out.append(character)
-    line = "".join(out).strip()
+    return _capped("".join(out).strip(), limit)
+
+
+def _capped(line: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def quoted(text: object, limit: int = NAME_CHARACTERS) -> str:
     """Return `clean_text` between typographic quotes; quotes inside become plain apostrophes, so it cannot end early."""
-    inner = "".join("'" if _is_quote(one) else one for one in clean_text(text, limit))
+    line = clean_text(text, limit)
+    inner = line.replace('"', "'") if line.isascii() else "".join("'" if _is_quote(one) else one for one in line)
     return "“" + _APOSTROPHES.sub("'", inner) + "”"
 
 
@@ -73,6 +84,7 @@ def _is_quote(character: str) -> bool:
     return any(part in name for part in _QUOTE_NAMES) or character in _QUOTES_BY_LOOK
 
 
+@lru_cache(maxsize=64)
 def consistency_in_words(consistency: str | None) -> str:
     """Return how far a restore point is one state of its disk, in plain words; "" where the zone does not say."""
     told = clean_text(consistency or "")

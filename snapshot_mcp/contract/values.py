@@ -19,7 +19,7 @@ MAX_COUNT = 1 << 62
 
 def format_time(moment: datetime | None) -> str:
     """Return `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+    return moment.astimezone(UTC).isoformat()[:19] + "Z" if moment else ""
 
 
 def parse_time(value: object) -> object:
@@ -36,7 +36,7 @@ def parse_time(value: object) -> object:
             return value
     if isinstance(value, datetime):
         try:
-            value = value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+            value = value if value.tzinfo is UTC else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
         except OverflowError:
             return None
         return value if value.year > 1 else None
@@ -50,7 +50,7 @@ def _is_unset(value: object) -> bool:
 
 def unset_as(default: object) -> BeforeValidator:
     """Read an unset value as `default`."""
-    return BeforeValidator(lambda value: default if _is_unset(value) else value)
+    return BeforeValidator(lambda value: default if value is None or value == "" else value)
 
 
 def _parse_count(value: object) -> object:

@@ -138,17 +138,17 @@ class Guard:
 
     async def note_ends(self, provider: Provider) -> None:
         """Record the ends that are missing of the jobs in this zone, as far as it tells them. Creates nothing."""
-        if await self._has_records():
+        if self._has_records():
             await self._ends.ask(provider)
 
     async def note_jobs(self, provider: Provider, jobs: Sequence[Job]) -> None:
         """Record the ends of jobs that were just seen to end, where they are missing. Creates nothing."""
-        if await self._has_records():
+        if self._has_records():
             await in_thread(self._ends.note, provider.location, jobs)
 
     async def note_all_ends(self) -> None:
         """`note_ends` for every zone with an end missing that can be opened from here."""
-        if self._open_zone is None or not await self._has_records():
+        if self._open_zone is None or not self._has_records():
             return
         for name in sorted({one.call.zone for one in await in_thread(self._ends.missing)}):
             with suppress(ZoneError):
@@ -164,8 +164,9 @@ class Guard:
         finally:
             await provider.aclose()
 
-    async def _has_records(self) -> bool:
-        return await in_thread((self._folder / "guard.sqlite").exists)
+    def _has_records(self) -> bool:
+        """A stat takes microseconds; a thread for it would cost each call more than the rest of its work here."""
+        return (self._folder / "guard.sqlite").exists()
 
     # The human's side
 

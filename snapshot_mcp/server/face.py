@@ -45,8 +45,9 @@ class Face:
         return self._create_locks.setdefault(zone.name, anyio.Lock())
 
     async def guard(self) -> "Guard":
-        self._is_guard_wanted.set()
-        await self._is_guard_there.wait()
+        if self._guard is None or not self._is_guard_there.is_set():
+            self._is_guard_wanted.set()
+            await self._is_guard_there.wait()
         assert self._guard is not None
         return self._guard
 

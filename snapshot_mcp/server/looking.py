@@ -3,6 +3,7 @@
 None, filtered away, not permitted and unreachable are four answers: the last two are errors that name the zone.
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
@@ -23,11 +24,11 @@ from snapshot_mcp.contract.models import (
     Volume,
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
-from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
+from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.face import face_of
-from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow, status_of, type_of
+from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resource, read_list
 
@@ -79,10 +80,11 @@ async def list_snapshots(
         await find_resource(place.provider, resource_id)
     is_filtered = query != _all_of(query)
     hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
-    rows = [SnapshotRow.of(one, verbose=verbose) for one in page.items]
+    shown = [_shown(one, verbose) for one in page.items]
+    rows = [row for row, _ in shown]
     result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
     head = f"{_count_of(page.total_count, 'snapshot')}{_match(page) if is_filtered else ''} in zone {place.name}"
-    return result.with_text(_counted(head, page, offset), *map(_snapshot_line, page.items), hint)
+    return result.with_text(_counted(head, page, offset), *(line for _, line in shown), hint)
 
 
 async def list_resources(
@@ -282,16 +284,17 @@ def _count_of(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _snapshot_line(one: Snapshot) -> str:
-    marks = f"{' head' if one.is_head else ''}{' DAMAGED' if one.is_damaged else ''}"
-    when = SnapshotRow.of(one).snapshot_time or "not taken yet"
-    of = f"{quoted(one.resource.resource_name)} ({clean_text(one.resource.resource_id)})"
-    consistency = consistency_in_words(one.consistency)
-    return (
-        f"{clean_text(one.snapshot_id)}  {type_of(one)}  {status_of(one)}{marks}  {when}  "
-        f"{format_bytes(one.stored_bytes)}  {quoted(one.snapshot_name)} of {of}"
-        f"{f'  {consistency}' if consistency else ''}"
+@lru_cache(maxsize=4096)
+def _shown(one: Snapshot, verbose: bool) -> tuple[SnapshotRow, str]:
+    """A snapshot's row and its line of text; of equal snapshots they are the same, and lists show the same ones again."""
+    row = SnapshotRow.of(one, verbose=verbose)
+    marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
+    line = (
+        f"{row.snapshot_id}  {row.type}  {row.status}{marks}  {row.snapshot_time or 'not taken yet'}  "
+        f"{format_bytes(row.size_bytes)}  {quoted(row.name)} of {quoted(row.resource_name)} ({row.resource_id})"
+        f"{f'  {row.consistency}' if row.consistency else ''}"
     )
+    return row, line
 
 
 def _resource_line(row: ResourceRow) -> str:

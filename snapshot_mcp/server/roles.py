@@ -7,7 +7,6 @@ The approver's door is beside MCP, so that no tool leads to it: `GET /approvals`
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from mcp.server.auth.middleware.auth_context import get_access_token
 from starlette.requests import Request
@@ -15,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, InternalError, Unauthorized, ZoneError
 from snapshot_mcp.contract.models import format_time
-from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.ground import web
 from snapshot_mcp.guard import Door
 from snapshot_mcp.server.callers import APPROVER, OPERATOR, UNCERTAIN, Caller, Callers, Roll
-from snapshot_mcp.server.http import is_loopback
+from snapshot_mcp.server.http import HEADERS
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -49,9 +48,12 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
     def for_approvers(handle: Callable[[Request, Caller, Roll], Awaitable[Any]]) -> Handler:
         async def checked(request: Request) -> Response:
             try:
-                _refuse_foreign(request)
                 roll = await callers.present()
                 return JSONResponse(await handle(request, _approver(request, roll), roll), headers=HEADERS)
+            except web.Refused as refused:
+                return JSONResponse(
+                    {"code": "bad_request", "message": refused.message}, refused.status, headers=HEADERS
+                )
             except ZoneError as error:
                 body = {"code": error.code, "message": str(error)}
                 return JSONResponse(body, error.http_status, headers=HEADERS | _challenge(error))
@@ -83,25 +85,6 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
     server.custom_route("/approvals/{approval_id}", methods=["POST"])(for_approvers(decide))
 
 
-def _refuse_foreign(request: Request) -> None:
-    """The server is this machine's alone; a name that another site made lead here, or a page of its, is refused."""
-    host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    for header, shown, address in (("Host", host, f"//{host}"), ("Origin", origin, origin)):
-        if address is not None and not is_loopback(_host_of(address)):
-            raise Forbidden(f"The {header} {quoted(shown)} is not allowed.")
-
-
-def _host_of(address: str) -> str:
-    """The host alone; "" for what is no address."""
-    try:
-        return urlsplit(address).hostname or ""
-    except ValueError:
-        return ""
-
-
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-
-
 def _refuse_uncertain(roll: Roll) -> None:
     if roll.problem:
         raise InternalError(
@@ -125,13 +108,8 @@ def _challenge(error: ZoneError) -> dict[str, str]:
 
 
 async def _read_body(request: Request) -> Any:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BadRequest("The body is too long.")
     try:
-        return json.loads(body)
+        return json.loads(await web.read_body(request, MAX_BODY_BYTES))
     except (ValueError, RecursionError):
         raise BadRequest("The body is no JSON.") from None
 

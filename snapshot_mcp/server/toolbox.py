@@ -44,14 +44,14 @@ class StrictTool(Tool):
         if reason := refuse_role(reads_only=bool(self.annotations and self.annotations.read_only_hint)):
             raise ToolError(f"{self.name} was not called: {reason}")
         try:
-            self.fn_metadata.validate_arguments(arguments)
-        except ValidationError as error:
-            raise ToolError(f"{self.name} was not called: {self._describe(error)}") from error
-        try:
             return await super().run(arguments, context, convert_result)
         except UnexpectedToolError as error:
             if isinstance(cause := error.__cause__, ZoneError):
                 raise ToolError(f"{self.name} failed: {_with_zone(cause, arguments, context)}") from cause
+            raise
+        except ToolError as error:
+            if isinstance(cause := error.__cause__, ValidationError):
+                raise ToolError(f"{self.name} was not called: {self._describe(cause)}") from cause
             raise
 
     def _describe(self, error: ValidationError) -> str:
@@ -93,6 +93,7 @@ def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations)
     model.model_rebuild(force=True)
     tool.parameters = compact_schema(model.model_json_schema(by_alias=True))
     tool.fn_metadata.output_schema = compact_schema(tool.fn_metadata.output_schema or {})
+    tool.fn_metadata.output_model = None  # a result is the dump of that very model: no need to validate it at each call
     return tool
 
 

@@ -105,9 +105,12 @@ async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResul
         except ZoneError as error:
             errors[name] = error
 
-    async with anyio.create_task_group() as tasks:
-        for name in names:
-            tasks.start_soon(look, name)
+    if len(names) == 1:
+        await look(names[0])
+    else:
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(look, name)
     if not found:
         raise next(iter(errors.values())) if len(errors) == 1 else Unavailable(_unreachable_text(errors))
     rows = [JobRow.of(job, name) for name in names for job in found.get(name, ())]

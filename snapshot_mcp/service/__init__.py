@@ -8,7 +8,7 @@ from snapshot_mcp.service.face import build_service
 from snapshot_mcp.service.key_file import KeyFile, KeyPair, as_json
 from snapshot_mcp.service.keys import TokenBook
 from snapshot_mcp.service.roles import Role
-from snapshot_mcp.service.run import bind, parse_address, running, serve, url_of
+from snapshot_mcp.service.run import bind, parse_address, running, serve
 
 __all__ = [
     "KeyFile",
@@ -21,5 +21,4 @@ __all__ = [
     "parse_address",
     "running",
     "serve",
-    "url_of",
 ]

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from snapshot_mcp.contract.errors import InternalError, ResourceBusy, ZoneError
+from snapshot_mcp.contract.errors import BadRequest, Forbidden, InternalError, ResourceBusy, ZoneError
 from snapshot_mcp.contract.models import Answer, Image, Instance, Job, Quota, Snapshot, Volume
+from snapshot_mcp.ground.web import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,14 @@ def error_answer(error: ZoneError, status: int = 0, headers: Mapping[str, str] |
     if error.retry_after_seconds is not None:
         extra["retry-after"] = str(math.ceil(error.retry_after_seconds))
     return json_answer(envelope, status or error.http_status, {**extra, **(headers or {})})
+
+
+def refusal_answer(refused: Refused) -> Response:
+    """Return the envelope of what the door itself refuses."""
+    if refused.status == 403:
+        return error_answer(Forbidden(refused.message))
+    hint = "The operator can allow a host name with --allow-host." if refused.status == 421 else ""
+    return error_answer(BadRequest(refused.message, hint=hint), refused.status)
 
 
 def unexpected_answer(error: Exception) -> Response:

@@ -24,8 +24,9 @@ from snapshot_mcp.contract.errors import BadRequest, NotFound, Unauthorized, Unk
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.service.answers import error_answer, json_answer
-from snapshot_mcp.service.gate import Gate, read_body
+from snapshot_mcp.ground.web import Gatekeeper, Refused, read_body
+from snapshot_mcp.service.answers import error_answer, json_answer, refusal_answer
+from snapshot_mcp.service.gate import Gate
 from snapshot_mcp.service.keys import Grant, TokenBook
 from snapshot_mcp.service.openapi import build_openapi
 from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, ApiRequest
@@ -36,6 +37,9 @@ from snapshot_mcp.service.stream import Hub, events
 HEARTBEAT_SECONDS = 15.0
 """Below what proxies and clients take for silence (30 to 60 s)."""
 
+
+MAX_BODY_BYTES = 1 << 20
+"""The largest legitimate body, a hundred ids and names, has about 10 KB."""
 
 MAX_FORM_FIELDS = 20
 """Nobody has shown a key pair yet: a body of separators must not keep the event loop busy."""
@@ -88,7 +92,11 @@ class RestFace:
             provider, _ = self._zone(request, operation.feature)
             features = provider.features
             query = read_query(operation.query or NoQuery, request.scope["query_string"], features)
-            body = read_json(operation.body, await read_body(request), features) if operation.body else None
+            body = (
+                read_json(operation.body, await read_body(request, MAX_BODY_BYTES), features)
+                if operation.body
+                else None
+            )
             response = await operation.handle(ApiRequest(provider, request, query, body))
             response.headers.update(feature_headers(provider))
             return response
@@ -110,7 +118,7 @@ class RestFace:
 
     async def token(self, request: Request) -> Response:
         """POST /v2/oauth2/token: HTTP Basic with the key pair, form `grant_type=client_credentials`."""
-        body = await read_body(request)
+        body = await read_body(request, MAX_BODY_BYTES)
         try:
             form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_FORM_FIELDS)
         except ValueError:
@@ -184,6 +192,11 @@ def _zone_error(request: Request, error: Exception) -> Response:
     return error_answer(error)
 
 
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refusal_answer(error)
+
+
 def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own 404 and 405, in our envelope."""
     assert isinstance(error, HTTPException)
@@ -201,9 +214,13 @@ def build_service(
     *,
     allowed_hosts: Iterable[str] = (),
     allowed_origins: Iterable[str] = (),
+    any_address: bool = False,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> Starlette:
-    """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs."""
+    """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs.
+
+    `any_address`: clients may reach it by any IP address, because it listens beyond this machine.
+    """
     face = RestFace(zones, tokens, heartbeat_seconds)
 
     async def openapi(request: Request) -> Response:
@@ -216,12 +233,16 @@ def build_service(
         Route(f"{ZONE_PATH}/notifier/stream", face.stream),
         *(Route(path, face.route(path), methods=methods) for path, methods in METHODS_BY_PATH.items()),
     ]
-    gate = Middleware(Gate, tokens=tokens, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
+    gatekeeper = Gatekeeper(
+        hosts=frozenset(host.lower() for host in allowed_hosts),
+        origins=frozenset(origin.lower().rstrip("/") for origin in allowed_origins),
+        any_address=any_address,
+    )
     app = Starlette(
         routes=routes,
         lifespan=face.lifespan,
-        middleware=[gate],
-        exception_handlers={ZoneError: _zone_error, HTTPException: _http_error},
+        middleware=[Middleware(Gate, tokens=tokens, gatekeeper=gatekeeper)],
+        exception_handlers={ZoneError: _zone_error, Refused: _refused, HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
     app.state.close_streams = face.close_streams

@@ -27,6 +27,7 @@ _REASONS = {
     405: "The method does not fit the path",
     409: "A job is in the way, or the state forbids it",
     413: "The body is too large",
+    421: "The Host is not served here",
     429: "Throttled",
     500: "The zone failed, or stored bytes are damaged",
     501: "This zone cannot do that",
@@ -179,7 +180,7 @@ def _stream(zones: Zones) -> dict[str, Any]:
         "parameters": _path_parameters(f"{ZONE_PATH}/notifier/stream", zones, Feature.WATCH),
         "responses": {
             "200": {"description": "Server-sent events", "content": stream},
-            **_errors(400, 401, 403, 404, 429, 500, 501, 503),
+            **_errors(400, 401, 403, 404, 421, 429, 500, 501, 503),
         },
     }
 
@@ -195,7 +196,7 @@ def _token(names: dict[Any, dict[str, Any]]) -> dict[str, Any]:
         "summary": "A token for a key pair (OAuth 2 client credentials)",
         "security": [{"keyPair": []}],
         "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": form}}},
-        "responses": {"200": _json(names[answers.TokenAnswer]), **_errors(400, 401, 403, 413)},
+        "responses": {"200": _json(names[answers.TokenAnswer]), **_errors(400, 401, 403, 413, 421)},
     }
 
 
@@ -204,5 +205,5 @@ def _public(name: str, summary: str, schema: dict[str, Any]) -> dict[str, Any]:
         "operationId": name,
         "summary": summary,
         "security": [],
-        "responses": {"200": _json(schema), **_errors(400, 403)},
+        "responses": {"200": _json(schema), **_errors(400, 403, 421)},
     }

@@ -55,7 +55,7 @@ class Operation:
     feature: Feature | None = None
     change_role: Role = Role.WRITER
     status: int = 200
-    errors: tuple[int, ...] = field(default=(400, 401, 403, 404, 409, 413, 429, 500, 501, 503, 504, 507))
+    errors: tuple[int, ...] = field(default=(400, 401, 403, 404, 409, 413, 421, 429, 500, 501, 503, 504, 507))
 
     @property
     def role(self) -> Role:

@@ -103,8 +103,8 @@ async def test_what_must_not_approve_does_not(bench: Bench) -> None:
         for_other = fields_of(await browser.get(other.approval_link))
         attempts: list[tuple[str, dict[str, str], dict[str, str], int]] = [
             ("host of another name", right, home | {"Host": "evil.example"}, 421),
-            ("host of another port", right, home | {"Host": "127.0.0.1:1"}, 421),
-            ("host by its name", right, home | {"Host": link.split("/")[2].replace("127.0.0.1", "localhost")}, 421),
+            ("host of another port", right, home | {"Host": "127.0.0.1:1"}, 403),
+            ("host by its name", right, home | {"Host": link.split("/")[2].replace("127.0.0.1", "localhost")}, 403),
             ("no origin", right, {}, 403),
             ("origin null", right, {"Origin": "null"}, 403),
             ("another origin", right, {"Origin": "http://evil.example"}, 403),
@@ -121,7 +121,7 @@ async def test_what_must_not_approve_does_not(bench: Bench) -> None:
             ("no PIN", right | {"pin": ""}, home, 403),
             ("a guessed PIN", right | {"pin": "000000"}, home, 403),
             ("a PIN with a blank", right | {"pin": f"{PIN} "}, home, 403),
-            ("too long", right | {"pin": "x" * 5000}, home, 400),
+            ("too long", right | {"pin": "x" * 5000}, home, 413),
         ]
         for name, form, headers, status in attempts:
             response = await browser.post(link, data=form, headers=headers)

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from time import sleep
 
 import anyio
 import httpx
@@ -107,8 +109,8 @@ async def test_http_refuses_foreign_hosts_and_origins(lab: Lab) -> None:
     [
         ("0.0.0.0:8000", "not this machine's loopback interface"),
         long("example.com:80", "not this machine's loopback interface"),
-        long("8000", "no HOST:PORT"),
-        long("127.0.0.1:x", "no HOST:PORT"),
+        long("8000", "not HOST:PORT"),
+        long("127.0.0.1:x", "not HOST:PORT"),
     ],
 )
 def test_http_on_another_interface_is_refused_in_words(lab: Lab, address: str, expected: str) -> None:
@@ -199,6 +201,34 @@ def test_the_tour_runs_by_itself_and_leaves_nothing(way: list[str], tmp_path: Pa
     assert done.stdout.count("all 268,435,456 bytes are equal") >= 2
     assert "2 went: it and the safety snapshot built on it" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tour_that_is_killed_outright_leaves_no_server_behind(tmp_path: Path) -> None:
+    """It cannot clean up, so the REST face sees by its standard input that the tour has ended."""
+    command = [sys.executable, "-m", "snapshot_mcp", "tour", "--yes", "--over-rest"]
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL) as tour:
+        try:
+            while not (found := [match for log in tmp_path.rglob("zone-serve.log") if (match := served_at(log))]):
+                assert tour.poll() is None
+                sleep(0.05)
+            ask_health(found[0])
+        finally:
+            tour.kill()
+    with pytest.raises(OSError, match=r"refused|reset"):  # noqa: PT012
+        for _ in range(600):
+            ask_health(found[0])
+            sleep(0.1)
+
+
+def served_at(log: Path) -> tuple[str, int] | None:
+    match = re.search(r"at http://([\d.]+):(\d+)/", log.read_text())
+    return (match[1], int(match[2])) if match else None
+
+
+def ask_health(address: tuple[str, int]) -> None:
+    with closing(HTTPConnection(*address, timeout=30)) as connection:
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
 
 
 def test_the_tour_without_a_terminal_names_yes() -> None:

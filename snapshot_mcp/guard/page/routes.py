@@ -1,4 +1,4 @@
-"""The page's requests. Each is checked before it is looked at: it was meant for this very origin (Host), it does not come from
+"""The page's requests. Each is checked before it is looked at: it was meant for this server (Host), it does not come from
 another site (Origin), and a decision carries the token of the page that was shown.
 
 What a wrong request gets is a plain page without detail; what decides is the guard alone.
@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from snapshot_mcp.contract.errors import NotFound, ZoneError
+from snapshot_mcp.ground.web import Gatekeeper, Refused, read_body
 from snapshot_mcp.guard.consent.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
 from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.page.html import STYLE_HASH, View, render_approval, render_list, render_message
@@ -49,12 +50,18 @@ STATUS_BY_ERROR: dict[type[ZoneError], int] = {
     GuardBroken: 500,
 }
 
+WORDS = {
+    421: "This page has another address.",
+    403: "The request comes from another site.",
+    413: "The request is too long.",
+}
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_app(guard: "Guard", origin: str) -> Starlette:
-    """Return the page's application for the one origin it is served at."""
-    page = _Page(guard, origin)
+def build_app(guard: "Guard") -> Starlette:
+    """Return the page's application."""
+    page = _Page(guard)
     return Starlette(
         routes=[
             Route("/", page.checked(page.show_list), methods=["GET"]),
@@ -70,26 +77,20 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 class _Page:
-    def __init__(self, guard: "Guard", origin: str) -> None:
+    def __init__(self, guard: "Guard") -> None:
         self._guard = guard
         self._secret = secrets.token_bytes(32)
-        self._host = origin.removeprefix("http://")
-        self._origin = origin
+        self._gatekeeper = Gatekeeper()
 
     def checked(self, handler: Handler) -> Handler:
         """Let only requests through that were meant for this page and do not come from another one."""
 
         async def handle(request: Request) -> Response:
-            if request.headers.get("host", "") != self._host:
-                return _answer(render_message("This page has another address."), 421)
-            origin = request.headers.get("origin")
-            needs_origin = request.method == "POST"
-            if (origin is None and needs_origin) or (origin is not None and origin != self._origin):
-                return _answer(render_message("The request comes from another site."), 403)
-            if request.headers.get("sec-fetch-site", "same-origin") == "cross-site" and needs_origin:
-                return _answer(render_message("The request comes from another site."), 403)
             try:
+                self._gatekeeper.check(request.method, request.headers, needs_origin=True)
                 return await handler(request)
+            except Refused as refused:
+                return _answer(render_message(WORDS[refused.status]), refused.status)
             except ZoneError as error:
                 return _answer(render_message(error.message, error.hint), STATUS_BY_ERROR.get(type(error), 400))
 
@@ -106,7 +107,7 @@ class _Page:
         approval_id = request.path_params["approval_id"]
         form = await _read_form(request)
         if form is None:
-            return _answer(render_message("The request is too long, or no form."), 400)
+            return _answer(render_message("The request is not a form."), 400)
         digest = form.get("digest", "")
         if not hmac.compare_digest(form.get("token", "").encode(), self._token(approval_id, digest).encode()):
             return await self._show(approval_id, "Your page was out of date. Please decide again.", 403)
@@ -149,11 +150,7 @@ class _Page:
 async def _read_form(request: Request) -> dict[str, str] | None:
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         return None
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return None
+    body = await read_body(request, MAX_BODY_BYTES)
     try:
         fields = parse_qs(body.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=10)
     except ValueError:

@@ -3,16 +3,17 @@
 The first link costs a listening socket; the web server is imported and started by the first visitor.
 """
 
-import contextlib
 import socket
-from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 from anyio.abc import TaskGroup
 
+from snapshot_mcp.ground.web import listen, url_of
+
 if TYPE_CHECKING:
+    from snapshot_mcp.ground.http_server import HttpServer
     from snapshot_mcp.guard.guard import Guard
 
 HOST = "127.0.0.1"
@@ -26,7 +27,7 @@ class ApprovalPage:
         self._lock = anyio.Lock()
         self._tasks: TaskGroup | None = None
         self._waiting = anyio.CancelScope()
-        self._server: Any = None
+        self._server: HttpServer | None = None
         self._origin = ""
 
     async def link(self, approval_id: str) -> str:
@@ -48,52 +49,33 @@ class ApprovalPage:
         tasks, self._tasks, self._origin = self._tasks, None, ""
         self._waiting.cancel()
         if self._server is not None:
-            self._server.should_exit = True
+            self._server.stop()
         return await tasks.__aexit__(kind, error, traceback) if tasks else None
 
     def _start(self, tasks: TaskGroup) -> str:
         """Listen on a free port; connections wait in the socket until the server takes them."""
         try:
-            listener = socket.create_server((HOST, 0))
+            listener = listen(HOST, 0)
         except OSError:
             return ""
         listener.setblocking(False)
-        origin = f"http://{HOST}:{listener.getsockname()[1]}"
-        tasks.start_soon(self._serve, listener, origin)
-        return origin
+        tasks.start_soon(self._serve, listener)
+        return url_of(listener)
 
-    async def _serve(self, listener: socket.socket, origin: str) -> None:
+    async def _serve(self, listener: socket.socket) -> None:
         with listener:
             with self._waiting:
                 await anyio.wait_readable(listener)
             if not self._waiting.cancelled_caught:
-                await self._run(listener, origin)
+                await self._run(listener)
 
-    async def _run(self, listener: socket.socket, origin: str) -> None:
-        import uvicorn
-
+    async def _run(self, listener: socket.socket) -> None:
+        from snapshot_mcp.ground.http_server import HttpServer
         from snapshot_mcp.guard.page.routes import build_app
 
-        class QuietServer(uvicorn.Server):
-            """Leaves the process's signals to whoever had them."""
-
-            @contextlib.contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                yield
-
-        config = uvicorn.Config(
-            build_app(self._guard, origin),
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=2,
-            timeout_graceful_shutdown=1,
-        )
-        self._server = QuietServer(config)
+        app = build_app(self._guard)
+        self._server = HttpServer(app, handles_signals=False, grace_seconds=1, log_level="critical")
         if self._tasks is not None:
-            # It ends by `should_exit`, whole; cancelled it would leave its connections behind.
+            # It is stopped, and ends whole; cancelled it would leave its connections behind.
             with anyio.CancelScope(shield=True):
-                await self._server.serve(sockets=[listener])
+                await self._server.serve_on(listener)

@@ -4,7 +4,6 @@ A URL is checked here, before a credential can travel: https everywhere, plain h
 """
 
 import base64
-import ipaddress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from snapshot_mcp.ground.web import is_loopback
 from snapshot_mcp.providers import Site, Variable, ZoneSettings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def checked_url(url: str) -> str:
     if parts is None or parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError(EXPECTED_URL)
     host = parts.hostname or ""
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise ValueError("should be https://: http:// would send the key pair unencrypted to another machine")
     name = f"[{host}]" if ":" in host else host
     port = "" if parts.port in {None, DEFAULT_PORTS[parts.scheme]} else f":{parts.port}"
@@ -100,10 +100,3 @@ def _split(url: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts if is_sound and not set(url) & set(" \t\r\n") else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
