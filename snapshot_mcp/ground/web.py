@@ -4,7 +4,7 @@
     403   the Origin header is not this very host's, nor one that the operator allowed: a page of another site
     413   the body is longer than the door reads
 
-Each door words the refusal in its own format. Nothing here imports a web server, or more than the standard library at its top: settings use it.
+Each door words the refusal in its own format. The module loads nothing but the standard library: settings use it.
 """
 
 import ipaddress
@@ -142,9 +142,9 @@ async def read_body(request: "Request", limit: int) -> bytes:
 
 async def drain(receive: "Receive") -> None:
     """Read on to the end of the body, within bounds: a sender that is cut off is reset, and never reads the answer."""
-    taken = 0
     import anyio
 
+    taken = 0
     with anyio.move_on_after(DRAIN_SECONDS):
         while taken < DRAIN_BYTES:
             message = await receive()

@@ -12,8 +12,9 @@ from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.models import SnapshotFilter
+from snapshot_mcp.ground.web import url_of
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.service import TokenBook, bind, build_service, running, url_of
+from snapshot_mcp.service import TokenBook, bind, build_service, running
 from tests.anchcloud.conftest import Wire
 from tests.faulty_proxy import Canned
 from tests.patience import PATIENCE_SECONDS
