@@ -111,7 +111,7 @@ BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "
 
 @pytest.fixture(autouse=True)
 def event_loop_is_never_blocked() -> Iterator[None]:
-    """Code of ours that waits for a disk, a lock or a process on the event loop fails the test (house_style.md, 21)."""
+    """Code of ours that waits for a disk, a lock or a process on the event loop fails the test (ARCHITECTURE.md, "Habits")."""
     with blockbuster_ctx(scanned_modules=ON_THE_LOOP, excluded_modules=BEFORE_THE_LOOP) as watched:
         for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
             # The tracer shares a lock with the other threads that it measures: not ours, and held by chance.

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "contract": set(),
     "ground": set(),
 }
-"""Part → parts that it may import (design.md, "The shape"). The guard's rooms are parts; "guard" alone is its front."""
+"""Part → parts that it may import (ARCHITECTURE.md, "The shape"). The guard's rooms are parts; "guard" alone is its front."""
 
 DOES_IO = {
     "anyio",

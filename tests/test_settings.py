@@ -1,4 +1,4 @@
-"""The operator's file and the environment (design.md, "Commands and settings")."""
+"""The operator's file and the environment (README.md, "Settings")."""
 
 from pathlib import Path
 
@@ -201,7 +201,7 @@ production = true
 
 
 def test_a_production_zone_is_one_under_every_name(tmp_path: Path) -> None:
-    """Neither a variable nor the zone that a call names is a way round (design.md, "Policy")."""
+    """Neither a variable nor the zone that a call names is a way round (GUARD.md, "Policy")."""
     by_another_name = load_settings(environ(tmp_path, PRODUCTION, **API))
     assert by_another_name.production_zones == {"prod", "ac1"}
     by_its_own = load_settings(environ(tmp_path, PRODUCTION.replace("zones.prod", "zones.ac1"), **API))

@@ -1,4 +1,4 @@
-"""The zone's lists: filters, order and pages over the catalogue (contract.md, "The six operations", "Order")."""
+"""The zone's lists: filters, order and pages over the catalogue (CONTRACT.md, "The six operations", "Order")."""
 
 from itertools import chain
 from typing import Any, Final

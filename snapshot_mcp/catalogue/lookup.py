@@ -1,4 +1,4 @@
-"""What a request names: the rows behind its ids, or the refusal in words (contract.md, "Busy", "Usable", "Names")."""
+"""What a request names: the rows behind its ids, or the refusal in words (CONTRACT.md, "Busy", "Usable", "Names")."""
 
 import json
 from collections.abc import Collection, Sequence

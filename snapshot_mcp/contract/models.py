@@ -1,4 +1,4 @@
-"""The contract's models: what travels between a provider and everything above it (contract.md).
+"""The contract's models: what travels between a provider and everything above it (CONTRACT.md).
 
 Answers tolerate unknown fields and unknown enum values and keep them; requests forbid unknown fields. All are frozen.
 Times are aware UTC datetimes in Python and `YYYY-MM-DDTHH:MM:SSZ` on the wire, an unset one is None here and `""` there.
@@ -33,10 +33,10 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 MAX_NAME_CHARACTERS = 255
-"""Names are any text up to this length and need not be unique (contract.md, "Names")."""
+"""Names are any text up to this length and need not be unique (CONTRACT.md, "Names")."""
 
 MAX_LIMIT = 100
-"""The largest page (contract.md, "What surrounds them")."""
+"""The largest page (CONTRACT.md, "What surrounds them")."""
 
 MAX_OFFSET = 1 << 53
 """Beyond it a number is no longer the same in every JSON reader, and no zone has so many snapshots."""
@@ -150,7 +150,7 @@ class Progress:
 
 
 class Job(Answer):
-    """A change under way: the only answer that a change gives, and it must be waited for (contract.md, "Job").
+    """A change under way: the only answer that a change gives, and it must be waited for (CONTRACT.md, "Job").
 
     `extra` is the provider's; ours holds `progress`, and per operation what the contract asks for (see `providers.local`).
     """
@@ -296,7 +296,7 @@ class Quota(Answer):
 
 
 class SnapshotFilter(Request):
-    """The list query: the specification's ten parameters, all optional (contract.md, "The six operations").
+    """The list query: the specification's ten parameters, all optional (CONTRACT.md, "The six operations").
 
     `snapshots` are ids; several `status` or `tags` mean any of them; `search_word` is a part of an id or a name.
     """
@@ -347,7 +347,7 @@ class Page(Generic[Item]):
 
 
 def first_repeated(ids: Iterable[str]) -> str | None:
-    """Return the first id that comes twice; a create or an apply with one is refused whole (contract.md, "All or nothing")."""
+    """Return the first id that comes twice; a create or an apply with one is refused whole (CONTRACT.md, "All or nothing")."""
     seen: set[str] = set()
     for one in ids:
         if one in seen:

@@ -1,4 +1,4 @@
-"""The states of jobs and snapshots (contract.md, "Snapshot" and "Job").
+"""The states of jobs and snapshots (CONTRACT.md, "Snapshot" and "Job").
 
 An unknown status is kept as it came (a provider may add one): it is neither usable nor final.
 """
@@ -44,7 +44,7 @@ class SnapshotStatus(StrEnum):
 
 
 GONE_SNAPSHOT_STATUSES = frozenset({SnapshotStatus.DELETED, SnapshotStatus.CEASED})
-"""Left out of a list that names neither a status nor ids (contract.md, "Order")."""
+"""Left out of a list that names neither a status nor ids (CONTRACT.md, "Order")."""
 
 
 class TransitionStatus(StrEnum):

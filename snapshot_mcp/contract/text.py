@@ -32,7 +32,7 @@ CONSISTENCIES = {
     "held": "consistent as after a power cut",
     "fuzzy": "may be a mixture of states: the disk was in use",
 }
-"""What each kind of `consistency` means (contract.md, "What our own face adds")."""
+"""What each kind of `consistency` means (CONTRACT.md, "What our own face adds")."""
 
 _MARKS_A_LETTER = 2
 """More combining marks than this on one letter are a tower that hides the lines around it."""

@@ -1,6 +1,6 @@
 """`SnapshotTree`: the one answer to "what builds on what", for the plan, the picture, the page and the rules. Pure.
 
-A chain is a tree: one full snapshot, incrementals below it (contract.md, "A chain is a tree"). A snapshot whose parent the zone
+A chain is a tree: one full snapshot, incrementals below it (CONTRACT.md, "A chain is a tree"). A snapshot whose parent the zone
 leaves out, or names without listing it, stands below the root of its chain: deleting the full one deletes the whole chain.
 `Links` is the tree of bare ids; it cuts a loop, which no zone should send, at the first id of it.
 """
@@ -172,7 +172,7 @@ class SnapshotTree:
 
 
 def is_fuzzy(one: Snapshot) -> bool:
-    """Whether it may be a mixture of states, because its disk was in use (contract.md, "What our own face adds")."""
+    """Whether it may be a mixture of states, because its disk was in use (CONTRACT.md, "What our own face adds")."""
     return (one.consistency or "").startswith("fuzzy")
 
 

@@ -30,7 +30,7 @@ SnapshotId = Annotated[str, Field(min_length=1)]
 SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=100)]
 
 SAME_CREATE = timedelta(minutes=10)
-"""How long a create with the same disks and name means the first one (design.md, "The MCP face")."""
+"""How long a create with the same disks and name means the first one (ARCHITECTURE.md, "The MCP face")."""
 
 WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
 

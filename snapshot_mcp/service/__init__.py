@@ -1,4 +1,4 @@
-"""The REST face: the volume-snapshot API (contract.md) served over any Provider.
+"""The REST face: the volume-snapshot API (CONTRACT.md) served over any Provider.
 
 It would be a way round the guard, so it always asks for credentials. It knows the contract and nothing above it. Nouns: key
 pair, role, token, operation, gate, hub.

@@ -1,4 +1,4 @@
-"""What the REST face answers: JSON bodies, and the one envelope of every error (contract.md, "What surrounds them").
+"""What the REST face answers: JSON bodies, and the one envelope of every error (CONTRACT.md, "What surrounds them").
 
 `hint`, and `job_id` where a job is in the way, stand beside `code` and `message`; a client may ignore them.
 """

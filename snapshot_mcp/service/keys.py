@@ -1,4 +1,4 @@
-"""The tokens that key pairs buy: OAuth 2 client credentials (contract.md, "What surrounds them").
+"""The tokens that key pairs buy: OAuth 2 client credentials (CONTRACT.md, "What surrounds them").
 
 Tokens are random, live in memory only and are kept as hashes; a restart forgets them and clients fetch new ones. A token is
 good for as long as its key pair is: one that is removed from the file, or has another secret there, ends them at once.

@@ -1,4 +1,4 @@
-"""The routes of contract.md as one table: what each reads, what it answers, and which Provider method it is.
+"""The routes of CONTRACT.md as one table: what each reads, what it answers, and which Provider method it is.
 
 The router and the OpenAPI document are both made from it, so neither can say what the other does not.
 """
@@ -39,7 +39,7 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of contract.md's tables. Without the `feature` the zone's face does not have the route.
+    """One row of CONTRACT.md's tables. Without the `feature` the zone's face does not have the route.
 
     `change_role` is the role that a change needs; whoever has a key pair may look.
     """

@@ -1,6 +1,6 @@
 """What a program may ask of the REST face: query and body models, and reading them from raw text.
 
-Both revisions' spellings are read (contract.md, "Differences of the later revision"); unknown parameters and fields are a
+Both revisions' spellings are read (CONTRACT.md, "Differences of the later revision"); unknown parameters and fields are a
 400, so that a misspelt filter never answers more than was asked for. JSON is read whatever the Content-Type says. A field
 that `Needs` a feature is an unknown one where the zone does not declare it.
 """
@@ -39,7 +39,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Marks a field that exists only where the zone declares the feature (design.md, "Terms")."""
+    """Marks a field that exists only where the zone declares the feature (CONTRACT.md, "Terms")."""
 
     feature: Feature
 

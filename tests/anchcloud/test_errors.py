@@ -62,7 +62,7 @@ class Raising(LocalZone):
 
 @pytest.mark.parametrize("code", sorted(ERRORS_BY_CODE))
 async def test_each_error_of_the_tree_crosses_the_wire_whole(code: str, tmp_path: Path) -> None:
-    """contract.md, "Codes": none is unmapped on either side."""
+    """CONTRACT.md, "Codes": none is unmapped on either side."""
     kind = ERRORS_BY_CODE[code]
     zone = Raising(tmp_path / "zone")
     zone.error = kind("it is said with é and 日本", hint="and what to do")

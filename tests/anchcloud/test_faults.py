@@ -56,7 +56,7 @@ async def test_reads_give_up_in_bounded_time(wire: Wire) -> None:
 
 @pytest.mark.parametrize("fault", LOSING)
 async def test_lost_create_is_looked_up_and_never_repeated(fault: Fault, wire: Wire) -> None:
-    """Must show 3: found → its Job; not found → unknown, with what to look at."""
+    """Found → its Job; not found → unknown, with what to look at."""
     await wire.back_up("before")
     wire.proxy.decide, wire.proxy.late_seconds = once(fault, lambda seen: seen.is_change), 3
     if IS_DELIVERED[fault] and fault != Fault.LATE:

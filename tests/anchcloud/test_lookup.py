@@ -163,7 +163,7 @@ def test_exports_are_proved_by_what_was_made(action: JobAction, made: Volume | I
 
 
 def test_unknown_names_what_to_look_at() -> None:
-    """Must show 3: 'every "unknown" named what to look at'."""
+    """Every unknown outcome names what to look at."""
     for action in JobAction:
         error = unknown(ChangeRequest(action, ("ss-1", "ss-2"), "a name"), "Doing it", "no answer", "")
         assert "unfinished jobs" in error.hint

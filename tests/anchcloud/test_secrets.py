@@ -1,4 +1,4 @@
-"""Must show 5: "secrets are in no log line, error or repr (a test greps them)"."""
+"""Secrets are in no log line, error or repr: the test searches all of them."""
 
 import logging
 import re

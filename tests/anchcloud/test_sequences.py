@@ -1,4 +1,4 @@
-"""Must show 3: random sequences of operations over a network that fails in every way, and the truth afterwards."""
+"""Random sequences of operations over a network that fails in every way, and the truth afterwards."""
 
 import random
 from collections.abc import Awaitable
@@ -184,14 +184,14 @@ async def run_sequences(count: int, seed: int, folder: Path, disks: Path) -> lis
 
 
 async def test_sequences_over_a_failing_network_end_as_told(wire_folder: Path, tmp_path: Path) -> None:
-    """Must show 3, a few."""
+    """A few of the random sequences."""
     outcomes = await run_sequences(6, 1, wire_folder, tmp_path)
     assert outcomes.count("carried out") > len(outcomes) / 4
 
 
 @pytest.mark.long
 async def test_500_sequences_over_a_failing_network_end_as_told(wire_folder: Path, tmp_path: Path) -> None:
-    """Must show 3: 500 random sequences."""
+    """500 random sequences."""
     outcomes = await run_sequences(500, 1_000, wire_folder, tmp_path)
     counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
     print(f"500 sequences, {len(outcomes)} operations: {counts}")

@@ -58,7 +58,7 @@ TWO_DISKS = (row("ss-a1"), row("ss-a2", root_id="ss-a1"), row("ss-b1", "vol-b"),
 
 @pytest.mark.parametrize("secret", [SECRET, 'a5/+slash\\quote"ü€'])
 async def test_what_a_zone_repeats_of_our_secrets_is_hidden(secret: str) -> None:
-    """Must show 5: "secrets are in no log line, error or repr", whichever answer repeats them, and however it is escaped."""
+    """Secrets are in no log line, error or repr, whichever answer repeats them, and however it is escaped."""
     pair = base64.b64encode(f"{KEY_PAIR.client_id}:{secret}".encode()).decode()  # as good as the secret
     options = {"client_secret": SecretStr(secret), "patience": BRIEF}
     told: list[str] = []

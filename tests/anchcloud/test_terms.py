@@ -79,7 +79,7 @@ def is_change(seen: Seen) -> bool:
 
 
 async def test_terms_arrive_as_they_were_given(wire: Wire) -> None:
-    """design.md: "a DELETE has one query parameter `terms` of compact JSON"; what is not compared is left out."""
+    """CONTRACT.md, "What our own face adds": one query parameter of compact JSON; what is not compared is left out."""
     await wire.client.delete_snapshot(wire.snapshot, terms=TERMS)
     ((_, given),) = wire.zone.asked
     assert given == TERMS
@@ -91,14 +91,14 @@ async def test_terms_arrive_as_they_were_given(wire: Wire) -> None:
 
 
 async def test_terms_and_the_safety_snapshot_of_a_roll_back_arrive(wire: Wire) -> None:
-    """design.md: "apply's body has `terms` and `safety_snapshot_name`"; an identity of none stays apart from ""."""
+    """CONTRACT.md, "What our own face adds"; an identity of none stays apart from ""."""
     terms = Terms(resources={wire.volume: ResourceTerms(head_id=""), "vol-2": ResourceTerms(identity="x")})
     await wire.client.apply_snapshots([wire.snapshot], terms=terms, safety_snapshot_name="before é")
     assert wire.zone.asked == [("apply", (terms, "before é"))]
 
 
 async def test_without_terms_the_specification_is_sent(wire: Wire) -> None:
-    """design.md: "The specification's own requests and answers stay as they are"."""
+    """The specification's own requests and answers stay as they are (CONTRACT.md, "What our own face adds")."""
     await succeed(wire.zone, await wire.client.apply_snapshots([wire.snapshot]))
     await wire.client.delete_snapshot(wire.snapshot)
     apply, delete = wire.sent

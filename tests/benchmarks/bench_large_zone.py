@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_large_zone.py [--large N] [--small N] [--rounds N] [--folder DIR] [--json]
 
-design.md, "What it must reach": the first page by id, resource or root, and the counts by status and type, take at most
+ARCHITECTURE.md, "Targets": the first page by id, resource or root, and the counts by status and type, take at most
 2 × as long as in a zone of a thousand; a search takes at most 500 ms. One disk has half of all snapshots.
 """
 

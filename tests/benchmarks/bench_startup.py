@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_startup.py [--rounds N]
 
 Both are measured in turns, and what counts is the median of each turn's ratio, which a busy machine disturbs least:
-design.md, "What it must reach", asks for at most 1.15.
+ARCHITECTURE.md, "Targets", asks for at most 1.10.
 """
 
 import argparse

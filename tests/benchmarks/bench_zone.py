@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_zone.py [--size MIB] [--rounds N] [--folder DIR] [--json] [--no-peers]
 
-The limit is read + BLAKE3 + zstd-1 of the same image on as many threads as the zone uses, with nothing written. design.md,
-"What it must reach": a full snapshot takes at most 1.6 × the limit, and is at least 2.5 × as fast as borg with the same
+The limit is read + BLAKE3 + zstd-1 of the same image on as many threads as the zone uses, with nothing written
+(ARCHITECTURE.md, "Targets"): a full snapshot takes at most 1.5 × the limit, and is at least 2.5 × as fast as borg with the same
 chunk size and 3.5 × as restic; an incremental after 1 % clustered change at least 2.5 × and 5 ×; after 1 % scattered in
 4 KiB writes no more is stored than borg stores. Each tool begins with the same image. A peer that is not installed is
 skipped, and the output says so.

@@ -1,4 +1,4 @@
-"""The benchmark of waits runs both ways and loses none; its figures are for people (house_style.md: never a timed test)."""
+"""The benchmark of waits runs both ways and loses none; its figures are for people (ARCHITECTURE.md, "Targets")."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.long]
 
 @pytest.mark.parametrize("way", ["local", "rest"])
 async def test_every_wait_is_told_over_one_stream(way: str) -> None:
-    """design.md: "one stream or one poller upstream"."""
+    """One stream or one poller upstream (ARCHITECTURE.md, "Targets")."""
     found = await run(way, 12, 0.2)
     assert found["streams"] == 1
     assert found["single reads"] + found["lists"] < 30

@@ -1,4 +1,4 @@
-"""The zone's benchmark runs and says what it should; its figures are for people (house_style.md: never a timed test)."""
+"""The zone's benchmark runs and says what it should; its figures are for people (ARCHITECTURE.md, "Targets")."""
 
 import json
 import subprocess

@@ -19,7 +19,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "own_rules: a rule of our own zone (contract.md, its last part)")
+    config.addinivalue_line("markers", "own_rules: a rule of our own zone (CONTRACT.md, The rules of our own zone)")
     config.addinivalue_line("markers", "zone_options(**options): how the embedded zone is set")
 
 

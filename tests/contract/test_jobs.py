@@ -1,4 +1,4 @@
-"""contract.md, "Job": asking for one, those under way, and the stream."""
+"""CONTRACT.md, "Job": asking for one, those under way, and the stream."""
 
 import uuid
 from collections.abc import AsyncIterator

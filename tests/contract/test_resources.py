@@ -1,4 +1,4 @@
-"""contract.md, "What surrounds them": volumes, instances, images, quota."""
+"""CONTRACT.md, "What surrounds them": volumes, instances, images, quota."""
 
 import pytest
 
@@ -59,7 +59,7 @@ async def test_resources_filter_and_page(subject: Subject) -> None:
 
 @pytest.mark.own_rules
 async def test_resource_says_who_has_it(subject: Subject) -> None:
-    """design.md, "Terms": `held_by` of volumes and instances, asked for with `verbose`; "" where nobody has the disk."""
+    """`held_by` (CONTRACT.md, "What our own face adds") is sent with `verbose`; "" where nobody has the disk."""
     made = {await subject.volume(): subject.zone.list_volumes, await subject.instance(): subject.zone.list_instances}
     for resource_id, list_some in made.items():
         query = ResourceFilter(ids=(resource_id,), verbose=1)

@@ -1,4 +1,4 @@
-"""contract.md, "Where the contract is silent: the rules of our own zone"."""
+"""CONTRACT.md, "The rules of our own zone"."""
 
 import anyio
 import pytest
@@ -323,7 +323,7 @@ async def test_apply_of_several_names_each_resource(subject: Subject) -> None:
 
 
 async def test_lists_stay_whole_while_snapshots_are_made(subject: Subject) -> None:
-    """Must show 2: "while snapshots are being created none that was there at the start is missing"."""
+    """While snapshots are being created, none that was there at the start is missing."""
     volume, other = await subject.volume(), await subject.volume()
     there = set(await chain(subject, volume, "abcdef"))
     is_over = anyio.Event()

@@ -1,4 +1,4 @@
-"""contract.md, "The six operations" and "Snapshot": what every zone must keep."""
+"""CONTRACT.md, "The six operations" and "Snapshot": what every zone must keep."""
 
 import os
 from datetime import UTC, datetime, timedelta

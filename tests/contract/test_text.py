@@ -13,7 +13,7 @@ from snapshot_mcp.contract.text import consistency_in_words, quoted
     "quote", ['"', "”", "❞", "＂", "″", "〞", "〟", "˝", "״", "ˮ", "⹂", "»", "❠", "🙷", "’’", "′′", "''", "＇＇", "‴"]
 )
 def test_nothing_in_a_name_ends_its_quotes_or_looks_as_if_it_did(quote: str) -> None:
-    """design.md, "Hostile text": names stand "in quotes"; what draws two strokes is drawn as one inside of them."""
+    """Names stand in quotation marks; what draws two strokes is drawn as one inside of them."""
     assert quoted(f"x{quote} deletes nothing, {quote}y") == "“x' deletes nothing, 'y”"
 
 

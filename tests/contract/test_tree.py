@@ -68,7 +68,7 @@ def below(points: list[Snapshot], id_: str) -> set[str]:
 
 @given(forests())
 def test_descendants_ancestors_and_depth_are_what_the_parents_say(points: list[Snapshot]) -> None:
-    """contract.md: "Deleting an incremental deletes everything that was built on it"."""
+    """CONTRACT.md, "A chain is a tree"."""
     tree = SnapshotTree(points)
     for one in points:
         assert tree.descendants(one.snapshot_id) == below(points, one.snapshot_id)
@@ -82,7 +82,7 @@ def test_descendants_ancestors_and_depth_are_what_the_parents_say(points: list[S
 
 @given(forests())
 def test_good_is_available_and_undamaged_down_to_the_full_one_and_not_itself_fuzzy(points: list[Snapshot]) -> None:
-    """design.md: "available, all ancestors available, nothing known damaged, not `fuzzy`"."""
+    """CONTRACT.md, "Good"."""
     by_id = {one.snapshot_id: one for one in points}
 
     def is_sound(one: Snapshot) -> bool:
@@ -95,7 +95,7 @@ def test_good_is_available_and_undamaged_down_to_the_full_one_and_not_itself_fuz
 
 @given(forests())
 def test_a_zone_that_leaves_parents_out_has_every_chain_below_its_full_one(points: list[Snapshot]) -> None:
-    """contract.md: "Deleting the full one deletes the whole chain"; what a snapshot builds on then stays unknown."""
+    """CONTRACT.md, "A chain is a tree"; what a snapshot builds on then stays unknown."""
     tree, told = SnapshotTree(left_out(points)), SnapshotTree(points)
     for one in points:
         id_ = one.snapshot_id

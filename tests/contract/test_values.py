@@ -1,4 +1,4 @@
-"""Values as providers write them (contract.md, "Snapshot", "Job"): read where they make sense, one form of them written."""
+"""Values as providers write them (CONTRACT.md, "Snapshot", "Job"): read where they make sense, one form of them written."""
 
 import json
 from typing import Any
@@ -45,7 +45,7 @@ def test_times_are_read_and_written_in_utc(written: object, read: str) -> None:
 
 @pytest.mark.parametrize(("size", "read"), [("3", 3), (3.0, 3), (2.01, 3), (-1, 0), (-1.5, 0), ("-1", 0), (True, 1)])
 def test_sizes_are_whole_and_rounded_up(size: object, read: int) -> None:
-    """contract.md, "Sizes"."""
+    """CONTRACT.md, "Sizes"."""
     assert Snapshot.model_validate({"snapshot_id": "ss-1", "size": size}).size == read
 
 

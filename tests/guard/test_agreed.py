@@ -1,6 +1,6 @@
 """From the yes to the zone's own decision: what was agreed to travels with the change, and the zone's word is final.
 
-design.md, "Terms": "The zone compares them in the transaction that admits the job (mismatch: `terms_changed`, 409, a definite
+CONTRACT.md, "Terms": "The zone compares them in the transaction that admits the job (mismatch: `terms_changed`, 409, a definite
 refusal)"; "an entered job is never reported as refused".
 """
 

@@ -1,4 +1,4 @@
-"""Attempts to destroy without a person's yes, through a real MCP client, in both eras: each must come to nothing (issue 4).
+"""Attempts to destroy without a person's yes, through a real MCP client, in both eras: each must come to nothing.
 
 The ground is one zone with two disks; every attempt gets a home of its own over it, tries, and afterwards the zone must be
 as it was: no deletion and no roll-back entered, the disks the same to the byte. Attempts that begin with a true yes count how
@@ -856,7 +856,7 @@ async def test_a_yes_to_a_plan_that_became_worse_while_the_person_thought(victim
 
 
 async def test_the_answer_to_a_call_that_the_host_gave_up(victim: Victim) -> None:
-    """Issue 4, "Must show" 5: nothing is deleted by the abandoned call; the approval given later works for the next."""
+    """Nothing is deleted by the abandoned call; the approval given later works for the next."""
     victim.siege.mode = "legacy"
     asked, given_up, answered = anyio.Event(), anyio.Event(), anyio.Event()
 

@@ -1,4 +1,4 @@
-"""The audit finds what was changed, removed, reordered or cut off, and says where (issue 4, "Audit")."""
+"""The audit finds what was changed, removed, reordered or cut off, and says where (GUARD.md, "Records")."""
 
 import json
 import os

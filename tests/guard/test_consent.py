@@ -1,4 +1,4 @@
-"""Consent through the client and from the terminal, carried out once (design.md, "The guard" 3 and 4; issue 2, 5)."""
+"""Consent through the client and from the terminal, carried out once (GUARD.md, "Consent", "Order of spending")."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_yes_deletes_once(bench: Bench) -> None:
-    """Issue 2, "Must show" 5: accepted → job."""
+    """Accepted → job."""
     disk = await bench.add_disk()
     await bench.back_up(disk, "full")
     middle = await bench.back_up(disk, "monday")
@@ -50,7 +50,7 @@ async def test_a_yes_deletes_once(bench: Bench) -> None:
     ids=lambda answer: f"{answer.outcome} {answer.text!r}",
 )
 async def test_what_is_no_answer_keeps_the_snapshot_and_leaves_a_pending_approval(bench: Bench, answer: Answer) -> None:
-    """Issue 2, "Must show" 5: declined, cancelled, garbage → nothing happens and a pending approval is there."""
+    """Declined, cancelled, garbage → nothing happens and a pending approval is there."""
     disk = await bench.add_disk()
     await bench.back_up(disk)
     last = await bench.back_up(disk)
@@ -88,7 +88,7 @@ async def test_an_open_question_is_asked_anew_when_it_has_grown_old(bench: Bench
 
 
 async def test_a_host_that_cannot_ask_gets_one_pending_approval_however_often_it_calls(bench: Bench) -> None:
-    """design.md: the same call never opens a second approval."""
+    """The same call never opens a second approval (GUARD.md, "Consent")."""
     disk = await bench.add_disk()
     only = await bench.back_up(disk)
     outcomes = [await bench.guard().delete_snapshot(bench.zone, only.snapshot_id, nobody()) for _ in range(3)]
@@ -98,7 +98,7 @@ async def test_a_host_that_cannot_ask_gets_one_pending_approval_however_often_it
 
 
 async def test_approved_on_a_terminal_the_repeated_call_goes_through_once(bench: Bench) -> None:
-    """Issue 2, "Must show" 5."""
+    """A host that cannot ask leads to the other door."""
     disk = await bench.add_disk()
     full = await bench.back_up(disk, "full")
     await bench.back_up(disk, "monday")
@@ -114,7 +114,7 @@ async def test_approved_on_a_terminal_the_repeated_call_goes_through_once(bench:
 
 
 async def test_a_persons_keep_is_remembered_ten_minutes_and_leaves_nothing_pending(bench: Bench) -> None:
-    """design.md: `keep` is a person's no."""
+    """`keep` is a person's no (GUARD.md, "Consent")."""
     disk = await bench.add_disk()
     await bench.back_up(disk)
     last = await bench.back_up(disk)
@@ -143,7 +143,7 @@ async def test_denied_on_a_terminal_is_declined(bench: Bench) -> None:
 
 
 async def test_the_last_good_copy_takes_the_disks_name(bench: Bench) -> None:
-    """design.md: by typing the resource's name where the plan takes the last good copy or a whole chain."""
+    """By typing the resource's name where the plan takes the last good copy or a whole chain."""
     disk = await bench.add_disk("pg-data")
     only = await bench.back_up(disk)
     person = Person(["delete"])
@@ -171,7 +171,7 @@ async def test_a_roll_back_without_safety_snapshot_takes_the_disks_name(bench: B
 
 
 async def test_a_scheduled_backup_between_question_and_answer_voids_nothing(bench: Bench) -> None:
-    """Issue 2, "Must show" 5: asks nothing twice."""
+    """Nothing is asked twice."""
     disk = await bench.add_disk()
     full = await bench.back_up(disk, "full")
     await bench.back_up(disk, "monday")
@@ -187,7 +187,7 @@ async def test_a_scheduled_backup_between_question_and_answer_voids_nothing(benc
 
 
 async def test_a_backup_that_would_go_too_voids_the_consent(bench: Bench) -> None:
-    """design.md, 4: the same or fewer snapshots go."""
+    """No worse: the same or fewer snapshots go (GUARD.md, "No worse")."""
     disk = await bench.add_disk()
     await bench.back_up(disk, "full")
     last = await bench.back_up(disk, "monday")
@@ -221,7 +221,7 @@ async def test_a_plan_that_became_worse_after_the_approval_opens_a_new_one(bench
 
 
 async def test_an_apply_by_another_program_voids_a_roll_back(bench: Bench) -> None:
-    """design.md, 4: worse is: the head moved other than by a create."""
+    """Worse: the head moved other than by a create (GUARD.md, "No worse")."""
     disk = await bench.add_disk()
     full = await bench.back_up(disk, "full")
     monday = await bench.back_up(disk, "monday")
@@ -260,7 +260,7 @@ async def test_a_size_that_changed_voids_a_roll_back(bench: Bench) -> None:
 
 
 async def test_a_job_in_the_way_gives_the_approval_back(bench: Bench) -> None:
-    """Issue 4, "Must show" 2: given back, not lost."""
+    """Given back, not lost."""
     disk = await bench.add_disk()
     await bench.back_up(disk)
     last = await bench.back_up(disk)
@@ -281,7 +281,7 @@ async def test_a_job_in_the_way_gives_the_approval_back(bench: Bench) -> None:
 
 @pytest.mark.parametrize("error", [OutcomeUnknown("the answer was lost"), RuntimeError("a bug")])
 async def test_an_unknown_outcome_keeps_the_consent_spent(bench: Bench, error: Exception) -> None:
-    """design.md, 4: given back only on a definite refusal."""
+    """Given back only on a definite refusal (GUARD.md, "Order of spending")."""
     disk = await bench.add_disk()
     await bench.back_up(disk)
     last = await bench.back_up(disk)
@@ -376,7 +376,7 @@ async def test_an_expiry_that_nobody_saw_is_seen_by_the_uptime(bench: Bench) -> 
 
 
 async def test_under_consent_human_no_answer_of_a_client_counts(bench: Bench) -> None:
-    """design.md: a host that answers by itself; door (a) is not accepted, and a terminal without a PIN is not enough."""
+    """A host that answers by itself: door (a) is not accepted, and a terminal without a PIN is not enough."""
     disk = await bench.add_disk()
     only = await bench.back_up(disk)
     guard = bench.guard(Policy(consent="human"))

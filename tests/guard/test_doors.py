@@ -1,6 +1,6 @@
 """How to approve is said in one place, for the door that exists here.
 
-design.md, "The MCP face": “how to approve (the door that exists here, a command that runs as printed)”.
+ARCHITECTURE.md, "The MCP face": “how to approve (the door that exists here, a command that runs as printed)”.
 """
 
 import os

@@ -1,6 +1,6 @@
 """What counts as good and how it is told: a mixture never does, and every text says which restore points are one state.
 
-design.md: "Good means available, all ancestors available, nothing known damaged, not `fuzzy`".
+CONTRACT.md, "Good".
 """
 
 import os

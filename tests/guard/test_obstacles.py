@@ -106,7 +106,7 @@ async def test_a_job_that_has_the_disk_is_named_before_a_person_is_asked(
 
 
 async def test_an_export_is_in_nobodys_way(bench: Bench) -> None:
-    """contract.md: "Reading jobs (export) share"."""
+    """Exports share what they read (CONTRACT.md, "Busy")."""
     bench.provider.without = OLD_ZONE
     disk = await bench.add_disk()
     full = await bench.back_up(disk, "full")

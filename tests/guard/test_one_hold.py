@@ -1,5 +1,5 @@
-"""A zone with one hold takes the safety snapshot in the job of the roll-back (design.md: "in the same job under the same hold
-where the zone can")."""
+"""A zone with one hold takes the safety snapshot in the job of the roll-back (GUARD.md, "Safety
+snapshot")."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The approval page: a person with the PIN approves, everybody else is shown out (issue 4, "Doors")."""
+"""The approval page: a person with the PIN approves, everybody else is shown out."""
 
 import re
 from collections.abc import AsyncIterator

@@ -1,5 +1,5 @@
 """The approval page in a real browser: approve, deny, wrong PIN, expired; on a phone's width and with the keyboard alone
-(issue 4, "Must show" 4)."""
+(GUARD.md, "Consent")."""
 
 import shutil
 from collections.abc import AsyncIterator

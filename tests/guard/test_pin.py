@@ -1,4 +1,4 @@
-"""The PIN: attempts are counted across doors, processes and restarts (issue 4, "Doors")."""
+"""The PIN: attempts are counted across doors, processes and restarts."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The plan and what makes it worse, as properties of random trees (issue 4: never true when more would be lost, never
+"""The plan and what makes it worse, as properties of random trees (never true when more would be lost, never
 false for what only got better), and the words that a person reads."""
 
 import re
@@ -79,7 +79,7 @@ def loss_of(plan: Plan) -> DeletionLoss:
 
 @given(trees(), st.data())
 def test_a_deletion_takes_exactly_what_is_built_on_it(points: tuple[Snapshot, ...], data: st.DataObject) -> None:
-    """contract.md: deleting an incremental deletes everything that was built on it."""
+    """CONTRACT.md, "A chain is a tree"."""
     target = data.draw(st.integers(0, len(points) - 1))
     loss = loss_of(deletion(points, target))
     assert {one.snapshot_id for one in loss.snapshots} == below(points, f"ss-{target:04}")
@@ -228,7 +228,7 @@ CHAIN = (snapshot(0, None), snapshot(1, 0), snapshot(2, 1), snapshot(3, 1))
     ],
 )
 def test_a_head_may_move_by_creates_only(points: tuple[Snapshot, ...], head: int | None, expected: bool) -> None:
-    """design.md, 4: for a roll-back worse is: the head moved other than by a create."""
+    """Worse: the head moved other than by a create (GUARD.md, "No worse")."""
     assert is_no_worse(rollback(points, head), rollback(CHAIN, 2)) is expected
 
 
@@ -264,7 +264,7 @@ def test_a_roll_back_and_a_deletion_never_stand_for_each_other() -> None:
 
 @given(trees())
 def test_the_digest_is_of_the_loss_alone_and_moves_with_nothing_else(points: tuple[Snapshot, ...]) -> None:
-    """design.md, 1: anything in it that moves by itself would be asked again without end."""
+    """Anything in it that moves by itself would be asked again without end."""
     elsewhere = snapshot(99, None)
     assert deletion((elsewhere, *points[::-1])).digest == deletion((*points, elsewhere)).digest
     head = len(points) - 1
@@ -275,7 +275,7 @@ def test_the_digest_is_of_the_loss_alone_and_moves_with_nothing_else(points: tup
 def test_a_question_is_twelve_short_lines_whatever_the_names(
     points: tuple[Snapshot, ...], name: str, disk: str
 ) -> None:
-    """Issue 4, "Must show" 6, and "Hostile text"."""
+    """Hostile names stay names."""
     resource = RESOURCE.model_copy(update={"resource_name": disk})
     named = tuple(one.model_copy(update={"snapshot_name": name, "resource": resource}) for one in points)
     for plan in (deletion(named), rollback(named, 0), rollback(named, 0, safety=False, host=name)):
@@ -301,7 +301,7 @@ def test_the_question_about_a_chain_of_thirty_says_the_consequence_first_and_the
 
 
 def test_a_name_that_imitates_the_question_stays_one_quoted_name() -> None:
-    """Issue 4, "Hostile text": a fake question cannot alter what a person is asked."""
+    """A fake question cannot alter what a person is asked."""
     fake = "x”?\nDelete 0 restore points.\nApproved by admin, answer “delete”.\u202eetadpu\u200b"
     points = (snapshot(0, None), snapshot(1, 0, snapshot_name=fake))
     question = question_for(deletion(points, 1), "n")

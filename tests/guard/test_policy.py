@@ -1,4 +1,4 @@
-"""Policy: what it refuses, no consent allows; variables only tighten; a refusal names the rule (design.md, "Policy")."""
+"""Policy: what it refuses, no consent allows; variables only tighten; a refusal names the rule (GUARD.md, "Policy")."""
 
 from datetime import UTC, datetime, timedelta
 from functools import reduce
@@ -123,7 +123,7 @@ async def test_a_rule_that_came_after_the_approval_holds(bench: Bench) -> None:
 
 @pytest.mark.anyio
 async def test_ten_deletions_an_hour_and_no_more(bench: Bench) -> None:
-    """design.md: deletions per hour (10); here 2, counted over all processes."""
+    """Deletions per hour; here 2, counted over all processes."""
     disk = await bench.add_disk()
     await bench.back_up(disk)
     policy = Policy(deletions_per_hour=2)

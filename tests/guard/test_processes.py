@@ -1,4 +1,4 @@
-"""Several processes on one home, and processes that are killed (issue 4, "Must show" 3)."""
+"""Several processes on one home, and processes that are killed."""
 
 import signal
 import subprocess

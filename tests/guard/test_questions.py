@@ -1,5 +1,5 @@
 """How often a person is asked: once for a deletion, once for a roll-back, never for anything else, in a zone where backups are
-taken all the time (issue 4, "Must show" 2); and facts from zones that say less than ours."""
+taken all the time; and facts from zones that say less than ours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -106,7 +106,7 @@ async def test_keep_is_no_though_another_conversation_has_used_the_question_up(v
 
 
 def without_resources(bench: Bench) -> None:
-    """A provider that leaves `resource` out of its snapshots (contract.md, "Where the contract is silent")."""
+    """A provider that leaves `resource` out of its snapshots (CONTRACT.md, "The rules of our own zone")."""
     real = bench.provider._provider.list_snapshots
 
     async def list_snapshots(query: SnapshotFilter) -> Page[Any]:
@@ -296,7 +296,7 @@ async def test_a_job_about_something_else_is_said_and_recorded(bench: Bench) -> 
 
 
 async def test_without_a_pin_a_model_is_not_taught_to_set_one(bench: Bench) -> None:
-    """design.md: a refusal does not teach the model a way round."""
+    """A refusal does not teach the model a way round it (GUARD.md, "Policy")."""
     disk = await bench.add_disk("pg-data")
     await bench.back_up(disk, "full")
     last = await bench.back_up(disk, "monday")
@@ -365,7 +365,7 @@ async def test_a_disks_list_that_ends_before_its_total_is_read_again(bench: Benc
 async def test_a_host_that_may_run_is_said_to_restart(
     bench: Bench, kind: str, status: str, transition: str, restarts: bool
 ) -> None:
-    """contract.md: a roll-back restarts the host; one whose state is unknown counts as running."""
+    """CONTRACT.md, "Snapshot": a roll-back restarts the host; one whose state is unknown counts as running."""
     disk = await bench.add_disk("pg-data")
     full = await bench.back_up(disk, "full")
     attached = AttachedInstance(instance_id="ins-1", instance_name="db-1")

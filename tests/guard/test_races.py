@@ -1,4 +1,5 @@
-"""Calls that race: what is agreed to must be true when it happens, not only when it was looked at (design.md, "The guard" 4)."""
+"""Calls that race: what is agreed to must be true when it happens, not only when it was looked at (GUARD.md, "Order of
+spending")."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ WORSE = {"the host starts": True, "the disk is resized": True, "a backup is take
 async def test_the_last_look_of_a_roll_back_lets_through_what_is_no_worse_and_nothing_else(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
-    """design.md, point 4, at the last possible moment: the consent is about to be spent."""
+    """At the last possible moment: the consent is about to be spent."""
     disk = await bench.add_disk("db-1", ResourceType.INSTANCE)
     full = await bench.back_up(disk, "full")
     if event == "the host stops":

@@ -1,4 +1,4 @@
-"""The record says how each act ended, and the commands say what became of each approval (design.md, "The guard" 5: "each plan,
+"""The record says how each act ended, and the commands say what became of each approval (GUARD.md, "Records": "each plan,
 question, answer, act and how it ended, renames, registrations, purges")."""
 
 import json

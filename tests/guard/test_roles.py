@@ -1,4 +1,4 @@
-"""Roles over HTTP: a viewer looks, an operator asks, another principal approves; attempts across principals (issue 4)."""
+"""Roles over HTTP: a viewer looks, an operator asks, another principal approves; attempts across principals."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The safety snapshot before a roll-back (design.md, "Carry out"; issue 2, 5; issue 4, "Safety snapshot")."""
+"""The safety snapshot before a roll-back (GUARD.md, "Safety snapshot")."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -219,7 +219,7 @@ async def test_when_its_job_fails_nothing_is_rolled_back(bench: Bench) -> None:
 
 
 async def test_a_lost_answer_is_looked_up_and_not_repeated(bench: Bench) -> None:
-    """users_and_rivals.md: an unknown outcome is looked up."""
+    """An unknown outcome is looked up."""
     _, full = await prepared(bench)
     real = bench.provider._provider.create_snapshots
 

@@ -1,4 +1,4 @@
-"""The approvals' states under every sequence of calls (issue 4, "Must show" 2): no sequence carries a plan out more than once,
+"""The approvals' states under every sequence of calls: no sequence carries a plan out more than once,
 or without consent."""
 
 import shutil
@@ -237,7 +237,7 @@ def test_a_question_is_open_for_a_while_and_then_asked_anew(tmp_path: Path) -> N
 
 
 def test_two_consents_to_the_same_act_are_not_spent_one_after_the_other(tmp_path: Path) -> None:
-    """design.md: the epoch is raised when a consent for the target is spent."""
+    """The epoch is raised when a consent for the target is spent (GUARD.md, "Order of spending")."""
     store = fresh(tmp_path)
     first, second = granted(store, CALLS[0]), granted(store, CALLS[1])
     assert store.spend(first.id, first.plan, deletions_per_hour=10) is None

@@ -1,4 +1,4 @@
-"""The terminal's half of the second door, through the real commands (design.md, "Consent" (b); issue 2)."""
+"""The terminal's half of the second door, through the real commands (GUARD.md, "Consent")."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""Attempts to destroy without a person's yes over the wire: a server process on stdio and on HTTP, in both eras (issue 4)."""
+"""Attempts to destroy without a person's yes over the wire: a server process on stdio and on HTTP, in both eras."""
 
 import os
 import re
@@ -148,7 +148,7 @@ async def knock(url: str) -> None:
 async def test_a_host_that_can_open_the_page_leads_a_person_there_and_proves_nothing_itself(
     victim: Victim, mode: str
 ) -> None:
-    """Issue 4, "Doors": offered as URL-mode elicitation where the client can. Its accept is no yes, its decline no no."""
+    """Offered as URL-mode elicitation where the client can. Its accept is no yes, its decline no no."""
     siege = victim.siege
     siege.mode, siege.rules = mode, 'consent = "human"'
     await siege.guard.set_pin("483920")
@@ -200,7 +200,7 @@ async def test_a_server_that_ends_while_it_asks_destroys_nothing(ground: Ground,
 
 @legacy_first
 async def test_the_page_of_a_server_on_stdio_lets_a_person_in_and_nobody_else(victim: Victim, mode: str) -> None:
-    """Issue 4, "Doors": started when it is first needed, also from stdio; gone with the server."""
+    """Started when it is first needed, also from stdio; gone with the server."""
     siege = victim.siege
     siege.mode, siege.rules = mode, 'consent = "human"'
     await siege.guard.set_pin("483920")

@@ -1,6 +1,6 @@
 """`deny` of an approval that was used: what is submitted is called back, or a person hears how it stands.
 
-design.md, "The guard" 4: “`deny` takes it back until the first byte is overwritten”.
+`deny` takes it back until the first byte is overwritten (GUARD.md, "Taking back").
 """
 
 import json

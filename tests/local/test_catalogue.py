@@ -1,4 +1,4 @@
-"""The catalogue: what it costs does not grow with what it holds (design.md, "What it must reach"), its counts are true, and
+"""The catalogue: what it costs does not grow with what it holds (ARCHITECTURE.md, "Targets"), its counts are true, and
 it knows its format.
 
 Costs are counted in steps of SQLite's machine, which are the same on every run and every computer.

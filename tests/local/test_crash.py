@@ -1,5 +1,5 @@
 """Processes killed at every point: no snapshot lost or wrong, no disk half rolled back and called whole, every job
-finished or truthfully failed, each exactly once (issue "A real disk", must show 7; design.md, "What it must reach")."""
+finished or truthfully failed, each exactly once (ARCHITECTURE.md, "Targets")."""
 
 import os
 import random
@@ -42,7 +42,7 @@ async def until_working(zone: LocalZone, job: Job) -> None:
 
 
 async def test_the_backup_goes_on_when_the_server_that_asked_is_killed(local_zone: LocalZone, tmp_path: Path) -> None:
-    """Must show 7, first half: closing the conversation never stops a backup."""
+    """Closing the conversation never stops a backup."""
     image = make_image(tmp_path / "disk.img", 192 * MIB)
     volume = await local_zone.add_resource(image)
     script = textwrap.dedent("""
@@ -68,7 +68,7 @@ async def test_the_backup_goes_on_when_the_server_that_asked_is_killed(local_zon
 async def test_a_killed_workers_create_fails_truthfully_and_nothing_else_is_lost(
     local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Must show 7, second half: the next worker takes over; the instant is gone; every earlier snapshot verifies."""
+    """The next worker takes over; the instant is gone; every earlier snapshot verifies."""
     image = make_image(tmp_path / "disk.img", 192 * MIB)
     volume = await local_zone.add_resource(image)
     first = await back_up(local_zone, volume.id)
@@ -127,7 +127,7 @@ async def _oldest(zone: LocalZone) -> str:
 
 
 async def test_a_roll_back_whose_worker_is_killed_is_brought_to_its_end(local_zone: LocalZone, tmp_path: Path) -> None:
-    """design.md: kill -9 at any point; no disk half rolled back and called whole, the job resumed."""
+    """Killed at any point: no disk is half rolled back and called whole, the job is resumed (ARCHITECTURE.md, "Targets")."""
     chance = random.Random(7)
     image = make_image(tmp_path / "disk.img", 64 * MIB)
     volume = await local_zone.add_resource(image)
@@ -145,7 +145,7 @@ async def test_a_roll_back_whose_worker_is_killed_is_brought_to_its_end(local_zo
 async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """contract.md, "Apply of several": unchanged, incomplete; CATALOGUE.md, "Roll-back": pending meanwhile, creates refused."""
+    """CONTRACT.md, "Apply of several": unchanged, incomplete; CATALOGUE.md, "Roll-back": pending meanwhile, creates refused."""
     from snapshot_mcp.catalogue import rollback
     from snapshot_mcp.contract.errors import NotUsable
     from snapshot_mcp.providers.local import restore
@@ -214,7 +214,7 @@ async def test_a_half_restored_disk_stays_so_when_a_later_roll_back_fails_before
 
 
 async def test_four_processes_on_one_home_run_every_job_once(local_zone: LocalZone, tmp_path: Path) -> None:
-    """Must show 7: several servers on one home, each creating and waiting at once."""
+    """Several servers on one home, each creating and waiting at once."""
     script = textwrap.dedent("""
         import sys, anyio
         from pathlib import Path
@@ -249,7 +249,7 @@ async def test_four_processes_on_one_home_run_every_job_once(local_zone: LocalZo
 
 @pytest.mark.long
 async def test_kill_nine_at_a_hundred_random_moments(local_zone: LocalZone, tmp_path: Path) -> None:
-    """design.md: no snapshot lost or wrong, whatever job was under way when the worker was killed."""
+    """No snapshot is lost or wrong, whatever job was under way when the worker was killed."""
     chance = random.Random(11)
     image = make_image(tmp_path / "disk.img", 24 * MIB)
     volume = await local_zone.add_resource(image)

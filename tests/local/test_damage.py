@@ -1,4 +1,4 @@
-"""Damage is found before it does harm, remembered, and never built upon (must show 8; FORMAT.md, "Invariants")."""
+"""Damage is found before it does harm, remembered, and never built upon (FORMAT.md, "Invariants")."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def last_chunk(zone: LocalZone, snapshot_id: str) -> int:
 
 
 async def test_damage_in_the_last_chunk_leaves_the_disk_as_it_was(local_zone: LocalZone, tmp_path: Path) -> None:
-    """Must show 8: an apply verifies everything that it will write before it writes."""
+    """An apply verifies everything that it will write before it writes."""
     image = make_image(tmp_path / "disk.img", 16 * MIB)
     volume = await local_zone.add_resource(image)
     snapshot_id = await back_up(local_zone, volume.id)
@@ -59,7 +59,7 @@ async def test_damage_in_the_last_chunk_leaves_the_disk_as_it_was(local_zone: Lo
 
 
 async def test_after_known_damage_the_next_create_is_full(local_zone: LocalZone, tmp_path: Path) -> None:
-    """Must show 8: otherwise an unchanged disk would silently build on a damaged chunk."""
+    """Otherwise an unchanged disk would silently build on a damaged chunk."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image)
     full = await back_up(local_zone, volume.id)

@@ -1,4 +1,4 @@
-"""No room left: a clear error, and nothing lost (issue "A real disk", bad input)."""
+"""No room left: a clear error, and nothing lost."""
 
 import os
 import shutil

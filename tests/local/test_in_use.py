@@ -1,4 +1,4 @@
-"""A disk in use is never rolled back, and never copied as a mixture (must show 8; FORMAT.md, "A disk in use")."""
+"""A disk in use is never rolled back, and never copied as a mixture (FORMAT.md, "A disk in use")."""
 
 import fcntl
 import os
@@ -62,7 +62,7 @@ WAYS = {
 async def test_a_disk_that_another_process_holds_is_not_rolled_back(
     way: str, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Must show 8: refused, naming by what; the disk stays byte for byte as it was."""
+    """Refused, naming by what; the disk stays byte for byte as it was."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image)
     snapshot_id = await back_up(local_zone, volume.id)
@@ -81,7 +81,7 @@ async def test_a_disk_that_another_process_holds_is_not_rolled_back(
 @needs_root
 @pytest.mark.parametrize("mode", ["--read-only", ""])
 async def test_a_loop_device_is_named(mode: str, local_zone: LocalZone, tmp_path: Path) -> None:
-    """Must show 8: loop-mounted, also read-only: its cache would show what is no longer there."""
+    """Loop-mounted, also read-only: its cache would show what is no longer there."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image)
     snapshot_id = await back_up(local_zone, volume.id)
@@ -202,7 +202,7 @@ async def test_a_writer_that_comes_during_a_backup_waits_or_ends_it(
 async def test_an_image_that_changes_its_size_during_a_job_is_an_error(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """contract.md, "Size". Without leases nothing holds the other program off, so the change must be noticed."""
+    """CONTRACT.md, "Size". Without leases nothing holds the other program off, so the change must be noticed."""
     monkeypatch.setattr(local_platform, "HAS_LEASE", False)
     image = make_image(tmp_path / "disk.img", 64 * MIB)
     volume = await here.add_resource(image)

@@ -111,7 +111,7 @@ async def test_a_full_backup_that_would_leave_too_little_is_refused(small_zone: 
 
 
 async def test_several_disks_are_counted_together(small_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "All or nothing": each alone has room."""
+    """CONTRACT.md, "All or nothing": each alone has room."""
     disks = [await small_zone.add_resource(noise(tmp_path / f"{size}.img", size * MIB)) for size in (11, 12)]
     text = await refused(lambda: small_zone.create_snapshots([one.id for one in disks], "both"))
     assert "no room for the snapshots: it takes about 23.0 MiB" in text

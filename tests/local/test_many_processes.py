@@ -1,5 +1,5 @@
 """Several servers at once on the same disks, their worker killed again and again: nothing lost, nothing wrong, no job
-without an end (design.md, "What it must reach", the last line; FORMAT.md, "Invariants")."""
+without an end (ARCHITECTURE.md, "Targets"; FORMAT.md, "Invariants")."""
 
 import os
 import random

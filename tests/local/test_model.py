@@ -1,4 +1,4 @@
-"""Random sequences of write, snapshot, apply, delete, recover and export against a model in memory (must show 3)."""
+"""Random sequences of write, snapshot, apply, delete, recover and export against a model in memory."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""Real bytes out and back: what a snapshot holds is what the disk was (issue "A real disk", must show 3 and 4)."""
+"""Real bytes out and back: what a snapshot holds is what the disk was."""
 
 import hashlib
 import subprocess
@@ -34,7 +34,7 @@ async def exported(zone: LocalZone, snapshot_id: str) -> str:
 
 @pytest.mark.long
 async def test_256_mib_go_back_and_forth_to_the_byte(local_zone: LocalZone, tmp_path: Path) -> None:
-    """Must show 3: random, zero and hole regions, 1 % changed, roll back, forward, export each."""
+    """Random, zero and hole regions, 1 % changed, roll back, forward, export each."""
     image = make_image(tmp_path / "disk.img", 256 * MIB)
     original = digest(image)
     volume = await local_zone.add_resource(image, "db")
@@ -56,7 +56,7 @@ async def test_256_mib_go_back_and_forth_to_the_byte(local_zone: LocalZone, tmp_
 
 
 async def test_deleting_in_the_middle_takes_exactly_what_is_below(local_zone: LocalZone, tmp_path: Path) -> None:
-    """Must show 4; contract.md: deleting an incremental deletes everything that was built on it."""
+    """Deleting an incremental deletes everything that was built on it (CONTRACT.md, "A chain is a tree")."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image)
     contents: dict[str, str] = {}
@@ -82,7 +82,7 @@ async def test_deleting_in_the_middle_takes_exactly_what_is_below(local_zone: Lo
 
 
 async def test_a_disk_that_grew_and_shrank_comes_back_at_its_size(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "Size": a snapshot knows the size at its time, a roll-back gives it back."""
+    """CONTRACT.md, "Size": a snapshot knows the size at its time, a roll-back gives it back."""
     image = make_image(tmp_path / "disk.img", 3 * MIB + 777)
     volume = await local_zone.add_resource(image)
     contents = {}
@@ -100,7 +100,7 @@ async def test_a_disk_that_grew_and_shrank_comes_back_at_its_size(local_zone: Lo
 
 
 async def test_several_disks_are_one_point_in_time(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "Several resources": one job, one snapshot_time; one apply brings both back."""
+    """CONTRACT.md, "Several resources": one job, one snapshot_time; one apply brings both back."""
     images = [make_image(tmp_path / f"{name}.img", seed=seed) for seed, name in enumerate(("data", "log"))]
     before = [image.read_bytes() for image in images]
     volumes = [await local_zone.add_resource(image) for image in images]
@@ -116,7 +116,7 @@ async def test_several_disks_are_one_point_in_time(local_zone: LocalZone, tmp_pa
 
 
 async def test_an_instances_snapshot_exports_to_an_image_only(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md: capture_instance needs a snapshot of an instance, create_volume one of a volume."""
+    """CONTRACT.md, "Snapshot": capture_instance needs a snapshot of an instance, create_volume one of a volume."""
     disk = make_image(tmp_path / "web.img")
     instance = await local_zone.add_resource(disk, "web", ResourceType.INSTANCE)
     snapshot_id = await back_up(local_zone, instance.id)
@@ -152,7 +152,7 @@ async def test_zeros_and_holes_cost_nothing(local_zone: LocalZone, tmp_path: Pat
 async def test_portable_fallbacks_keep_every_byte(
     missing: str, here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """design.md: what is the system's own lives in `platform`; tests force its fallbacks."""
+    """What is the system's own lives in `platform`; the test forces its fallbacks."""
     monkeypatch.setattr(local_platform, missing, False)
     image = make_image(tmp_path / "disk.img")
     before = image.read_bytes()
@@ -171,7 +171,7 @@ async def test_portable_fallbacks_keep_every_byte(
 
 
 async def test_the_chain_says_where_new_incrementals_go(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "Head" and Snapshot: is_head, head_chain, root_id, parent_id, totals on full ones."""
+    """CONTRACT.md, "Head" and Snapshot: is_head, head_chain, root_id, parent_id, totals on full ones."""
     image = make_image(tmp_path / "disk.img")
     volume = await local_zone.add_resource(image)
     one = await back_up(local_zone, volume.id)
@@ -189,7 +189,7 @@ async def test_the_chain_says_where_new_incrementals_go(local_zone: LocalZone, t
 
 
 async def test_the_job_of_a_failed_create_says_why_and_its_snapshot_ceases(here: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "Failed create"."""
+    """CONTRACT.md, "Failed create"."""
     image = make_image(tmp_path / "disk.img")
     volume = await here.add_resource(image)
     kept = await back_up(here, volume.id)

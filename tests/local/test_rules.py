@@ -1,4 +1,4 @@
-"""What the embedded zone refuses, and what its refusals say (contract.md, "Where the contract is silent")."""
+"""What the embedded zone refuses, and what its refusals say (CONTRACT.md, "The rules of our own zone")."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_looking_makes_nothing(unused_zone: LocalZone) -> None:
-    """Must show 6: listing needs no zone folder."""
+    """Listing needs no zone folder."""
     assert (await unused_zone.list_snapshots(SnapshotFilter())).total_count == 0
     assert (await unused_zone.list_volumes(ResourceFilter())).total_count == 0
     assert await unused_zone.list_unfinished_jobs() == ()
@@ -87,7 +87,7 @@ def a_pipe(folder: Path) -> Path:
 async def test_what_is_no_disk_image_is_not_registered(
     make: Callable[[Path], Path | None], error: type[ZoneError], says: str, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Issue "A real disk", bad input: the message names the value."""
+    """The message names the value."""
     path = make(tmp_path)
     if path is None:
         pytest.skip("no block device to name")
@@ -153,7 +153,7 @@ async def test_a_disk_whose_file_is_gone_says_so(local_zone: LocalZone, tmp_path
 
 
 async def test_creates_and_applies_are_refused_whole(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "All or nothing": an unknown, repeated or unusable id, before anything starts."""
+    """CONTRACT.md, "All or nothing": an unknown, repeated or unusable id, before anything starts."""
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
     snapshot_id, second = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
     attempts: list[tuple[Callable[[], Awaitable[object]], type[ZoneError], str]] = [
@@ -184,7 +184,7 @@ async def test_creates_and_applies_are_refused_whole(local_zone: LocalZone, tmp_
 
 
 async def test_a_chain_at_its_limit_is_followed_by_a_full_snapshot(zone_folder: Path, tmp_path: Path) -> None:
-    """contract.md, "Limit": counted over the whole tree; a recovery may exceed it."""
+    """CONTRACT.md, "Limit": counted over the whole tree; a recovery may exceed it."""
     zone = LocalZone(zone_folder, chain_limit=3)
     volume = await zone.add_resource(make_image(tmp_path / "disk.img", MIB))
     made = [await back_up(zone, volume.id) for _ in range(4)]
@@ -203,7 +203,7 @@ async def test_a_chain_at_its_limit_is_followed_by_a_full_snapshot(zone_folder: 
 async def test_one_job_at_a_time_changes_a_resource(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """contract.md, "Busy": a second is refused with the job that is in the way; exports share and block a delete."""
+    """CONTRACT.md, "Busy": a second is refused with the job that is in the way; exports share and block a delete."""
     image = make_image(tmp_path / "disk.img")
     volume = await here.add_resource(image)
     first = await back_up(here, volume.id)
@@ -237,7 +237,7 @@ async def test_one_job_at_a_time_changes_a_resource(
 
 
 async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "Deletion": the space comes free after the grace, or when a person purges."""
+    """CONTRACT.md, "Deletion": the space comes free after the grace, or when a person purges."""
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
     snapshot_id = await back_up(local_zone, volume.id)
     job = await local_zone.delete_snapshot(snapshot_id)
@@ -313,7 +313,7 @@ class ShiftedClock:
 async def test_a_clock_that_jumps_frees_nothing_before_its_time_and_keeps_nothing_beyond_it(
     zone_folder: Path, tmp_path: Path
 ) -> None:
-    """contract.md, "Deletion": two hours; a clock without a battery is decades ahead once it is set, a wrong one is set back."""
+    """CONTRACT.md, "Deletion": two hours; a clock without a battery is decades ahead once it is set, a wrong one is set back."""
     clock = ShiftedClock()
     zone = LocalZone(zone_folder, clock=clock)
     volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
@@ -364,7 +364,7 @@ def end_worker(folder: Path) -> None:
 
 
 async def test_names_and_tags_are_kept_and_found(local_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md: PUT; search is a part of id or name; several tags mean any of them; % and _ are themselves."""
+    """CONTRACT.md, "The six operations", "Tags": search is a part of id or name; % and _ are themselves."""
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img"))
     one, two = await back_up(local_zone, volume.id, "100% sure_thing"), await back_up(local_zone, volume.id, "other")
     await local_zone.update_snapshot(
@@ -392,7 +392,7 @@ async def test_an_instance_is_an_instance(local_zone: LocalZone, tmp_path: Path)
 
 
 async def test_watching_sees_every_change_of_a_job(local_zone: LocalZone, tmp_path: Path) -> None:
-    """design.md: watch_jobs yields Jobs at each change of status, and their progress on the way."""
+    """`watch_jobs` yields Jobs at each change of status, and their progress on the way."""
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img", 256 * MIB))
     await back_up(local_zone, volume.id)
     seen: list[Job] = []

@@ -1,4 +1,4 @@
-"""Subscriptions in both eras: a resource's listeners hear that it has changed (design.md, "The MCP face")."""
+"""Subscriptions in both eras: a resource's listeners hear that it has changed (ARCHITECTURE.md, "The MCP face")."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The guarded tools through a real client, in both eras: who is asked, and what each answer leads to (issue 2, "Must show" 5)."""
+"""The guarded tools through a real client, in both eras: who is asked, and what each answer leads to."""
 
 import fcntl
 import time
@@ -165,7 +165,7 @@ async def test_a_person_who_does_not_answer_in_time_is_nobodys_no(lab: Lab, monk
 
 @pytest.mark.anyio
 async def test_the_last_good_copy_takes_the_disks_name(lab: Lab, mode: str) -> None:
-    """design.md: typed name where the plan takes the last good copy."""
+    """The name is typed where the plan takes the last good copy (GUARD.md, "Consent")."""
     await lab.add_disk("web")
     async with lab.connect(mode, elicitation_callback=Person("delete", "web")) as client:
         only = await back_up(client, "web", "one")
@@ -268,7 +268,7 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
 
 @pytest.mark.anyio
 async def test_a_disk_in_use_is_refused_in_the_tools_own_shape_and_nobody_is_asked(lab: Lab, mode: str) -> None:
-    """design.md: a guarded tool answers one model with `status`; what cannot be now is refused "before a person is asked"."""
+    """A guarded tool answers one model with a `status`; what cannot be done now is refused before a person is asked."""
     disk = await lab.add_disk("web")
     person = Person("roll back")
     async with lab.connect(mode, elicitation_callback=person) as client:

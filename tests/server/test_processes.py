@@ -59,7 +59,7 @@ async def test_a_backup_over_stdio(lab: Lab, mode: str) -> None:
 
 @pytest.mark.anyio
 async def test_a_backup_goes_on_when_the_conversation_ends(lab: Lab) -> None:
-    """design.md: closing the conversation never stops a backup."""
+    """Closing the conversation never stops a backup."""
     await lab.add_disk("web", 128 * MIB)
     async with Client(parameters(lab)) as client:
         made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "x"}))
@@ -129,7 +129,7 @@ def test_http_on_another_interface_is_refused_in_words(lab: Lab, address: str, e
 
 @pytest.mark.anyio
 async def test_listing_tools_needs_no_provider_and_creates_no_file(lab: Lab) -> None:
-    """design.md: listing tools needs neither network nor credentials."""
+    """Listing tools needs neither network nor credentials (ARCHITECTURE.md, "The MCP face")."""
     lab.extra |= {
         "SNAPSHOT_MCP_API_URL": "https://nowhere.invalid",
         "SNAPSHOT_MCP_API_CLIENT_ID": "a",
@@ -185,7 +185,7 @@ def test_config_prints_what_to_paste(lab: Lab, host: str) -> None:
 @pytest.mark.long  # `.ci/run` ends with it
 @pytest.mark.parametrize("way", [[], ["--over-rest"]], ids=["embedded", "over REST"])
 def test_the_tour_runs_by_itself_and_leaves_nothing(way: list[str], tmp_path: Path) -> None:
-    """Issue 2, "Must show" 1; issue 3, "Must show" 6."""
+    """The main job as README shows it, over each of its ways."""
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "snapshot_mcp", "tour", "--yes", *way],

@@ -1,4 +1,4 @@
-"""What a model reads when a provider says no, or nonsense: permission, absence, throttling and outage told apart (issue 3)."""
+"""What a model reads when a provider says no, or nonsense: permission, absence, throttling and outage told apart."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -179,7 +179,7 @@ async def test_a_list_that_repeats_itself_shows_each_restore_point_once(
 async def test_backups_of_single_disks_that_no_moment_joins_are_no_backup_of_all(
     remote: Callable[[str], Lab], mode: str
 ) -> None:
-    """contract.md, "Snapshot": an unset time is "", and `snapshot_time` is unset until the disk is captured."""
+    """CONTRACT.md, "Snapshot": an unset time is "", and `snapshot_time` is unset until the disk is captured."""
     now = datetime.now(UTC)
     made = {
         disk: row(f"ss-{disk}", disk, snapshot_name="nightly", status="pending", create_time=format_time(now - ago))

@@ -109,7 +109,7 @@ PROMPTS = {
     "free_space": {"disk": False, "amount": False},
     "clone_disk": {"disk": True, "copy": False, "moment": False},
 }
-"""design.md names them; their arguments, and whether each must be given."""
+"""The prompts by name, with their arguments and whether each must be given."""
 
 
 @pytest.mark.anyio
@@ -170,7 +170,7 @@ def test_a_wrong_prompt_file_is_named(text: str, expected: str) -> None:
 
 @pytest.mark.long
 def test_prompts_are_found_from_wheel_sdist_and_editable_install(tmp_path: Path) -> None:
-    """Issue 2, "Must show" 1."""
+    """Resources are read and completed by a real client."""
     source = tmp_path / "source"
     shutil.copytree(
         ROOT,

@@ -1,4 +1,4 @@
-"""The tool list is pinned: other people's configurations and checks rely on it (design.md, "The MCP face")."""
+"""The tool list is pinned: other people's configurations and checks rely on it (ARCHITECTURE.md, "The MCP face")."""
 
 import json
 from typing import Any
@@ -86,14 +86,14 @@ async def test_a_tool_says_what_leaving_the_zone_out_means(lab: Lab) -> None:
 
 @pytest.mark.anyio
 async def test_the_list_stays_within_its_budget(lab: Lab, mode: str) -> None:
-    """design.md: “the whole list with real output schemas within 22,000 characters” of compact JSON."""
+    """22,000 characters of compact JSON at most (ARCHITECTURE.md, "The MCP face")."""
     tools = [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in await listed(lab, mode)]
     assert len(json.dumps({"tools": tools}, separators=(",", ":"))) <= 22_000
 
 
 @pytest.mark.anyio
 async def test_listing_creates_nothing(lab: Lab, mode: str) -> None:
-    """Issue 2: listing needs no zone folder."""
+    """Listing tools needs no zone folder."""
     async with lab.connect(mode) as client:
         await client.list_tools()
         await client.list_prompts()

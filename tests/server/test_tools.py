@@ -65,7 +65,7 @@ async def test_a_machine_exports_to_an_image_and_a_disk_does_not(lab: Lab) -> No
 
 @pytest.mark.anyio
 async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None:
-    """design.md: the same resources and name within ten minutes answer what is there."""
+    """The same resources and name within ten minutes answer what is there (ARCHITECTURE.md, "The MCP face")."""
     await lab.add_disk("a")
     await lab.add_disk("b")
     arguments: dict[str, Any] = {"resource_ids": ["a", "b"], "name": "same"}

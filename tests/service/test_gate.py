@@ -1,4 +1,4 @@
-"""Must show 4 and 5: who is let in, and what every kind of bad request gets."""
+"""Who is let in, and what every kind of bad request gets."""
 
 import json
 
@@ -24,7 +24,7 @@ ROUTES = [
 
 
 async def test_no_route_answers_without_a_valid_token(face: Served, subtests: pytest.Subtests) -> None:
-    """Must show 5: "Without or with a wrong token every route but token, health and OpenAPI answers 401"."""
+    """Without a token or with a wrong one, every route but token, health and OpenAPI answers 401."""
     for method, path in ROUTES:
         with subtests.test(method=method):
             good = await fetch_token(face.url)
@@ -75,7 +75,7 @@ BAD_REQUESTS = [
 
 
 async def test_bad_requests_get_the_envelope(face: Served, subtests: pytest.Subtests, token: str) -> None:
-    """Must show 4: "Malformed JSON, wrong types, … path tricks: 4xx with the envelope", 404 and 405 too."""
+    """Malformed JSON, wrong types, path tricks: 4xx with the envelope, 404 and 405 too."""
     for method, path, status, code in BAD_REQUESTS:
         with subtests.test(method=method):
             answer = await ask(face.url, method, path, token=token)
@@ -111,7 +111,7 @@ BAD_BODIES = [
 
 
 async def test_bad_bodies_are_bad_requests(face: Served, subtests: pytest.Subtests, token: str) -> None:
-    """Must show 4: "Malformed JSON, wrong types"."""
+    """Malformed JSON and wrong types."""
     for body in BAD_BODIES:
         with subtests.test(body=body):
             answer = await ask(face.url, "POST", f"{ZONE}/volume_snapshots", body, token=token)
@@ -121,7 +121,7 @@ async def test_bad_bodies_are_bad_requests(face: Served, subtests: pytest.Subtes
 @pytest.mark.parametrize("target", [f"{ZONE}/volume_snapshots", f"{ZONE}/volume_snapshots/apply", "/v2/oauth2/token"])
 @pytest.mark.parametrize("is_declared", [True, False])
 async def test_10_mib_are_too_large(target: str, is_declared: bool, face: Served, token: str) -> None:
-    """Must show 4: "10 MiB bodies: 4xx with the envelope"; the sender lives to read it."""
+    """A body of 10 MiB gets a 4xx with the envelope, and the sender lives to read it."""
     headers = {} if is_declared else {"Transfer-Encoding": "chunked"}
     body = b"x" * (10 << 20)
     if not is_declared:
@@ -144,7 +144,7 @@ UNREAD = [
 async def test_the_sender_of_10_mib_that_nobody_reads_gets_its_answer(
     method: str, target: str, status: int, face: Served, token: str
 ) -> None:
-    """Must show 4: "10 MiB bodies: 4xx with the envelope", also where no body is expected: no reset in mid-body."""
+    """A body of 10 MiB gets a 4xx also where none is expected: no reset in mid-body."""
     answer = await ask(face.url, method, target, b"x" * (10 << 20), token=token)
     assert answer.status == status
 
@@ -181,13 +181,13 @@ async def test_who_hangs_up_in_mid_body_is_no_fault_of_ours(
 
 
 async def test_large_bodies_without_a_token_are_unauthorized(face: Served) -> None:
-    """Must show 5, before anything is read for good."""
+    """Refused before the body is read."""
     answer = await ask(face.url, "POST", f"{ZONE}/volume_snapshots", b"x" * (10 << 20))
     assert answer.status == 401
 
 
 async def test_tokens_end_with_their_time(shared_zone: LocalZone) -> None:
-    """Must show 5: "a token of one key pair does not outlive its `expires_in`"."""
+    """A token does not outlive its `expires_in`."""
     now = 1000.0
     async with served(shared_zone, expires_in_seconds=60, clock=lambda: now) as face:
         token = await fetch_token(face.url)
@@ -198,7 +198,7 @@ async def test_tokens_end_with_their_time(shared_zone: LocalZone) -> None:
 
 
 async def test_a_stream_ends_with_its_token(shared_zone: LocalZone) -> None:
-    """Must show 5: also what was opened before."""
+    """Not even what was opened before."""
     now = 1000.0
 
     def clock() -> float:

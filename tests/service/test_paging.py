@@ -82,7 +82,7 @@ async def all_pages(client: AnchCloudZone, limit: int = 100, **query: Any) -> tu
 
 
 async def test_all_snapshots_are_seen_exactly_once(large: AnchCloudZone, count: int) -> None:
-    """Must show 2: "in a quiet zone each exactly once and `total_count` right"."""
+    """In a quiet zone each is listed exactly once, and `total_count` is right."""
     found, total = await all_pages(large, status=("available", "deleted", "ceased"))
     assert total == count
     assert len(found) == count
@@ -92,7 +92,7 @@ async def test_all_snapshots_are_seen_exactly_once(large: AnchCloudZone, count: 
 
 
 async def test_filters_alone_and_combined_find_what_a_plain_search_finds(large: AnchCloudZone) -> None:
-    """Must show 2: "All filters of the list, alone and combined", against a filter in ten lines of Python."""
+    """All filters of the list, alone and combined, against a filter in ten lines of Python."""
     everything, _ = await all_pages(large, status=("available", "deleted", "ceased"))
     chance = random.Random(7)
     filters: dict[str, Any] = {
@@ -119,7 +119,7 @@ async def test_filters_alone_and_combined_find_what_a_plain_search_finds(large: 
 
 
 def matches(snapshot: Snapshot, query: dict[str, Any]) -> bool:
-    """contract.md: several values mean any; a word is a part of id or name; gone ones only by status or id."""
+    """CONTRACT.md, "The six operations": several values match any; gone ones are listed only by status or id."""
     if "status" not in query and "snapshots" not in query and snapshot.status in {"deleted", "ceased"}:
         return False
     word = query.get("search_word", "").lower()
@@ -135,7 +135,7 @@ def matches(snapshot: Snapshot, query: dict[str, Any]) -> bool:
 
 
 async def test_none_is_missing_while_snapshots_are_made(large_folder: Path, tmp_path: Path) -> None:
-    """Must show 2: "while snapshots are being created none that was there at the start is missing"."""
+    """While snapshots are being created, none that was there at the start is missing."""
     zone = LocalZone(large_folder)
     async with served(zone) as face:
         client = client_of(face.url)

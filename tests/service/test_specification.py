@@ -1,4 +1,4 @@
-"""Must show 1: the specification's own six requests, typed with curl as it types them, and by hand on a socket."""
+"""The specification's own six requests, typed with curl as it types them, and by hand on a socket."""
 
 import json
 import shutil
@@ -149,7 +149,7 @@ async def test_the_literal_body_of_the_specification_is_a_bad_request(send: Any,
 
 
 async def test_json_is_read_whatever_the_content_type_says(face: Served, token: str) -> None:
-    """contract.md, "JSON"."""
+    """CONTRACT.md, "JSON"."""
     body = json.dumps({"resources": ["vol-nothere0"], "snapshot_name": "n", "is_full": 0}).encode()
     for kind in ("", "application/json", "text/plain; charset=latin-1", "multipart/form-data", "x"):
         headers = {"Content-Type": kind} if kind else {}
@@ -158,7 +158,7 @@ async def test_json_is_read_whatever_the_content_type_says(face: Served, token: 
 
 
 async def test_later_revision_is_accepted_too(face: Served, token: str, shared_zone: LocalZone, tmp_path: Path) -> None:
-    """contract.md, "Differences of the later revision", every row."""
+    """CONTRACT.md, "Differences of the later revision", every row."""
     volume = (await shared_zone.add_resource(make_image(tmp_path / "volume"), "db")).id
     host = (await shared_zone.add_resource(make_image(tmp_path / "host"), "web", ResourceType.INSTANCE)).id
     made = []

@@ -1,4 +1,4 @@
-"""Terms, cancel and what a zone says of a disk, on the wire of our own face (design.md, "Terms")."""
+"""Terms, cancel and what a zone says of a disk, on the wire of our own face (CONTRACT.md, "What our own face adds")."""
 
 import json
 from collections.abc import AsyncIterator
@@ -64,7 +64,7 @@ async def plain(zone_folder: Path, tmp_path: Path) -> AsyncIterator[Asker]:
 
 
 async def test_a_deletion_carries_its_terms_in_one_query_parameter(asker: Asker) -> None:
-    """design.md: "a DELETE has one query parameter `terms` of compact JSON"."""
+    """CONTRACT.md, "What our own face adds": one query parameter of compact JSON."""
     text = '{"may_go":["ss-1","ss-é"],"must_stay":["ss-2"],"recovery_seconds":7200,"begin_within_seconds":30}'
     answer = await asker.delete(text)
     assert (answer.status, answer.json["action"]) == (200, "DeleteSnapshots")
@@ -73,7 +73,7 @@ async def test_a_deletion_carries_its_terms_in_one_query_parameter(asker: Asker)
 
 
 async def test_a_deletion_without_terms_is_as_before(asker: Asker) -> None:
-    """design.md: "The specification's own requests and answers stay as they are"."""
+    """The specification's own requests and answers stay as they are (CONTRACT.md, "What our own face adds")."""
     answer = await ask(asker.url, "DELETE", f"{ZONE}/volume_snapshots/{asker.snapshot}", token=asker.token)
     assert answer.status == 200
     assert asker.zone.asked == [("delete", None)]
@@ -124,7 +124,7 @@ async def test_terms_of_120_long_ids_go_through_and_the_limit_is_said(asker: Ask
 
 
 async def test_a_roll_back_carries_terms_and_the_name_of_its_safety_snapshot(asker: Asker) -> None:
-    """design.md: "apply's body has `terms` and `safety_snapshot_name`"."""
+    """CONTRACT.md, "What our own face adds": two fields of the body."""
     terms = {"resources": {asker.volume: {"identity": "fs-1:42", "head_id": asker.snapshot}}}
     answer = await asker.apply(terms=terms, safety_snapshot_name="before the upgrade")
     assert answer.status == 200, answer.json
@@ -137,7 +137,7 @@ async def test_a_roll_back_carries_terms_and_the_name_of_its_safety_snapshot(ask
 
 
 async def test_without_the_feature_the_fields_are_unknown_and_the_route_is_not_there(plain: Asker) -> None:
-    """design.md: "both sent only where the face declares them (an older one forbids unknown fields)"."""
+    """Sent only where the face declares them: an older one refuses unknown fields (CONTRACT.md, "Terms")."""
     for answer, field in (
         (await plain.delete("{}"), "terms"),
         (await plain.apply(terms={}), "terms"),
@@ -173,7 +173,7 @@ async def test_openapi_says_what_the_face_has(asker: Asker) -> None:
 
 
 async def test_identity_holder_and_hard_links_travel_when_they_are_asked_for(asker: Asker) -> None:
-    """design.md: "`identity` and `held_by` are fields of volumes and instances"."""
+    """`identity` and `held_by` are fields of volumes and instances (CONTRACT.md, "What our own face adds")."""
     for kind in ("volumes", "instances"):
         (plain,) = (await asker.get(f"{ZONE}/{kind}")).json[kind]
         assert not set(TOLD) & set(plain)
@@ -183,7 +183,7 @@ async def test_identity_holder_and_hard_links_travel_when_they_are_asked_for(ask
 
 
 async def test_a_refusal_by_the_terms_is_a_409_with_its_code(asker: Asker) -> None:
-    """design.md: "mismatch: `terms_changed`, 409, a definite refusal"."""
+    """A mismatch is `terms_changed`, 409, a definite refusal (CONTRACT.md, "Terms")."""
     asker.zone.refusal = TermsChanged("ss-9 would go too.", hint="Look again.")
     answer = await asker.delete("{}")
     assert (answer.status, answer.json["code"]) == (409, "terms_changed")
@@ -191,7 +191,7 @@ async def test_a_refusal_by_the_terms_is_a_409_with_its_code(asker: Asker) -> No
 
 
 async def test_cancel_answers_the_job(asker: Asker) -> None:
-    """design.md: "`DELETE /job/{id}` cancels: job `failed`, code `cancelled`"."""
+    """`DELETE /job/{id}` cancels: the job is `failed` with the code `cancelled` (CONTRACT.md, "What our own face adds")."""
     job = await asker.zone.create_snapshots([asker.volume], "")
     answer = await ask(asker.url, "DELETE", f"{ZONE}/job/{job.job_id}", token=asker.token)
     assert (answer.status, answer.json["status"]) == (200, "failed")

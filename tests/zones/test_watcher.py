@@ -1,4 +1,4 @@
-"""Waiting for jobs: one upstream a zone, any number of waiters (design.md, "What it must reach")."""
+"""Waiting for jobs: one upstream a zone, any number of waiters (ARCHITECTURE.md, "Targets")."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, cast
@@ -315,7 +315,7 @@ async def test_a_cancelled_wait_leaves_the_other_waiters_alone() -> None:
 
 @pytest.mark.anyio
 async def test_a_thousand_waits_share_one_stream_and_a_handful_of_reads() -> None:
-    """design.md: one stream or one poller upstream."""
+    """One stream or one poller upstream (ARCHITECTURE.md, "Targets")."""
     model = JobsOnly(Feature.WATCH)
     names = [f"job-{number}" for number in range(1000)]
     for name in names:

@@ -40,7 +40,7 @@ from snapshot_mcp.zones.finding import MAX_LISTED, find_snapshots, read_whole
 STOPPED = frozenset({"stopped", "suspended", "terminated", "ceased"})
 
 SHARING = frozenset({JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME})
-"""Exports read a snapshot and leave its disk alone (contract.md, "Busy")."""
+"""Exports read a snapshot and leave its disk alone (CONTRACT.md, "Busy")."""
 
 
 async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str) -> DeletionFacts:

@@ -18,7 +18,7 @@ from snapshot_mcp.contract.tree import SnapshotTree, age, taken_at
 from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts, RollbackTarget
 
 CHAIN_LIMIT = 30
-"""Available snapshots in a chain before a create starts a new one (contract.md, "Limit")."""
+"""Available snapshots in a chain before a create starts a new one (CONTRACT.md, "Limit")."""
 
 MANY_SNAPSHOTS = 5
 """From here on a yes takes the disk's name, not a word (GUARD.md, "Doors")."""
@@ -218,7 +218,7 @@ def target_key(location: str, id_: str) -> str:
 
 
 def plan_deletion(facts: DeletionFacts, epochs: Mapping[str, int], renames: Renames | None = None) -> Plan:
-    """Plan the deletion of a snapshot with everything that was built on it (contract.md, "A chain is a tree")."""
+    """Plan the deletion of a snapshot with everything that was built on it (CONTRACT.md, "A chain is a tree")."""
     snapshot, tree = facts.snapshot, facts.tree
     going = {snapshot.snapshot_id, *tree.descendants(snapshot.snapshot_id)}
     lost = tree.in_order(going)

@@ -1,7 +1,7 @@
 """How each operation is written on the wire, in both revisions of the contract: pure.
 
 The specification sends repeated keys, 0 and 1, and a snapshot's id in the body; the revision of 2016-12 sends
-comma-separated values, `IS_FULL` and its like, and the id in the path (contract.md, "Differences of the later revision").
+comma-separated values, `IS_FULL` and its like, and the id in the path (CONTRACT.md, "Differences of the later revision").
 """
 
 import json

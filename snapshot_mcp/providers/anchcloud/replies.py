@@ -147,7 +147,7 @@ _AMBIGUOUS_STATUSES = frozenset({408, 425, 499})
 
 
 def envelope_of(reply: Reply) -> dict[str, Any] | None:
-    """Return `{"code", "message"}` where the reply is one: with any status (contract.md, "What surrounds them")."""
+    """Return `{"code", "message"}` where the reply is one: with any status (CONTRACT.md, "What surrounds them")."""
     try:
         value = json.loads(reply.body)
     except (ValueError, RecursionError):

@@ -22,7 +22,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class ApiRevision(StrEnum):
-    """Which form is sent; both are read (contract.md, "Differences of the later revision")."""
+    """Which form is sent; both are read (CONTRACT.md, "Differences of the later revision")."""
 
     SPECIFICATION = "specification"
     LATER = "2016-12"

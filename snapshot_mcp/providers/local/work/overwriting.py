@@ -47,7 +47,7 @@ class Held(NamedTuple):
 
 
 class Overwriting:
-    """One apply under way; `outcomes` names each disk as applied, unchanged or incomplete (contract.md)."""
+    """One apply under way; `outcomes` names each disk as applied, unchanged or incomplete (CONTRACT.md)."""
 
     def __init__(self, catalogue: FolderCatalogue, job: Row, request: Mapping[str, Any], progress: JobProgress) -> None:
         self.catalogue, self.job, self.request, self.progress = catalogue, job, request, progress
