@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
-from snapshot_mcp.settings import Settings, SettingsError
+from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -74,9 +74,9 @@ def _build_guard(
         except SettingsError:
             tokens = file.last_good.tokens
         if not url or not any("approver" in one.roles for one in tokens.values()):
-            return Doors(command)
+            return Doors(command, zone_variables=ZONE_VARIABLES)
         base = url.rsplit("/", 1)[0]
-        return Doors(command, "/approvals" if base.endswith(":0") else f"{base}/approvals")
+        return Doors(command, "/approvals" if base.endswith(":0") else f"{base}/approvals", ZONE_VARIABLES)
 
     def rules(zone: str) -> Policy:
         try:

@@ -231,12 +231,13 @@ class Guard:
         from snapshot_mcp.guard.carry.withdrawal import Withdrawal, unreachable
 
         if self._open_zone is None:
-            raise unreachable(approval, "this program has no way to its zone")
+            raise unreachable(approval, "this program has no way to its zone", await in_thread(self._doors))
         try:
             async with self._opened(approval.call.zone) as provider:
                 return await Withdrawal(self._approvals, self._ends, provider).take_back(approval, door, by)
         except UnknownZone as error:
-            raise unreachable(approval, error.message.rstrip(".")) from None
+            doors = await in_thread(self._doors)
+            raise unreachable(approval, error.message.rstrip("."), doors) from None
 
     async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
         """Plan to end the recovery of these deleted snapshots, as the rules are now."""
