@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
-from snapshot_mcp.catalogue.lookup import Half, half_in_place
+from snapshot_mcp.catalogue.lookup import Half, half_in_place, prospect_of
 from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.models import (
     Image,
@@ -155,10 +155,10 @@ def _problem(row: Row, half: Half | None, use: Use | None) -> str:
         return str(row["problem"])
     if half is None:
         return f"{row['problem'] or 'a roll-back was broken off'} (the file at the path is another one, and whole)"
-    waits_for = half.problem or "it goes on when the zone's worker next runs"
+    why = f" ({half.problem})" if half.problem else ""
     return (
-        f"a roll-back to {half.applying_id} has begun and is not over, so the disk is neither the old one nor the new"
-        f" one: {waits_for}"
+        f"a roll-back to {half.applying_id} has begun and is not over{why}, so the disk is neither the old one nor the new"
+        f" one. {prospect_of(row, half)}"
     )
 
 

@@ -118,6 +118,15 @@ def is_half_overwritten(catalogue: Catalogue, resource: Row) -> bool:
     return half_in_place(catalogue, resource) is not None
 
 
+def prospect_of(resource: Row, half: Half) -> str:
+    """Say how the half overwritten disk that is there now gets into one state."""
+    again = "oll back again, to the same or another snapshot, without a safety snapshot."
+    if half in halves(resource)[:1] and not resource["is_stopped"]:
+        first = "Remove what stops it; it" if half.problem else "It"
+        return f"{first} is resumed when the zone's worker next starts. Or r{again}"
+    return f"It waits for a person and is not resumed. R{again}"
+
+
 def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
     """Raise NotUsable for a disk that a roll-back was interrupted on."""
     if half := half_in_place(catalogue, resource):
@@ -125,8 +134,7 @@ def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
             f"A roll-back of {label_of(resource)} to {half.applying_id} has begun and is not over"
             + (f" ({clean_text(half.problem, 400)})" if half.problem else "")
             + ", so the disk is neither the old one nor the new one.",
-            hint="Remove what stops it; it is resumed at the next start. Or roll back again, to the same or another snapshot,"
-            " without a safety snapshot.",
+            hint=prospect_of(resource, half),
         )
 
 

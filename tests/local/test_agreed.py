@@ -469,7 +469,7 @@ async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
     job = await finish(zone, await zone.get_job(job.job_id))
     assert job.error
     assert job.error.code == "terms_changed"
-    assert "is not the file that it was writing to (inode " in job.reason
+    assert "another file was at its path than the one that it was writing to (inode " in job.reason
     assert image.read_bytes() == own
     shown = await volume_of(zone, volume_id)
     assert "was interrupted" in (shown.problem or "")

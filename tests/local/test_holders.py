@@ -349,7 +349,7 @@ async def test_the_list_shows_a_roll_back_that_was_broken_off(
     line = " ".join(capsys.readouterr().out.split())
     assert f"in use: busy with job {job.job_id} (ApplySnapshots), which waits for the zone's worker" in line
     assert f"PROBLEM: a roll-back to {snapshot_id} has begun and is not over" in line
-    assert "the disk is neither the old one nor the new one: it goes on when the zone's worker next runs" in line
+    assert "the disk is neither the old one nor the new one. It is resumed when the zone's worker next starts" in line
     assert worker_pid(local_zone.folder) is None
     assert image.read_bytes() == half
     end_worker(local_zone.folder)

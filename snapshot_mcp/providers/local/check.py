@@ -129,7 +129,8 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
                 label_of(resource), f"its file {clean_text(resource['path'], 400)!r} is missing", is_damage=False
             )
         if resource["applying_id"]:
-            text = f"a roll-back to {resource['applying_id']} is not over: {resource['problem'] or 'it is under way'}"
+            state = "it waits for a person" if resource["is_stopped"] else "it is under way"
+            text = f"a roll-back to {resource['applying_id']} is not over: {resource['problem'] or state}"
             yield Finding(label_of(resource), text, is_damage=False)
     for image in catalogue.rows("SELECT * FROM images"):
         if not Path(image["path"]).exists():

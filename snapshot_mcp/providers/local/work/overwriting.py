@@ -96,8 +96,8 @@ class Overwriting:
             _compare_again(disk)
         if not disk.target.is_at_its_path:
             raise TermsChanged(
-                f"The file of {disk.target.label} was moved or given another name while it was rolled back: what lies at"
-                f" its path is not what was written to ({disk.target.identity.description}).",
+                f"The file of {disk.target.label} was moved or given another name while it was rolled back: what was at"
+                f" its path then was not what was written to ({disk.target.identity.description}).",
                 hint="Look at the path. The file that was overwritten holds the snapshot's content.",
             )
 

@@ -97,8 +97,9 @@ def _refuse_another_file(catalogue: FolderCatalogue, resource: Row) -> None:
         return
     kind = TermsChanged if there or not begun else NotUsable
     raise kind(
-        f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted, and"
-        f" {'what lies at its path now is not' if there else 'its path does not lead to'} the file that it was writing to"
+        f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted, and when it"
+        f" was to be resumed, {'another file was at its path than' if there else 'its path did not lead to'} the one that it"
+        f" was writing to"
         f" ({described(resource['applying_identity'])}).",
         hint="It was left alone. Bring that file back to the path and roll back again, or roll back what lies there now.",
     )
