@@ -50,8 +50,16 @@ def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
         message = f"`snapshot-mcp {act.operation}` needs a PIN in this zone, and none is set."
         raise BadRequest(message, hint=f"Set one with `{guard.command} pin`.")
     print("\n".join([act.title, *act.lines]))
-    answer = input(f"Type {act.word} to agree, anything else to leave it: ").strip()
-    if answer != act.word:
+    pin = None
+    try:
+        has_agreed = input(f"Type {act.word} to agree, anything else to leave it: ").strip() == act.word
+        if has_agreed and has_pin:
+            has_agreed = bool(pin := getpass.getpass("PIN: "))
+    except (KeyboardInterrupt, EOFError):
+        anyio.run(guard.note_no, deed)
+        raise
+    if not has_agreed:
+        anyio.run(guard.note_no, deed)
         print("Left as it is: nothing was done.")
         return None
-    return anyio.run(guard.prove_person, getpass.getpass("PIN: ") if has_pin else None)
+    return anyio.run(guard.prove_person, pin, deed.fields)
