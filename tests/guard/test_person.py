@@ -73,7 +73,7 @@ async def test_without_a_terminal_nothing_is_purged(lab: Lab) -> None:
     """`zone purge` took the promised two hours of undo away without a question, a name or a record."""
     ids = await deleted(lab, "monday", "tuesday")
     done = await command(lab, "zone", "purge")
-    assert (done.returncode, "`snapshot-mcp zone purge` needs a terminal." in done.stderr) == (1, True)
+    assert (done.returncode, "`zone purge` needs a terminal." in done.stderr) == (1, True)
     for flag in ("--yes", "-y", "--force"):
         assert (await command(lab, "zone", "purge", flag)).returncode == 2
     assert await statuses(lab, ids) == ["deleted", "deleted"]
