@@ -76,8 +76,7 @@ def _build_guard(
             tokens = file.last_good.tokens
         if not url or not any("approver" in one.roles for one in tokens.values()):
             return Doors(shell_command, zone_variables=ZONE_VARIABLES)
-        base = url.rsplit("/", 1)[0]
-        return Doors(shell_command, "/approvals" if base.endswith(":0") else f"{base}/approvals", ZONE_VARIABLES)
+        return Doors(shell_command, f"{url.rsplit('/', 1)[0]}/approvals", ZONE_VARIABLES)
 
     def rules(zone: str) -> Policy:
         try:
@@ -163,14 +162,15 @@ def serve_http(settings: Settings, address: str) -> None:
 
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.server.callers import Callers
-    from snapshot_mcp.server.http import PATH, parse_address, serve_http
+    from snapshot_mcp.server.http import PATH, listen, parse_address, serve_http
 
-    host, port = parse_address(address)
-    file = OperatorFile(settings)
-    callers = Callers(_roll(file), partial(_roll, file))
-    server = _build_server(settings, file, callers, url=f"http://{address}{PATH}")
-    _settle_memory()
-    anyio.run(serve_http, server, host, port, callers)
+    with listen(*parse_address(address)) as listener:
+        host, port = address.rpartition(":")[0], listener.getsockname()[1]  # for port 0 a free one was taken
+        file = OperatorFile(settings)
+        callers = Callers(_roll(file), partial(_roll, file))
+        server = _build_server(settings, file, callers, url=f"http://{host}:{port}{PATH}")
+        _settle_memory()
+        anyio.run(serve_http, server, listener, callers)
 
 
 def serve_zone(
