@@ -1,8 +1,7 @@
-"""What a disk held before it is overwritten without a safety snapshot: hashes, so that nothing that came since is lost.
+"""Hashes of a disk's former content, kept while it is overwritten without a safety snapshot.
 
-One file a disk (FORMAT.md, "A roll-back"), durable before the first byte is written and gone when the disk is rolled back.
-It brings nothing back; it tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to
-lose.
+One file per disk (FORMAT.md, "A roll-back"), durable before the first byte is written and removed when the disk is rolled
+back. It restores nothing; it tells a resumed roll-back whether what it would overwrite is what a person agreed to lose.
 """
 
 import json
@@ -24,12 +23,12 @@ HASH_BYTES: Final = 32
 PAGE_SIZE: Final = 4096
 
 MAX_TORN: Final = THREADS
-"""A process that is killed leaves at most one chunk a thread half written."""
+"""A killed process leaves at most one half-written chunk per thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormerContent:
-    """The content of one disk, as it was compared with the snapshot `snapshot_id` before the first byte was written."""
+    """A disk's content as it was compared with the snapshot `snapshot_id`, before the first byte was written."""
 
     snapshot_id: str
     size_bytes: int
@@ -39,13 +38,14 @@ class FormerContent:
 
     @classmethod
     def of(cls, disk: Disk) -> Self:
+        """Return the present content of a disk."""
         size = os.fstat(disk.target.fd).st_size
         found = disk.differences
         tail = _hash_beyond(disk.target.fd, disk.chain.header.virtual_size_bytes, size)
         return cls(disk.chain.tip.snapshot_id, size, bytes(found.flags), bytes(found.hashes), tail)
 
     def write(self, path: Path) -> None:
-        """Make it durable."""
+        """Write it to a durable file."""
         header = json.dumps({"snapshot_id": self.snapshot_id, "size_bytes": self.size_bytes, "chunks": len(self.flags)})
         body = b"".join((MAGIC, LENGTH.pack(len(header)), header.encode(), self.flags, self.hashes, self.tail))
         replace_private(path, body + hash_of(body))
@@ -53,7 +53,7 @@ class FormerContent:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """None where there is none, or it is damaged."""
+        """Read the file; None if it is missing or damaged."""
         try:
             data = path.read_bytes()
         except OSError:
@@ -68,7 +68,7 @@ class FormerContent:
         return cls(header["snapshot_id"], header["size_bytes"], flags, rest[:-HASH_BYTES], rest[-HASH_BYTES:])
 
     def accounts_for(self, disk: Disk) -> bool:
-        """Whether the disk holds nothing but what it held, what the roll-back has written, and what a kill left of both."""
+        """Return whether the disk has only its former content, what the roll-back wrote, and chunks that a kill left mixed."""
         target_size, size = disk.chain.header.virtual_size_bytes, os.fstat(disk.target.fd).st_size
         if self.snapshot_id != disk.chain.tip.snapshot_id or len(self.flags) != len(disk.differences.flags):
             return False
@@ -87,7 +87,7 @@ class FormerContent:
 
 
 def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
-    """The indexes of the chunks that differ, each with the hash of what the disk holds there."""
+    """Yield the index of each differing chunk and the hash of the disk's content there."""
     at = 0
     index = flags.find(1)
     while index >= 0:
@@ -96,14 +96,14 @@ def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[t
 
 
 def _begins_as_written(disk: Disk, index: int) -> bool:
-    """Whether the chunk begins as the snapshot has it: what is written is written from its start."""
+    """Return whether the chunk begins like the snapshot's, since chunks are written from their start."""
     offset = index * disk.differences.chunk_size
     length = min(PAGE_SIZE, disk.chain.header.virtual_size_bytes - offset)
     return read_exactly(disk.target.fd, length, offset) == restore.content_at(disk.chain, offset, length)
 
 
 def _hash_beyond(fd: int, start: int, size: int) -> bytes:
-    """A hash of [start, size) that does not depend on what of its zeros are holes."""
+    """Return a hash of [start, size) that is the same whether zeros are stored or holes."""
     digest = hash_of(b"")
     for offset in range(start, size, WINDOW_SIZE):
         end = min(offset + WINDOW_SIZE, size)
