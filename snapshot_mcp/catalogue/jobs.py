@@ -52,7 +52,7 @@ def carry_out(catalogue: C, job_id: str, actions: Mapping[JobAction, Action[C]],
         reason = known or InternalError(
             "Unexpected error in the zone's worker.", hint="See worker.log in the zone's folder for details."
         )
-    while not _has_ended(catalogue, job, reason):
+    while not _try_to_end(catalogue, job, reason):
         time.sleep(RETRY_SECONDS)
 
 
@@ -78,7 +78,7 @@ def end_failed(catalogue: Catalogue, job: Row, reason: ZoneError) -> None:
     release_claims(catalogue, job)
 
 
-def _has_ended(catalogue: Catalogue, job: Row, reason: ZoneError) -> bool:
+def _try_to_end(catalogue: Catalogue, job: Row, reason: ZoneError) -> bool:
     """End the job as failed; return False if the catalogue cannot be written now, since nobody else would end it."""
     try:
         with catalogue.transaction():

@@ -52,7 +52,7 @@ def mark(catalogue: Catalogue, disk: DiskOverwrite, *, is_over: bool) -> None:
     )
 
 
-def hold_up(catalogue: Catalogue, resource: Row, error: ZoneError) -> None:
+def record_problem(catalogue: Catalogue, resource: Row, error: ZoneError) -> None:
     """Record what stopped a roll-back with its half overwritten disk, and whether that needs a person."""
     with catalogue.transaction() as db:
         db.execute(

@@ -210,13 +210,13 @@ class CatalogueZone(ABC, Generic[C]):
             try:
                 self._ensure_worker()
             except Unavailable as error:
-                if self._is_withdrawn(job.job_id, error):
+                if self._try_to_withdraw(job.job_id, error):
                     raise
             return job
 
         return await _finish_in_thread(enqueue)
 
-    def _is_withdrawn(self, job_id: str, reason: Unavailable) -> bool:
+    def _try_to_withdraw(self, job_id: str, reason: Unavailable) -> bool:
         try:
             with self._lock, self._errors_translated():
                 return withdrawal.withdraw(self._opened(), job_id, reason)

@@ -94,12 +94,12 @@ async def test_a_job_that_cannot_be_entered_for_want_of_room_says_so(small_disk:
     other = make_image(tmp_path / "other.img")
     filler = fill(small_disk)
     for _ in range(2):
-        with pytest.raises(StorageFull, match="Not enough space|is full"):
+        with pytest.raises(StorageFull, match=r"Not enough space|is full"):
             await zone.create_snapshots([volume.id], "no room")
-        with pytest.raises(StorageFull, match="Not enough space|is full"):
+        with pytest.raises(StorageFull, match=r"Not enough space|is full"):
             await zone.add_resource(other)
     fresh = LocalZone(small_disk / "zone")
-    with pytest.raises(StorageFull, match="Not enough space|is full"):
+    with pytest.raises(StorageFull, match=r"Not enough space|is full"):
         await fresh.add_resource(other)
     filler.unlink()
     await fresh.add_resource(other)
@@ -113,7 +113,7 @@ async def test_a_first_disk_on_a_full_filesystem_is_refused_in_words(small_disk:
     filler = fill(small_disk)
     zone = LocalZone(small_disk / "zone")
     image = make_image(tmp_path / "disk.img")
-    with pytest.raises(StorageFull, match="Not enough space|is full"):
+    with pytest.raises(StorageFull, match=r"Not enough space|is full"):
         await zone.add_resource(image)
     filler.unlink()
     await zone.add_resource(image)

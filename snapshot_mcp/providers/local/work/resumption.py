@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from snapshot_mcp.catalogue.agreement import compare_again
 from snapshot_mcp.catalogue.lookup import label_of
-from snapshot_mcp.catalogue.rollback import hold_up, is_last_in_place
+from snapshot_mcp.catalogue.rollback import is_last_in_place, record_problem
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import NotUsable, TermsChanged, ZoneError
 from snapshot_mcp.contract.states import SnapshotStatus
@@ -37,7 +37,7 @@ class Resumption(Overwriting):
                     self.catalogue.store.former_path(disk.id).unlink(missing_ok=True)
             except ZoneError as error:
                 errors.append(error)
-                hold_up(self.catalogue, resource, error)
+                record_problem(self.catalogue, resource, error)
         if errors:
             raise errors[0]
         self.progress.finish()
