@@ -31,18 +31,13 @@ def check_ids(field: str, ids: Sequence[str]) -> None:
 
 
 def checked_name(name: str) -> str:
-    """Return the name. Raises BadRequest if it is too long or not valid Unicode."""
+    """Return the name. Raises BadRequest if it is too long, UnicodeEncodeError (which the zone translates) if it is not text."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise BadRequest(
             f"The name {clean_text(name)!r} has {len(name)} characters.",
             hint=f"Use at most {MAX_NAME_CHARACTERS} characters.",
         )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise BadRequest(
-            f"The name {clean_text(name)!r} is not valid Unicode text.", hint="Use another name."
-        ) from None
+    name.encode()
     return name
 
 
