@@ -149,9 +149,9 @@ def test_the_contract_imports_pydantic_and_the_standard_library_only(path: Path)
 ROOMS_OF_LOCAL = {
     "snapshot_file": {"platform"},
     "work": {"capture", "disk", "errors", "folder", "identity", "platform", "restore", "snapshot_file"},
-    "store": {"disk", "estimates", "identity", "in_use", "platform", "snapshot_file"},
+    "store": {"capture", "disk", "identity", "in_use", "platform", "restore", "snapshot_file"},
     "folder": {"platform", "store"},
-    "worker": {"folder", "platform", "work"},
+    "worker": {"folder", "in_use", "platform", "work"},
     "zone": {"check", "errors", "folder", "registration", "worker"},
 }
 """Room of the embedded zone → rooms of it that it may import: the Provider reaches files through these alone."""

@@ -1,9 +1,9 @@
-"""Changes asked of the zone: checked whole, and entered as jobs, each in one transaction.
+"""Check each requested change and enqueue it as a job, in one transaction.
 
-What is refused here changes nothing; what is accepted is a row of `jobs` with its claims, which the worker carries out
-(`work`). Claims decide who waits for whom: a job that changes a resource or its chains holds `resource` claims alone;
-an export holds a `snapshot` claim, which keeps that snapshot from being deleted and nothing else. A disk is probed only
-after its claims, in the same transaction: opening a disk that a job of ours is reading would break that job's lease.
+A refused change has no effect; an accepted one is a row of `jobs` with its claims, which the worker carries out (`work`).
+A job that changes a resource or its chains holds exclusive `resource` claims; an export holds a `snapshot` claim, which
+only keeps that snapshot from being deleted. A disk is probed after its claims are checked, in the same transaction:
+opening a disk that a job of ours is reading would break that job's lease.
 """
 
 import json
@@ -12,15 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from snapshot_mcp.catalogue.agreement import (
-    compare_deletion,
-    compare_disks,
-    deadline,
-    named,
-    outcome_of,
-    probe_disks,
-    refuse_shorter_grace,
-)
+from snapshot_mcp.catalogue import agreement
 from snapshot_mcp.catalogue.database import LIVE, Catalogue, moment
 from snapshot_mcp.catalogue.lookup import (
     busy,
@@ -48,22 +40,21 @@ from snapshot_mcp.contract.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What the operator set for the zone.
-
-    `recovery_seconds`: grace after a deletion. `chain_limit`: available snapshots in a chain before a new full one.
-    `allow_fuzzy`: capture a disk that is in use although nothing proves that the copy is one state. `keep_free`: what
-    backups and exports leave free on the zone's filesystem.
-    """
+class ZoneRules:
+    """The operator's settings for the zone."""
 
     recovery_seconds: int = 7200
+    """Grace period after a deletion."""
     chain_limit: int = 30
+    """Available snapshots in a chain before the next one is full."""
     allow_fuzzy: bool = False
+    """Capture a disk that is in use even if the copy may be inconsistent."""
     keep_free: KeepFree = DEFAULT_KEEP_FREE
+    """Space that backups and exports leave free on the zone's filesystem."""
 
 
-def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: Rules) -> Row:
-    """Enter a create and return the job. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
+def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full: bool, rules: ZoneRules) -> Row:
+    """Enqueue a create and return the job. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
     check_ids("resources", resource_ids)
     name = checked_name(name)
     with catalogue.transaction():
@@ -89,11 +80,8 @@ def create(catalogue: Catalogue, resource_ids: Sequence[str], name: str, is_full
         )
 
 
-def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules, terms: Terms | None = None) -> Row:
-    """Enter the deletion of a snapshot and everything below it; its answer says when the space comes free.
-
-    Raises TermsChanged where that is more than the terms say.
-    """
+def delete(catalogue: Catalogue, snapshot_id: str, rules: ZoneRules, terms: Terms | None = None) -> Row:
+    """Enqueue the deletion of a snapshot and its descendants. Raises TermsChanged if the terms do not cover all of them."""
     with catalogue.transaction():
         snapshot = find_snapshot(catalogue, snapshot_id)
         refuse_busy(catalogue, [owner_of(catalogue, snapshot)])
@@ -104,32 +92,32 @@ def delete(catalogue: Catalogue, snapshot_id: str, rules: Rules, terms: Terms | 
             if holder := catalogue.row("SELECT job_id FROM claims WHERE kind = 'snapshot' AND id = ?", one):
                 raise busy(catalogue, f"Snapshot {one}", holder["job_id"])
         refuse_needed(catalogue, going)
-        agreed = terms.model_dump(include={"may_go", "must_stay", "must_exist"}) if terms else {}
-        compare_deletion(catalogue, snapshot["resource_id"], going, agreed)
-        refuse_shorter_grace(terms, rules.recovery_seconds)
+        bounds = terms.model_dump(include={"may_go", "must_stay", "must_exist"}) if terms else {}
+        agreement.compare_deletion(catalogue, snapshot["resource_id"], going, bounds)
+        agreement.refuse_shorter_grace(terms, rules.recovery_seconds)
         free_at = catalogue.now() + rules.recovery_seconds
         return insert_job(
             catalogue,
             JobAction.DELETE,
-            {"snapshot_id": snapshot_id, "recovery_seconds": rules.recovery_seconds, **agreed},
+            {"snapshot_id": snapshot_id, "recovery_seconds": rules.recovery_seconds, **bounds},
             going,
             resource_claims=[snapshot["resource_id"]],
-            begin_by=deadline(catalogue, terms),
+            begin_by=agreement.deadline(catalogue, terms),
             extra={"space_free_at": format_time(moment(free_at)), "recoverable_seconds": rules.recovery_seconds}
-            | named(terms),
+            | agreement.named(terms),
         )
 
 
 def apply(
     catalogue: Catalogue,
     snapshot_ids: Sequence[str],
-    rules: Rules,
+    rules: ZoneRules,
     terms: Terms | None = None,
     safety_name: str = "",
 ) -> Row:
-    """Enter a roll-back; with a `safety_name` it takes a safety snapshot of each disk first.
+    """Enqueue a roll-back; with a `safety_name` it first takes a safety snapshot of each disk.
 
-    Raises ResourceBusy also when a disk is in use, naming by whom, and TermsChanged when it is not the one of the terms.
+    Raises ResourceBusy, also if another program uses a disk, and TermsChanged if a disk is not the approved one.
     """
     check_ids("snapshots", snapshot_ids)
     name = checked_name(safety_name)
@@ -138,12 +126,12 @@ def apply(
         by_id = {resource["resource_id"]: resource for resource in resources}
         if repeated := first_repeated(resource["resource_id"] for resource in resources):
             raise BadRequest(
-                f"Two of the snapshots are of {repeated}; a resource can go back to one point only.",
-                hint="Name one snapshot a resource.",
+                f"Two of the snapshots belong to {repeated}; a resource can be rolled back to only one of them.",
+                hint="Give one snapshot per resource.",
             )
         refuse_busy(catalogue, resources)
-        disks = probe_disks(catalogue, by_id, has_safety=bool(name))
-        compare_disks(catalogue, terms, disks, by_id)
+        disks = agreement.probe_disks(catalogue, by_id, has_safety=bool(name))
+        agreement.compare_disks(catalogue, terms, disks, by_id)
         safety = {one: plan_snapshot(catalogue, row, name, rules.chain_limit) for one, row in by_id.items() if name}
         return insert_job(
             catalogue,
@@ -151,18 +139,15 @@ def apply(
             {"targets": dict(zip(by_id, snapshot_ids, strict=True)), "disks": disks, "safety": safety},
             list(by_id),
             resource_claims=list(by_id),
-            begin_by=deadline(catalogue, terms),
-            extra={"resources": {one: outcome_of(catalogue, resource) for one, resource in by_id.items()}}
+            begin_by=agreement.deadline(catalogue, terms),
+            extra={"resources": {one: agreement.outcome_of(catalogue, resource) for one, resource in by_id.items()}}
             | ({"safety_snapshots": safety} if safety else {})
-            | named(terms),
+            | agreement.named(terms),
         )
 
 
-def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: Rules) -> Row:
-    """Enter an export to a volume or an image (`action`).
-
-    Raises WrongResourceType for the other kind's snapshot, StorageFull where it would leave less than `rules.keep_free`.
-    """
+def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: ZoneRules) -> Row:
+    """Enqueue an export to a volume or an image (`action`). Raises WrongResourceType, StorageFull."""
     name = checked_name(name)
     with catalogue.transaction():
         snapshot = find_usable(catalogue, snapshot_id)
@@ -171,8 +156,8 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str,
         wanted = ResourceType.INSTANCE if is_image else ResourceType.VOLUME
         if resource["resource_type"] != wanted:
             raise WrongResourceType(
-                f"Snapshot {snapshot_id} is of {label_of(resource)}; {'an image' if is_image else 'a volume'} can be made"
-                f" only from a snapshot of a{'n' if is_image else ''} {wanted}.",
+                f"Snapshot {snapshot_id} belongs to {label_of(resource)}; {'an image' if is_image else 'a volume'} can be"
+                f" created only from a snapshot of a{'n' if is_image else ''} {wanted}.",
                 hint=f"Export it to {'a volume' if is_image else 'an image'} instead.",
             )
         refuse_incomplete(catalogue, resource)
@@ -186,24 +171,24 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str,
 
 
 def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:
-    """Enter a recovery: each snapshot's whole act of deletion comes back (CATALOGUE.md, "Deletion")."""
+    """Enqueue a recovery: everything that one deletion took is recovered together (CATALOGUE.md, "Deletion")."""
     check_ids("resources", snapshot_ids)
     with catalogue.transaction():
         snapshots = [find_snapshot(catalogue, one) for one in snapshot_ids]
         for snapshot in snapshots:
             if snapshot["status"] != SnapshotStatus.DELETED:
                 raise not_usable(snapshot, "recovered")
-        acts = list(dict.fromkeys(snapshot["deletion_id"] for snapshot in snapshots))
+        deletion_ids = list(dict.fromkeys(snapshot["deletion_id"] for snapshot in snapshots))
         coming: list[Row] = []
-        for act in acts:
-            deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", act)
-            act_rows = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY depth, snapshot_id", act)
+        for one in deletion_ids:
+            deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", one)
+            taken = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY depth, snapshot_id", one)
             if deletion is None or catalogue.is_grace_over(deletion):
                 raise NotUsable(
-                    f"The time to recover snapshot {act_rows[0]['snapshot_id']} is over.",
-                    hint="It cannot be brought back.",
+                    f"Snapshot {taken[0]['snapshot_id']} can no longer be recovered: its grace period has ended.",
+                    hint="List the snapshots to see which ones exist.",
                 )
-            coming += act_rows
+            coming += taken
         ids = {row["snapshot_id"] for row in coming}
         for row in coming:
             if row["parent_id"] is None or row["parent_id"] in ids:
@@ -211,17 +196,18 @@ def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:
             parent = catalogue.snapshot(row["parent_id"])
             if parent is None or parent["status"] not in LIVE:
                 raise NotUsable(
-                    f"Snapshot {row['snapshot_id']} builds on {row['parent_id']}, which was deleted since by another act.",
+                    f"Snapshot {row['snapshot_id']} is based on {row['parent_id']}, which was deleted separately.",
                     hint=f"Recover {row['parent_id']} first.",
                 )
         resources = [owner_of(catalogue, snapshot) for snapshot in snapshots]
         refuse_busy(catalogue, resources)
         claims = list(dict.fromkeys(resource["resource_id"] for resource in resources))
-        return insert_job(catalogue, JobAction.LEASE, {"deletion_ids": acts}, sorted(ids), resource_claims=claims)
+        request = {"deletion_ids": deletion_ids}
+        return insert_job(catalogue, JobAction.LEASE, request, sorted(ids), resource_claims=claims)
 
 
 def update(catalogue: Catalogue, snapshot_id: str, changes: SnapshotUpdate) -> None:
-    """Rename, describe or tag a snapshot; no job. Raises NotFound, BadRequest, NotUsable."""
+    """Rename, describe or tag a snapshot; this needs no job. Raises NotFound, BadRequest, NotUsable."""
     with catalogue.transaction() as db:
         snapshot = find_snapshot(catalogue, snapshot_id)
         if snapshot["status"] == SnapshotStatus.CEASED:
@@ -248,7 +234,7 @@ def insert_job(
     has_effect: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Row:
-    """Enter a job with its claims, within a transaction of the caller's."""
+    """Insert a job with its claims, within the caller's transaction."""
     job_id = str(uuid.uuid4())
     columns = (job_id, action, JobStatus.PENDING, json.dumps(request), json.dumps(list(ids)), catalogue.now())
     catalogue.db.execute(

@@ -1,15 +1,15 @@
-"""What was agreed to, held against the catalogue and the disk: once when a job is admitted, once before it has an effect.
+"""Compare the approved terms with the catalogue and the disk: when a job is admitted, and again before it has an effect.
 
-A job's request carries what its terms said (`may_go`, `must_stay`, `disks`), and its row until when it must have begun. It has
-begun once the hold on the disks is taken (a roll-back), or in the transaction that marks the snapshots (a deletion). Time
-is the system's uptime, sleep included, so that no clock can bring a job back; another run of the system is too late.
+A job's request carries its terms (`may_go`, `must_stay`, `disks`), and its row the time by which it must start. A roll-back
+has started once it holds the disks, a deletion in the transaction that marks the snapshots. Time is the system's uptime,
+sleep included, so setting a clock revives no job; after a reboot every such job has expired.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from snapshot_mcp.catalogue.database import Catalogue
-from snapshot_mcp.catalogue.lookup import is_half_overwritten, label_of, refuse_incomplete
+from snapshot_mcp.catalogue.lookup import half_in_place, label_of, refuse_incomplete
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import Expired, NotUsable, TermsChanged
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
@@ -18,31 +18,31 @@ from snapshot_mcp.contract.text import clean_text
 
 DESTRUCTIVE: Final = frozenset({JobAction.APPLY, JobAction.DELETE})
 
-NOTHING_CHANGED = "Nothing was changed. Look at what would happen now, and have it agreed to again."
+NOTHING_CHANGED = "Nothing was changed. Review what would happen now and ask for approval again."
+
+PATIENT_DISKS: Final = 3
+"""Waiting for a passing reader blocks every other change to the catalogue, so it is done for a few disks only."""
 
 
 def deadline(catalogue: Catalogue, terms: Terms | None) -> tuple[str, float]:
-    """Return the run of the system and the uptime by which a job that is admitted now must have begun. Raises Expired."""
+    """Return the boot id and the uptime by which a job that is admitted now must start. Raises Expired."""
     seconds = min(terms.begin_within_seconds, BEGIN_WITHIN_SECONDS) if terms else BEGIN_WITHIN_SECONDS
     boot, uptime = _present(catalogue)
     latest = terms.not_after if terms else None
     if latest is None or latest.boot != boot:
         return boot, uptime + seconds
     if uptime > latest.seconds:
-        raise Expired("What was agreed to was asked for too late, so it was not begun.", hint=NOTHING_CHANGED)
+        raise Expired("The approval had expired when the request arrived.", hint=NOTHING_CHANGED)
     return boot, min(uptime + seconds, latest.seconds)
 
 
 def named(terms: Terms | None) -> dict[str, str]:
-    """What of the terms a job's `extra` repeats, so that who agreed knows it again."""
+    """Return what a job's `extra` repeats of the terms, so that the approval can be recognised."""
     return {"agreement": terms.agreement} if terms and terms.agreement else {}
 
 
 def is_overdue(catalogue: Catalogue, job: Row) -> bool:
-    """Whether the time within which the job had to begin is over.
-
-    One that destroys and has no such time was entered by a program of an earlier version: nothing says until when it may begin.
-    """
+    """Return whether the time to start the job has passed; a destructive job of an earlier version, without one, is overdue."""
     if not job["begin_until"]:
         return job["action"] in DESTRUCTIVE and not job["has_effect"]
     boot, uptime = _present(catalogue)
@@ -50,51 +50,50 @@ def is_overdue(catalogue: Catalogue, job: Row) -> bool:
 
 
 def _present(catalogue: Catalogue) -> tuple[str, float]:
-    """The run of the system and its uptime; where the system names no runs, the clock."""
+    """Return the boot id and the uptime; where the system has no boot ids, the wall clock."""
     present = catalogue.clock.read()
     return (present.boot, present.uptime) if present.boot else ("", present.wall)
 
 
 def expired(job: Row) -> Expired:
-    """Return the error of a job that did not begin in its time."""
+    """Return the error of a job that did not start in time."""
     return Expired(
-        f"Job {job['job_id']} ({job['action']}) did not begin within the time that was agreed to, so it was not carried out.",
+        f"Job {job['job_id']} ({job['action']}) did not start within the approved time, so it was not run.",
         hint=NOTHING_CHANGED,
     )
 
 
 def refuse_overdue(catalogue: Catalogue, job: Row) -> None:
-    """Raises Expired."""
+    """Raise Expired if the time to start the job has passed."""
     if is_overdue(catalogue, job):
         raise expired(job)
+
+
+def terms_changed(what: str) -> TermsChanged:
+    """Return the error of a change that is not the approved one and was not begun."""
+    return TermsChanged(what, hint=NOTHING_CHANGED)
 
 
 def compare_deletion(
     catalogue: Catalogue, resource_id: str, going: Collection[str], request: Mapping[str, Any]
 ) -> None:
-    """Raise TermsChanged where a deletion would take more than was agreed to."""
-    may_go, must_stay = request.get("may_go"), request.get("must_stay") or ()
+    """Raise TermsChanged if a deletion would take more than was approved."""
+    may_go = request.get("may_go")
     if may_go is not None and (more := sorted(set(going) - set(may_go))):
-        raise TermsChanged(
-            f"The deletion would also take {_ids(more)}, which nobody agreed to.",
-            hint=NOTHING_CHANGED,
-        )
-    if must_stay and not any(is_good(catalogue, one, resource_id, without=going) for one in must_stay):
-        raise TermsChanged(
-            f"None of the restore points that were to remain is good any more ({_ids(must_stay)}), so the deletion could"
-            " take the last good one.",
-            hint=NOTHING_CHANGED,
-        )
-    must_exist = request.get("must_exist") or ()
-    if must_exist and not any(_is_there(catalogue, one, resource_id, going) for one in must_exist):
-        raise TermsChanged(
-            f"None of the restore points that were to remain is there any more ({_ids(must_exist)}), so the deletion could"
-            " take the last one.",
-            hint=NOTHING_CHANGED,
-        )
+        raise terms_changed(f"The deletion would also remove {_ids(more)}, which the approval does not cover.")
+    for field, is_kept, state, last in (
+        ("must_stay", is_good, "is still good", "last good one"),
+        ("must_exist", _exists, "still exists", "last one"),
+    ):
+        ids = request.get(field) or ()
+        if ids and not any(is_kept(catalogue, one, resource_id, going) for one in ids):
+            raise terms_changed(
+                f"None of the restore points that were to remain {state} ({_ids(ids)}), so the deletion could remove the"
+                f" {last}."
+            )
 
 
-def _is_there(catalogue: Catalogue, snapshot_id: str, resource_id: str, without: Collection[str]) -> bool:
+def _exists(catalogue: Catalogue, snapshot_id: str, resource_id: str, without: Collection[str]) -> bool:
     row = catalogue.snapshot(snapshot_id)
     return (
         row is not None
@@ -104,9 +103,9 @@ def _is_there(catalogue: Catalogue, snapshot_id: str, resource_id: str, without:
 
 
 def is_good(catalogue: Catalogue, snapshot_id: str, resource_id: str, without: Collection[str] = ()) -> bool:
-    """Whether a disk can be restored from the snapshot once those of `without` are gone.
+    """Return whether a disk can be restored from the snapshot once those in `without` are deleted.
 
-    Good: available, as all that it builds on is, nothing of it known to be damaged, and not itself fuzzy.
+    Good: it and everything that it builds on is available and not known to be damaged, and it is not fuzzy itself.
     """
     path = catalogue.ancestors(snapshot_id)
     return (
@@ -120,21 +119,16 @@ def is_good(catalogue: Catalogue, snapshot_id: str, resource_id: str, without: C
 
 
 def refuse_shorter_grace(terms: Terms | None, recovery_seconds: int) -> None:
-    """Raise TermsChanged where a deletion can be undone for a shorter time than was promised."""
+    """Raise TermsChanged if a deletion can be undone for a shorter time than was promised."""
     if terms and terms.recovery_seconds > recovery_seconds:
-        raise TermsChanged(
-            f"A deletion can be undone for {recovery_seconds} s in this zone now, not for the {terms.recovery_seconds} s"
-            " that were promised.",
-            hint=NOTHING_CHANGED,
+        raise terms_changed(
+            f"Deleted snapshots can now be recovered for {recovery_seconds} s in this zone, but the approval promised"
+            f" {terms.recovery_seconds} s."
         )
 
 
-PATIENT_DISKS: Final = 3
-"""A passing reader is waited for while nobody else can change the catalogue, so not on many disks."""
-
-
 def probe_disks(catalogue: Catalogue, resources: Mapping[str, Row], *, has_safety: bool) -> dict[str, dict[str, str]]:
-    """Return which disks they are (`_disk`), if all of them can be rolled back now. Raises ResourceBusy, NotUsable."""
+    """Return each disk's state (`_disk`) if all can be rolled back now. Raises ResourceBusy, NotUsable."""
     is_patient = len(resources) <= PATIENT_DISKS
     return {one: _probe(catalogue, row, has_safety=has_safety, is_patient=is_patient) for one, row in resources.items()}
 
@@ -142,8 +136,8 @@ def probe_disks(catalogue: Catalogue, resources: Mapping[str, Row], *, has_safet
 def _probe(catalogue: Catalogue, resource: Row, *, has_safety: bool, is_patient: bool) -> dict[str, str]:
     if resource["removed_at"] is not None:
         raise NotUsable(
-            f"{label_of(resource)} is not registered any more, so it cannot be rolled back.",
-            hint="Export the snapshot instead. Registered again, the disk is a new one with snapshots of its own.",
+            f"{label_of(resource)} is no longer registered, so it cannot be rolled back.",
+            hint="Export the snapshot instead. If the disk is registered again, it is a new disk without these snapshots.",
         )
     if has_safety:
         refuse_incomplete(catalogue, resource)
@@ -151,20 +145,18 @@ def _probe(catalogue: Catalogue, resource: Row, *, has_safety: bool, is_patient:
 
 
 def outcome_of(catalogue: Catalogue, resource: Row) -> str:
-    """What a roll-back that never reaches the disk leaves: an earlier one may have been broken off on it."""
-    return "incomplete" if is_half_overwritten(catalogue, resource) else "unchanged"
+    """Return the outcome of a roll-back that never reaches the disk, which an earlier one may have left incomplete."""
+    return "incomplete" if half_in_place(catalogue, resource) else "unchanged"
 
 
 def compare_disks(
     catalogue: Catalogue, terms: Terms | None, disks: Mapping[str, Mapping[str, str]], resources: Mapping[str, Row]
 ) -> None:
-    """Raise TermsChanged where the disks (`_disk`) are not those that it was agreed to overwrite."""
+    """Raise TermsChanged if the disks (`_disk`) are not the ones whose overwriting was approved."""
     if terms is None or terms.resources is None:
         return
     if others := sorted(disks.keys() - terms.resources.keys()):
-        raise TermsChanged(
-            f"The roll-back would overwrite {_ids(others)}, which nobody agreed to.", hint=NOTHING_CHANGED
-        )
+        raise terms_changed(f"The roll-back would overwrite {_ids(others)}, which the approval does not cover.")
     for resource_id, disk in disks.items():
         agreed = terms.resources[resource_id].model_dump(exclude_none=True)
         _compare_disk(catalogue, {**disk, **agreed}, disk, label_of(resources[resource_id]))
@@ -173,9 +165,9 @@ def compare_disks(
 def compare_again(
     catalogue: Catalogue, request: Mapping[str, Any], resource: Row, identity: str, *, is_head_ours: bool = False
 ) -> None:
-    """Raise TermsChanged where the disk, now of this identity, is not the one that the job was admitted for any more.
+    """Raise TermsChanged if the disk, whose identity is now `identity`, is not the one that the job was admitted for.
 
-    `is_head_ours`: the job itself has moved the head since, to the safety snapshot that it took.
+    `is_head_ours`: the job itself has moved the head since, to its safety snapshot.
     """
     present = _disk(resource, identity)
     agreed = request.get("disks", {}).get(resource["resource_id"], present)
@@ -185,26 +177,24 @@ def compare_again(
 
 
 def _disk(resource: Row, identity: str) -> dict[str, str]:
-    """What of a disk must stay as it is until it is overwritten."""
+    """Return what must not change about a disk until it is overwritten."""
     return {"identity": identity, "head_id": resource["head_id"] or ""}
 
 
 def _compare_disk(catalogue: Catalogue, agreed: Mapping[str, str], present: Mapping[str, str], label: str) -> None:
     describe = catalogue.store.describe
     if agreed["identity"] != present["identity"]:
-        raise TermsChanged(
-            f"The file at the path of {label} is not the one that was agreed to: it is {describe(present['identity'])},"
-            f" and {describe(agreed['identity'])} was to be overwritten.",
-            hint=NOTHING_CHANGED,
+        raise terms_changed(
+            f"The file at the path of {label} is not the approved one: found {describe(present['identity'])}, expected"
+            f" {describe(agreed['identity'])}."
         )
     if agreed["head_id"] != present["head_id"]:
-        raise TermsChanged(
-            f"The content of {label} grew from {present['head_id'] or 'no snapshot'} now, not from"
-            f" {clean_text(agreed['head_id']) or 'no snapshot'}.",
-            hint=NOTHING_CHANGED,
+        raise terms_changed(
+            f"The content of {label} is now based on {present['head_id'] or 'no snapshot'}; the approval was for content"
+            f" based on {clean_text(agreed['head_id']) or 'no snapshot'}."
         )
 
 
 def _ids(ids: Iterable[str]) -> str:
-    shown: Sequence[str] = [clean_text(one) for one in ids]
+    shown = [clean_text(one) for one in ids]
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -1,4 +1,4 @@
-"""Rows of the catalogue as the contract's models: jobs, snapshots with their chains' totals, disks with their files' sizes."""
+"""Convert rows of the catalogue to the contract's models."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from snapshot_mcp.contract.states import ResourceType, SnapshotType
 
 
 def to_job(row: Row, zone: str) -> Job:
-    """The contract's Job of a row."""
+    """Convert a row of `jobs`."""
     extra: dict[str, Any] = json.loads(row["extra"])
     if row["progress"]:
         extra["progress"] = json.loads(row["progress"])
@@ -45,7 +45,7 @@ def to_job(row: Row, zone: str) -> Job:
 
 
 def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool) -> tuple[Snapshot, ...]:
-    """The contract's Snapshots of rows, with the chains' totals on the full ones."""
+    """Convert rows of `snapshots`; full ones get the totals of their chains."""
     if not rows:
         return ()
     roots = [row["snapshot_id"] for row in rows if row["is_full"]]
@@ -82,7 +82,7 @@ def _named(row: Row) -> SnapshotResource:
     )
 
 
-@lru_cache(maxsize=4096)  # of equal rows it is the same, and lists say the same rows again and again
+@lru_cache(maxsize=4096)  # lists show the same rows again and again
 def _to_snapshot(row: Row, resource: Row, named: SnapshotResource, total: Row | None, is_verbose: bool) -> Snapshot:
     ours: dict[str, Any] = {}
     if is_verbose:
@@ -120,7 +120,7 @@ def _to_snapshot(row: Row, resource: Row, named: SnapshotResource, total: Row | 
 def to_resource(
     catalogue: Catalogue, row: Row, *, is_verbose: bool = False, use: Use | None = None
 ) -> Volume | Instance:
-    """The contract's Volume or Instance of a row; looks at the disk for its size, and with `is_verbose` for what it is."""
+    """Convert a row of `resources`; looks at the disk for its size and, if `is_verbose`, for its identity."""
     half = half_in_place(catalogue, row)
     sight = catalogue.store.look_at(row, is_verbose=is_verbose)
     problem = "; ".join(filter(None, [_problem(row, half, use), sight.problem]))
@@ -145,25 +145,24 @@ def to_resource(
 
 
 def _problem(row: Row, half: Half | None, use: Use | None) -> str:
-    """What is wrong with a disk; where a roll-back was broken off, also what that means and what it waits for.
-
-    Nothing is wrong with one that a job of ours is just overwriting.
-    """
+    """Return what is wrong with a disk, "" for nothing: not while a job of ours is overwriting it."""
     if half and not half.problem and use and use.is_ours:
         return ""
     if row["applying_id"] is None:
         return str(row["problem"])
     if half is None:
-        return f"{row['problem'] or 'a roll-back was broken off'} (the file at the path is another one, and whole)"
+        return (
+            f"{row['problem'] or 'a roll-back was interrupted'} (the file now at the path is another one and complete)"
+        )
     why = f" ({half.problem})" if half.problem else ""
     return (
-        f"a roll-back to {half.applying_id} has begun and is not over{why}, so the disk is neither the old one nor the new"
-        f" one. {prospect_of(row, half)}"
+        f"a roll-back to {half.applying_id} is unfinished{why}, so the disk holds old and new content mixed."
+        f" {prospect_of(row, half)}"
     )
 
 
 def to_image(catalogue: Catalogue, row: Row) -> Image:
-    """The contract's Image of a row; looks at the image for its size."""
+    """Convert a row of `images`; looks at the image for its size."""
     sight = catalogue.store.look_at(row)
     return Image(
         image_id=row["image_id"],

@@ -1,49 +1,43 @@
-"""`Catalogue`: a zone's resources, snapshots, images and jobs in SQL tables (`schema`), with the store that keeps their bytes.
+"""`Catalogue`: a zone's resources, snapshots, images and jobs in SQL tables (`schema`), and the store that keeps their bytes.
 
-It alone says what is available or deleted; facts that decide bytes are read from the store. Times are whole seconds, since
-the contract's are.
+Only the catalogue says what is available or deleted; facts that decide bytes are read from the store. Times are whole
+seconds, as in the contract.
 """
 
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Final
 
 from snapshot_mcp.catalogue.store import Row, Store
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus
 from snapshot_mcp.ground.clock import Clock, Moment, SystemClock
+from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.ground.sqlite import transaction
 
 
-class Catalogue:
-    """One connection to a zone's catalogue; one thread at a time.
+class Catalogue(Closing):
+    """One connection to a zone's catalogue, for one thread at a time; `db` is open and migrated (`schema.open_catalogue`).
 
-    A store whose truth is elsewhere than in this database keeps the two in step in `transaction`, `reading` and `version`.
-    `db` is open and up to date (`schema.open_catalogue`). Raises sqlite3.Error for what is not a decision of ours: a bug, or
-    a broken disk.
+    A store that keeps its truth outside of this database synchronises the two in `transaction`, `reading` and `version`.
+    Raises sqlite3.Error for bugs and broken disks.
     """
 
     def __init__(self, db: sqlite3.Connection, store: Store, clock: Clock | None = None) -> None:
         self.db, self.store, self.clock = db, store, clock or SystemClock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection."""
         self.db.close()
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """A transaction that may write: begun at once, committed at the end, rolled back by an exception."""
+        """Begin a transaction that may write; it is committed at the end of the block and rolled back by an exception."""
         return transaction(self.db)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Several reads of one state."""
+        """Begin a transaction that only reads, so that all its reads see one state."""
         self.db.execute("BEGIN")
         try:
             yield
@@ -51,12 +45,11 @@ class Catalogue:
             self.db.execute("COMMIT")
 
     def version(self) -> int:
-        """A number that differs whenever another connection has committed; costs microseconds."""
-        (number,) = self.db.execute("PRAGMA data_version").fetchone()
-        return int(number)
+        """Return a number that changes whenever another connection commits; costs microseconds."""
+        return self.count("PRAGMA data_version")
 
     def row(self, query: str, *values: object) -> Row | None:
-        """Return the first row of a query, None for none."""
+        """Return the first row of a query, None if there is none."""
         found: Row | None = self.db.execute(query, values).fetchone()
         return found
 
@@ -64,20 +57,24 @@ class Catalogue:
         """Return all rows of a query."""
         return self.db.execute(query, values).fetchall()
 
+    def count(self, query: str, *values: object) -> int:
+        """Return the single number that a query yields."""
+        return int(self.db.execute(query, values).fetchone()[0])
+
     def snapshot(self, snapshot_id: str) -> Row | None:
-        """Return a snapshot by its id, None for none."""
+        """Return a snapshot by its id, None if there is none."""
         return self.row("SELECT * FROM snapshots WHERE snapshot_id = ?", snapshot_id)
 
     def resource(self, resource_id: str) -> Row | None:
-        """Return a disk by its id, also one that was forgotten; None for none."""
+        """Return a disk by its id, even if it was unregistered; None if there is none."""
         return self.row("SELECT * FROM resources WHERE resource_id = ?", resource_id)
 
     def job(self, job_id: str) -> Row | None:
-        """Return a job by its id, None for none."""
+        """Return a job by its id, None if there is none."""
         return self.row("SELECT * FROM jobs WHERE job_id = ?", job_id)
 
     def subtree(self, snapshot_id: str, *statuses: str) -> list[Row]:
-        """The snapshot and everything below it, parents first; only those of the statuses, where any are named."""
+        """Return the snapshot and its descendants, parents first; only those with one of `statuses`, if any are given."""
         found = self.rows(
             """
             WITH RECURSIVE below (id) AS (
@@ -90,7 +87,7 @@ class Catalogue:
         return [row for row in found if not statuses or row["status"] in statuses]
 
     def ancestors(self, snapshot_id: str) -> list[Row]:
-        """The snapshot and all that it builds on, itself first."""
+        """Return the snapshot and everything that it builds on, itself first."""
         return self.rows(
             """
             WITH RECURSIVE above (id) AS (
@@ -102,8 +99,23 @@ class Catalogue:
             snapshot_id,
         )
 
+    def add_resource(self, resource_id: str, resource_type: str, name: str, path: str) -> None:
+        """Insert a disk; `path` is where its store finds it."""
+        self.db.execute(
+            """INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at)
+            VALUES (?, ?, ?, ?, ?, ?)""",
+            (resource_id, resource_type, name, path, self.now(), self.now()),
+        )
+
+    def add_image(self, image_id: str, name: str, path: str, snapshot_id: str) -> None:
+        """Insert an image that was exported from a snapshot."""
+        self.db.execute(
+            "INSERT INTO images (image_id, name, path, snapshot_id, created_at) VALUES (?, ?, ?, ?, ?)",
+            (image_id, name, path, snapshot_id, self.now()),
+        )
+
     def set_job(self, job_id: str, **columns: object) -> None:
-        """Change a job, and let the watchers see it."""
+        """Update a job so that watchers notice the change."""
         names = "".join(f"{name} = ?, " for name in columns)
         self.db.execute(
             f"UPDATE jobs SET {names} change = (SELECT max(change) + 1 FROM jobs) WHERE job_id = ?",
@@ -111,21 +123,21 @@ class Catalogue:
         )
 
     def mark_damaged(self, snapshot_id: str, *, is_damaged: bool) -> None:
-        """Remember durably what a read found."""
+        """Record durably whether a snapshot is damaged."""
         self.db.execute(
             "UPDATE snapshots SET is_damaged = ? WHERE snapshot_id = ? AND is_damaged != ?",
             (int(is_damaged), snapshot_id, int(is_damaged)),
         )
 
     def now(self) -> int:
-        """The time by the clock, in seconds since 1970."""
+        """Return the wall-clock time in seconds since 1970."""
         return int(self.clock.read().wall)
 
     def is_grace_over(self, deletion: Row) -> bool:
-        """Whether a deletion can no longer be recovered: in the same run of the system by its uptime, after that by the clock.
+        """Return whether a deletion's grace period has ended, by uptime within one boot and by the wall clock after that.
 
-        A clock that jumps ahead (one without a battery, when it is first set) must not free what was deleted a minute ago,
-        and one that is set back must not keep it for years.
+        A clock that jumps ahead (when one without a battery is first set) must not free what was deleted a minute ago, and
+        one that is set back must not keep it for years.
         """
         made = Moment(deletion["deleted_at"], deletion["boot"], deletion["uptime"])
         return made.is_over(self.clock.read(), deletion["purge_at"] - deletion["deleted_at"])
@@ -137,12 +149,12 @@ def moment(seconds: int | None) -> datetime | None:
 
 
 def placeholders(values: Sequence[object]) -> str:
-    """Return one question mark a value, for an SQL list."""
+    """Return one question mark per value, for an SQL list."""
     return ",".join("?" * len(values))
 
 
 IS_UNFINISHED: Final = f"status IN ('{JobStatus.PENDING}', '{JobStatus.WORKING}')"
-"""Word for word the condition of the index `jobs_unfinished`; a query without it reads every job there ever was."""
+"""Exactly the condition of the index `jobs_unfinished`; a query without it scans every job ever made."""
 
 LIVE: Final = (SnapshotStatus.AVAILABLE, SnapshotStatus.SUSPENDED)
-"""Snapshots that a deletion takes."""
+"""Statuses of the snapshots that a deletion takes."""

@@ -1,4 +1,4 @@
-"""Delete, recover, purge: a deletion is one act that goes together and comes back together (CATALOGUE.md, "Deletion")."""
+"""Delete, recover, purge: what one deletion takes is recovered and purged together (CATALOGUE.md, "Deletion")."""
 
 import json
 from collections.abc import Collection
@@ -16,9 +16,9 @@ from snapshot_mcp.contract.states import SnapshotStatus
 
 
 def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
-    """One act: everything goes together; the bytes stay until the grace is over (`purge`).
+    """Mark a snapshot and its descendants as deleted; their bytes stay until the grace period ends (`purge`).
 
-    Raises Expired, TermsChanged: what was agreed to is compared in the transaction that marks.
+    Raises Expired, TermsChanged: the terms are compared in the transaction that marks.
     """
     with catalogue.transaction() as db:
         snapshot = find_snapshot(catalogue, request["snapshot_id"])
@@ -29,18 +29,11 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
         present = catalogue.clock.read()
         deleted_at = int(present.wall)
         purge_at = deleted_at + int(request["recovery_seconds"])
+        ids = job["job_id"], resource["resource_id"]
         db.execute(
             "INSERT INTO deletions (deletion_id, resource_id, deleted_at, purge_at, head_before, state, boot, uptime)"
             " VALUES (?, ?, ?, ?, ?, 'deleted', ?, ?)",
-            (
-                job["job_id"],
-                resource["resource_id"],
-                deleted_at,
-                purge_at,
-                resource["head_id"],
-                present.boot,
-                present.uptime,
-            ),
+            (*ids, deleted_at, purge_at, resource["head_id"], present.boot, present.uptime),
         )
         for one in going:
             db.execute(
@@ -48,26 +41,25 @@ def carry_out(catalogue: Catalogue, job: Row, request: dict[str, Any], progress:
                 (SnapshotStatus.DELETED, deleted_at, job["job_id"], one),
             )
         if resource["head_id"] in going:
-            surviving = (
-                row["snapshot_id"] for row in catalogue.ancestors(resource["head_id"]) if row["status"] in LIVE
-            )
-            db.execute(
-                "UPDATE resources SET head_id = ? WHERE resource_id = ?",
-                (next(surviving, None), resource["resource_id"]),
-            )
+            path = catalogue.ancestors(resource["head_id"])
+            head = next((row["snapshot_id"] for row in path if row["status"] in LIVE), None)
+            db.execute("UPDATE resources SET head_id = ? WHERE resource_id = ?", (head, resource["resource_id"]))
         succeed(catalogue, job, {"space_free_at": format_time(moment(purge_at))})
         catalogue.set_job(job["job_id"], resource_ids=json.dumps(going))
 
 
 def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
-    """Bring whole acts of deletion back. Raises NotUsable where one was purged meanwhile."""
+    """Recover everything that these deletions took. Raises NotUsable if one was purged in the meantime."""
     with catalogue.transaction() as db:
         for deletion_id in request["deletion_ids"]:
             deletion = catalogue.row("SELECT * FROM deletions WHERE deletion_id = ?", deletion_id)
             assert deletion is not None
             coming = catalogue.rows("SELECT * FROM snapshots WHERE deletion_id = ? ORDER BY rowid DESC", deletion_id)
             if deletion["state"] != "deleted" or any(row["status"] != SnapshotStatus.DELETED for row in coming):
-                raise NotUsable("The snapshots were purged meanwhile.", hint="They cannot be brought back.")
+                raise NotUsable(
+                    "The snapshots were purged before they could be recovered.",
+                    hint="List the snapshots to see which ones exist.",
+                )
             db.execute(
                 "UPDATE snapshots SET status = ?, status_at = ?, deletion_id = NULL WHERE deletion_id = ?",
                 (SnapshotStatus.AVAILABLE, catalogue.now(), deletion_id),
@@ -83,15 +75,14 @@ def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: J
 
 
 def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list[str]:
-    """Remove what was deleted and whose grace is over; children before parents.
+    """Purge the deletions whose grace period has ended, children before parents, and return the ids that are now ceased.
 
-    `at_once`: the ids of which a deletion may end its grace now, if it took nothing else (None: every deletion).
-
-    First the catalogue says `ceased`, then the bytes go, so that a crash leaves bytes without use and never a snapshot
-    without its bytes; what a crash left is swept by the next one. Returns the ids that ceased now.
+    `at_once`: ids to purge now; a deletion whose ids are all in it does not wait for its grace period (None: none waits).
+    First the catalogue says `ceased`, then the bytes are removed, so a crash leaves unused bytes, which the next purge
+    removes, and never a snapshot without bytes.
     """
     with catalogue.transaction() as db:
-        # what was deleted first lies below what was deleted later, whatever the clock said
+        # in order of insertion: an earlier deletion lies below a later one, whatever the clock said
         deleted = catalogue.rows("SELECT * FROM deletions WHERE state = 'deleted' ORDER BY rowid")
         ceased: list[str] = []
         busy = {row["id"] for row in catalogue.rows("SELECT id FROM claims WHERE kind = 'resource'")}
@@ -120,7 +111,7 @@ def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list
 
 
 def _sweep(catalogue: Catalogue) -> None:
-    """Remove the bytes of what was purged, deepest first; what has no row is never touched."""
+    """Remove the bytes of purged snapshots, deepest first; a file without a row is never touched."""
     gone = catalogue.rows(
         """SELECT snapshot_id, deletion_id FROM deletions JOIN snapshots USING (deletion_id)
         WHERE state = 'purged' ORDER BY depth DESC"""

@@ -1,7 +1,7 @@
-"""A job carried out to its end, by whatever worker took it, and what a failed one leaves.
+"""Carry a job out to its end, and clean up after a failed one.
 
-Errors of the contract end a job as `failed` with their code; anything that the store does not know is a bug: the job fails as
-`internal_error` and the traceback goes to the log (CATALOGUE.md, "Interruption", says what goes on after a worker died).
+An error of the contract ends a job as `failed` with its code. An error that the store cannot translate is a bug: the job
+fails as `internal_error` and the traceback is logged. CATALOGUE.md, "Interruption", says what resumes after a worker died.
 """
 
 import json
@@ -12,25 +12,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from snapshot_mcp.catalogue.database import Catalogue
-from snapshot_mcp.catalogue.outcome import fail, refuse_cancelled
+from snapshot_mcp.catalogue.outcome import refuse_cancelled, release_claims
 from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.snapshots import discard
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import InternalError, ZoneError
-from snapshot_mcp.contract.states import JobAction, SnapshotStatus
+from snapshot_mcp.contract.states import JobAction, JobStatus, SnapshotStatus
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 1.0
-"""Until the next try to write to a catalogue that could not be written."""
+"""Delay before retrying a write to the catalogue that failed."""
 
 C = TypeVar("C", bound=Catalogue)
 
 Action = Callable[[C, Row, dict[str, Any], JobProgress], None]
-"""Carries out a job, from the start or from where its last worker left it, and ends it as successful."""
+"""Carries out a job, from its start or from where its last worker stopped, and ends it as successful."""
 
 Translate = Callable[[Exception], ZoneError | None]
-"""What an error of the store or of its catalogue means to a person; None for a bug."""
+"""Translates an error of the store or of its catalogue into one of the contract; None for a bug."""
 
 
 def carry_out(catalogue: C, job_id: str, actions: Mapping[JobAction, Action[C]], translate: Translate) -> None:
@@ -48,23 +48,24 @@ def carry_out(catalogue: C, job_id: str, actions: Mapping[JobAction, Action[C]],
     except Exception as error:
         known = translate(error)
         if known is None:
-            log.exception("job %s (%s) met a bug", job_id, action)
+            log.exception("job %s (%s) failed unexpectedly", job_id, action)
         reason = known or InternalError(
-            "The worker met an error that it does not know.", hint="See worker.log in the zone's folder."
+            "Unexpected error in the zone's worker.", hint="See worker.log in the zone's folder for details."
         )
-    while not _has_ended(catalogue, job, reason):
+    while not _try_to_end(catalogue, job, reason):
         time.sleep(RETRY_SECONDS)
 
 
 def end_failed(catalogue: Catalogue, job: Row, reason: ZoneError) -> None:
-    """End a job with its reason, and take back what it has prepared; within a transaction of the caller's.
+    """End a job as failed and discard what it prepared, within the caller's transaction.
 
-    Its snapshots that were to be taken cease (those of a roll-back that has had an effect are there by now), and half
-    overwritten disks keep what stopped them.
+    Its pending snapshots become `ceased` (the safety snapshots of a roll-back that has had an effect are available by then),
+    and half overwritten disks record what stopped the job.
     """
     request = json.loads(job["request"])
     planned = [*request.get("snapshot_ids", ()), *(request.get("safety") or {}).values()]
-    discard(catalogue, [one for one in planned if _is_pending(catalogue, one)])
+    snapshots = map(catalogue.snapshot, planned)
+    discard(catalogue, [row["snapshot_id"] for row in snapshots if row and row["status"] == SnapshotStatus.PENDING])
     for resource_id in request.get("targets", ()):
         catalogue.db.execute(
             "UPDATE resources SET problem = ? WHERE resource_id = ? AND applying_id IS NOT NULL AND problem = ''",
@@ -72,16 +73,13 @@ def end_failed(catalogue: Catalogue, job: Row, reason: ZoneError) -> None:
         )
     resources = map(catalogue.resource, request.get("targets", ()))
     catalogue.store.clean_up(request, [row["resource_id"] for row in resources if row and row["applying_id"] is None])
-    fail(catalogue, job, reason)
+    end = {"status": JobStatus.FAILED, "finished_at": catalogue.now(), "error_code": reason.code, "info": str(reason)}
+    catalogue.set_job(job["job_id"], **end)
+    release_claims(catalogue, job)
 
 
-def _is_pending(catalogue: Catalogue, snapshot_id: str) -> bool:
-    snapshot = catalogue.snapshot(snapshot_id)
-    return snapshot is not None and snapshot["status"] == SnapshotStatus.PENDING
-
-
-def _has_ended(catalogue: Catalogue, job: Row, reason: ZoneError) -> bool:
-    """End the job with its reason; False where the catalogue has no room for that yet: nobody else would end it."""
+def _try_to_end(catalogue: Catalogue, job: Row, reason: ZoneError) -> bool:
+    """End the job as failed; return False if the catalogue cannot be written now, since nobody else would end it."""
     try:
         with catalogue.transaction():
             if isinstance(reason, DamagedSnapshot):

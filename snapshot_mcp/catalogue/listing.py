@@ -1,4 +1,4 @@
-"""The zone's lists: filters, order and pages over the catalogue (CONTRACT.md, "The six operations", "Order")."""
+"""List the catalogue: filters, order and pages (CONTRACT.md, "The six operations", "Order")."""
 
 from itertools import chain
 from typing import Any, Final
@@ -21,7 +21,7 @@ from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, ResourceType, S
 
 
 class _Where:
-    """Conditions that are joined by AND, with their values."""
+    """Conditions joined by AND, with their values."""
 
     def __init__(self) -> None:
         self.conditions: list[str] = ["1"]
@@ -38,10 +38,8 @@ class _Where:
     def add_word(self, columns: tuple[str, ...], word: str) -> None:
         if word:
             escaped = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            self.add(
-                "(" + " OR ".join(f"{one} LIKE ? ESCAPE '\\'" for one in columns) + ")",
-                *[f"%{escaped}%"] * len(columns),
-            )
+            likes = " OR ".join(f"{one} LIKE ? ESCAPE '\\'" for one in columns)
+            self.add(f"({likes})", *[f"%{escaped}%"] * len(columns))
 
     def __str__(self) -> str:
         return " AND ".join(self.conditions)
@@ -50,25 +48,22 @@ class _Where:
         rows = catalogue.rows(
             f"SELECT * FROM {table} WHERE {self} ORDER BY {order} LIMIT ? OFFSET ?", *self.values, limit, offset
         )
-        total = catalogue.row(f"SELECT count(*) AS number FROM {table} WHERE {self}", *self.values)
-        return rows, int(total["number"]) if total else 0
+        return rows, catalogue.count(f"SELECT count(*) FROM {table} WHERE {self}", *self.values)
 
 
 NEWEST_FIRST: Final = "snapshot_at DESC, snapshot_id"
 
 
 def snapshots(catalogue: Catalogue, query: SnapshotFilter) -> Page[Snapshot]:
-    """Newest `snapshot_time` first, then id; without `status` and ids, deleted and ceased ones are left out."""
+    """Return a page of the snapshots, newest first; deleted and ceased ones only if `status` or an id asks for them."""
     with catalogue.reading():
-        if query.snapshots or query.root_id:
-            rows, total = _among_few(catalogue, query)
-        else:
-            rows, total = _among_all(catalogue, query)
+        find = _among_few if query.snapshots or query.root_id else _among_all
+        rows, total = find(catalogue, query)
         return Page(to_snapshots(catalogue, rows, is_verbose=bool(query.verbose)), total)
 
 
 def _among_few(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
-    """Named ids, or one chain: found by those alone; a `+` keeps SQLite from an index over the whole zone."""
+    """Search the given ids or one chain; a `+` keeps SQLite from using an index over the whole zone."""
     where = _Where()
     where.add_any("snapshot_id", query.snapshots)
     if query.root_id:
@@ -84,7 +79,7 @@ def _among_few(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], 
 
 
 def _among_all(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
-    """A page of a resource or of the whole zone: each status and type comes from an index in the page's order, merged."""
+    """Page over a resource or the whole zone: merge each status and type, read from an index in the page's order."""
     statuses = tuple(status for status in SnapshotStatus if status in _statuses(query))
     types = tuple(SnapshotType) if query.snapshot_type is None else (query.snapshot_type,)
     if not statuses:
@@ -107,12 +102,10 @@ def _among_all(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], 
         return rows, query.offset + len(rows)
     kinds = f"status IN ({placeholders(statuses)}) AND is_full IN ({placeholders(types)})"
     if query.search_word or query.tags:
-        count = f"SELECT count(*) AS number FROM snapshots WHERE {kinds} AND {where}"
-        total = catalogue.row(count, *statuses, *types, *where.values)
-    else:
-        count = f"SELECT coalesce(sum(number), 0) AS number FROM snapshot_counts WHERE resource_id = ? AND {kinds}"
-        total = catalogue.row(count, query.resource_id, *statuses, *types)
-    return rows, int(total["number"]) if total else 0
+        count = f"SELECT count(*) FROM snapshots WHERE {kinds} AND {where}"
+        return rows, catalogue.count(count, *statuses, *types, *where.values)
+    count = f"SELECT coalesce(sum(number), 0) FROM snapshot_counts WHERE resource_id = ? AND {kinds}"
+    return rows, catalogue.count(count, query.resource_id, *statuses, *types)
 
 
 def _statuses(query: SnapshotFilter) -> tuple[str, ...]:
@@ -122,17 +115,15 @@ def _statuses(query: SnapshotFilter) -> tuple[str, ...]:
 def _add_text(where: _Where, query: SnapshotFilter) -> None:
     where.add_word(("snapshot_id", "name"), query.search_word)
     if query.tags:
+        wanted = placeholders(query.tags)
         where.add("tags != '[]'")
-        where.add(
-            f"EXISTS (SELECT 1 FROM json_each(tags) WHERE value IN ({placeholders(query.tags)}))",
-            *query.tags,
-        )
+        where.add(f"EXISTS (SELECT 1 FROM json_each(tags) WHERE value IN ({wanted}))", *query.tags)
 
 
 def _resources(
     catalogue: Catalogue, query: ResourceFilter, resource_type: ResourceType
 ) -> tuple[list[Volume | Instance], int]:
-    """A page of disks; only with `verbose` each file is looked at for who uses it."""
+    """Return a page of disks; only `verbose` looks at each file for who uses it."""
     where = _Where()
     where.add("removed_at IS NULL")
     where.add("resource_type = ?", resource_type)
@@ -170,7 +161,7 @@ def images(catalogue: Catalogue, query: ResourceFilter) -> Page[Image]:
 
 
 def quotas(catalogue: Catalogue, chain_limit: int) -> tuple[Quota, ...]:
-    """Room in each resource's head chain before the next snapshot is a full one, and room on the zone's disk in MB."""
+    """Return how many snapshots fit in each head chain before the next is full, and the free space in MB."""
     rows = catalogue.rows(
         """SELECT r.resource_id, (SELECT count(*) FROM snapshots s WHERE s.root_id = h.root_id AND +s.status = 'available')
         AS number FROM resources r LEFT JOIN snapshots h ON h.snapshot_id = r.head_id WHERE r.removed_at IS NULL"""

@@ -1,4 +1,4 @@
-"""What a request names: the rows behind its ids, or the refusal in words (CONTRACT.md, "Busy", "Usable", "Names")."""
+"""Find the rows that a request names, or refuse it (CONTRACT.md, "Busy", "Usable", "Names")."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -12,34 +12,32 @@ from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
 
 MAX_RESOURCES: Final = 100
-"""As many ids as one request may name."""
+"""Most ids in one request."""
 
 
 def label_of(resource: Row) -> str:
-    """How a message names a resource."""
+    """Return how messages name a resource."""
     return f"{resource['resource_type']} {quoted(resource['name'])} ({resource['resource_id']})"
 
 
 def check_ids(field: str, ids: Sequence[str]) -> None:
-    """Raise BadRequest for no ids, too many, or one that is named twice."""
+    """Raise BadRequest for no ids, too many, or a duplicate."""
     if not ids:
-        raise BadRequest(f"{field!r} is empty.", hint="Name at least one id.")
+        raise BadRequest(f"{field!r} is empty.", hint="Give at least one id.")
     if len(ids) > MAX_RESOURCES:
-        raise BadRequest(f"{field!r} names {len(ids)} ids.", hint=f"Name at most {MAX_RESOURCES} at once.")
+        raise BadRequest(f"{field!r} lists {len(ids)} ids.", hint=f"Give at most {MAX_RESOURCES} ids per request.")
     if repeated := first_repeated(ids):
-        raise BadRequest(f"{clean_text(repeated)!r} stands twice in {field!r}.", hint="Name each id once.")
+        raise BadRequest(f"{clean_text(repeated)!r} is listed twice in {field!r}.", hint="List each id once.")
 
 
 def checked_name(name: str) -> str:
-    """Return the name. Raises BadRequest for one that is too long or not valid Unicode."""
+    """Return the name. Raises BadRequest if it is too long, UnicodeEncodeError (which the zone translates) if it is not text."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise BadRequest(
-            f"The name {clean_text(name)!r} has {len(name)} characters.", hint=f"Use at most {MAX_NAME_CHARACTERS}."
+            f"The name {clean_text(name)!r} has {len(name)} characters.",
+            hint=f"Use at most {MAX_NAME_CHARACTERS} characters.",
         )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise BadRequest(f"The name {clean_text(name)!r} is no valid Unicode text.", hint="Use another name.") from None
+    name.encode()
     return name
 
 
@@ -49,7 +47,7 @@ def find_resource(catalogue: Catalogue, resource_id: str) -> Row:
     if resource is None or resource["removed_at"] is not None:
         raise NotFound(
             f"There is no volume or instance {clean_text(resource_id)!r}.",
-            hint="List the resources to see which ids there are.",
+            hint="List the resources to see the existing ids.",
         )
     return resource
 
@@ -59,13 +57,26 @@ def find_snapshot(catalogue: Catalogue, snapshot_id: str) -> Row:
     snapshot = catalogue.snapshot(snapshot_id)
     if snapshot is None:
         raise NotFound(
-            f"There is no snapshot {clean_text(snapshot_id)!r}.", hint="List the snapshots to see which ids there are."
+            f"There is no snapshot {clean_text(snapshot_id)!r}.", hint="List the snapshots to see the existing ids."
         )
     return snapshot
 
 
+def find_job(catalogue: Catalogue, job_id: str) -> Row:
+    """Return a job. Raises NotFound."""
+    job = catalogue.job(job_id)
+    if job is None:
+        raise unknown_job(job_id)
+    return job
+
+
+def unknown_job(job_id: str) -> NotFound:
+    """Return the error for an id that no job has."""
+    return NotFound(f"There is no job {clean_text(job_id)!r}.", hint="List the unfinished jobs.")
+
+
 def owner_of(catalogue: Catalogue, snapshot: Row) -> Row:
-    """Return the disk of a snapshot, also where it was forgotten."""
+    """Return the disk of a snapshot, even if it was unregistered."""
     resource = catalogue.resource(snapshot["resource_id"])
     assert resource is not None, "a foreign key"
     return resource
@@ -80,18 +91,18 @@ def find_usable(catalogue: Catalogue, snapshot_id: str) -> Row:
 
 
 def not_usable(snapshot: Row, verb: str) -> NotUsable:
-    """Return the error of a snapshot whose status forbids what was asked; `verb` is what it cannot be."""
+    """Return the error for a snapshot whose status forbids the operation; `verb` says what it cannot be ("deleted")."""
     hint = {
-        SnapshotStatus.DELETED: "Recover it first." if verb != "deleted" else "It is gone already.",
-        SnapshotStatus.CEASED: "It is gone for good; list the snapshots to see which there are.",
-        SnapshotStatus.PENDING: "Wait until the job that makes it is over.",
-        SnapshotStatus.AVAILABLE: "It is there; nothing needs to be done.",
+        SnapshotStatus.DELETED: "Recover it first." if verb != "deleted" else "It is already deleted.",
+        SnapshotStatus.CEASED: "Its data is gone. List the snapshots to see which ones exist.",
+        SnapshotStatus.PENDING: "Wait until the job that creates it has finished.",
+        SnapshotStatus.AVAILABLE: "It is already available, so nothing needs to be done.",
     }.get(snapshot["status"], "")
     return NotUsable(f"Snapshot {snapshot['snapshot_id']} is {snapshot['status']}, so it cannot be {verb}.", hint=hint)
 
 
 class Half(NamedTuple):
-    """A disk that a roll-back was interrupted on: what it was to become, and the snapshot that holds what it was."""
+    """A disk on which a roll-back was interrupted: its target, and the safety snapshot of its former content."""
 
     applying_id: str
     identity: str
@@ -100,26 +111,21 @@ class Half(NamedTuple):
 
 
 def halves(resource: Row) -> list[Half]:
-    """The half overwritten disks of a resource, wherever they are now; first the one that was written to last."""
+    """Return the half overwritten disks of a resource, wherever they are now; the one written to last comes first."""
     last = Half(*(resource[name] for name in ("applying_id", "applying_identity", "applying_safety_id", "problem")))
     others = [Half(*one) for one in json.loads(resource["other_halves"])]
     return others if resource["applying_id"] is None else [last, *others]
 
 
 def half_in_place(catalogue: Catalogue, resource: Row) -> Half | None:
-    """The half overwritten disk that is there now; any other that is there is as whole as it was when it came."""
+    """Return the half overwritten disk that is now at the resource's place, None if a complete one is there."""
     found = halves(resource)
     present = catalogue.store.identity_of(resource) if found else ""
     return next((one for one in found if catalogue.store.is_same_disk(one.identity, present)), None)
 
 
-def is_half_overwritten(catalogue: Catalogue, resource: Row) -> bool:
-    """Whether the disk that is there now is one that a roll-back was interrupted on."""
-    return half_in_place(catalogue, resource) is not None
-
-
 def prospect_of(resource: Row, half: Half) -> str:
-    """Say how the half overwritten disk that is there now gets into one state."""
+    """Say how the half-overwritten disk that is there now gets into one state."""
     again = "oll back again, to the same or another snapshot, without a safety snapshot."
     if half in halves(resource)[:1] and not resource["is_stopped"]:
         first = "Remove what stops it; it" if half.problem else "It"
@@ -128,18 +134,18 @@ def prospect_of(resource: Row, half: Half) -> str:
 
 
 def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
-    """Raise NotUsable for a disk that a roll-back was interrupted on."""
+    """Raise NotUsable for a disk on which a roll-back was interrupted."""
     if half := half_in_place(catalogue, resource):
         raise NotUsable(
-            f"A roll-back of {label_of(resource)} to {half.applying_id} has begun and is not over"
+            f"A roll-back of {label_of(resource)} to {half.applying_id} is unfinished"
             + (f" ({clean_text(half.problem, 400)})" if half.problem else "")
-            + ", so the disk is neither the old one nor the new one.",
+            + ", so the disk holds old and new content mixed.",
             hint=prospect_of(resource, half),
         )
 
 
 def refuse_needed(catalogue: Catalogue, snapshot_ids: Collection[str]) -> None:
-    """Raise NotUsable for what a half overwritten disk needs: what it goes back to, and what holds its former content."""
+    """Raise NotUsable for the target of an interrupted roll-back and for the snapshot of the disk's former content."""
     for resource in catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL"):
         kept = {one for half in halves(resource) for one in (half.applying_id, half.safety_id or "")}
         if needed := kept & set(snapshot_ids):
@@ -159,7 +165,7 @@ def refuse_busy(catalogue: Catalogue, resources: Sequence[Row]) -> None:
 
 
 def refuse_going(catalogue: Catalogue, snapshot: Row) -> None:
-    """Raise ResourceBusy for a snapshot that a job is about to delete: its file may be gone before it is read."""
+    """Raise ResourceBusy for a snapshot that a job is about to delete: its file may be removed before it is read."""
     deletion = catalogue.row(
         "SELECT jobs.* FROM claims JOIN jobs USING (job_id) WHERE kind = 'resource' AND id = ? AND action = ?",
         snapshot["resource_id"],
@@ -170,9 +176,11 @@ def refuse_going(catalogue: Catalogue, snapshot: Row) -> None:
 
 
 def busy(catalogue: Catalogue, what: str, job_id: str) -> ResourceBusy:
-    """Return the error of what a job holds."""
+    """Return the error for something that a job holds."""
     job = catalogue.job(job_id)
     action = job["action"] if job else "a job"
     return ResourceBusy(
-        f"{what} is busy with job {job_id} ({action}).", hint=f"Wait for job {job_id}, then try again.", job_id=job_id
+        f"{what} is busy with job {job_id} ({action}).",
+        hint=f"Wait for job {job_id} to finish, then try again.",
+        job_id=job_id,
     )

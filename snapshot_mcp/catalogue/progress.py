@@ -1,4 +1,4 @@
-"""How far a job is, written down for whoever watches."""
+"""Record how far a job is, for whoever watches it."""
 
 import json
 import sqlite3
@@ -11,14 +11,14 @@ from snapshot_mcp.catalogue.room import Floor
 from snapshot_mcp.catalogue.store import Row
 
 PROGRESS_SECONDS: Final = 0.25
-"""So often progress is written down, each time with a commit, and a running job looks whether it was called off."""
+"""Interval at which a running job commits its progress and checks whether it was cancelled."""
 
 
 class JobProgress:
-    """How far a job is, written to the catalogue now and then; `total` is known from the start of a phase.
+    """How far a job is within its present phase, written to the catalogue at intervals.
 
-    `start` and `advance` raise Cancelled when the job was called off.
-    With a `floor` a job is stopped before it fills the zone's filesystem (`advance` raises StorageFull).
+    `start` and `advance` raise Cancelled if the job was cancelled. With a `floor`, `advance` raises StorageFull before the job
+    fills the zone's filesystem.
     """
 
     def __init__(self, catalogue: Catalogue, job: Row) -> None:
@@ -34,7 +34,7 @@ class JobProgress:
         refuse_cancelled(self._catalogue, self._job)
 
     def advance(self, amount: int) -> None:
-        """Count bytes as done, and write it down now and then."""
+        """Count bytes as done."""
         self._done += amount
         if self.floor:
             self.floor.check()
@@ -43,7 +43,7 @@ class JobProgress:
             refuse_cancelled(self._catalogue, self._job)
 
     def finish(self) -> None:
-        """Count the phase as done."""
+        """Count the whole phase as done."""
         self._done = self._total
         self._write()
 
@@ -54,4 +54,4 @@ class JobProgress:
             with self._catalogue.transaction():
                 self._catalogue.set_job(self._job_id, progress=text)
         except sqlite3.OperationalError:
-            """Progress is a courtesy: a full disk or a busy catalogue must not end the job through it."""
+            """A full disk or a busy catalogue must not end the job for the sake of its progress."""

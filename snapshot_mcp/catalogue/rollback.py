@@ -1,7 +1,7 @@
-"""Disks that are being overwritten: what the catalogue says of them, and the roll-backs that go on after an interruption.
+"""Mark disks that are being overwritten, and enqueue interrupted roll-backs again (CATALOGUE.md, "Roll-back").
 
-A disk is marked before its first byte changes, with its identity and with the snapshot that holds what it held, and until it
-is rolled back; the first mark of a job is the point of no return (CATALOGUE.md, "Roll-back").
+A disk is marked, with its identity and the snapshot of its former content, from before its first byte changes until it is
+rolled back. The first mark of a job is the point of no return.
 """
 
 import json
@@ -16,7 +16,7 @@ from snapshot_mcp.contract.states import JobAction
 
 
 class DiskOverwrite(NamedTuple):
-    """One disk that goes back to a snapshot; `safety_id` holds what is overwritten, None where nothing does."""
+    """One disk that is rolled back to a snapshot; `safety_id` is the snapshot of its former content, None for none."""
 
     resource: Row
     identity: str
@@ -24,19 +24,19 @@ class DiskOverwrite(NamedTuple):
     safety_id: str | None
 
 
-_WHOLE: Final = (None, "", None, "")
-"""What is said of a resource without a half overwritten disk (`Half`)."""
+_COMPLETE: Final = (None, "", None, "")
+"""The fields of `Half` for a resource without a half overwritten disk."""
 
 
 def mark(catalogue: Catalogue, disk: DiskOverwrite, *, is_over: bool) -> None:
-    """Mark the disk as half overwritten, or as whole; others that are half overwritten stay so and wait for a person.
+    """Mark the disk as half overwritten or as complete, within the caller's transaction.
 
-    Within a transaction of the caller's.
+    Other half overwritten disks of the resource stay marked and wait for a person.
     """
     is_same_disk = catalogue.store.is_same_disk
     others = [one for one in halves(disk.resource) if not is_same_disk(one.identity, disk.identity)]
     first = others.pop(0) if is_over and others else None
-    half = first or (_WHOLE if is_over else Half(disk.snapshot_id, disk.identity, disk.safety_id, ""))
+    half = first or (_COMPLETE if is_over else Half(disk.snapshot_id, disk.identity, disk.safety_id, ""))
     catalogue.db.execute(
         """UPDATE resources SET applying_id = ?, applying_identity = ?, applying_safety_id = ?, problem = ?, is_stopped = ?,
         other_halves = ?, head_id = iif(?, ?, head_id), status_at = ? WHERE resource_id = ?""",
@@ -52,8 +52,8 @@ def mark(catalogue: Catalogue, disk: DiskOverwrite, *, is_over: bool) -> None:
     )
 
 
-def hold_up(catalogue: Catalogue, resource: Row, error: ZoneError) -> None:
-    """Keep with a half overwritten disk what stopped it, and whether it waits for a person."""
+def record_problem(catalogue: Catalogue, resource: Row, error: ZoneError) -> None:
+    """Record what stopped a roll-back with its half overwritten disk, and whether that needs a person."""
     with catalogue.transaction() as db:
         db.execute(
             "UPDATE resources SET problem = ?, is_stopped = ? WHERE resource_id = ? AND applying_id IS NOT NULL",
@@ -62,34 +62,27 @@ def hold_up(catalogue: Catalogue, resource: Row, error: ZoneError) -> None:
 
 
 def resume(catalogue: Catalogue) -> None:
-    """Enter roll-backs whose job failed midway again, each as a job.
-
-    Not those that wait for a person, nor those whose disk is not in its place (it may come back).
-    """
+    """Enqueue interrupted roll-backs again, except those that need a person or whose disk is not in its place."""
     with catalogue.transaction():
         incomplete = catalogue.rows(
             """SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL AND NOT is_stopped
             AND resource_id NOT IN (SELECT id FROM claims WHERE kind = 'resource')"""
         )
         for resource in incomplete:
-            if is_last_in_place(catalogue, resource):
-                _enter_again(catalogue, resource)
+            if not is_last_in_place(catalogue, resource):
+                continue
+            resource_id = resource["resource_id"]
+            insert_job(
+                catalogue,
+                JobAction.APPLY,
+                {"targets": {resource_id: resource["applying_id"]}},
+                [resource_id],
+                resource_claims=[resource_id],
+                has_effect=True,
+                extra={"resources": {resource_id: "incomplete"}, "resumed": True},
+            )
 
 
 def is_last_in_place(catalogue: Catalogue, resource: Row) -> bool:
-    """Whether the disk that is there is the one that was written to last, of those that are half overwritten."""
+    """Return whether the disk in place is the half overwritten one that was written to last."""
     return half_in_place(catalogue, resource) in halves(resource)[:1]
-
-
-def _enter_again(catalogue: Catalogue, resource: Row) -> None:
-    """Enter a roll-back that was interrupted once more."""
-    resource_id = resource["resource_id"]
-    insert_job(
-        catalogue,
-        JobAction.APPLY,
-        {"targets": {resource_id: resource["applying_id"]}},
-        [resource_id],
-        resource_claims=[resource_id],
-        has_effect=True,
-        extra={"resources": {resource_id: "incomplete"}, "resumed": True},
-    )

@@ -1,7 +1,7 @@
-"""The catalogue's tables, and the numbered steps that bring an older one up to date.
+"""The catalogue's tables and their numbered migrations.
 
-What a zone of a million snapshots is asked often is answered from an index or from `snapshot_counts`, never by reading
-them all (CATALOGUE.md, "Transactions"); `listing` says which query uses which.
+Frequent queries over a million snapshots use an index or `snapshot_counts` and never scan the table (CATALOGUE.md,
+"Transactions"); `listing` has the queries.
 """
 
 import sqlite3
@@ -106,7 +106,7 @@ def _create_tables(db: sqlite3.Connection) -> None:
 
 
 def _count_snapshots(db: sqlite3.Connection) -> None:
-    """Counts and indexes, so that a page and its total cost the same however many snapshots there are."""
+    """Add counts and indexes, so that a page and its total cost the same for any number of snapshots."""
     script = """
         CREATE TABLE snapshot_counts (       -- kept by the triggers below
             resource_id   TEXT NOT NULL,     -- '' counts those of all
@@ -144,24 +144,24 @@ _COUNT: Final = """
 
 
 def _time_deletions(db: sqlite3.Connection) -> None:
-    """When a deletion was made by the system's uptime too, so that a clock that jumps ahead ends no grace."""
+    """Record a deletion's uptime as well, so that a clock that jumps ahead ends no grace period."""
     db.execute("ALTER TABLE deletions ADD COLUMN boot TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE deletions ADD COLUMN uptime REAL NOT NULL DEFAULT 0")
 
 
 def _bind_destruction(db: sqlite3.Connection) -> None:
-    """Until when a job must have begun, whether it was called off or has had an effect, and which file a roll-back writes."""
+    """Record when a job must start, whether it was cancelled or has had an effect, and which file a roll-back writes."""
     for column in (
-        "jobs ADD COLUMN begin_boot TEXT NOT NULL DEFAULT ''",  # the run of the system that `begin_until` counts in
-        "jobs ADD COLUMN begin_until REAL NOT NULL DEFAULT 0",  # seconds of uptime; 0: a job that may begin at any time
+        "jobs ADD COLUMN begin_boot TEXT NOT NULL DEFAULT ''",  # the boot that `begin_until` counts in
+        "jobs ADD COLUMN begin_until REAL NOT NULL DEFAULT 0",  # seconds of uptime; 0: may start at any time
         "jobs ADD COLUMN is_cancelled INTEGER NOT NULL DEFAULT 0",
-        "jobs ADD COLUMN has_effect INTEGER NOT NULL DEFAULT 0",  # a disk is being overwritten: too late to call it off
+        "jobs ADD COLUMN has_effect INTEGER NOT NULL DEFAULT 0",  # a disk is being overwritten: too late to cancel
         "resources ADD COLUMN applying_identity TEXT NOT NULL DEFAULT ''",  # the file that is half overwritten
-        "resources ADD COLUMN applying_safety_id TEXT",  # the snapshot that holds what is overwritten
-        "resources ADD COLUMN is_stopped INTEGER NOT NULL DEFAULT 0",  # what is half overwritten waits for a person
+        "resources ADD COLUMN applying_safety_id TEXT",  # the snapshot of what is overwritten
+        "resources ADD COLUMN is_stopped INTEGER NOT NULL DEFAULT 0",  # the roll-back waits for a person
     ):
         db.execute(f"ALTER TABLE {column}")
-    # What an earlier version has left: nothing says on which file it was begun, or until when it was agreed to.
+    # Jobs of an earlier version: neither the file that they write to nor the time of their approval is known.
     left = "status IN ('pending', 'working') AND action IN ('ApplySnapshots', 'DeleteSnapshots')"
     db.execute(f"UPDATE jobs SET begin_boot = 'an earlier version', begin_until = -1 WHERE {left}")
     db.execute(
@@ -171,8 +171,8 @@ def _bind_destruction(db: sqlite3.Connection) -> None:
 
 
 def _keep_each_half(db: sqlite3.Connection) -> None:
-    """A disk can have more than one half overwritten file: each that is not at its path any more may come back to it."""
-    # JSON: [applying_id, applying_identity, applying_safety_id, problem] of each but the last one that was written to
+    """Record every half overwritten file of a disk, since each may be moved back to the disk's path."""
+    # JSON: [applying_id, applying_identity, applying_safety_id, problem] of each except the one written to last
     db.execute("ALTER TABLE resources ADD COLUMN other_halves TEXT NOT NULL DEFAULT '[]'")
 
 
@@ -183,26 +183,26 @@ MIGRATIONS: tuple[Migration, ...] = (
     _bind_destruction,
     _keep_each_half,
 )
-"""Numbered from 1; `user_version` is the last one that was carried out. Never edit one that was released."""
+"""Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 
 
 BUSY_SECONDS: Final = 30.0
-"""As long a writer waits for another one; transactions here take milliseconds."""
+"""How long a writer waits for another; transactions here take milliseconds."""
 
 
 def is_newer(db: sqlite3.Connection) -> bool:
-    """Whether the catalogue is in a format of a newer program; it may become so while it is open here."""
+    """Return whether a newer program has migrated the catalogue, possibly while it is open here."""
     return version_of(db) > len(MIGRATIONS)
 
 
 def open_catalogue(path: Path) -> sqlite3.Connection:
-    """Open the file, made and brought up to date where it is not. Raises Unsupported for a newer program's."""
+    """Open the file, creating and migrating it as needed. Raises Unsupported if a newer program wrote it."""
     try:
         db = open_migrated(path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
     except NewerFormat as error:
         raise Unsupported(
             f"The zone's catalogue was written by a newer version of snapshot-mcp (format {error.version}).",
-            hint="Update this installation; nothing was touched.",
+            hint="Update this installation. Nothing was changed.",
         ) from None
     db.execute("PRAGMA foreign_keys = ON")
     return db

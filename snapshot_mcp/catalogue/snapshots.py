@@ -1,4 +1,4 @@
-"""What the catalogue says of snapshots as they come to be: planned, made full, taken, or given up."""
+"""Record snapshots as they are planned, made full, taken, or discarded."""
 
 import logging
 import secrets
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Taken(NamedTuple):
-    """What the store says of a snapshot that is complete and durable; `taken_at` in seconds since 1970."""
+    """The store's facts about a snapshot that is complete and durable; `taken_at` in seconds since 1970."""
 
     taken_at: int
     size_bytes: int
@@ -25,12 +25,12 @@ _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def new_id(prefix: str) -> str:
-    """An id as the provider's: `ss-3k9x0c2p`. Unique by the table's key; a clash has a chance of one in 10¹²."""
+    """Return a random id such as `ss-3k9x0c2p`; the table's key catches a collision (one in 10¹²)."""
     return f"{prefix}-" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
 
 
 def plan_snapshot(catalogue: Catalogue, resource: Row, name: str, chain_limit: int, *, is_full: bool = False) -> str:
-    """Enter a snapshot that is to be taken, and return its id."""
+    """Insert a snapshot that is to be taken and return its id."""
     parent = None if is_full else parent_for(catalogue, resource, chain_limit)
     snapshot_id, created = new_id("ss"), catalogue.now()
     catalogue.db.execute(
@@ -55,11 +55,7 @@ def plan_snapshot(catalogue: Catalogue, resource: Row, name: str, chain_limit: i
 
 
 def parent_for(catalogue: Catalogue, resource: Row, chain_limit: int) -> Row | None:
-    """What the next incremental builds on; None where the next snapshot must be a full one.
-
-    Full are: the first of a resource, one without a head, one whose chain has reached its limit, and one whose chain
-    has known damage (CATALOGUE.md, "Chains").
-    """
+    """Return what the next incremental builds on, None if the next snapshot must be full (CATALOGUE.md, "Chains")."""
     head = catalogue.snapshot(resource["head_id"]) if resource["head_id"] else None
     if head is None or head["status"] != SnapshotStatus.AVAILABLE:
         return None
@@ -73,8 +69,8 @@ def parent_for(catalogue: Catalogue, resource: Row, chain_limit: int) -> Row | N
 
 
 def make_full(catalogue: Catalogue, snapshot_id: str, error: DamagedSnapshot) -> None:
-    """Let a snapshot that is to be taken build on nothing, since what it would build on is damaged."""
-    log.warning("snapshot %s becomes a full one: %s", snapshot_id, error)
+    """Turn a pending snapshot into a full one because its parent is damaged."""
+    log.warning("snapshot %s will be full: %s", snapshot_id, error)
     with catalogue.transaction() as db:
         catalogue.mark_damaged(error.snapshot_id, is_damaged=True)
         db.execute(
@@ -84,7 +80,7 @@ def make_full(catalogue: Catalogue, snapshot_id: str, error: DamagedSnapshot) ->
 
 
 def make_available(catalogue: Catalogue, snapshot_id: str, taken: Taken) -> None:
-    """Say that a snapshot is there and that its disk's content grows from it, within a transaction of the caller's."""
+    """Mark a snapshot as available and as the head of its disk, within the caller's transaction."""
     catalogue.db.execute(
         """UPDATE snapshots SET status = ?, transition = ?, status_at = ?, snapshot_at = ?, is_taken = 1,
         size_bytes = ?, virtual_bytes = ?, consistency = ? WHERE snapshot_id = ?""",
@@ -97,7 +93,7 @@ def make_available(catalogue: Catalogue, snapshot_id: str, taken: Taken) -> None
 
 
 def discard(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> None:
-    """Let snapshots that were to be taken cease, and keep no byte of them; within a transaction of the caller's."""
+    """Mark pending snapshots as ceased and remove their bytes, within the caller's transaction."""
     if snapshot_ids:
         catalogue.store.remove(snapshot_ids)
     for snapshot_id in snapshot_ids:

@@ -1,7 +1,7 @@
-"""`Store`: what keeps the bytes of a zone's disks, snapshots and images, as the catalogue's rules see it.
+"""`Store`: the catalogue's interface to the bytes of a zone's disks, snapshots and images.
 
-A store knows rows and ids. It decides whether a disk can be read or overwritten now, and how large things are; it takes no
-decision about chains, deletions, terms or jobs. What it calls a disk's identity is opaque to the catalogue.
+A store knows rows and ids. It decides whether a disk can be read or overwritten now, and how large things are; it decides
+nothing about chains, deletions, terms or jobs. A disk's identity is opaque to the catalogue.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ Row = sqlite3.Row
 
 
 class DamagedSnapshot(Damaged):
-    """A snapshot's bytes are missing or altered; `snapshot_id` is whose."""
+    """The bytes of the snapshot `snapshot_id` are missing or altered."""
 
     def __init__(self, snapshot_id: str, what: str) -> None:
         super().__init__(
@@ -30,14 +30,14 @@ class DamagedSnapshot(Damaged):
 
 
 class Capacity(NamedTuple):
-    """Room where the store keeps what it makes; `free_bytes` is what this process may still take."""
+    """Space where the store keeps snapshots and exports; `free_bytes` is what this process may still use."""
 
     total_bytes: int
     free_bytes: int
 
 
 class Sight(NamedTuple):
-    """What the store finds of a disk or an image; `problem` says why it cannot be read or is not what it was."""
+    """What the store sees of a disk or an image; `problem` says why it cannot be read or is not what it was."""
 
     size_bytes: int
     problem: str = ""
@@ -46,7 +46,7 @@ class Sight(NamedTuple):
 
 
 class Use(NamedTuple):
-    """Who has a disk: `held_by` as in `Resource.held_by` ("" for nobody, None where that cannot be told)."""
+    """Who uses a disk: `held_by` as in `Resource.held_by` ("" for nobody, None if unknown)."""
 
     held_by: str | None
     is_ours: bool = False
@@ -54,47 +54,40 @@ class Use(NamedTuple):
 
 
 class Store(Protocol):
-    """The hooks. Those that look at a disk are called in a transaction, after its claims: no job of ours has it then."""
+    """The hooks. Those that open a disk are called in a transaction, once no job of ours is known to hold it."""
 
     def check_capture(self, resource: Row, room: "Room", *, is_full: bool, allow_fuzzy: bool) -> None:
-        """Make sure that the disk can be captured now, and count in `room` what that will take.
-
-        Raises ResourceBusy, NotUsable.
-        """
+        """Count in `room` what a capture of the disk needs. Raises ResourceBusy, NotUsable if it cannot be captured now."""
 
     def check_overwrite(self, resource: Row, *, is_alone: bool, is_patient: bool) -> str:
-        """Make sure that the disk can be rolled back now, and return its identity.
+        """Return the disk's identity. Raises ResourceBusy, NotUsable if it cannot be rolled back now.
 
-        `is_alone`: nobody else may have it open, as a safety snapshot is taken. `is_patient`: a passing reader may be waited
-        for. Raises ResourceBusy, NotUsable.
+        `is_alone`: no other program may have it open, since a safety snapshot is taken. `is_patient`: wait for a passing reader.
         """
 
     def check_export(self, snapshot_id: str, room: "Room") -> None:
-        """Count in `room` what an export of the snapshot takes."""
+        """Count in `room` what an export of the snapshot needs."""
 
     def look_at(self, row: Row, *, is_verbose: bool = False) -> Sight:
-        """Look at a disk or an image (a row of `resources` or `images`) without disturbing who has it.
-
-        Its identity is looked for only with `is_verbose`.
-        """
+        """Look at a disk or an image (a row of `resources` or `images`) without opening it; for its identity if `is_verbose`."""
 
     def identity_of(self, resource: Row) -> str:
-        """Return the identity of the disk that is there now, "" where there is none."""
+        """Return the identity of the disk that is now in place, "" for none."""
 
     def is_same_disk(self, before: str, present: str) -> bool:
-        """Whether both identities are of one disk; also where `before` is not an identity that could tell."""
+        """Return whether both identities are of one disk; true if `before` is not an identity of this store."""
 
     def describe(self, identity: str) -> str:
-        """Describe a disk to a person who has to tell it from another one."""
+        """Describe a disk so that a person can tell it from another."""
 
     def find_uses(self, catalogue: "Catalogue", resources: Sequence[Row]) -> dict[str, Use]:
-        """Return by id who has each disk."""
+        """Return who uses each disk, by resource id."""
 
     def capacity(self) -> Capacity:
-        """Return how much room there is where snapshots and exports are kept."""
+        """Return the space where snapshots and exports are kept."""
 
     def remove(self, snapshot_ids: Sequence[str]) -> None:
-        """Remove the bytes of snapshots durably, in the given order; one that has none is no error."""
+        """Remove the bytes of snapshots durably and in the given order; ignore those without any."""
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
-        """Remove what a failed job has prepared beside its snapshots; `whole_ids`: its disks that are not half overwritten."""
+        """Remove what a failed job prepared besides snapshots; `whole_ids`: its disks that are not half overwritten."""

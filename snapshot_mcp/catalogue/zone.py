@@ -1,6 +1,6 @@
-"""`CatalogueZone`: a Provider over a catalogue. A thin async shell: it checks, enters jobs, and reads; a worker works.
+"""`CatalogueZone`: a Provider over a catalogue: a thin async shell that reads and enqueues jobs for a worker.
 
-Nothing is made before the first change. Every method may be called from any number of processes on one catalogue.
+Nothing is created before the first change. Any number of processes may call any method on one catalogue.
 """
 
 import logging
@@ -15,11 +15,12 @@ import anyio
 import anyio.to_thread
 
 from snapshot_mcp.catalogue import admission, deletion, listing, withdrawal
-from snapshot_mcp.catalogue.admission import Rules
+from snapshot_mcp.catalogue.admission import ZoneRules
 from snapshot_mcp.catalogue.answers import to_job
 from snapshot_mcp.catalogue.database import IS_UNFINISHED, Catalogue
+from snapshot_mcp.catalogue.lookup import unknown_job
 from snapshot_mcp.catalogue.store import Row
-from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.errors import BadRequest, Unavailable, ZoneError
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
@@ -37,10 +38,10 @@ from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
 
 WATCH_SECONDS: Final = 0.03
-"""Between two looks for a change; a look costs microseconds."""
+"""Interval between checks for a change; a check costs microseconds."""
 
 ALIVE_SECONDS: Final = 1.0
-"""How often a watcher makes sure that a worker lives while there is work."""
+"""Interval at which a watcher makes sure that unfinished jobs have a worker."""
 
 UNFINISHED_JOBS: Final = f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change"
 
@@ -51,28 +52,28 @@ log = logging.getLogger(__name__)
 
 
 class CatalogueZone(ABC, Generic[C]):
-    """A zone of ours (see `contract.Provider` for the methods); a subclass says where its catalogue is, and who works."""
+    """A zone of ours (see `contract.Provider` for the methods); a subclass provides its catalogue and its worker."""
 
-    def __init__(self, zone: str, rules: Rules) -> None:
+    def __init__(self, zone: str, rules: ZoneRules) -> None:
         self.zone, self._rules = zone, rules
         self._catalogue: C | None = None
         self._lock = threading.Lock()
 
     @abstractmethod
     def _exists(self) -> bool:
-        """Whether there is a catalogue; looking makes none."""
+        """Return whether there is a catalogue, without creating one."""
 
     @abstractmethod
     def _open(self) -> C:
-        """Open the catalogue, and make it where there is none."""
+        """Open the catalogue, creating it if needed."""
 
     @abstractmethod
     def _ensure_worker(self) -> None:
-        """See to it that a worker lives. Raises Unavailable."""
+        """Start a worker if none is running. Raises Unavailable."""
 
     @abstractmethod
     def _translate(self, error: Exception) -> ZoneError | None:
-        """Return what an error of the store or of the catalogue means to a person; None for a bug."""
+        """Translate an error of the store or of the catalogue; None for a bug."""
 
     async def aclose(self) -> None:
         """Close the catalogue."""
@@ -86,35 +87,34 @@ class CatalogueZone(ABC, Generic[C]):
         await anyio.to_thread.run_sync(close)
 
     async def create_snapshots(self, resource_ids: Sequence[str], snapshot_name: str, *, is_full: bool = False) -> Job:
-        """Enter a create."""
-        return await self._enter(lambda one: admission.create(one, resource_ids, snapshot_name, is_full, self._rules))
+        """Enqueue a create."""
+        return await self._enqueue(lambda one: admission.create(one, resource_ids, snapshot_name, is_full, self._rules))
 
     async def delete_snapshot(self, snapshot_id: str, *, terms: Terms | None = None) -> Job:
-        """Enter a deletion."""
-        return await self._enter(lambda one: admission.delete(one, snapshot_id, self._rules, terms))
+        """Enqueue a deletion."""
+        return await self._enqueue(lambda one: admission.delete(one, snapshot_id, self._rules, terms))
 
     async def apply_snapshots(
         self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
     ) -> Job:
-        """Enter a roll-back."""
-        return await self._enter(
+        """Enqueue a roll-back."""
+        return await self._enqueue(
             lambda one: admission.apply(one, snapshot_ids, self._rules, terms, safety_snapshot_name)
         )
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
-        """Enter an export to an image."""
-        return await self._export(JobAction.CAPTURE_INSTANCE, snapshot_id, image_name)
+        """Enqueue an export to an image."""
+        action = JobAction.CAPTURE_INSTANCE
+        return await self._enqueue(lambda one: admission.export(one, action, snapshot_id, image_name, self._rules))
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
-        """Enter an export to a volume."""
-        return await self._export(JobAction.CREATE_VOLUME, snapshot_id, volume_name)
-
-    async def _export(self, action: JobAction, snapshot_id: str, name: str) -> Job:
-        return await self._enter(lambda one: admission.export(one, action, snapshot_id, name, self._rules))
+        """Enqueue an export to a volume."""
+        action = JobAction.CREATE_VOLUME
+        return await self._enqueue(lambda one: admission.export(one, action, snapshot_id, volume_name, self._rules))
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
-        """Enter a recovery."""
-        return await self._enter(partial(admission.recover, snapshot_ids=snapshot_ids))
+        """Enqueue a recovery."""
+        return await self._enqueue(partial(admission.recover, snapshot_ids=snapshot_ids))
 
     async def cancel_job(self, job_id: str) -> Job:
         """Cancel a job that has had no effect yet."""
@@ -126,9 +126,9 @@ class CatalogueZone(ABC, Generic[C]):
         await self._write(lambda catalogue: admission.update(catalogue, snapshot_id, update))
 
     async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
-        """Free the space of these deleted snapshots at once (None: of all), and of those whose grace is over; what ceased.
+        """Purge these deleted snapshots now (None: all), and those whose grace period has ended; return the purged ids.
 
-        What one deletion took goes together: with an id that is not named it waits for the end of its grace.
+        What one deletion took is purged together, so if `snapshot_ids` lacks one of its ids, it waits for its grace period.
         """
         return tuple(await self._write(lambda catalogue: deletion.purge(catalogue, at_once=snapshot_ids)))
 
@@ -154,7 +154,7 @@ class CatalogueZone(ABC, Generic[C]):
         return await self._read(lambda catalogue: listing.quotas(catalogue, limit), ())
 
     async def get_job(self, job_id: str) -> Job:
-        """Return a job, and see to it that a worker lives if it is unfinished. Raises NotFound."""
+        """Return a job; an unfinished one gets a worker. Raises NotFound."""
 
         def read(catalogue: Catalogue) -> Job | None:
             withdrawal.expire(catalogue)
@@ -163,13 +163,11 @@ class CatalogueZone(ABC, Generic[C]):
 
         job = await self._read(read, None)
         if job is None:
-            raise NotFound(
-                f"There is no job {clean_text(job_id)!r} in zone {self.zone}.", hint="List the unfinished jobs."
-            )
+            raise unknown_job(job_id)
         return job if job.is_finished else await self._with_worker(job)
 
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
-        """Return the unfinished jobs, oldest first, and see to it that a worker lives for them."""
+        """Return the unfinished jobs, oldest first, and make sure that they have a worker."""
 
         def read(catalogue: Catalogue) -> tuple[Job, ...]:
             withdrawal.expire(catalogue)
@@ -180,7 +178,7 @@ class CatalogueZone(ABC, Generic[C]):
         return (await self._with_worker(jobs[0]), *jobs[1:]) if jobs else ()
 
     async def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
-        """List the unfinished jobs, then yield what changes its status or progress; keep a worker alive for them."""
+        """Yield the unfinished jobs, then every job whose status or progress changes; keep a worker running for them."""
         nothing: list[Row] = []
         seen, unfinished = await self._read(_unfinished_at, (0, nothing))
         yield tuple(to_job(row, self.zone) for row in unfinished)
@@ -199,35 +197,35 @@ class CatalogueZone(ABC, Generic[C]):
 
     # the shell
 
-    async def _enter(self, admit: Callable[[C], Row]) -> Job:
-        """Enter a job, see to it that a worker lives, and answer the job as it was entered.
+    async def _enqueue(self, admit: Callable[[C], Row]) -> Job:
+        """Enqueue a job, make sure that it has a worker, and return it.
 
-        Where no worker can be started the entry is withdrawn before the refusal is answered; where it cannot be withdrawn
-        (a worker has taken it, or the catalogue cannot be written) it is answered as the job that it is.
+        If no worker can be started, the job is withdrawn and Unavailable raised; if it cannot be withdrawn either (a worker has
+        taken it, or the catalogue cannot be written), it is returned.
         """
 
-        def enter() -> Job:
-            with self._lock, self._in_our_words():
+        def enqueue() -> Job:
+            with self._lock, self._errors_translated():
                 job = to_job(admit(self._opened()), self.zone)
             try:
                 self._ensure_worker()
             except Unavailable as error:
-                if self._is_withdrawn(job.job_id, error):
+                if self._try_to_withdraw(job.job_id, error):
                     raise
             return job
 
-        return await _finish_in_thread(enter)
+        return await _finish_in_thread(enqueue)
 
-    def _is_withdrawn(self, job_id: str, reason: Unavailable) -> bool:
+    def _try_to_withdraw(self, job_id: str, reason: Unavailable) -> bool:
         try:
-            with self._lock, self._in_our_words():
+            with self._lock, self._errors_translated():
                 return withdrawal.withdraw(self._opened(), job_id, reason)
         except ZoneError:
-            log.exception("job %s could not be withdrawn, so it stays entered", job_id)
+            log.exception("job %s could not be withdrawn and stays in the queue", job_id)
             return False
 
     async def _with_worker(self, job: Job) -> Job:
-        """See to it that a worker lives, and answer the job; where none can be started, it says so."""
+        """Make sure that a worker runs, and return the job; its `info` says if none can be started."""
         try:
             await _finish_in_thread(self._ensure_worker)
         except Unavailable as error:
@@ -236,16 +234,16 @@ class CatalogueZone(ABC, Generic[C]):
 
     async def _write(self, work: Callable[[C], Result]) -> Result:
         def locked() -> Result:
-            with self._lock, self._in_our_words():
+            with self._lock, self._errors_translated():
                 return work(self._opened())
 
         return await _finish_in_thread(locked)
 
     async def _read(self, work: Callable[[C], Result], empty: Result) -> Result:
-        """Read, or answer `empty` where there is no catalogue yet: looking makes none."""
+        """Read, or return `empty` if there is no catalogue yet, without creating one."""
 
         def locked() -> Result:
-            with self._lock, self._in_our_words():
+            with self._lock, self._errors_translated():
                 if self._catalogue is None and not self._exists():
                     return empty
                 return work(self._opened())
@@ -258,16 +256,15 @@ class CatalogueZone(ABC, Generic[C]):
         return self._catalogue
 
     @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
-        """Text that is none (JSON can spell half a surrogate pair), a full disk and a damaged catalogue are no bugs of ours."""
+    def _errors_translated(self) -> Iterator[None]:
+        """Translate expected errors: invalid Unicode (JSON can spell half a surrogate pair), a full disk, a damaged catalogue."""
         try:
             yield
         except ZoneError:
             raise
         except UnicodeEncodeError as error:
-            raise BadRequest(
-                f"{clean_text(error.object)!r} is no valid Unicode text.", hint="Use another one."
-            ) from None
+            text = f"{clean_text(error.object)!r} is not valid Unicode text."
+            raise BadRequest(text, hint="Use another text.") from None
         except Exception as error:
             known = self._translate(error)
             if known is None:
@@ -276,7 +273,7 @@ class CatalogueZone(ABC, Generic[C]):
 
 
 async def _finish_in_thread(work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread to its end, also when the caller gives up: a change is entered whole or not at all."""
+    """Run `work` in a thread to its end even if the caller is cancelled: a change is enqueued completely or not at all."""
     answers: list[Result] = []
     with anyio.CancelScope(shield=True):
         answers.append(await anyio.to_thread.run_sync(work))
@@ -284,14 +281,13 @@ async def _finish_in_thread(work: Callable[[], Result]) -> Result:
 
 
 def _unfinished_at(catalogue: Catalogue) -> tuple[int, list[Row]]:
-    """Return the number of the latest change, and the jobs that were unfinished with it."""
+    """Return the number of the latest change and the jobs that are unfinished as of it."""
     with catalogue.reading():
-        latest = catalogue.row("SELECT coalesce(max(change), 0) AS change FROM jobs")
-        return int(latest["change"]) if latest else 0, catalogue.rows(UNFINISHED_JOBS)
+        return catalogue.count("SELECT coalesce(max(change), 0) FROM jobs"), catalogue.rows(UNFINISHED_JOBS)
 
 
 def _version(catalogue: Catalogue) -> tuple[int, int]:
-    """Return what differs once anybody has committed: other connections, and this zone's own (a cancel, a withdrawal)."""
+    """Return a value that changes with every commit, of other connections and of this zone's own (a cancellation)."""
     return catalogue.version(), catalogue.db.total_changes
 
 

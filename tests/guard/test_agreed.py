@@ -442,5 +442,5 @@ async def test_nobody_is_asked_about_a_disk_whose_path_is_a_symbolic_link_by_now
     path = Path(disk.path)
     path.rename(path.with_suffix(".aside"))
     path.symlink_to(path.with_suffix(".aside"))
-    with pytest.raises(NotUsable, match="does not lead to a regular file"):
+    with pytest.raises(NotUsable, match="no longer leads to a regular file"):
         await bench.guard().rollback_to_snapshots(bench.zone, [one.snapshot_id], nobody(), safety_snapshot=has_safety)

@@ -202,7 +202,7 @@ async def test_what_could_not_be_purged_is_said(lab: Lab) -> None:
     end_idle_worker(lab.home / "zones" / "local")
     with FolderCatalogue(lab.home / "zones" / "local") as catalogue:
         (disk,) = catalogue.rows("SELECT resource_id FROM resources")
-        admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())
+        admission.create(catalogue, [disk["resource_id"]], "", False, admission.ZoneRules())
     status, shown = await in_terminal(lab, ["zone", "purge"], YES)
     assert (status, "Nothing was purged.\r\n1 snapshot could not be purged: a job" in shown) == (0, True)
     assert await statuses(lab, ids) == ["deleted"]

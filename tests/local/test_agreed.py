@@ -270,7 +270,7 @@ async def test_a_roll_back_does_not_wait_for_exports(
 
 
 async def test_a_deletion_takes_no_more_than_was_agreed_to(rolled: Rolled) -> None:
-    """“A deletion took a snapshot that nobody agreed to, without a word"."""
+    """“A deletion took a snapshot that which the approval does not cover, without a word"."""
     zone, _, volume_id, full, _ = rolled
     terms = Terms(may_go=(full,))
     later = await back_up(zone, volume_id, "made since")
@@ -314,9 +314,9 @@ async def test_another_head_or_another_disk_is_refused(rolled: Rolled) -> None:
     zone, image, volume_id, snapshot_id, content = rolled
     terms = await terms_for(zone, volume_id, snapshot_id)
     await back_up(zone, volume_id)
-    with pytest.raises(TermsChanged, match="grew from"):
+    with pytest.raises(TermsChanged, match="is now based on"):
         await zone.apply_snapshots([snapshot_id], terms=terms)
-    with pytest.raises(TermsChanged, match="nobody agreed to"):
+    with pytest.raises(TermsChanged, match="which the approval does not cover"):
         await zone.apply_snapshots([snapshot_id], terms=Terms(resources={}))
     assert image.read_bytes() == content
 
@@ -469,7 +469,7 @@ async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
     job = await finish(zone, await zone.get_job(job.job_id))
     assert job.error
     assert job.error.code == "terms_changed"
-    assert "another file was at its path than the one that it was writing to (inode " in job.reason
+    assert "was not the one that was being overwritten (inode " in job.reason
     assert image.read_bytes() == own
     shown = await volume_of(zone, volume_id)
     assert "was interrupted" in (shown.problem or "")
@@ -686,10 +686,10 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(
 async def test_what_has_ended_or_has_an_effect_cannot_be_cancelled(rolled: Rolled) -> None:
     zone, image, volume_id, snapshot_id, _ = rolled
     done = await succeed(zone, await zone.create_snapshots([volume_id], "done"))
-    with pytest.raises(NotUsable, match="it is successful"):
+    with pytest.raises(NotUsable, match="already finished"):
         await zone.cancel_job(done.job_id)
     job = await interrupted(zone, image, volume_id, snapshot_id)
-    with pytest.raises(NotUsable, match="overwriting the disk already"):
+    with pytest.raises(NotUsable, match="already overwriting the disk"):
         await zone.cancel_job(job.job_id)
     with pytest.raises(ZoneError, match="There is no job"):
         await zone.cancel_job("nonsense")
@@ -855,7 +855,7 @@ async def test_who_stood_still_before_the_zone_was_asked_is_too_late(rolled: Rol
     zone, image, _, snapshot_id, content = rolled
     present = SystemClock().read()
     terms = Terms(not_after=Uptime(boot=present.boot, seconds=present.uptime - 1))
-    with pytest.raises(Expired, match="too late") as refusal:
+    with pytest.raises(Expired, match="had expired when the request arrived") as refusal:
         await (
             zone.delete_snapshot(snapshot_id, terms=terms)
             if operation == "delete"
@@ -902,5 +902,5 @@ async def test_an_identity_that_nobody_wrote_is_refused_in_words(rolled: Rolled)
     zone, _, volume_id, snapshot_id, _ = rolled
     for nonsense in ("", "x", "a.1.ffffffffffffffffffffff.1", "f." + "9" * 5000 + ".1.1", "é.1.1"):
         terms = Terms(resources={volume_id: ResourceTerms(identity=nonsense)})
-        with pytest.raises(TermsChanged, match="a file that is not known"):
+        with pytest.raises(TermsChanged, match="expected an unknown file"):
             await zone.apply_snapshots([snapshot_id], terms=terms)

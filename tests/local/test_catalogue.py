@@ -157,7 +157,7 @@ async def test_a_worker_leaves_the_jobs_of_a_newer_program_alone(zone_folder: Pa
     volume = await local.add_resource(make_image(tmp_path / "disk.img"))
     with FolderCatalogue(zone_folder) as catalogue:
         old = worker._Worker(catalogue, 0)
-        admission.create(catalogue, [volume.id], "", False, admission.Rules())
+        admission.create(catalogue, [volume.id], "", False, admission.ZoneRules())
         catalogue.db.execute("PRAGMA user_version = 999")
         assert old._take(only_urgent=False) is None
         catalogue.db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS)}")

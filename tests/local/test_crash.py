@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.contract.models import Job, ResourceFilter
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
@@ -84,7 +85,7 @@ async def test_a_killed_workers_create_fails_truthfully_and_nothing_else_is_lost
         await succeed(local_zone, await local_zone.delete_snapshot(job.resource_ids[0]))
         await local_zone.purge()
     assert job.status == "failed", "the worker was never caught at work"
-    assert "ended before it was complete" in job.info
+    assert "interrupted before it finished" in job.info
     assert (await get(local_zone, job.resource_ids[0])).status == "ceased"
     assert [path.name for path in (local_zone.folder / "snapshots").iterdir()] == [f"{first}.snap"]
     assert (await local_zone.check()).is_clean
@@ -341,15 +342,13 @@ async def test_an_export_that_the_catalogue_did_not_take_leaves_no_file(
     """Nothing names the file, so nothing would ever free its space."""
     import sqlite3
 
-    from snapshot_mcp.providers.local.work import export
-
     volume = await here.add_resource(make_image(tmp_path / "disk.img"))
     snapshot_id = await back_up(here, volume.id)
 
     def fails(*arguments: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(export, "insert_resource", fails)
+    monkeypatch.setattr(Catalogue, "add_resource", fails)
     job = await finish(here, await here.create_volume(snapshot_id, "copy"))
     assert job.status == "failed"
     assert list((here.folder / "volumes").iterdir()) == []

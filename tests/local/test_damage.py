@@ -190,7 +190,7 @@ async def test_a_damaged_catalogue_is_said_in_words(content: bytes, zone_folder:
     for look in (*looks, zone.add_resource(make_image(tmp_path / "disk.img"))):
         with pytest.raises(Damaged, match="catalogue is damaged") as caught:
             await look
-        assert "Keep the folder" in caught.value.hint
+        assert "Keep the zone's folder" in caught.value.hint
     await zone.aclose()
 
 
@@ -200,7 +200,7 @@ async def test_an_unusable_catalogue_is_said_in_words(zone_folder: Path) -> None
     (zone_folder / "catalogue.sqlite").unlink()
     (zone_folder / "catalogue.sqlite").mkdir()
     zone = LocalZone(zone_folder)
-    with pytest.raises(InternalError, match="catalogue cannot be used: unable to open") as caught:
+    with pytest.raises(InternalError, match="catalogue cannot be read or written: unable to open") as caught:
         await zone.list_snapshots(SnapshotFilter())
     assert "permissions" in caught.value.hint
     await zone.aclose()

@@ -16,15 +16,12 @@ import anyio.to_thread
 import pytest
 
 from snapshot_mcp.catalogue import admission
-from snapshot_mcp.catalogue.resources import insert_resource
 from snapshot_mcp.cli import main
 from snapshot_mcp.contract.models import Job, ResourceFilter
 from snapshot_mcp.providers.local import LocalZone, holders, in_use, restore
 from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.in_use import WORKER_LOCK
 from snapshot_mcp.providers.local.work import create
-from snapshot_mcp.providers.local.worker import LOCK_NAME
 from tests.conftest import end_worker
 from tests.disks import MIB, back_up, change, finish, get, make_image, worker_pid
 from tests.local.test_in_use import holder, needs_root
@@ -94,10 +91,10 @@ async def test_a_loop_device_and_its_mount_are_named(local_zone: LocalZone, tmp_
     command = ["losetup", "--find", "--show", str(other_name)]
     device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
-        assert await held_by(local_zone) == f"loop device {device} sits on it"
+        assert await held_by(local_zone) == f"loop device {device} is attached to it"
         subprocess.run(["mount", device, str(mount_point)], check=True)
         try:
-            assert await held_by(local_zone) == f"loop device {device} sits on it, mounted at {mount_point}"
+            assert await held_by(local_zone) == f"loop device {device} is attached to it, mounted at {mount_point}"
         finally:
             subprocess.run(["umount", str(mount_point)], check=True)
     finally:
@@ -133,7 +130,7 @@ async def test_a_page_of_disks_costs_one_walk_over_the_processes(
     with FolderCatalogue(local_zone.folder) as catalogue, catalogue.transaction():
         for number in range(100):
             image = make_image(tmp_path / f"{number}.img", 65536)
-            insert_resource(catalogue, f"vol-{number}", "volume", image.name, str(image))
+            catalogue.add_resource(f"vol-{number}", "volume", image.name, str(image))
     walks = []
 
     def processes() -> Iterator[str]:
@@ -214,12 +211,11 @@ async def test_a_look_does_not_break_the_hold_of_a_roll_back(
 
 async def test_a_job_without_a_worker_is_said_to_wait(local_zone: LocalZone, tmp_path: Path) -> None:
     """Whether a worker lives is read from the kernel's table of locks; to try the lock could keep one from starting."""
-    assert WORKER_LOCK == LOCK_NAME
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img", MIB))
     await back_up(local_zone, volume.id)
     end_worker_only(local_zone.folder)
     with FolderCatalogue(local_zone.folder) as catalogue:
-        job = admission.create(catalogue, [volume.id], "", False, admission.Rules())
+        job = admission.create(catalogue, [volume.id], "", False, admission.ZoneRules())
     assert await held_by(local_zone) == (
         f"busy with job {job['job_id']} (CreateSnapshots), which waits for the zone's worker"
     )
@@ -267,14 +263,13 @@ def test_another_users_disk_is_not_called_free(tmp_path_factory: pytest.TempPath
     code = textwrap.dedent("""
         import os, sys, tempfile
         from pathlib import Path
-        from snapshot_mcp.catalogue.resources import insert_resource
         from snapshot_mcp.providers.local.folder import FolderCatalogue
         with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile() as disk:
             disk.write(bytes(4096)), disk.flush(), os.fchmod(disk.fileno(), 0o644), os.chown(folder, 65534, 65534)
             os.setgroups([]), os.setegid(65534), os.seteuid(65534)
             with FolderCatalogue(Path(folder)) as catalogue:
                 with catalogue.transaction():
-                    insert_resource(catalogue, "vol-1", "volume", "disk", disk.name)
+                    catalogue.add_resource("vol-1", "volume", "disk", disk.name)
                 (use,) = catalogue.store.find_uses(catalogue, [catalogue.resource("vol-1")]).values()
                 print(use.held_by)
             os.seteuid(0)
@@ -348,8 +343,8 @@ async def test_the_list_shows_a_roll_back_that_was_broken_off(
     await _zone_list(local_zone, monkeypatch)
     line = " ".join(capsys.readouterr().out.split())
     assert f"in use: busy with job {job.job_id} (ApplySnapshots), which waits for the zone's worker" in line
-    assert f"PROBLEM: a roll-back to {snapshot_id} has begun and is not over" in line
-    assert "the disk is neither the old one nor the new one. It is resumed when the zone's worker next starts" in line
+    assert f"PROBLEM: a roll-back to {snapshot_id} is unfinished" in line
+    assert "the disk holds old and new content mixed. It is resumed when the zone's worker next starts" in line
     assert worker_pid(local_zone.folder) is None
     assert image.read_bytes() == half
     end_worker(local_zone.folder)

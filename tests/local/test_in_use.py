@@ -88,7 +88,7 @@ async def test_a_loop_device_is_named(mode: str, local_zone: LocalZone, tmp_path
     command = ["losetup", "--find", "--show", *mode.split(), str(image)]
     device = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
-        with pytest.raises(ResourceBusy, match=f"loop device {device} sits on it"):
+        with pytest.raises(ResourceBusy, match=f"loop device {device} is attached to it"):
             await local_zone.apply_snapshots([snapshot_id])
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
@@ -105,7 +105,7 @@ async def test_a_loop_device_is_seen_through_another_name_of_the_file(local_zone
     command = [b"losetup", b"--find", b"--show", b"--read-only", other_name]
     device = subprocess.run(command, check=True, capture_output=True).stdout.decode().strip()
     try:
-        with pytest.raises(ResourceBusy, match=f"loop device {device} sits on it"):
+        with pytest.raises(ResourceBusy, match=f"loop device {device} is attached to it"):
             await local_zone.apply_snapshots([snapshot_id])
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
@@ -194,7 +194,7 @@ async def test_a_writer_that_comes_during_a_backup_waits_or_ends_it(
     if job.status == "failed":
         assert job.error is not None
         assert job.error.code == "resource_busy"
-        assert "began to write to it while it was being read" in job.info
+        assert "started writing to it while it was being read" in job.info
     else:
         assert (await get(here, job.resource_ids[0])).consistency == "unchanged"
 
@@ -312,7 +312,7 @@ async def test_a_roll_back_lets_go_of_the_disk_before_it_says_that_it_is_done(
     succeed_as_ever = overwriting.succeed
     monkeypatch.setattr(overwriting, "succeed", end)
     with FolderCatalogue(local_zone.folder) as catalogue:
-        job_id = admission.apply(catalogue, [snapshot_id], admission.Rules())["job_id"]
+        job_id = admission.apply(catalogue, [snapshot_id], admission.ZoneRules())["job_id"]
         work.carry_out(catalogue, job_id)
     assert ended == [job_id]
     assert (await local_zone.get_job(job_id)).is_successful

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from snapshot_mcp.catalogue.resources import insert_resource
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.keep_free import KeepFree
 from snapshot_mcp.contract.models import Job
@@ -69,7 +68,7 @@ async def test_exports_never_fill_the_zones_filesystem(small_zone: LocalZone, tm
     finally:
         os.kill(worker, signal.SIGCONT)
     assert len(jobs) in {expected - 1, expected}, "the catalogue grows a little"
-    assert f"jobs under way take {3 * len(jobs)}.0 MiB" in text
+    assert f"({3 * len(jobs)}.0 MiB of it for running jobs)" in text
     for job in jobs:
         await succeed(small_zone, job)
         assert free_bytes(small_zone.folder) >= KEPT
@@ -84,8 +83,8 @@ async def test_an_export_is_refused_before_it_starts_and_names_the_room(
     snapshot_id = await back_up(small_zone, volume.id)
     filler = fill(small_disk, leave=6 * MIB)
     assert await refused(lambda: small_zone.create_volume(snapshot_id, "copy")) == (
-        f"There is no room for an export of snapshot {snapshot_id}: it takes about 3.0 MiB, the zone's filesystem has"
-        " 6.0 MiB free, and 4.0 MiB have to stay free. Free some space there (the command `zone purge` frees what was"
+        f"Not enough space for an export of snapshot {snapshot_id}: about 3.0 MiB needed; the zone's filesystem has"
+        " 6.0 MiB free, and 4.0 MiB must stay free. Free some space there (the command `zone purge` frees what was"
         " deleted) and try again, or lower `keep_free` of the zone in the settings."
     )
     assert await small_zone.list_unfinished_jobs() == ()
@@ -106,7 +105,7 @@ async def test_an_export_of_holes_takes_no_room(small_zone: LocalZone, small_dis
 async def test_a_full_backup_that_would_leave_too_little_is_refused(small_zone: LocalZone, tmp_path: Path) -> None:
     volume = await small_zone.add_resource(noise(tmp_path / "disk.img", 24 * MIB))
     text = await refused(lambda: small_zone.create_snapshots([volume.id], "too large"))
-    assert "no room for the snapshot: it takes about 24.0 MiB" in text
+    assert "Not enough space for the snapshot: about 24.0 MiB needed" in text
     assert (await ids(small_zone), await small_zone.list_unfinished_jobs()) == (set(), ())
 
 
@@ -114,7 +113,7 @@ async def test_several_disks_are_counted_together(small_zone: LocalZone, tmp_pat
     """CONTRACT.md, "All or nothing": each alone has room."""
     disks = [await small_zone.add_resource(noise(tmp_path / f"{size}.img", size * MIB)) for size in (11, 12)]
     text = await refused(lambda: small_zone.create_snapshots([one.id for one in disks], "both"))
-    assert "no room for the snapshots: it takes about 23.0 MiB" in text
+    assert "Not enough space for the snapshots: about 23.0 MiB needed" in text
     await back_up(small_zone, disks[0].id)
 
 
@@ -138,7 +137,7 @@ async def test_an_incremental_is_taken_to_be_as_large_as_the_last_one(
     await back_up(small_zone, volume.id)
     filler = fill(small_disk, leave=KEPT + MIB)
     text = await refused(lambda: small_zone.create_snapshots([volume.id], "as large"))
-    assert "it takes about 2.0 MiB, the zone's filesystem has 5.0 MiB free" in text
+    assert "about 2.0 MiB needed; the zone's filesystem has 5.0 MiB free" in text
     filler.unlink()
     await back_up(small_zone, volume.id)
     assert (await get(small_zone, await back_up(small_zone, volume.id))).stored_bytes < 65536
@@ -148,7 +147,7 @@ async def test_below_the_kept_room_nothing_starts(small_zone: LocalZone, small_d
     volume = await small_zone.add_resource(noise(tmp_path / "disk.img", MIB))
     await back_up(small_zone, volume.id)
     fill(small_disk, leave=KEPT - MIB)
-    assert "takes about 0 bytes" in await refused(lambda: small_zone.create_snapshots([volume.id], "small"))
+    assert "about 0 bytes needed" in await refused(lambda: small_zone.create_snapshots([volume.id], "small"))
 
 
 async def test_a_safety_snapshot_may_use_the_kept_room(small_zone: LocalZone, small_disk: Path, tmp_path: Path) -> None:
@@ -207,7 +206,7 @@ async def test_a_running_export_stops_when_too_little_would_be_left(
     job = await finish(small_here, await small_here.create_volume(snapshot_id, "copy"))
     assert job.error
     assert (job.error.code, list((small_here.folder / "volumes").iterdir())) == ("storage_full", [])
-    assert "4.0 MiB have to stay free. The job was stopped" in job.info
+    assert "4.0 MiB must stay free. The job was stopped" in job.info
 
 
 async def test_a_running_backup_stops_when_too_little_would_be_left(
@@ -218,7 +217,7 @@ async def test_a_running_backup_stops_when_too_little_would_be_left(
     job = await finish(small_here, await small_here.create_snapshots([volume.id], "stopped"))
     assert job.error
     assert (job.error.code, list((small_here.folder / "snapshots").iterdir())) == ("storage_full", [])
-    assert "have to stay free" in job.info
+    assert "must stay free" in job.info
 
 
 async def test_a_queued_export_looks_again_when_it_starts(
@@ -236,7 +235,7 @@ async def test_a_queued_export_looks_again_when_it_starts(
     job = await finish(small_zone, job)
     assert job.error
     assert job.error.code == "storage_full"
-    assert "There is no room for another 4.0 MiB" in job.info
+    assert "Not enough space for another 4.0 MiB" in job.info
 
 
 # the estimates
@@ -260,7 +259,7 @@ def test_the_room_of_an_export_is_counted_to_the_byte(
             file.seek(size - 1 if place == -1 else int(place * size))
             file.write(b"x")
     with FolderCatalogue(zone_folder) as catalogue:
-        insert_resource(catalogue, "vol-1", "volume", "disk", str(image))
+        catalogue.add_resource("vol-1", "volume", "disk", str(image))
         header = capture_header(size)
         with image.open("rb") as file, SnapshotWriter(zone_folder / "snapshots", header) as writer:
             capture.capture(file.fileno(), header, None, writer, lambda amount: None)

@@ -60,10 +60,10 @@ def a_vmdk_extent(descriptor_sector: int) -> bytes:
 
 
 CONVERT = "Convert it and register the copy: qemu-img convert -f {} -O raw {{path}} {{raw}}"
-UNPACK = "Unpack it and register what is in it: {} {{path}} > {{raw}}"
+UNPACK = "Unpack it and register the result: {} {{path}} > {{raw}}"
 DESCRIPTOR = "by its descriptor and register the copy: qemu-img convert -f vmdk -O raw DESCRIPTOR.vmdk {raw}"
 DAMAGED_VHD = "a VHD image with a damaged footer"
-COPY_BEFORE = "copy what is before the footer and register the copy: head -c -{} {{path}} > {{raw}}"
+COPY_BEFORE = "copy everything before the footer and register the copy: head -c -{} {{path}} > {{raw}}"
 
 NO_DISKS: dict[str, tuple[bytes, str, str]] = {
     "qcow2": (b"QFI\xfb\0\0\0\x03", "a qcow2 image", CONVERT.format("qcow2")),
@@ -206,7 +206,7 @@ async def test_what_is_raw_when_it_is_registered_stays_raw(local_zone: LocalZone
     assert image.read_bytes() == content
 
 
-@pytest.mark.parametrize(("size", "says"), [(0, "is empty"), (3, "has 3 bytes"), (511, "has 511 bytes")])
+@pytest.mark.parametrize(("size", "says"), [(0, "is empty"), (3, "has only 3 bytes"), (511, "has only 511 bytes")])
 async def test_less_than_a_sector_is_no_disk(size: int, says: str, local_zone: LocalZone, tmp_path: Path) -> None:
     """A 0-byte and a 3-byte file were registered without a word."""
     path = tmp_path / "disk.img"
@@ -261,7 +261,7 @@ async def test_what_lies_in_the_home_folder_is_no_disk(home: Path, tmp_path: Pat
     assert {one.suffix for one in (*others, *zones_own)} >= {".sqlite", ".snap", ".raw"}
     (tmp_path / "link.img").symlink_to(home / "guard.sqlite")
     for path in (*own, *others, *zones_own, tmp_path / "link.img"):
-        with pytest.raises(BadRequest, match=r"keeps its own files|belongs to another zone|the zone's own, no disk"):
+        with pytest.raises(BadRequest, match=r"keeps its own files|belongs to another|belongs to the zone itself"):
             await zone.add_resource(path)
     assert (await zone.list_volumes(ResourceFilter())).total_count == 1
     await zone.aclose()
@@ -272,7 +272,7 @@ async def test_another_zones_files_are_no_disks_wherever_it_is(local_zone: Local
     volume = await other.add_resource(make_image(tmp_path / "disk.img", MIB))
     snapshot_id = await back_up(other, volume.id)
     path = other.folder / "snapshots" / f"{snapshot_id}.snap"
-    with pytest.raises(BadRequest, match="belongs to another zone of snapshot-mcp"):
+    with pytest.raises(BadRequest, match="belongs to another snapshot-mcp zone"):
         await local_zone.add_resource(path)
     (tmp_path / "linked.img").hardlink_to(path)
     with pytest.raises(BadRequest, match="is a snapshot file of snapshot-mcp"):
@@ -286,13 +286,13 @@ async def test_an_exported_volume_can_be_forgotten_and_registered_again(local_zo
     snapshot_id = await back_up(local_zone, instance.id)
     job = await succeed(local_zone, await local_zone.create_volume(snapshot_id, "copy"))
     path = Path(job.details["path"])
-    with pytest.raises(BadRequest, match="registered already"):
+    with pytest.raises(BadRequest, match="already registered"):
         await local_zone.add_resource(path)
     await local_zone.remove_resource(job.resource_ids[0])
     assert (await local_zone.add_resource(path)).path == str(path)
     image = local_zone.folder / "images" / "img-1.raw"
     image.write_bytes(bytes(MIB))
-    with pytest.raises(BadRequest, match="is an image that this zone keeps") as refusal:
+    with pytest.raises(BadRequest, match="is an image that this zone exported") as refusal:
         await local_zone.add_resource(image)
     assert "register the copy" in refusal.value.hint
 
@@ -317,7 +317,7 @@ def test_the_command_knows_the_home_folder(
 
 
 SETTINGS = '[tokens.ada]\nroles = ["viewer"]\ntoken = "a token of 24 characters"\n'.ljust(672, "#")
-IS_SETTINGS, IN_SETTINGS = "is the settings file of snapshot-mcp, no disk", "where snapshot-mcp's settings are"
+IS_SETTINGS, IN_SETTINGS = "is a settings file of snapshot-mcp", "which holds settings of snapshot-mcp"
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -398,9 +398,13 @@ AS_NOBODY = textwrap.dedent("""
 @pytest.mark.parametrize(
     ("owner", "mode", "says"),
     [
-        (0, 0o600, "cannot be opened to read it: Permission denied. Backups read it. Give nobody the right to read it"),
-        (65534, 0o444, "cannot be opened to write it: Permission denied. A roll-back overwrites it. Give nobody the"),
-        (0, 0o666, "belongs to another user (root), and only a file's owner can make sure"),
+        (0, 0o600, "cannot be opened to read it: Permission denied. Backups must read it. Allow nobody to read it"),
+        (
+            65534,
+            0o444,
+            "cannot be opened to write it: Permission denied. Roll-backs must overwrite it. Allow nobody to",
+        ),
+        (0, 0o666, "belongs to another user (root), and only its owner can make sure"),
         (65534, 0o600, "registered"),
     ],
 )
@@ -426,7 +430,7 @@ async def test_a_disk_on_a_read_only_filesystem_is_refused(local_zone: LocalZone
         subprocess.run(["mount", "-o", "remount,ro", str(mount_point)], check=True)
         with pytest.raises(NotUsable, match="cannot be opened to write it: Read-only file system") as refusal:
             await local_zone.add_resource(mount_point / "disk.img")
-        assert "Move it to a filesystem that can be written to" in refusal.value.hint
+        assert "Move it to a writable filesystem" in refusal.value.hint
     finally:
         subprocess.run(["umount", str(mount_point)], check=True)
 
@@ -463,5 +467,5 @@ async def test_a_disk_that_a_job_has_is_not_opened_by_a_second_registration(
     image = make_image(tmp_path / "disk.img", MIB)
     await local_zone.add_resource(image)
     image.write_bytes(b"")
-    with pytest.raises(ZoneError, match="registered already"):
+    with pytest.raises(ZoneError, match="already registered"):
         await local_zone.add_resource(image)

@@ -75,8 +75,8 @@ def a_pipe(folder: Path) -> Path:
     ("make", "error", "says"),
     [
         (lambda folder: folder / "nowhere.img", BadRequest, "does not exist"),
-        (lambda folder: folder, BadRequest, "no regular file"),
-        (a_pipe, BadRequest, "no regular file"),
+        (lambda folder: folder, BadRequest, "not a regular file"),
+        (a_pipe, BadRequest, "not a regular file"),
         (
             lambda folder: Path("/dev/loop0") if Path("/dev/loop0").is_block_device() else None,
             Unsupported,
@@ -102,7 +102,7 @@ async def test_a_file_of_the_zone_itself_is_no_disk(local_zone: LocalZone, tmp_p
     await back_up(local_zone, disk)
     (stored,) = (local_zone.folder / "snapshots").iterdir()
     for path in (stored, local_zone.folder / "catalogue.sqlite"):
-        with pytest.raises(BadRequest, match="is the zone's own, no disk"):
+        with pytest.raises(BadRequest, match="belongs to the zone itself"):
             await local_zone.add_resource(path)
 
 
@@ -117,7 +117,7 @@ async def test_one_file_is_registered_once(
     if link:
         other = tmp_path / "other.img"
         link(image, other)
-    with pytest.raises(BadRequest, match=f"registered already, as volume “db” .{volume.id}"):
+    with pytest.raises(BadRequest, match=f"already registered as volume “db” .{volume.id}"):
         await local_zone.add_resource(other)
     assert (await local_zone.list_volumes(ResourceFilter())).total_count == 1
 
@@ -129,9 +129,11 @@ async def test_a_forgotten_disk_keeps_its_file_and_its_snapshots(local_zone: Loc
     await local_zone.remove_resource(volume.id)
     assert (await local_zone.list_volumes(ResourceFilter())).total_count == 0
     assert image.exists()
-    with pytest.raises(NotUsable, match="not registered any more") as caught:
+    with pytest.raises(NotUsable, match="no longer registered") as caught:
         await local_zone.apply_snapshots([snapshot_id])
-    assert "Registered again, the disk is a new one" in caught.value.hint, "a hint that leads on: it does not come back"
+    assert "If the disk is registered again, it is a new disk" in caught.value.hint, (
+        "a hint that leads on: it does not come back"
+    )
     job = await succeed(local_zone, await local_zone.create_volume(snapshot_id, "copy"))
     assert Path(job.details["path"]).read_bytes() == image.read_bytes()
     again = await local_zone.add_resource(image)
@@ -158,15 +160,15 @@ async def test_creates_and_applies_are_refused_whole(local_zone: LocalZone, tmp_
     snapshot_id, second = await back_up(local_zone, volume.id), await back_up(local_zone, volume.id)
     attempts: list[tuple[Callable[[], Awaitable[object]], type[ZoneError], str]] = [
         (lambda: local_zone.create_snapshots([volume.id, "vol-nowhere"], ""), NotFound, "vol-nowhere"),
-        (lambda: local_zone.create_snapshots([volume.id, volume.id], ""), BadRequest, "stands twice"),
+        (lambda: local_zone.create_snapshots([volume.id, volume.id], ""), BadRequest, "listed twice"),
         (lambda: local_zone.create_snapshots([], ""), BadRequest, "empty"),
         (lambda: local_zone.create_snapshots([volume.id], "n" * 256), BadRequest, "256 characters"),
         (lambda: local_zone.apply_snapshots([snapshot_id, "ss-nowhere"]), NotFound, "ss-nowhere"),
-        (lambda: local_zone.apply_snapshots([snapshot_id, second]), BadRequest, "one point only"),
-        (lambda: local_zone.apply_snapshots([snapshot_id, snapshot_id]), BadRequest, "stands twice"),
-        (lambda: local_zone.create_snapshots([volume.id], "\ud800"), BadRequest, "no valid Unicode"),
-        (lambda: local_zone.delete_snapshot("ss-\ud800"), BadRequest, "no valid Unicode"),
-        (lambda: local_zone.get_job("\ud800"), BadRequest, "no valid Unicode"),
+        (lambda: local_zone.apply_snapshots([snapshot_id, second]), BadRequest, "only one of them"),
+        (lambda: local_zone.apply_snapshots([snapshot_id, snapshot_id]), BadRequest, "listed twice"),
+        (lambda: local_zone.create_snapshots([volume.id], "\ud800"), BadRequest, "not valid Unicode"),
+        (lambda: local_zone.delete_snapshot("ss-\ud800"), BadRequest, "not valid Unicode"),
+        (lambda: local_zone.get_job("\ud800"), BadRequest, "not valid Unicode"),
         (lambda: local_zone.delete_snapshot("ss-nowhere"), NotFound, "ss-nowhere"),
         (
             lambda: local_zone.capture_instance(snapshot_id, "image"),
@@ -246,7 +248,7 @@ async def test_what_is_purged_does_not_come_back(local_zone: LocalZone, tmp_path
     assert list((local_zone.folder / "snapshots").iterdir())
     assert await local_zone.purge() == (snapshot_id,)
     assert not list((local_zone.folder / "snapshots").iterdir())
-    with pytest.raises(NotUsable, match="gone for good"):
+    with pytest.raises(NotUsable, match="Its data is gone"):
         await local_zone.recover_snapshots([snapshot_id])
 
 
@@ -269,7 +271,7 @@ async def test_what_is_about_to_be_deleted_is_not_exported(local_zone: LocalZone
     kept, going, below = [await back_up(local_zone, volume.id) for _ in range(3)]
     end_worker(local_zone.folder)
     with FolderCatalogue(local_zone.folder) as catalogue:
-        act = admission.delete(catalogue, going, admission.Rules())["job_id"]
+        act = admission.delete(catalogue, going, admission.ZoneRules())["job_id"]
     for one in (going, below):
         with pytest.raises(ResourceBusy, match=act):
             await local_zone.create_volume(one, "copy")
@@ -283,11 +285,11 @@ async def test_without_grace_the_next_worker_frees_the_space(zone_folder: Path, 
     volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
     gone = await back_up(zone, volume.id)
     await succeed(zone, await zone.delete_snapshot(gone))
-    with pytest.raises(NotUsable, match="is over"):
+    with pytest.raises(NotUsable, match="its grace period has ended"):
         await zone.recover_snapshots([gone])
     end_worker(zone_folder)
     with FolderCatalogue(zone_folder) as catalogue:
-        admission.create(catalogue, [volume.id], "next", False, admission.Rules())
+        admission.create(catalogue, [volume.id], "next", False, admission.ZoneRules())
     await anyio.to_thread.run_sync(run_worker, zone_folder, 0.0)
     (kept,) = await ids(zone)
     assert [path.name for path in (zone_folder / "snapshots").iterdir()] == [f"{kept}.snap"]
@@ -333,7 +335,7 @@ async def test_a_clock_that_jumps_frees_nothing_before_its_time_and_keeps_nothin
         (3 * HOUR, 3 * HOUR, None),
         (-10 * 365 * 24 * HOUR, 3 * HOUR, None),
     ):
-        with pytest.raises(NotUsable, match="is over"):
+        with pytest.raises(NotUsable, match="its grace period has ended"):
             await zone.recover_snapshots([gone])
     with FolderCatalogue(zone_folder, clock=clock) as catalogue:
         assert deletion.purge(catalogue) == [gone]
@@ -345,10 +347,10 @@ def test_a_system_that_does_not_name_its_runs_goes_by_the_clock(zone_folder: Pat
     clock = ShiftedClock(boot="")
     with FolderCatalogue(zone_folder, clock=clock) as catalogue:
         disk = registration.register(catalogue, make_image(tmp_path / "disk.img", MIB), "", ResourceType.VOLUME)
-        admission.create(catalogue, [disk["resource_id"]], "", False, admission.Rules())
+        admission.create(catalogue, [disk["resource_id"]], "", False, admission.ZoneRules())
         run_worker(zone_folder, 0, clock=clock)
         (snapshot,) = catalogue.rows("SELECT * FROM snapshots")
-        admission.delete(catalogue, snapshot["snapshot_id"], admission.Rules())
+        admission.delete(catalogue, snapshot["snapshot_id"], admission.ZoneRules())
         run_worker(zone_folder, 0, clock=clock)
         assert [row["status"] for row in catalogue.rows("SELECT status FROM snapshots")] == ["deleted"]
         clock.wall = 3 * HOUR

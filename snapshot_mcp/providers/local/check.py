@@ -1,8 +1,7 @@
-"""`zone check`: every byte of every snapshot read back and verified, and the catalogue held against the files.
+"""Verify every byte of every snapshot, and compare the catalogue with the files (`zone check`).
 
-Each chunk is read once, in the file that holds it; a map that points into an ancestor is held against the record that
-lies there. What is found damaged is remembered, so that the next create of that chain is full, and forgotten when it
-verifies again.
+Each chunk is read once, in the file that stores it; a map that points into an ancestor is compared with the record there.
+Damage is recorded, so that the next create of that chain is full, and cleared once the snapshot verifies again.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +18,12 @@ from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUF
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
 Advance = Callable[[int, int], None]
-"""Told how many bytes of all are done, and how many there are."""
+"""Called with the bytes done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be; `is_damage` where bytes are lost, else a thing to look at."""
+    """A problem; `is_damage` if bytes are lost, otherwise it needs attention."""
 
     subject: str
     text: str
@@ -33,7 +32,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What a check saw: how much it read, and what it found."""
+    """How much a check read, and the problems that it found."""
 
     snapshot_count: int
     byte_count: int
@@ -41,11 +40,12 @@ class CheckReport:
 
     @property
     def is_clean(self) -> bool:
+        """Return whether nothing was found."""
         return not self.findings
 
 
 def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
-    """Verify the whole zone. Safe while jobs run: what is being made or unmade meanwhile is left out."""
+    """Verify the whole zone. Jobs may run; snapshots that they create or purge in the meantime are skipped."""
     folder = catalogue.folder / "snapshots"
     rows = catalogue.rows(
         "SELECT * FROM snapshots WHERE status IN (?, ?, ?) ORDER BY root_id, depth, snapshot_id",
@@ -59,8 +59,10 @@ def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
     damaged: set[str] = set()
     for row in rows:
         found = [one for one in _check_snapshot(folder, row) if one.subject not in damaged]
-        if found and _is_gone(catalogue, row["snapshot_id"]):
-            continue
+        if found:
+            present = catalogue.snapshot(row["snapshot_id"])
+            if present is None or present["status"] == SnapshotStatus.CEASED:
+                continue
         damaged.update(one.subject for one in found)
         with catalogue.transaction():
             for snapshot_id in {row["snapshot_id"], *(one.subject for one in found)}:
@@ -72,26 +74,18 @@ def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
     return CheckReport(len(rows), total, tuple(findings))
 
 
-def _is_gone(catalogue: FolderCatalogue, snapshot_id: str) -> bool:
-    row = catalogue.snapshot(snapshot_id)
-    return row is None or row["status"] == SnapshotStatus.CEASED
-
-
 def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
-    """Its own bytes, its place in the chain, and what the catalogue says of it; a finding may be of an ancestor."""
+    """Check a snapshot's bytes, chain and row; a finding may concern an ancestor."""
     snapshot_id = row["snapshot_id"]
     try:
         with Chain(folder, snapshot_id) as chain:
             header = chain.header
-            expected_parent = header.chain[-2] if header.depth else None
-            if (header.resource_id, expected_parent, header.chain[0]) != (
-                row["resource_id"],
-                row["parent_id"],
-                row["root_id"],
-            ):
+            parent_id = header.chain[-2] if header.depth else None
+            expected = (row["resource_id"], row["parent_id"], row["root_id"])
+            if (header.resource_id, parent_id, header.chain[0]) != expected:
                 return [Finding(snapshot_id, "its file and the catalogue disagree about its chain", is_damage=True)]
             if chain.tip.size_bytes != row["size_bytes"]:
-                return [Finding(snapshot_id, "its file is not as long as it was", is_damage=True)]
+                return [Finding(snapshot_id, "its file has the wrong size", is_damage=True)]
             for _ in in_order(lambda region: _check_region(chain, region), range(header.region_count)):
                 pass
     except DamagedSnapshot as error:
@@ -100,7 +94,7 @@ def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
 
 
 def _check_region(chain: Chain, region: int) -> None:
-    """Raise DamagedSnapshot naming the file whose bytes are wrong; an ancestor's is found when that one is checked."""
+    """Raise DamagedSnapshot for wrong bytes in this file; an ancestor's bytes are read when that one is checked."""
     packed = chain.region_place(region)
     place = Place._make(PLACE.unpack(packed))
     if place.is_zero:
@@ -129,8 +123,8 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
                 label_of(resource), f"its file {clean_text(resource['path'], 400)!r} is missing", is_damage=False
             )
         if resource["applying_id"]:
-            state = "it waits for a person" if resource["is_stopped"] else "it is under way"
-            text = f"a roll-back to {resource['applying_id']} is not over: {resource['problem'] or state}"
+            state = "it waits for a person" if resource["is_stopped"] else "it is in progress"
+            text = f"a roll-back to {resource['applying_id']} is unfinished: {resource['problem'] or state}"
             yield Finding(label_of(resource), text, is_damage=False)
     for image in catalogue.rows("SELECT * FROM images"):
         if not Path(image["path"]).exists():
@@ -138,12 +132,9 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
 
 
 def _check_strays(catalogue: FolderCatalogue, folder: Path) -> Iterator[Finding]:
-    """Files that no row knows are said, and never touched: a file may outlive its catalogue."""
+    """Report files without a row, and never touch them: a file may outlive its catalogue."""
     known = {file_name(row["snapshot_id"]) for row in catalogue.rows("SELECT snapshot_id FROM snapshots")}
     for path in sorted(folder.glob(f"ss-*{SUFFIX}")):
         if path.name not in known:
-            yield Finding(
-                clean_text(path.name),
-                "a snapshot's file that the catalogue does not know; it is left alone",
-                is_damage=False,
-            )
+            text = "a snapshot file that is not in the catalogue; it was left untouched"
+            yield Finding(clean_text(path.name), text, is_damage=False)

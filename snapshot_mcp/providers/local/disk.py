@@ -1,49 +1,48 @@
-"""A registered disk image, opened for a capture or for a roll-back, or refused with the reason.
+"""Open a registered disk image for a capture or for a roll-back, or refuse it with the reason.
 
-The ladder (FORMAT.md, "A disk in use"): an instant clone where the filesystem has clones, else the proof of a
-lease that nobody writes, else (only where the operator allows it, or the system has no leases) a comparison of times.
+A capture uses (FORMAT.md, "A disk in use") an instant clone if the filesystem has clones, else a lease, which proves that
+nobody writes, else (if the operator allows it or the system has no leases) a comparison of times.
 """
 
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.closing import Closing
+from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE
 from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
 
 
-def image_path(path: Path) -> Path:
-    """Return the real path of a disk image that can be registered.
+def shown(path: Path | str) -> str:
+    """Return a path, quoted, for a message."""
+    return repr(clean_text(path, MESSAGE_CHARACTERS))
 
-    Raises BadRequest (it does not exist, or is no regular file) and Unsupported (a block device).
-    """
+
+def image_path(path: Path) -> Path:
+    """Return the real path of a disk image. Raises BadRequest (missing, not a regular file), Unsupported (block device)."""
     try:
         real = path.expanduser().resolve(strict=True)
         mode = real.stat().st_mode
     except FileNotFoundError:
-        raise BadRequest(
-            f"The path {clean_text(path, 400)!r} does not exist.", hint="Give the path of a raw disk image."
-        ) from None
+        raise BadRequest(f"The path {shown(path)} does not exist.", hint=GIVE_RAW_IMAGE) from None
     except (OSError, RuntimeError) as error:
-        raise BadRequest(f"The path {clean_text(path, 400)!r} cannot be read: {error}.") from None
+        raise BadRequest(f"The path {shown(path)} cannot be read: {error}.") from None
     if stat.S_ISBLK(mode):
-        raise Unsupported(
-            f"The path {clean_text(path, 400)!r} is a block device, which the embedded zone does not take yet.",
-            hint="Give the path of a raw disk image.",
-        )
+        what = f"The path {shown(path)} is a block device, which the embedded zone does not support."
+        raise Unsupported(what, hint=GIVE_RAW_IMAGE)
     if not stat.S_ISREG(mode):
-        raise BadRequest(
-            f"The path {clean_text(path, 400)!r} is no regular file.", hint="Give the path of a raw disk image."
-        )
+        raise BadRequest(f"The path {shown(path)} is not a regular file.", hint=GIVE_RAW_IMAGE)
     return real
 
 
-class OpenDisk:
+class OpenDisk(Closing):
     """A disk image, open; `label` names it in messages. Never waits for another program's lease."""
 
     fd = -1
@@ -54,49 +53,58 @@ class OpenDisk:
             self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except BlockingIOError:
             raise ResourceBusy(
-                f"{label} is in use: another program holds a lease on its file {clean_text(path, 400)!r}.",
-                hint="Stop what uses it and try again.",
+                f"{label} is in use: another program holds a lease on its file {shown(path)}.",
+                hint="Stop the program that uses it and try again.",
             ) from None
         except OSError as error:
-            gone = "Bring the file back to that path. Registered elsewhere it is a new disk; these snapshots can be exported."
+            missing = "Move the file back to that path. Registered elsewhere it is a new disk; these snapshots can be exported."
             raise NotUsable(
-                f"The file of {label}, {clean_text(path, 400)!r}, cannot be opened: {error.strerror}.",
-                hint=gone if error.errno == errno.ENOENT else "Check the file and its permissions.",
+                f"The file of {label}, {shown(path)}, cannot be opened: {error.strerror}.",
+                hint=missing if error.errno == errno.ENOENT else "Check the file and its permissions.",
             ) from None
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             self.close()
-            raise NotUsable(f"The path of {label}, {clean_text(path, 400)!r}, is no regular file any more.")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            raise NotUsable(f"The path of {label}, {shown(path)}, is no longer a regular file.")
 
     def close(self) -> None:
+        """Close the file."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
-    def _not_the_owner(self, otherwise: str = "") -> NotUsable:
-        return NotUsable(
-            f"Whether a program writes to the file of {self.label}, {clean_text(self.path, 400)!r}, cannot be told: only"
-            " its owner may ask the system for that.",
-            hint=f"Run snapshot-mcp as the file's owner, or make its user the owner.{otherwise}",
-        )
+    @contextmanager
+    def _closed_on_error(self, consequence: str, or_else: str = "") -> Iterator[None]:
+        """Close the disk if it cannot be used, and say why."""
+        try:
+            yield
+        except BaseException as error:
+            self.close()
+            if isinstance(error, DiskInUse):
+                raise ResourceBusy(
+                    f"{self.label} is in use{consequence}: {clean_text(error, MESSAGE_CHARACTERS)}.",
+                    hint="Stop the program that uses it (shut the machine down, unmount, detach the loop device) and try"
+                    " again.",
+                ) from None
+            if isinstance(error, PermissionError):
+                raise NotUsable(
+                    f"Cannot verify that no program writes to the file of {self.label}, {shown(self.path)}: only its"
+                    " owner may ask the system.",
+                    hint=f"Run snapshot-mcp as the file's owner, or make its user the owner.{or_else}",
+                ) from None
+            raise
 
 
 class CaptureSource(OpenDisk):
-    """A disk whose content is read as of one moment; `consistency` says what proves that.
+    """A disk that is read as of one moment; `consistency` says how that is proved.
 
-    Raises ResourceBusy when it is in use and nothing can prove that what is read is one state, NotUsable when its file
-    is gone.
+    Raises ResourceBusy if it is in use and the copy could be inconsistent, NotUsable if its file is missing.
     """
 
     def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False) -> None:
         self._lease: ReadLease | None = None
         super().__init__(path, label, os.O_RDONLY)
-        try:
+        or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
+        with self._closed_on_error("; a copy taken now could be inconsistent", or_else):
             copy = clone_beside(self.fd, self.path)
             if copy is not None:
                 os.close(self.fd)
@@ -105,34 +113,23 @@ class CaptureSource(OpenDisk):
             else:
                 self._lease = ReadLease(self.fd, self.path, allow_in_use=allow_fuzzy)
                 self.consistency = self._lease.kind
-        except DiskInUse as error:
-            self.close()
-            raise ResourceBusy(
-                f"{label} is in use, so a copy of it would be a mixture of states: {clean_text(error, 400)}.",
-                hint="Stop what writes to it (shut the machine down, unmount, detach the loop device) and try again.",
-            ) from None
-        except PermissionError:
-            self.close()
-            raise self._not_the_owner(" Or set `allow_fuzzy`, for copies that may be mixtures.") from None
-        except BaseException:
-            self.close()
-            raise
         self.size_bytes = os.fstat(self.fd).st_size
 
     def check(self) -> None:
-        """Raise ResourceBusy when what was read may be a mixture. Cheap; also to be called after the last read."""
+        """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""
         if self._lease:
             try:
                 self._lease.check()
             except DiskInUse as error:
                 raise ResourceBusy(
-                    f"The backup of {self.label} was given up: {clean_text(error, 400)}.",
-                    hint="Stop what writes to it and create the snapshot again.",
+                    f"The backup of {self.label} was aborted: {clean_text(error, MESSAGE_CHARACTERS)}.",
+                    hint="Stop the program that writes to it and create the snapshot again.",
                 ) from None
 
     def close(self) -> None:
+        """Release the lease and close the file."""
         if self._lease is not None:
-            self._lease.release()
+            self._lease.close()
             self._lease = None
         super().close()
 
@@ -140,8 +137,8 @@ class CaptureSource(OpenDisk):
 class TargetDisk(OpenDisk):
     """A disk that nobody else holds, open for writing; `identity` says which file it is.
 
-    As a source of a capture (`size_bytes`, `consistency`, `check`) it is read under the hold that it is overwritten under.
-    Raises ResourceBusy, naming who holds it, and NotUsable when its file is gone or cannot be written.
+    A safety snapshot reads it under the same hold (`size_bytes`, `consistency`, `check`). Raises ResourceBusy, naming who
+    holds it, and NotUsable if its file is missing or not writable.
     """
 
     consistency = "held"
@@ -149,43 +146,31 @@ class TargetDisk(OpenDisk):
     def __init__(self, path: str, label: str, *, is_patient: bool = True) -> None:
         self._hold: WriteHold | None = None
         self.path, self.label = Path(path), label
-        try:
+        with self._closed_on_error(" and cannot be rolled back"):
             with OpenDisk(path, label, os.O_RDONLY) as reader:
                 WriteHold.refuse_writers(reader.fd, reader.path)
             super().__init__(path, label, os.O_RDWR)
             self._hold = WriteHold(self.fd, self.path, tries=WriteHold.TRIES if is_patient else 1)
             self.identity = identity_of(self.fd, self.path)
             self.size_bytes = os.fstat(self.fd).st_size
-        except DiskInUse as error:
-            self.close()
-            raise ResourceBusy(
-                f"{label} is in use, so it cannot be rolled back: {clean_text(error, 400)}.",
-                hint="Stop what uses it (shut the machine down, unmount, detach the loop device) and try again.",
-            ) from None
-        except PermissionError:
-            self.close()
-            raise self._not_the_owner() from None
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def is_alone(self) -> bool:
-        """Whether nobody else can write to it meanwhile."""
+        """Return whether nobody else can write to it while it is held."""
         return self._hold is not None and self._hold.is_alone
 
     def refuse_company(self) -> None:
-        """Raise ResourceBusy where another program could write between a copy of the disk and its overwriting."""
+        """Raise ResourceBusy if another program could write between a copy of the disk and its overwriting."""
         if not self.is_alone:
             raise ResourceBusy(
-                f"{self.label} is in use, so that a safety snapshot of it could miss what is written meanwhile:"
-                f" {clean_text(describe_holders(self.path), 400)}.",
-                hint="Stop what has it open and try again, or agree to a roll-back without a safety snapshot.",
+                f"{self.label} is in use, so its safety snapshot could miss concurrent writes:"
+                f" {clean_text(describe_holders(self.path), MESSAGE_CHARACTERS)}.",
+                hint="Stop the program that has it open and try again, or approve a roll-back without a safety snapshot.",
             )
 
     @property
     def is_at_its_path(self) -> bool:
-        """Whether its path still leads to it, and it has the names that it had."""
+        """Return whether its path still leads to it and its number of hard links is unchanged."""
         return identity_at(self.path) == self.identity
 
     def check(self) -> None:
@@ -195,12 +180,13 @@ class TargetDisk(OpenDisk):
                 self._hold.check()
         except DiskInUse as error:
             raise ResourceBusy(
-                f"{self.label} was in use while it was being rolled back: {clean_text(error, 400)}.",
-                hint="Stop what writes to it and roll back again.",
+                f"{self.label} was in use during the roll-back: {clean_text(error, MESSAGE_CHARACTERS)}.",
+                hint="Stop the program that writes to it and roll back again.",
             ) from None
 
     def close(self) -> None:
+        """Release the hold and close the file."""
         if self._hold is not None:
-            self._hold.release()
+            self._hold.close()
             self._hold = None
         super().close()

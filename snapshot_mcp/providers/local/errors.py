@@ -1,50 +1,49 @@
-"""What an error of the disk or of the catalogue's file means to a person."""
+"""Translate errors of files and of the catalogue into the contract's."""
 
 import errno
 import sqlite3
 
 from snapshot_mcp.contract.errors import Damaged, InternalError, StorageFull, Unavailable, ZoneError
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 
 
 def translate(error: Exception) -> ZoneError | None:
-    """Return the contract's error for it; None for a bug of ours."""
+    """Translate an error; None for a bug of ours."""
     if isinstance(error, OSError):
         return _from_os(error)
     return _from_sqlite(error) if isinstance(error, sqlite3.Error) else None
 
 
 def _from_os(error: OSError) -> ZoneError:
-    """What the disk's error means to a person."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageFull(
-            "There is no room left on the disk.", hint="Free some space and try again; nothing was lost."
-        )
+        return StorageFull("The disk is full.", hint="Free some space and try again. No data was lost.")
     if error.errno in {errno.EMFILE, errno.ENFILE}:
         return InternalError(
-            f"More files are open than the system allows: {clean_text(error, 400)}.",
-            hint="Raise the limit (`ulimit -n`), or name fewer disks at once.",
+            f"Too many open files: {clean_text(error, MESSAGE_CHARACTERS)}.",
+            hint="Raise the limit (`ulimit -n`), or use fewer disks per request.",
         )
     return InternalError(
-        f"The disk failed: {clean_text(error, 400)}.", hint="Check the disk and the file's permissions."
+        f"A file operation failed: {clean_text(error, MESSAGE_CHARACTERS)}.",
+        hint="Check the disk and the file's permissions.",
     )
 
 
 def _from_sqlite(error: sqlite3.Error) -> ZoneError | None:
-    """What an error of the catalogue means to a person; None for a bug of ours."""
-    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the primary code; the rest of it says which call
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the primary code
         case sqlite3.SQLITE_FULL:
-            return StorageFull("There is no room left in the zone's folder.", hint="Free some space and try again.")
+            return StorageFull("The disk of the zone's folder is full.", hint="Free some space and try again.")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return Damaged(
                 f"The zone's catalogue is damaged: {error}.",
-                hint="Put a copy of catalogue.sqlite back. Keep the folder: its snapshots' files hold their data still.",
+                hint="Restore catalogue.sqlite from a copy. Keep the zone's folder: its snapshot files still hold their data.",
             )
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             return InternalError(
-                f"The zone's catalogue cannot be used: {error}.",
-                hint="Check the disk (its health, room and quota) and the permissions of the zone's folder.",
+                f"The zone's catalogue cannot be read or written: {error}.",
+                hint="Check the disk (health, free space, quota) and the permissions of the zone's folder.",
             )
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return Unavailable(f"Another process keeps the zone's catalogue: {error}.", hint="Try again in a moment.")
+            return Unavailable(
+                f"The zone's catalogue is locked by another process: {error}.", hint="Try again in a moment."
+            )
     return None

@@ -1,6 +1,6 @@
-"""A zone's folder: the catalogue's file in it, and the folders of what the zone keeps (FORMAT.md, "The folder").
+"""A zone's folder: the catalogue's file and the folders of what the zone keeps (FORMAT.md, "The folder").
 
-SQLite in WAL mode with `synchronous=FULL`: a committed row survives a power cut. Shared by every process on one home.
+SQLite runs in WAL mode with `synchronous=FULL`, so a committed row survives a power cut. All processes share the file.
 """
 
 from pathlib import Path
@@ -18,10 +18,7 @@ FOLDERS: Final = ("snapshots", "volumes", "images")
 
 
 class FolderCatalogue(Catalogue):
-    """The catalogue of the zone in `folder`, opened (and, with `create`, made) by the constructor.
-
-    Raises FileNotFoundError without `create` where the folder is gone.
-    """
+    """The catalogue of the zone in `folder`; without `create`, FileNotFoundError is raised if the folder is missing."""
 
     store: FileStore
 
@@ -30,10 +27,10 @@ class FolderCatalogue(Catalogue):
         if create:
             for path in (folder, *(folder / name for name in FOLDERS)):
                 make_private_folder(path)
-            keep_in_place(folder)  # SQLite's files; those in the folders above keep the filesystem's checksums
+            keep_in_place(folder)  # SQLite's files; the folders above keep the filesystem's checksums
         super().__init__(schema.open_catalogue(folder / FILE_NAME), FileStore(folder), clock)
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether there is one; looking makes none."""
+        """Return whether there is a catalogue, without creating one."""
         return (folder / FILE_NAME).exists()

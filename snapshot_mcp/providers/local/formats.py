@@ -1,8 +1,8 @@
-"""What a file is by its first and last bytes, where it is something else than a raw disk image.
+"""Recognise files that are not raw disk images, by their first and last bytes.
 
-Asked once, when a file is registered; what is raw then stays raw whatever its content is later. Refused is what only looks
-like a disk from outside: images that wrap a disk (qcow2, VMDK, …), compressed files, archives, databases. Content that a
-disk can have is raw: partition tables, filesystems (ISO 9660, SquashFS too), LUKS, LVM, swap, and whatever is not known.
+A file is checked once, when it is registered. Refused are images that wrap a disk (qcow2, VMDK, …), compressed files,
+archives and databases. Everything that a disk can contain is raw: partition tables, filesystems (also ISO 9660 and
+SquashFS), LUKS, LVM, swap, and unknown content.
 """
 
 import os
@@ -13,50 +13,49 @@ from pathlib import Path
 from typing import Final
 
 SECTOR_BYTES: Final = 512
-"""A disk has at least one."""
+"""A disk has at least one sector."""
 
 MAX_ARCHIVE_MEMBERS: Final = 10_000
-"""As many files of a tar archive are stepped over to find its end; one with more is taken for an archive."""
+"""Most files of a tar archive that are skipped to find its end; one with more counts as an archive."""
 MAX_ARCHIVE_PADDING: Final = 1 << 20
-"""After its last file a tar archive has two blocks of zeros, and is filled up to its blocking factor."""
+"""A tar archive ends in two blocks of zeros and is padded to its blocking factor."""
+
+GIVE_RAW_IMAGE: Final = "Give the path of a raw disk image."
 
 Read = Callable[[int, int], bytes]
-"""Length and offset → what is there, shorter at the end of the file."""
+"""Reads a length at an offset, less at the end of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of file that is not a raw disk image: its name, and how to get one from it ("" where that is not known).
-
-    `step` may have `{source}` and `{target}`, which become paths quoted for a shell.
-    """
+    """A kind of file that is not a raw disk image, and how to get one from it, with `{source}` and `{target}` as paths."""
 
     name: str
     step: str = ""
 
     def next_step(self, path: Path) -> str:
-        """What a person can do instead of registering it."""
+        """Return what a person can do instead of registering it."""
         target = path.with_suffix(".raw")
         if target == path:
             target = path.with_name(f"{path.name}.raw")
         step = self.step.format(source=shlex.quote(str(path)), target=shlex.quote(str(target)))
-        return step or "Give the path of a raw disk image."
+        return step or GIVE_RAW_IMAGE
 
 
 def _image(name: str, driver: str) -> Format:
-    return _converted(name, f"qemu-img convert -f {driver} -O raw")
+    return _converted(name, f"qemu-img convert -f {driver} -O raw {{source}} {{target}}")
 
 
 def _converted(name: str, command: str) -> Format:
-    return Format(name, f"Convert it and register the copy: {command} {{source}} {{target}}")
+    return Format(name, f"Convert it and register the copy: {command}")
 
 
 def _packed(name: str, command: str) -> Format:
-    return Format(name, f"Unpack it and register what is in it: {command} {{source}} > {{target}}")
+    return Format(name, f"Unpack it and register the result: {command} {{source}} > {{target}}")
 
 
 def _archive(name: str, command: str) -> Format:
-    return Format(name, f"Unpack it and register the raw disk image that is in it: {command} {{source}}")
+    return Format(name, f"Unpack it and register the raw disk image that it contains: {command}")
 
 
 _VHD, _VDI, _DMG = _image("a VHD image", "vpc"), _image("a VDI image", "vdi"), _image("an Apple disk image", "dmg")
@@ -67,17 +66,13 @@ _EXTENT = Format(
 )
 _UML = Format(
     "a COW file of User-Mode Linux",
-    "Merge it with the disk behind it and register the result: uml_moo {source} {target}",
+    "Merge it with its backing disk and register the result: uml_moo {source} {target}",
 )
-_XZ, _ZSTD, _LZ4 = (
-    _packed("an xz file", "xz -dc"),
-    _packed("a zstd file", "zstd -dc"),
-    _packed("an lz4 file", "lz4 -dc"),
-)
-_ZIP, _TAR = _archive("a zip archive", "unzip"), _archive("a tar archive", "tar -xf")
+_ZSTD, _LZ4 = _packed("a zstd file", "zstd -dc"), _packed("an lz4 file", "lz4 -dc")
+_ZIP, _TAR = _archive("a zip archive", "unzip {source}"), _archive("a tar archive", "tar -xf {source}")
 _OVA = Format(
     "an OVA archive",
-    "Unpack it, convert the disk that is in it, and register the copy: tar -xf {source}; qemu-img convert -O raw DISK {target}",
+    "Unpack it, convert the disk in it, and register the copy: tar -xf {source}; qemu-img convert -O raw DISK {target}",
 )
 
 HEADS: Final[tuple[tuple[bytes, Format], ...]] = (
@@ -95,24 +90,15 @@ HEADS: Final[tuple[tuple[bytes, Format], ...]] = (
     (b"WithouFreSpacExt", _PARALLELS),
     (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", _image("a cloop image", "cloop")),
     (b"Bochs Virtual HD Image", _image("a Bochs image", "bochs")),
-    (b"\x3a\xff\x26\xed", _converted("an Android sparse image", "simg2img")),
-    (
-        b"partclone-image",
-        Format("a partclone image", "Restore it and register the copy: partclone.restore -C -s {source} -O {target}"),
-    ),
-    (
-        b"VMA\0",
-        Format("a Proxmox backup", "Unpack it and register the raw disk image in it: vma extract {source} FOLDER"),
-    ),
+    (b"\x3a\xff\x26\xed", _converted("an Android sparse image", "simg2img {source} {target}")),
+    (b"partclone-image", _converted("a partclone image", "partclone.restore -C -s {source} -O {target}")),
+    (b"VMA\0", _archive("a Proxmox backup", "vma extract {source} FOLDER")),
     (b"MSWIM\0\0\0", Format("a Windows imaging archive")),
-    (
-        b"SNAPMCP",
-        Format("a snapshot file of snapshot-mcp", "Export the snapshot instead; the export is a disk by itself."),
-    ),
+    (b"SNAPMCP", Format("a snapshot file of snapshot-mcp", "Export the snapshot instead.")),
     (b"SQLite format 3\0", Format("an SQLite database")),
     (b"\x1f\x8b\x08", _packed("a gzip file", "gzip -dc")),
     (b"\x1f\x9d\x90", _packed("a compress (.Z) file", "gzip -dc")),
-    (b"\xfd7zXZ\0", _XZ),
+    (b"\xfd7zXZ\0", _packed("an xz file", "xz -dc")),
     (b"\x28\xb5\x2f\xfd", _ZSTD),
     (b"\x04\x22\x4d\x18", _LZ4),
     (b"\x02\x21\x4c\x18", _LZ4),  # the legacy frame
@@ -121,15 +107,15 @@ HEADS: Final[tuple[tuple[bytes, Format], ...]] = (
     (b"PK\x03\x04", _ZIP),
     (b"PK\x05\x06", _ZIP),  # an empty one
     (b"PK\x07\x08", _ZIP),  # one in parts
-    (b"7z\xbc\xaf\x27\x1c", _archive("a 7z archive", "7z x")),
-    (b"Rar!\x1a\x07", _archive("a RAR archive", "unrar x")),
-    (b"070701", _archive("a cpio archive", "cpio -id <")),
+    (b"7z\xbc\xaf\x27\x1c", _archive("a 7z archive", "7z x {source}")),
+    (b"Rar!\x1a\x07", _archive("a RAR archive", "unrar x {source}")),
+    (b"070701", _archive("a cpio archive", "cpio -id < {source}")),
 )
-"""What files begin with. The first that fits counts."""
+"""First bytes of files; the first match counts."""
 
 
 def recognise(fd: int, size_bytes: int) -> Format | None:
-    """Return what the file is, None where it may be a raw disk image. Reads a few sectors."""
+    """Return what the file is, None if it may be a raw disk image. Reads a few sectors."""
 
     def read(length: int, offset: int) -> bytes:
         return os.pread(fd, length, offset)
@@ -140,9 +126,9 @@ def recognise(fd: int, size_bytes: int) -> Format | None:
 
 
 def _by_structure(start: bytes) -> Format | None:
-    """What is told by more than its first bytes."""
+    """Recognise what needs more than its first bytes."""
     if start.startswith(b"KDMV"):
-        return _VMDK if any(start[28:36]) else _EXTENT  # where its descriptor is, if it has one inside
+        return _VMDK if any(start[28:36]) else _EXTENT  # the offset of its embedded descriptor, if it has one
     if start.startswith(b"BZh") and start[4:10] in {b"1AY&SY", b"\x17\x72\x45\x38\x50\x90"}:
         return _packed("a bzip2 file", "bzip2 -dc")
     if start[1:4] == b"\x2a\x4d\x18" and start[0] & 0xF0 == 0x50:
@@ -153,32 +139,28 @@ def _by_structure(start: bytes) -> Format | None:
 
 
 def _by_tail(read: Read, size_bytes: int) -> Format | None:
-    """What has its header at the end, behind what could be raw content."""
+    """Recognise what has its header at the end, behind what could be raw content."""
     tail = read(SECTOR_BYTES, max(0, size_bytes - SECTOR_BYTES))
-    if tail.startswith(b"koly"):  # whatever is behind it: a damaged footer makes no disk of it
+    if tail.startswith(b"koly"):  # even if the rest of its footer is damaged
         return _DMG
     for footer in (tail, tail[1:]):  # the earliest versions wrote 511 bytes
         if footer.startswith(b"conectix"):
-            is_whole = int.from_bytes(footer[64:68]) == ~_sum_without_checksum(footer) & 0xFFFFFFFF
-            return _VHD if is_whole else _damaged_vhd(len(footer))
+            checksum = ~(sum(footer) - sum(footer[64:68])) & 0xFFFFFFFF
+            return _VHD if int.from_bytes(footer[64:68]) == checksum else _damaged_vhd(len(footer))
     return None
 
 
 def _damaged_vhd(footer_bytes: int) -> Format:
-    """One that qemu-img does not open. Its kind is not known; a fixed one is the raw image and the footer."""
+    """Return one that qemu-img cannot open; its kind is unknown, and a fixed one is a raw image with a footer."""
     return Format(
         "a VHD image with a damaged footer",
-        f"If it is of the fixed kind, copy what is before the footer and register the copy: head -c -{footer_bytes}"
+        f"If it is a fixed-size VHD, copy everything before the footer and register the copy: head -c -{footer_bytes}"
         " {source} > {target}",
     )
 
 
-def _sum_without_checksum(footer: bytes) -> int:
-    return sum(footer[:64]) + sum(footer[68:])
-
-
 def _by_members(read: Read, size_bytes: int) -> Format | None:
-    """A tar archive is one from start to end; a disk that an archive was written to goes on behind it."""
+    """Recognise a tar archive that reaches to the end of the file; a disk that one was written to continues behind it."""
     at, count = 0, 0
     name = b""
     while count < MAX_ARCHIVE_MEMBERS and at < size_bytes:
@@ -195,11 +177,11 @@ def _by_members(read: Read, size_bytes: int) -> Format | None:
 
 
 def _member_length(header: bytes) -> int | None:
-    """The size of a tar archive's member; None where that is not a member's header."""
+    """Return the size of a tar archive's member, None if that is not a member's header."""
     if header[257:262] != b"ustar":
         return None
     field = header[124:136]
-    if field[0] & 0x80:  # a number of 8 GiB and more, in base 256
+    if field[0] & 0x80:  # 8 GiB or more, in base 256
         return int.from_bytes(field) & ((1 << 95) - 1)
     try:
         return int(field.rstrip(b"\0 ") or b"0", 8)

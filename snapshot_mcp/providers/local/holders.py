@@ -1,8 +1,8 @@
-"""Who holds a file: loop devices, processes, locks and leases, read from the kernel's tables alone.
+"""Find who holds a file (loop devices, processes, locks, leases) in the kernel's tables alone.
 
-Nothing here opens the file, because opening a disk breaks a lease that a job of ours may have on it (`in_use` asks what the
-tables cannot tell). One walk over /proc answers for any number of files. Other users' processes are seen only as far as
-the system lets this user see them. Our own process is never named.
+Nothing here opens the file, since that would break a lease of a job of ours (`in_use` asks what the tables do not show). One
+walk over /proc serves any number of files. Other users' processes appear only as far as this user may see them; our own
+process is never listed.
 """
 
 import os
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 MAX_NAMED: Final = 5
-"""A message names as many holders of one file; the rest are counted."""
+"""Most holders of one file that a message names; the rest are counted."""
 
-NOT_TOLD: Final = "another program has it open (which one, the system does not tell this user)"
+UNKNOWN_HOLDER: Final = "another program has it open (this user may not see which one)"
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class FileId(NamedTuple):
-    """A file as stat() names it."""
+    """A file as stat() identifies it."""
 
     device: int
     inode: int
@@ -29,7 +29,7 @@ class FileId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One use of a file, in words that follow its name; `can_write` where it may change the file."""
+    """One use of a file, as the rest of a sentence; `can_write` if it may change the file."""
 
     text: str
     can_write: bool = False
@@ -37,7 +37,7 @@ class Holder:
 
 
 def find_holders(paths: Sequence[Path]) -> dict[Path, list[Holder]]:
-    """Return who holds each file, [] where the tables show nobody; a file that does not exist has no holders."""
+    """Return who holds each file according to the tables; a file that does not exist has no holders."""
     files = {path: file for path in paths if (file := _file_id(path)) is not None}
     found: dict[FileId, list[Holder]] = {file: [] for file in files.values()}
     for file, holder in (*_loop_devices(set(found)), *_open_files(set(found)), *_locks(files)):
@@ -56,32 +56,32 @@ def describe(holders: Sequence[Holder]) -> str:
 def describe_holders(path: Path, *, writers_only: bool = False) -> str:
     """Return who has the file open, for a message about a file that is known to be in use."""
     found = [one for one in find_holders([path])[path] if one.can_write or not writers_only]
-    return describe(found or find_mappings(path)) or NOT_TOLD
+    return describe(found or find_mappings(path)) or UNKNOWN_HOLDER
 
 
 def has_loop_device(path: Path) -> bool:
-    """Return whether a loop device sits on the file."""
+    """Return whether a loop device is attached to the file."""
     file = _file_id(path)
     return file is not None and any(_loop_devices({file}))
 
 
 def has_foreign_lease(path: Path) -> bool:
-    """Return whether another process has a lease on the file, which opening it would break."""
+    """Return whether another process has a lease on the file, which opening the file would break."""
     file = _file_id(path)
     return file is not None and any(holder.is_lease for _, holder in _locks({path: file}))
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process has the file locked by flock(); asking this way takes no lock."""
+    """Return whether a process has locked the file by flock(), without locking it."""
     file = _file_id(path)
     keys = {_lock_key(path, file)} if file else set()
     return any(line[1] == "FLOCK" and line[5] in keys for line in _lock_lines())
 
 
 def find_mappings(path: Path) -> list[Holder]:
-    """Return the processes that have mapped the file for writing, also those that have closed it since.
+    """Return the processes that have mapped the file for writing, even if they have closed it since.
 
-    Slower than the other tables: ask only where something holds the file and they do not say what.
+    Slower than the other tables: use it only if something holds the file and they do not show what.
     """
     file = _file_id(path)
     key = _lock_key(path, file) if file else ""
@@ -98,11 +98,14 @@ def _file_id(path: Path) -> FileId | None:
 
 def _loop_devices(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        file = _file_id(Path("\n".join(_lines(backing))))  # a file's name may have line breaks
+        file = _file_id(Path("\n".join(_lines(backing))))  # a file name may contain line breaks
         if file in wanted and file is not None:
             device = f"/dev/{backing.parts[3]}"
             where = next((line.split()[1] for line in _lines("/proc/mounts") if line.split()[0] == device), "")
-            yield file, Holder(f"loop device {device} sits on it" + (f", mounted at {where}" if where else ""), True)
+            yield (
+                file,
+                Holder(f"loop device {device} is attached to it" + (f", mounted at {where}" if where else ""), True),
+            )
 
 
 def _open_files(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
@@ -117,13 +120,12 @@ def _open_files(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
 
 
 def _processes() -> Iterator[str]:
-    """The ids of the other processes."""
     own = str(os.getpid())
     return (name for name in _names("/proc") if name.isdecimal() and name != own)
 
 
 def _descriptors(pid: str) -> Iterator[tuple[str, FileId]]:
-    """The numbers of a process's descriptors and the files behind them; nothing for another user's, or one that has ended."""
+    """Yield a process's descriptors and their files; none for another user's process or one that has ended."""
     for number in _names(f"/proc/{pid}/fd"):
         if file := _file_id(Path(f"/proc/{pid}/fd/{number}")):
             yield number, file
@@ -153,18 +155,15 @@ def _locks(files: dict[Path, FileId]) -> Iterator[tuple[FileId, Holder]]:
 
 
 def _lock_lines() -> Iterator[list[str]]:
-    """The first six fields of each lock that is held: number, kind, how strict, mode, process, file."""
+    """Yield the first six fields of each held lock: number, kind, strictness, mode, process, file."""
     for line in _lines("/proc/locks"):
         fields = line.split()
-        if len(fields) >= 6 and fields[1] != "->":  # one who waits for the lock
+        if len(fields) >= 6 and fields[1] != "->":  # a process that waits for the lock
             yield fields[:6]
 
 
 def _lock_key(path: Path, file: FileId) -> str:
-    """The file as /proc/locks and /proc/PID/maps name it: by the device of its filesystem.
-
-    stat() answers another device for a btrfs subvolume, so it is taken from the table of mounts.
-    """
+    """Return the file as /proc/locks and /proc/PID/maps name it: by its mount's device, as stat() differs for a subvolume."""
     real = f"{os.path.realpath(path)}/"
     major, minor = os.major(file.device), os.minor(file.device)
     longest = -1
@@ -175,7 +174,7 @@ def _lock_key(path: Path, file: FileId) -> str:
 
 
 def _mounts() -> Iterator[tuple[str, tuple[int, int]]]:
-    """Where each filesystem is mounted, and its device; a later one hides an earlier one at the same place."""
+    """Yield each mount point and its device; a later one hides an earlier one at the same path."""
     for line in _lines("/proc/self/mountinfo"):
         _, _, device, _, point, *_ = line.split()
         major, _, minor = device.partition(":")
@@ -197,7 +196,7 @@ def _name(pid: str) -> str:
 
 
 def _lines(path: str | Path) -> list[str]:
-    """The lines of one of the kernel's files; names of files and processes in them are bytes, not always UTF-8."""
+    """Return the lines of one of the kernel's files, which may contain names that are not UTF-8."""
     try:
         return os.fsdecode(Path(path).read_bytes()).split("\n")[:-1]
     except OSError:

@@ -1,8 +1,8 @@
-"""Which file a disk is, so that no other one is overwritten in its place.
+"""Identify a disk's file, so that no other file is overwritten in its place.
 
-A path can lead to another file a moment later, and an inode number is used again at once on ext4. So a file is known by its
-filesystem (the UUID; device numbers change over a reboot), its inode, the time at which it was made, and how many names it
-has: a hard link that appears would take another name's content along. To look opens no file, since that would break a lease.
+A path may lead to another file a moment later, and ext4 reuses inode numbers at once. So a file is identified by its
+filesystem's UUID (device numbers change over a reboot), its inode, its birth time, and its number of hard links, since a new
+link would expose another name's content. Nothing here opens the file, since that would break a lease.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ if IS_LINUX:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A file: its filesystem, inode, time of birth in nanoseconds (0 where the filesystem keeps none), and names."""
+    """A file's filesystem, inode, birth time in nanoseconds (0 if the filesystem has none), and number of hard links."""
 
     filesystem: str
     inode: int
@@ -46,7 +46,7 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read what `str` wrote; None for anything else, such as what another zone calls an identity."""
+        """Parse what `str` wrote; None for anything else, such as another zone's identity."""
         if len(text) > MAX_TEXT_CHARACTERS:
             return None
         try:
@@ -57,30 +57,30 @@ class Identity:
         return cls(filesystem, inode, born_ns, links)
 
     def is_same_file(self, other: "Identity") -> bool:
-        """Whether both are one file, however many names it has by now."""
+        """Return whether both are one file, regardless of its hard links."""
         return (self.filesystem, self.inode, self.born_ns) == (other.filesystem, other.inode, other.born_ns)
 
     @property
     def description(self) -> str:
-        """The file in words, for a person."""
+        """The file described for a person."""
         try:
             born = datetime.fromtimestamp(self.born_ns // 1_000_000_000, UTC)
-        except (OverflowError, ValueError, OSError):  # not one that we wrote
-            return "a file that is not known"
+        except (OverflowError, ValueError, OSError):  # not written by us
+            return "an unknown file"
         if not self.born_ns:
             return f"inode {self.inode}"
-        names = "" if self.links == 1 else f", {self.links} names"
-        return f"inode {self.inode}, made {born:%Y-%m-%d %H:%M:%S} UTC{names}"
+        names = "" if self.links == 1 else f", {self.links} hard links"
+        return f"inode {self.inode}, created {born:%Y-%m-%d %H:%M:%S} UTC{names}"
 
 
 def described(identity: str) -> str:
-    """Return in words what `str(Identity)` wrote."""
+    """Describe what `str(Identity)` wrote."""
     known = Identity.parse(identity)
-    return known.description if known else "a file that is not known"
+    return known.description if known else "an unknown file"
 
 
 def identity_at(path: Path) -> Identity | None:
-    """The regular file at the path; None where there is none, or a symbolic link by now."""
+    """Return the identity of the regular file at the path; None if there is none, or a symbolic link."""
     try:
         return _identity(path, -1)
     except OSError:
@@ -88,7 +88,7 @@ def identity_at(path: Path) -> Identity | None:
 
 
 def identity_of(fd: int, path: Path) -> Identity:
-    """The open file; `path` is where it was opened. Raises OSError."""
+    """Return the identity of an open file; `path` is where it was opened. Raises OSError."""
     found = _identity(path, fd)
     if found is None:
         raise OSError(f"{path} is not a regular file")
@@ -124,7 +124,7 @@ def _stat(path: Path, fd: int) -> tuple[int, int, int, int, int]:
 
 
 def _filesystem(path: Path, device: int) -> str:
-    """The filesystem's UUID where it tells one, else what else it calls itself, which may change over a reboot."""
+    """Return the filesystem's UUID if it has one, else another id, which may change over a reboot."""
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,7 +1,7 @@
-"""Who uses a disk right now: a job of ours, or another program; for many disks in one pass.
+"""Find who uses each of many disks now: a job of ours or another program.
 
-First the catalogue's claims and the kernel's tables (`holders`), which touch no disk. Only where neither names anybody is
-the disk opened and a lease asked for, in a transaction in which no job can begin: to open a disk that a job of ours holds
+The catalogue's claims and the kernel's tables (`holders`) come first, since they touch no disk. A disk is opened to ask for a
+lease only if neither names anybody, and in a transaction in which no job can start: opening a disk that a job of ours holds
 would break that job's lease.
 """
 
@@ -19,28 +19,26 @@ from typing import Final
 
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.store import Row, Use
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local import platform
-from snapshot_mcp.providers.local.holders import NOT_TOLD, describe, find_holders, find_mappings, is_locked
+from snapshot_mcp.providers.local.holders import UNKNOWN_HOLDER, describe, find_holders, find_mappings, is_locked
 
-WORKER_LOCK: Final = "worker.lock"
-"""The worker holds it for as long as it lives (`worker`)."""
-
-MAX_TEXT_CHARACTERS: Final = 400
+LOCK_NAME: Final = "worker.lock"
+"""Name of the file that the worker holds locked while it runs (`worker`)."""
 
 
 class Lease(Enum):
-    """What the system answers to a request for a lease."""
+    """The system's answers to a request for a lease."""
 
     FREE = "nobody else has the file open"
     READERS = "somebody has it open for reading"
     WRITERS = "somebody has it open for writing, or mapped"
-    NOT_OURS = "the file belongs to another user, who alone may ask"
+    NOT_OURS = "the file belongs to another user"
     UNKNOWN = "this system or filesystem has no leases"
 
 
 def ask_lease(fd: int) -> Lease:
-    """Ask for a lease on a file that is open for reading, and give it back at once."""
+    """Request a lease on a file that is open for reading, and release it at once."""
     if not platform.HAS_LEASE:
         return Lease.UNKNOWN
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # the default signal of a break ends the process
@@ -58,7 +56,7 @@ def ask_lease(fd: int) -> Lease:
 
 
 def find_uses(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> dict[str, Use]:
-    """Return by id who has each disk."""
+    """Return who uses each disk, by resource id."""
     uses = _jobs(catalogue, folder, resources)
     holders = find_holders([Path(row["path"]) for row in resources])
     named = {path: describe(found) for path, found in holders.items()}
@@ -68,15 +66,15 @@ def find_uses(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> d
             path = Path(row["path"])
             if row["resource_id"] not in uses:
                 held_by = named[path] or (_ask(path) if may_open else None)
-                uses[row["resource_id"]] = Use(held_by and clean_text(held_by, MAX_TEXT_CHARACTERS))
+                uses[row["resource_id"]] = Use(held_by and clean_text(held_by, MESSAGE_CHARACTERS))
     return uses
 
 
 def _jobs(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> dict[str, Use]:
-    """The jobs of ours that have one of the disks."""
+    """Return the jobs that hold one of the disks."""
     wanted = {row["resource_id"] for row in resources}
     claims = catalogue.rows("SELECT claims.id, jobs.* FROM claims JOIN jobs USING (job_id) WHERE kind = 'resource'")
-    has_worker = not claims or is_locked(folder / WORKER_LOCK)
+    has_worker = not claims or is_locked(folder / LOCK_NAME)
     waits = "" if has_worker else ", which waits for the zone's worker"
     return {
         row["id"]: Use(f"busy with job {row['job_id']} ({row['action']}){waits}", has_worker)
@@ -87,7 +85,7 @@ def _jobs(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> dict[
 
 @contextmanager
 def _no_new_jobs(catalogue: Catalogue) -> Iterator[bool]:
-    """A transaction that changes nothing; False where the catalogue cannot be locked, and then no disk may be opened."""
+    """Keep jobs from starting; yield False if the catalogue cannot be locked, so that no disk may be opened."""
     try:
         catalogue.db.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError:
@@ -100,7 +98,7 @@ def _no_new_jobs(catalogue: Catalogue) -> Iterator[bool]:
 
 
 def _ask(path: Path) -> str | None:
-    """Who has a disk that the tables say nothing of."""
+    """Return who uses a disk that the tables do not show, "" for nobody, None if unknown."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -115,8 +113,8 @@ def _ask(path: Path) -> str | None:
         case Lease.FREE:
             return ""
         case Lease.WRITERS:
-            return describe(find_mappings(path)) or NOT_TOLD
+            return describe(find_mappings(path)) or UNKNOWN_HOLDER
         case Lease.READERS:
-            return NOT_TOLD.replace("open", "open for reading", 1)
+            return UNKNOWN_HOLDER.replace("open", "open for reading", 1)
         case _:
             return None

@@ -1,6 +1,6 @@
-"""What is the operating system's own: holes, clones, leases and locks (`holders` says who holds a file).
+"""Wrap what depends on the operating system: holes, clones, leases and locks (`holders` says who holds a file).
 
-Linux is tested. Elsewhere each function has a portable fallback; the `HAS_…` constants choose, and tests turn them off.
+Linux is tested. For other systems each function has a portable fallback, chosen by the `HAS_…` constants.
 """
 
 import ctypes
@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
+from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.providers.local.holders import describe_holders, has_loop_device
 
 IS_LINUX = os.uname().sysname == "Linux"
@@ -36,21 +37,21 @@ if IS_LINUX:
 
 
 def lift_file_limit() -> None:
-    """Let this process open as many files as the system allows it; the usual soft limit is a tenth of that or less."""
+    """Raise this process's limit of open files to the hard limit, often ten times the default or more."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS names no number that it would take
+    with suppress(ValueError, OSError):  # macOS reports a limit that it does not accept
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def fdatasync(fd: int) -> None:
-    """Bring a file's bytes to the disk."""
+    """Flush a file's bytes to the disk."""
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
 def keep_in_place(folder: Path) -> None:
-    """Have files that are made in the folder from now on overwritten in place, where the filesystem (btrfs) would not.
+    """Turn off copy-on-write (btrfs) for files that will be created in the folder.
 
-    A process that writes to such a file through memory is ended by SIGBUS when there is no room for another copy.
+    On a full filesystem a process that writes to a copy-on-write file through a mapping is killed by SIGBUS.
     """
     if not IS_LINUX:
         return
@@ -60,13 +61,13 @@ def keep_in_place(folder: Path) -> None:
         if not flags & _NO_COPY_ON_WRITE:
             fcntl.ioctl(fd, _SET_FLAGS, struct.pack("l", flags | _NO_COPY_ON_WRITE))
     except OSError:
-        """Most filesystems have no such thing and need none."""
+        """Most filesystems have no such flag and need none."""
     finally:
         os.close(fd)
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of [start, end) that may hold something else than zeros, as (start, end), in order."""
+    """Yield the parts of [start, end) that may hold anything but zeros, as (start, end), in order."""
     if not HAS_SEEK_DATA:
         yield start, end
         return
@@ -88,7 +89,7 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
-    """Return whether the filesystem knows the mode. Raises OSError, ENOSPC above all."""
+    """Return whether the filesystem supports the mode. Raises OSError, above all ENOSPC."""
     while _libc.fallocate(fd, mode, offset, length):
         code = ctypes.get_errno()
         if code in _NOT_SUPPORTED:
@@ -99,23 +100,20 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
 
 
 def write_zeros(fd: int, offset: int, length: int) -> None:
-    """Make [offset, offset + length) read as zeros, as a hole where the filesystem can."""
+    """Make [offset, offset + length) read as zeros, as a hole if the filesystem has them."""
     if HAS_PUNCH_HOLE and _fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length):
         return
     write_at(fd, bytes(length), offset)
 
 
 def reserve(fd: int, offset: int, length: int) -> None:
-    """Reserve room without changing a byte or the size; where the filesystem cannot, nothing is reserved.
-
-    Raises OSError with ENOSPC when there is none.
-    """
+    """Reserve space, if the filesystem can, without changing a byte or the size. Raises OSError with ENOSPC."""
     if HAS_PUNCH_HOLE:
         _fallocate(fd, _KEEP_SIZE, offset, length)
 
 
 def write_at(fd: int, data: bytes, offset: int) -> None:
-    """Write all of it."""
+    """Write all of `data`."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
@@ -123,9 +121,9 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
 
 
 def clone_beside(fd: int, path: Path) -> int | None:
-    """Return a descriptor of an instant copy without a name, in the folder of `path`; None where that is not possible.
+    """Return a descriptor of an instant, unnamed copy in the folder of `path`; None if the filesystem has no clones.
 
-    btrfs and XFS can; the copy is gone when the descriptor is closed, also by a crash.
+    btrfs and XFS have them. The copy disappears when the descriptor is closed, even by a crash.
     """
     if not (HAS_CLONE and hasattr(os, "O_TMPFILE")):
         return None
@@ -144,23 +142,21 @@ def clone_beside(fd: int, path: Path) -> int | None:
 
 
 class DiskInUse(Exception):
-    """Somebody holds the file; the message says who, as far as the system tells."""
+    """Somebody holds the file; the message says who, as far as the system shows it."""
 
 
-class ReadLease:
-    """While it holds, nobody writes to the file: the proof that a copy is one state (FORMAT.md, "A disk in use").
+class ReadLease(Closing):
+    """A lease under which nobody writes to the file, which proves that a copy is one state (FORMAT.md, "A disk in use").
 
-    A new writer's open() waits until the lease is given back or the kernel's patience (`lease-break-time`, 45 s) is
-    over, so a copy that ends within `PATIENCE_SECONDS` of such an attempt is still one state; after that the lease is
-    given up. `kind` is "unchanged" where the lease could be had, "fuzzy" where the system has none: then size, mtime
-    and ctime before and after are compared, which proves nothing.
+    A new writer's open() waits until the lease is released or `lease-break-time` (45 s) has passed, so a copy that ends
+    within `PATIENCE_SECONDS` of such an attempt is still one state. `kind` is "unchanged" with a lease and "fuzzy" without:
+    then size, mtime and ctime are compared before and after, which proves nothing.
 
-    Raises DiskInUse when somebody has the file open for writing, and PermissionError when the file is another user's, who
-    alone may ask the system that.
+    Raises DiskInUse if somebody has the file open for writing, PermissionError if the file belongs to another user.
     """
 
     PATIENCE_SECONDS: Final = 10.0
-    """How long a new writer is kept waiting; well below the kernel's 45 s."""
+    """How long a new writer is kept waiting, well below the kernel's 45 s."""
 
     def __init__(self, fd: int, path: Path, *, allow_in_use: bool = False) -> None:
         self.fd, self.path = fd, path
@@ -179,14 +175,8 @@ class ReadLease:
             if error.errno == errno.EACCES and not allow_in_use:
                 raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
     def check(self) -> None:
-        """Raise DiskInUse if what was read so far may be a mixture. To be called often, and after the last read."""
+        """Raise DiskInUse if what was read so far may be inconsistent. Call it often and after the last read."""
         now, identity = time.monotonic(), self._identity()
         if identity[0] != self._before[0]:
             raise DiskInUse(f"its size changed from {self._before[0]} to {identity[0]} bytes while it was being read")
@@ -194,11 +184,12 @@ class ReadLease:
             if fcntl.fcntl(self.fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
                 self._last_whole = now
             elif now - self._last_whole > _patience(self.PATIENCE_SECONDS):
-                raise DiskInUse("a program began to write to it while it was being read")
+                raise DiskInUse("a program started writing to it while it was being read")
         elif identity != self._before and not self._allow_in_use:
             raise DiskInUse("it was written to while it was being read")
 
-    def release(self) -> None:
+    def close(self) -> None:
+        """Release the lease."""
         if self.kind == "unchanged":
             _give_back_lease(self.fd)
 
@@ -207,19 +198,16 @@ class ReadLease:
         return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-class WriteHold:
-    """Our hold on a file while we overwrite it; `is_alone` where nobody else can have it open meanwhile.
+class WriteHold(Closing):
+    """A hold on a file while it is overwritten; `is_alone` if nobody else can open it during that time.
 
-    Refused for whoever writes to it or maps it for writing (`refuse_writers`), has locked it, or sits on it as a loop device
-    (whose cache would show what is no longer there). Linux takes a write lease, which a mere reader of the file prevents:
-    then, and where there are no leases, the locks alone hold off those who ask for them, and what was written is to be
-    compared afterwards.
-
-    Raises DiskInUse, naming by whom.
+    A write lease (Linux) keeps others out. Where a reader prevents the lease, or the system has none, only locks hold off
+    other programs, and what was written must be compared afterwards. Raises DiskInUse, naming the holder, if the file is
+    locked or a loop device, whose cache would become stale, is attached to it; see also `refuse_writers`.
     """
 
     TRIES: Final = 5
-    """A passing reader (an indexer, a checksum) is waited for briefly."""
+    """Attempts to get the lease, since a passing reader (an indexer, a checksum) is soon gone."""
 
     PATIENCE_SECONDS: Final = 30.0
     """How long a new writer is kept waiting; the kernel lets it in after 45 s."""
@@ -234,24 +222,15 @@ class WriteHold:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self.release()
+            self.close()
             if error.errno not in {errno.EAGAIN, errno.EACCES}:
                 raise
             raise DiskInUse(describe_holders(path)) from None
         self.is_alone = HAS_LEASE and self._lease()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
     @staticmethod
     def refuse_writers(reader: int, path: Path) -> None:
-        """Raise DiskInUse if somebody can write to the file; to be asked before it is opened for writing here.
-
-        Raises PermissionError as `ReadLease` does.
-        """
+        """Raise DiskInUse or PermissionError as `ReadLease` does; call it before opening the file for writing."""
         if not HAS_LEASE:
             return
         try:
@@ -264,15 +243,15 @@ class WriteHold:
                 raise
 
     def check(self) -> None:
-        """Raise DiskInUse if somebody may have written to the file since `is_alone`. To be called often.
+        """Raise DiskInUse if somebody may have written to the file although `is_alone`. Call it often.
 
-        Whoever opens it waits meanwhile: a reader turns the lease into a read lease, which still keeps writers out.
+        A reader's open() downgrades the lease to a read lease, which still keeps writers out.
         """
         now = time.monotonic()
         if not self.is_alone or fcntl.fcntl(self.fd, fcntl.F_GETLEASE) != fcntl.F_UNLCK:
             self._last_whole = now
         elif now - self._last_whole > _patience(self.PATIENCE_SECONDS):
-            raise DiskInUse("a program began to write to it meanwhile")
+            raise DiskInUse("a program started writing to it")
 
     def _lease(self) -> bool:
         for attempt in range(self._tries):
@@ -287,7 +266,8 @@ class WriteHold:
                 return True
         return False
 
-    def release(self) -> None:
+    def close(self) -> None:
+        """Release the lease and the locks."""
         fcntl.lockf(self.fd, fcntl.LOCK_UN)
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         if self.is_alone:
@@ -296,7 +276,7 @@ class WriteHold:
 
 
 def _patience(seconds: float) -> float:
-    """How long a new writer may be kept waiting: well below what the system is set to (`fs.lease-break-time`)."""
+    """Return how long a new writer may wait, well below the system's `fs.lease-break-time`."""
     try:
         return min(seconds, int(_LEASE_BREAK_TIME.read_text("ascii")) * 2 / 3)
     except (OSError, ValueError):
@@ -304,12 +284,12 @@ def _patience(seconds: float) -> float:
 
 
 def _give_back_lease(fd: int) -> None:
-    """The system has taken it already where somebody waited for longer than it keeps them waiting."""
+    """Release a lease, unless the system has revoked it because somebody waited too long."""
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def _set_lease(fd: int, kind: int) -> None:
-    """Take a lease. Its break sends a signal whose default ends the process: ask for one whose default is nothing."""
+    """Take a lease whose break sends a signal that is ignored by default; the usual one ends the process."""
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)

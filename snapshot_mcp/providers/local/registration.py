@@ -1,7 +1,6 @@
-"""What may be registered as a disk: a raw image that this user can read, write and lease, and no file of snapshot-mcp itself.
+"""Register disks: raw images that this user can read, write and lease, and that are not snapshot-mcp's own files.
 
-It is looked at once, when it is registered. Later the disk's content is its own affair: a guest may
-write anything, the magic number of an image too.
+Content is checked only at registration: a guest may later write anything, even the magic number of an image.
 """
 
 import errno
@@ -10,22 +9,17 @@ import pwd
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Final
 
 from snapshot_mcp.catalogue.lookup import checked_name, find_resource, label_of, refuse_busy, refuse_incomplete
-from snapshot_mcp.catalogue.resources import insert_resource
 from snapshot_mcp.catalogue.snapshots import new_id
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.providers.local.disk import image_path
+from snapshot_mcp.providers.local.disk import image_path, shown
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
-from snapshot_mcp.providers.local.formats import SECTOR_BYTES, recognise
+from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
-
-_RAW_IMAGE: Final = "Give the path of a raw disk image."
 
 
 def register(
@@ -36,9 +30,9 @@ def register(
     home: Path | None = None,
     configuration: Sequence[Path] = (),
 ) -> Row:
-    """Enter a disk image as a volume or an instance. One file is registered once (FORMAT.md, "Invariants").
+    """Register a disk image as a volume or an instance, unless it is registered already (FORMAT.md, "Invariants").
 
-    It is opened last: to open a disk that is registered would break the lease of a job that has it.
+    It is opened last: opening a registered disk would break the lease of a job that holds it.
     """
     real = image_path(path)
     refuse_own_file(real, catalogue.folder, home, configuration)
@@ -47,43 +41,43 @@ def register(
         refuse_registered(catalogue, real)
         check_disk(real)
         resource_id = new_id("vol" if resource_type == ResourceType.VOLUME else "ins")
-        insert_resource(catalogue, resource_id, resource_type, name, str(real))
+        catalogue.add_resource(resource_id, resource_type, name, str(real))
         row = catalogue.resource(resource_id)
     assert row is not None
     return row
 
 
 def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: Sequence[Path] = ()) -> None:
-    """Raise BadRequest for a file of this zone, of another one, of the home folder or of the operator's settings.
+    """Raise BadRequest for a file of a zone, of the home folder, or of the operator's settings (`configuration`).
 
-    A roll-back would overwrite it, and a backup would copy the tokens in it. `configuration`: files, whole folders.
-    Only a volume that this zone exported itself, and that was forgotten since, is a disk in the zone's folder.
+    A roll-back would overwrite it, and a backup would copy the tokens in it. The only disks in the zone's folder are
+    exported volumes, which may be registered again.
     """
     folder = folder.resolve()
     if real.is_relative_to(folder):
         if real.parent == folder / "volumes" and real.suffix == ".raw":
             return
         if real.parent == folder / "images":
-            copy = "Copy it out of the zone's folder and register the copy; the image stays as it was exported."
-            raise BadRequest(f"The file {_shown(real)} is an image that this zone keeps.", hint=copy)
-        raise BadRequest(f"The file {_shown(real)} is the zone's own, no disk.", hint=_RAW_IMAGE)
+            copy = "Copy it out of the zone's folder and register the copy; exported images are never changed."
+            raise BadRequest(f"The file {shown(real)} is an image that this zone exported.", hint=copy)
+        raise BadRequest(f"The file {shown(real)} belongs to the zone itself and is not a disk.", hint=GIVE_RAW_IMAGE)
     if other := next((one for one in real.parents if _is_zone(one)), None):
         raise BadRequest(
-            f"The file {_shown(real)} belongs to another zone of snapshot-mcp, in {_shown(other)}.",
+            f"The file {shown(real)} belongs to another snapshot-mcp zone, in {shown(other)}.",
             hint="Copy it out of that folder and register the copy, or give the path of another raw disk image.",
         )
     if home and real.is_relative_to(home.resolve()):
         raise BadRequest(
-            f"The file {_shown(real)} lies in {_shown(home)}, where snapshot-mcp keeps its own files.",
+            f"The file {shown(real)} is in {shown(home)}, where snapshot-mcp keeps its own files.",
             hint="Move the disk image out of that folder and register it there.",
         )
     inode = _inode(real)
     for own in configuration:
         if real == own.resolve() or (inode is not None and inode == _inode(own)):  # a hard link too
-            raise BadRequest(f"The file {_shown(real)} is the settings file of snapshot-mcp, no disk.", hint=_RAW_IMAGE)
+            raise BadRequest(f"The file {shown(real)} is a settings file of snapshot-mcp.", hint=GIVE_RAW_IMAGE)
         if real.is_relative_to(own.resolve()):
             raise BadRequest(
-                f"The file {_shown(real)} lies in {_shown(own)}, where snapshot-mcp's settings are.",
+                f"The file {shown(real)} is in {shown(own)}, which holds settings of snapshot-mcp.",
                 hint="If it is a disk image, move it out of that folder and register it there.",
             )
 
@@ -93,12 +87,12 @@ def _is_zone(folder: Path) -> bool:
 
 
 def refuse_registered(catalogue: FolderCatalogue, real: Path) -> None:
-    """Raise BadRequest for a file that is a disk of the zone already, by whatever name."""
+    """Raise BadRequest for a file that is already registered, under any name."""
     inode = _inode(real)
     for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
         if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
             raise BadRequest(
-                f"The file {_shown(real)} is registered already, as {label_of(other)}.",
+                f"The file {shown(real)} is already registered as {label_of(other)}.",
                 hint=f"Use {other['resource_id']}.",
             )
 
@@ -112,7 +106,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
-    """Forget a disk; its file and its snapshots stay. One that is half rolled back is forgotten only when its file is gone."""
+    """Unregister a disk; its file and snapshots stay. Refused while its file exists and is half overwritten."""
     with catalogue.transaction() as db:
         resource = find_resource(catalogue, resource_id)
         refuse_busy(catalogue, [resource])
@@ -126,13 +120,13 @@ def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
 
 
 def check_disk(real: Path) -> None:
-    """Look at a file that is not registered here. Raises BadRequest (not a raw image), NotUsable, ResourceBusy."""
+    """Check a file that is not registered. Raises BadRequest (not a raw image), NotUsable, ResourceBusy."""
     if has_foreign_lease(real):  # opening it would break the lease
         raise ResourceBusy(
-            f"The file {_shown(real)} is in use: another program holds a lease on it, as a backup of it does.",
-            hint="Wait until that has ended, then register it.",
+            f"The file {shown(real)} is in use: another program, such as a backup, holds a lease on it.",
+            hint="Wait until that program has finished, then register the file.",
         )
-    fd = _open(real, os.O_RDONLY, "read", "Backups read it")
+    fd = _open(real, os.O_RDONLY, "read", "Backups must read it")
     try:
         _check_content(real, fd)
         lease = ask_lease(fd)
@@ -140,56 +134,46 @@ def check_disk(real: Path) -> None:
         os.close(fd)
     if lease == Lease.NOT_OURS:
         raise NotUsable(
-            f"The file {_shown(real)} belongs to another user ({_owner(real)}), and only a file's owner can make sure that"
+            f"The file {shown(real)} belongs to another user ({_owner(real)}), and only its owner can make sure that"
             " nobody writes to it during a backup.",
             hint=f"Run snapshot-mcp as that user, or change the owner: chown {_me()} {quote(str(real))}",
         )
-    os.close(_open(real, os.O_RDWR, "write", "A roll-back overwrites it"))
+    os.close(_open(real, os.O_RDWR, "write", "Roll-backs must overwrite it"))
 
 
 def _check_content(real: Path, fd: int) -> None:
     size = os.fstat(fd).st_size
     if size == 0:
         raise BadRequest(
-            f"The file {_shown(real)} is empty.",
+            f"The file {shown(real)} is empty.",
             hint=f"Give it the size of the disk first, for example: truncate -s 20G {quote(str(real))}",
         )
     if form := recognise(fd, size):
-        raise BadRequest(f"The file {_shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
+        raise BadRequest(f"The file {shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
     if size < SECTOR_BYTES:
         raise BadRequest(
-            f"The file {_shown(real)} has {size} bytes; a disk has at least one sector of {SECTOR_BYTES}.",
-            hint=_RAW_IMAGE,
+            f"The file {shown(real)} has only {size} bytes; a disk has at least one sector ({SECTOR_BYTES} bytes).",
+            hint=GIVE_RAW_IMAGE,
         )
 
 
 def _open(real: Path, flags: int, verb: str, why: str) -> int:
-    """Raises NotUsable."""
     try:
         return os.open(real, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        rights = f"Give {_me()} the right to {verb} it (its owner is {_owner(real)}), or run snapshot-mcp as its owner."
-        steps = {
-            errno.EACCES: rights,
-            errno.EPERM: rights,
-            errno.EROFS: "Move it to a filesystem that can be written to.",
-        }
+        rights = f"Allow {_me()} to {verb} it (its owner is {_owner(real)}), or run snapshot-mcp as its owner."
+        steps = {errno.EACCES: rights, errno.EPERM: rights, errno.EROFS: "Move it to a writable filesystem."}
+        otherwise = "Stop the program that uses it, or check the disk that it is on, then register it again."
         raise NotUsable(
-            f"The file {_shown(real)} cannot be opened to {verb} it: {error.strerror}. {why}.",
-            hint=steps.get(
-                error.errno or 0, "Stop what uses it, or check the disk that it is on, and register it again."
-            ),
+            f"The file {shown(real)} cannot be opened to {verb} it: {error.strerror}. {why}.",
+            hint=steps.get(error.errno or 0, otherwise),
         ) from None
-
-
-def _shown(path: Path) -> str:
-    return repr(clean_text(path, 400))
 
 
 def _owner(path: Path) -> str:
     try:
         return path.owner()
-    except (OSError, KeyError):  # a user without a name
+    except (OSError, KeyError):  # the user has no name
         return f"user {path.stat().st_uid}"
 
 

@@ -1,8 +1,7 @@
-"""A snapshot's content back onto a disk, or out into a new file: every byte verified before it is written.
+"""Write a snapshot's content back onto a disk or into a new file; every byte is verified before it is written.
 
-`compare` reads the disk, finds what differs and verifies all of it; `reserve_room` makes sure that it fits; only then
-`write_back` changes the disk. A failure in the first two leaves the disk byte for byte as it was (FORMAT.md,
-"A roll-back").
+`compare` finds what differs and verifies all of it, `reserve_room` makes sure that it fits, and only then `write_back`
+changes the disk. A failure of the first two leaves every byte of the disk as it was (FORMAT.md, "A roll-back").
 """
 
 import errno
@@ -11,19 +10,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from snapshot_mcp.providers.local.capture import (
-    WINDOW_SIZE,
-    Advance,
-    chunks_with_data,
-    in_order,
-    read_exactly,
-)
+from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, chunks_with_data, in_order, read_exactly
 from snapshot_mcp.providers.local.platform import data_extents, reserve, write_at, write_zeros
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
 SECTOR_SIZE: Final = 512
-"""The least that a disk writes whole."""
+"""The smallest unit that a disk writes atomically."""
 
 
 class StoredWindow(NamedTuple):
@@ -35,13 +28,14 @@ class StoredWindow(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
+        """Return whether the snapshot has only zeros there."""
         return self.places == ZERO_PLACE * (len(self.places) // PLACE.size)
 
 
 class Differences:
-    """Which chunks of the disk are not as the snapshot has them: a flag a chunk, and how many bytes they are.
+    """The chunks in which the disk differs from the snapshot: a flag per chunk, and their total bytes.
 
-    `hashes` are of what the disk holds there, 32 bytes each, in the order of the chunks.
+    `hashes` are of the disk's present content of these chunks, 32 bytes each, in their order.
     """
 
     def __init__(self, chunk_size: int, virtual_size_bytes: int) -> None:
@@ -52,7 +46,7 @@ class Differences:
         self.byte_count = 0
 
     def add(self, offset: int, length: int, digest: bytes) -> None:
-        """To be called in the order of the chunks."""
+        """Add a chunk; call it in the order of the chunks."""
         self.flags[offset // self.chunk_size] = 1
         self.hashes += digest
         self.byte_count += length
@@ -61,7 +55,7 @@ class Differences:
         return bool(self.flags[offset // self.chunk_size])
 
     def windows(self, chain: Chain) -> Iterator[StoredWindow]:
-        """The windows in which something differs."""
+        """Yield the windows in which something differs."""
         for window in windows(chain):
             first, last = window.start // self.chunk_size, -(-window.end // self.chunk_size)
             if self.flags.find(1, first, last) >= 0:
@@ -69,22 +63,18 @@ class Differences:
 
 
 def windows(chain: Chain) -> Iterator[StoredWindow]:
-    """The whole volume, region by region; a region of nothing but zeros is one window, so that empty room costs little."""
+    """Yield the whole volume, region by region; a region of zeros is one window, so that empty space costs little."""
     header = chain.header
     for region in range(header.region_count):
-        start = region * header.region_size
-        end = min(start + header.region_size, header.virtual_size_bytes)
         places = chain.places(region)
         is_empty = chain.region_place(region) == ZERO_PLACE
         size = header.region_size if is_empty else max(WINDOW_SIZE, header.chunk_size)
-        for at in range(start, end, size):
-            first = (at - start) // header.chunk_size * PLACE.size
-            last = (at + size - start) // header.chunk_size * PLACE.size
-            yield StoredWindow(at, min(at + size, end), places[first:last])
+        for start, end, part in header.split(region, size):
+            yield StoredWindow(start, end, places[part])
 
 
 def chunks(chain: Chain, window: StoredWindow) -> Iterator[tuple[int, int, Place]]:
-    """Offset, length and place of each chunk of the window."""
+    """Yield offset, length and place of each chunk of the window."""
     size = chain.header.chunk_size
     for index, place in enumerate(unpack_places(window.places)):
         offset = window.start + index * size
@@ -92,15 +82,15 @@ def chunks(chain: Chain, window: StoredWindow) -> Iterator[tuple[int, int, Place
 
 
 def read_verified(chain: Chain, place: Place, length: int) -> bytes:
-    """The chunk's bytes, verified. Raises DamagedSnapshot, also when they are not as many as the volume needs there."""
+    """Return the chunk's verified bytes. Raises DamagedSnapshot, also if they are not `length` long."""
     data = chain.read(place)
     if len(data) != length:
-        raise chain.file_at(place).damaged("a chunk is not as long as its place in the volume")
+        raise chain.file_at(place).damaged("a chunk has the wrong length")
     return data
 
 
 def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
-    """Find what a roll-back has to write and verify every stored chunk of it; changes nothing.
+    """Find what a roll-back must write and verify every stored chunk of it; change nothing.
 
     Raises DamagedSnapshot, OSError, and what `advance` raises.
     """
@@ -129,9 +119,9 @@ def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
 
 
 def reserve_room(fd: int, chain: Chain, differences: Differences) -> None:
-    """Reserve room on the disk's filesystem for what will be written; on a failure what was reserved is given back.
+    """Reserve space on the disk's filesystem for what will be written, or release it again on a failure.
 
-    Raises OSError with ENOSPC. Not a byte changes: only holes are filled, with zeros.
+    No byte changes: only holes are filled, with zeros. Raises OSError with ENOSPC.
     """
     reserved: list[tuple[int, int]] = []
     size = os.fstat(fd).st_size
@@ -163,7 +153,7 @@ def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def content_at(chain: Chain, offset: int, length: int) -> bytes:
-    """The volume's bytes at any offset, verified; zeros beyond its end. Raises DamagedSnapshot."""
+    """Return the volume's verified bytes at any offset, zeros beyond its end. Raises DamagedSnapshot."""
     header, out = chain.header, bytearray()
     end = min(offset + length, header.virtual_size_bytes)
     while offset + len(out) < end:
@@ -172,25 +162,20 @@ def content_at(chain: Chain, offset: int, length: int) -> bytes:
         index, skipped = divmod(start, header.chunk_size)
         first = at - skipped
         size = min(header.chunk_size, header.virtual_size_bytes - first)
-        place = _place_at(chain, region, index)
+        place = Place._make(PLACE.unpack_from(chain.places(region), index * PLACE.size))
         data = bytes(size) if place.is_zero else read_verified(chain, place, size)
         out += data[skipped : skipped + end - at]
     return bytes(out.ljust(length, b"\0"))
 
 
-def _place_at(chain: Chain, region: int, index: int) -> Place:
-    return Place._make(PLACE.unpack_from(chain.places(region), index * PLACE.size))
-
-
 def verify_before(chain: Chain, before: Chain, differences: Differences, advance: Advance) -> None:
-    """Read in `before` what a roll-back to `chain` will overwrite or cut off: it is the way back. Raises DamagedSnapshot."""
+    """Read in `before` (the way back) what a roll-back to `chain` will overwrite or cut off. Raises DamagedSnapshot."""
 
     def read(window: StoredWindow) -> int:
         differing = [one for one in chunks(chain, window) if one[0] in differences]
         return sum(len(content_at(before, offset, length)) for offset, length, _ in differing)
 
     def read_beyond(window: StoredWindow) -> int:
-        """What a smaller disk has no room for."""
         for offset, length, place in chunks(before, window):
             if not place.is_zero and offset + length > chain.header.virtual_size_bytes:
                 read_verified(before, place, length)
@@ -204,10 +189,10 @@ def verify_before(chain: Chain, before: Chain, differences: Differences, advance
 
 
 def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences) -> int | None:
-    """The offset of what is neither what the roll-back writes nor what was there before; None for none.
+    """Return the offset of content that was neither there before nor is written by the roll-back, None for none.
 
-    An interruption can leave a chunk of both, so it is compared by sectors. What lies beyond the end of the snapshot was there
-    before, or the roll-back would cut off what it does not know.
+    An interruption can leave a mixed chunk, so chunks are compared by sectors. Beyond the snapshot's end the former content
+    must be unchanged, or the roll-back would cut off something unknown.
     """
     size, end = os.fstat(fd).st_size, chain.header.virtual_size_bytes
     if size not in (end, before.header.virtual_size_bytes):
@@ -237,18 +222,12 @@ def _is_mixture(data: bytes, one: bytes, other: bytes) -> bool:
     return all(data[sector] in (one[sector], other[sector]) for sector in sectors)
 
 
-def write_back(
-    fd: int,
-    chain: Chain,
-    differences: Differences,
-    advance: Advance,
-    check: Callable[[], None],
-) -> None:
-    """Make the disk what the snapshot is, and durable; `fd` is open for writing. Advances by the bytes written.
+def write_back(fd: int, chain: Chain, differences: Differences, advance: Advance, check: Callable[[], None]) -> None:
+    """Overwrite the disk durably with the snapshot's content; `fd` is open for writing. Advances by the bytes written.
 
-    `check` is called right before each write and raises where the disk is not held any more: a process can be stopped for
+    `check` is called right before each write and raises if the disk is no longer held, since a process can be stopped for
     longer than the system keeps others waiting. Raises DamagedSnapshot, OSError, and what `advance` and `check` raise; the
-    disk is then neither old nor new and must not be called whole.
+    disk is then half overwritten.
     """
 
     def write(window: StoredWindow) -> int:
@@ -274,7 +253,7 @@ def write_back(
 
 
 def room_needed(chain: Chain) -> int:
-    """How many bytes of the volume are not zero: what a new file of it occupies."""
+    """Return how many bytes of the volume are not zero, which is what a new file of it occupies."""
     header = chain.header
     count, places = 0, b""
     for region in range(header.region_count):
@@ -288,8 +267,7 @@ def room_needed(chain: Chain) -> int:
 def export(fd: int, chain: Chain, advance: Advance) -> None:
     """Write the snapshot's whole content into a new, empty file: sparse, verified, durable.
 
-    Raises DamagedSnapshot, OSError (ENOSPC before anything is written where the filesystem can tell), and what `advance`
-    raises.
+    Raises DamagedSnapshot, OSError (with ENOSPC before anything is written, if possible), and what `advance` raises.
     """
     free = os.fstatvfs(fd)
     if room_needed(chain) > free.f_bavail * free.f_frsize:

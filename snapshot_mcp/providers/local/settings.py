@@ -19,11 +19,11 @@ class LocalZoneSettings(ZoneSettings):
 
     provider: Literal["local"] = "local"
     folder: Path | None = None
-    """Where its snapshots are; HOME/zones/NAME by default."""
+    """Where its snapshots are stored; HOME/zones/NAME by default."""
     recovery_hours: float = Field(default=2, ge=0)
-    """How long a deleted snapshot can be brought back."""
+    """How long a deleted snapshot can be recovered."""
     allow_fuzzy: bool = False
-    """Take a snapshot of a disk that is in use although its content may be torn."""
+    """Take snapshots of disks that are in use, although their content may be inconsistent."""
     keep_free: Annotated[KeepFree, BeforeValidator(parse_keep_free)] = KeepFree()
     """Free space that backups and exports leave on a filesystem: "20GiB", "5%", or 0."""
 
@@ -33,11 +33,11 @@ class LocalZoneSettings(ZoneSettings):
         return folder.expanduser() if folder else None
 
     def place(self, site: Site) -> str:
-        """Return the folder of snapshots, with links resolved."""
+        """Return the zone's folder, with links resolved."""
         return str(self._folder(site).resolve())
 
     def build(self, site: Site) -> "LocalZone":
-        """Return the zone; its folder is made with the first change."""
+        """Return the zone; its folder is created with the first change."""
         from snapshot_mcp.providers.local.zone import LocalZone
 
         return LocalZone(

@@ -1,4 +1,4 @@
-"""`FileStore`: the catalogue's hooks (`catalogue.store`) over raw disk images and snapshots' files."""
+"""`FileStore`: the hooks of `catalogue.store` over raw disk images and snapshots' files."""
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -11,10 +11,11 @@ from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
-from snapshot_mcp.providers.local import estimates, in_use
+from snapshot_mcp.providers.local import capture, in_use, restore
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
+from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 
 class FileStore:
@@ -24,28 +25,28 @@ class FileStore:
         self.folder, self.snapshots = folder, folder / "snapshots"
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
-        """Open the disk as a capture would."""
+        """Open the disk as a capture does, and estimate the snapshot."""
         with CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy) as source:
             if not is_full:
                 room.add_incremental(resource["resource_id"])
             elif room.kept_bytes:
-                room.add(estimates.of_full(source.fd, room.left_bytes))
+                room.add(capture.estimate_full(source.fd, room.left_bytes))
 
     def check_overwrite(self, resource: Row, *, is_alone: bool, is_patient: bool) -> str:
-        """Hold the disk as a roll-back would."""
+        """Hold the disk as a roll-back does, and return which file it is."""
         with TargetDisk(resource["path"], label_of(resource), is_patient=is_patient) as target:
             if is_alone:
                 target.refuse_company()
             return str(target.identity)
 
     def check_export(self, snapshot_id: str, room: Room) -> None:
-        """A damaged snapshot counts nothing, since its export fails."""
+        """Count the bytes that are not zero; none for a damaged snapshot, since its export fails."""
         if room.kept_bytes:
-            with suppress(DamagedSnapshot):
-                room.add(estimates.of_export(self.snapshots, snapshot_id))
+            with suppress(DamagedSnapshot), Chain(self.snapshots, snapshot_id) as chain:
+                room.add(restore.room_needed(chain))
 
     def look_at(self, row: Row, *, is_verbose: bool = False) -> Sight:
-        """Look at the file at the row's path; no file is opened."""
+        """Look at the file at the row's path without opening it."""
         path = Path(row["path"])
         try:
             size = path.stat().st_size
@@ -55,27 +56,27 @@ class FileStore:
             return Sight(size)
         if identity := identity_at(path):
             return Sight(size, "", str(identity), identity.links)
-        return Sight(size, "its path does not lead to a regular file any more")
+        return Sight(size, "its path no longer leads to a regular file")
 
     def identity_of(self, resource: Row) -> str:
-        """Return which file lies at the disk's path."""
+        """Return which file is at the disk's path."""
         return str(identity_at(Path(resource["path"])) or "")
 
     def is_same_disk(self, before: str, present: str) -> bool:
-        """Compare filesystem, inode and time of birth, not the number of names."""
+        """Compare filesystem, inode and birth time, not the number of hard links."""
         begun, there = Identity.parse(before), Identity.parse(present)
         return begun is None or (there is not None and there.is_same_file(begun))
 
     def describe(self, identity: str) -> str:
-        """Describe the file by inode and time of birth."""
+        """Describe the file by its inode and birth time."""
         return described(identity)
 
     def find_uses(self, catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, Use]:
-        """Look at claims and the kernel's tables, then ask for leases."""
+        """Check claims and the kernel's tables, then request leases."""
         return in_use.find_uses(catalogue, self.folder, resources)
 
     def capacity(self) -> Capacity:
-        """Return the room on the filesystem of the zone's folder."""
+        """Return the space on the filesystem of the zone's folder."""
         usage = shutil.disk_usage(self.folder)
         return Capacity(usage.total, usage.free)
 
@@ -86,7 +87,7 @@ class FileStore:
         fsync_folder(self.snapshots)
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
-        """What their former content was (`work.former`), and an exported file that was never registered."""
+        """Remove the hashes of disks' former content (`work.former`) and an exported file that was never registered."""
         for resource_id in whole_ids:
             self.former_path(resource_id).unlink(missing_ok=True)
         if new_id := request.get("new_id"):
@@ -94,5 +95,5 @@ class FileStore:
                 (self.folder / name / f"{new_id}.raw").unlink(missing_ok=True)
 
     def former_path(self, resource_id: str) -> Path:
-        """Where the hashes of what a disk held are kept while it is overwritten without a safety snapshot."""
+        """Return where the hashes of a disk's former content are kept while it is overwritten without a safety snapshot."""
         return self.snapshots / f".{resource_id}.former"

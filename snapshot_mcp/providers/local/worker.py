@@ -1,11 +1,10 @@
-"""The zone's worker: one process a folder that carries the jobs out, started on demand, gone when it is idle.
+"""The zone's worker: one process per folder that carries out the jobs, started on demand and stopped when idle.
 
-A server never owns a job: it enters a row and makes sure that a worker runs (`ensure_worker`). The worker holds an
-exclusive lock on `worker.lock` for as long as it lives, so the kernel tells whether there is one, also after a SIGKILL.
-Whoever enters a job tests the lock afterwards, and the worker looks for jobs once more after it gave the lock up: one
-of the two sees the other, whatever the order.
+A server never owns a job: it inserts a row and makes sure that a worker runs (`ensure_worker`). The worker holds an
+exclusive lock on `worker.lock` while it runs, so the kernel knows whether there is one, even after a SIGKILL. A server tests
+the lock after it enqueued a job, and the worker checks for jobs again after it released the lock, so no job is missed.
 
-It is detached (its own session, no parent, no terminal): the end of the conversation that asked ends no backup.
+The worker is detached (its own session, no parent, no terminal), so a backup continues when the client disconnects.
 """
 
 import fcntl
@@ -26,21 +25,21 @@ from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
+from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.work import carry_out
 
-LOCK_NAME: Final = "worker.lock"
 LOG_NAME: Final = "worker.log"
 MAX_LOG_BYTES: Final = 1 << 20
 
 IDLE_SECONDS: Final = 10.0
-"""Starting a worker costs a fifth of a second; a person's next request often comes within this time."""
+"""How long an idle worker stays, since starting one takes a fifth of a second."""
 
 POLL_SECONDS: Final = 0.02
-"""Between two looks at the catalogue's version, which costs microseconds."""
+"""Interval between checks of the catalogue's version, which cost microseconds."""
 
 PARALLEL_JOBS: Final = 4
-"""Jobs of different resources run side by side, so that a short one does not wait for a long one."""
+"""Jobs that run at the same time, so that a short one does not wait for a long one."""
 
 _LAUNCH: Final = (
     "import os, sys\n"
@@ -48,13 +47,13 @@ _LAUNCH: Final = (
     "from snapshot_mcp.providers.local.worker import main\n"
     "main(*sys.argv[1:])\n"
 )
-"""Forks before anything is imported: the parent ends in milliseconds, and the worker belongs to no one."""
+"""Forks before importing anything, so that the parent exits within milliseconds and the worker has none."""
 
 log = logging.getLogger(__name__)
 
 
 def _take_lock(folder: Path) -> int | None:
-    """Return a descriptor that holds the worker's lock, None where somebody else has it."""
+    """Return a descriptor that holds the worker's lock, None if another process has it."""
     fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,9 +64,9 @@ def _take_lock(folder: Path) -> int | None:
 
 
 def ensure_worker(folder: Path) -> None:
-    """Start a worker unless one lives; to be called after a job was entered. Raises Unavailable if it does not start.
+    """Start a worker unless one is running; call it after enqueuing a job. Raises Unavailable if it does not start.
 
-    The lock is taken here and inherited by the worker, so that there is no moment in which a second one could start.
+    The worker inherits the lock taken here, so no second one can start in between.
     """
     try:
         fd = _take_lock(folder)
@@ -80,7 +79,7 @@ def ensure_worker(folder: Path) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(
             f"The embedded zone's worker could not be started: {error}.",
-            hint=f"Nothing is carried out without it. See {folder / LOG_NAME}.",
+            hint=f"Jobs cannot run without it. See {folder / LOG_NAME}.",
         ) from None
 
 
@@ -104,28 +103,27 @@ def _launch(folder: Path, lock_fd: int) -> None:
 
 
 def main(folder_name: str, lock_fd: str) -> None:
-    """The process; the lock is inherited from whoever started it.
+    """Run the worker's process, with the lock inherited from the process that started it.
 
-    An error that ends it ends it at once, as a SIGKILL does: its threads must not go on beside the next worker's.
+    An unexpected error exits at once, as a SIGKILL does, since its threads must not run alongside the next worker's.
     """
     folder = Path(folder_name)
     log_path = folder / LOG_NAME
     if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
         os.truncate(log_path, 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
-    lift_file_limit()  # a roll-back of 100 disks opens their chains at once, up to 30 files each
+    lift_file_limit()  # a roll-back of 100 disks opens all their chains, up to 30 files each
     try:
         run(folder, IDLE_SECONDS, int(lock_fd))
     except BaseException:
-        log.exception("the worker met an error that it does not know, and ends")
+        log.exception("unexpected error, the worker exits")
         os._exit(1)
 
 
 def run(folder: Path, idle_seconds: float, lock_fd: int | None = None, clock: Clock | None = None) -> None:
-    """Carry out the folder's jobs until there were none for `idle_seconds`, unless another worker does.
+    """Carry out the folder's jobs until there were none for `idle_seconds` or the folder is removed.
 
-    After the lock is given up it looks once more: a job that was entered while it was held has no one else. A folder that
-    is removed ends it.
+    It checks for jobs again after releasing the lock: for one enqueued before that, no other worker was started.
     """
     try:
         while _serve_once(folder, idle_seconds, lock_fd, clock):
@@ -136,7 +134,7 @@ def run(folder: Path, idle_seconds: float, lock_fd: int | None = None, clock: Cl
 
 
 def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: Clock | None) -> bool:
-    """Be the worker until idle, and return whether there is work again; False where another one is the worker."""
+    """Be the worker until idle, and return whether there are jobs again; False if another process is the worker."""
     fd = _take_lock(folder) if lock_fd is None else lock_fd
     if fd is None:
         return False
@@ -144,7 +142,7 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: C
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     with FolderCatalogue(folder, create=False, clock=clock) as catalogue:
         _Worker(catalogue, idle_seconds).serve()
-    os.close(fd)  # not after an error: jobs may run still, and the lock goes with the process
+    os.close(fd)  # not after an error: jobs may still run, and exiting releases the lock
     with FolderCatalogue(folder, create=False) as catalogue:
         return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED}") is not None
 
@@ -157,18 +155,15 @@ class _Worker:
         self.threads: dict[str, threading.Thread] = {}
 
     def serve(self) -> None:
-        log.info("worker starts")
+        log.info("worker started")
         self._remove_partials()
         orphans = self.catalogue.rows(
-            f"SELECT job_id FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' ORDER BY created_at"
+            f"SELECT job_id, run_count FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' ORDER BY created_at"
         )
         for orphan in orphans:
-            log.info("takes over job %s", orphan["job_id"])
+            log.info("resuming job %s", orphan["job_id"])
             with self.catalogue.transaction():
-                self.catalogue.set_job(orphan["job_id"])
-                self.catalogue.db.execute(
-                    "UPDATE jobs SET run_count = run_count + 1 WHERE job_id = ?", (orphan["job_id"],)
-                )
+                self.catalogue.set_job(orphan["job_id"], run_count=orphan["run_count"] + 1)
             self._start(orphan["job_id"])
         rollback.resume(self.catalogue)
         self._in_thread("upkeep", self._purge)
@@ -183,22 +178,22 @@ class _Worker:
                 try:
                     while job_id := self._take(only_urgent=len(self.threads) >= PARALLEL_JOBS):
                         self._start(job_id)
-                except sqlite3.OperationalError as error:  # full or busy: that ends none of the jobs that run
-                    log.warning("cannot take a job yet: %s", error)
+                except sqlite3.OperationalError as error:  # full or busy, which ends no running job
+                    log.warning("cannot start a job yet: %s", error)
                     version = -1
                     time.sleep(RETRY_SECONDS)
             if self.threads:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.idle_seconds:
-                self._purge()  # again: at the start a job may have held what was due
-                log.info("worker is idle and ends")
+                self._purge()  # again: at the start a job may have held what was to be purged
+                log.info("worker is idle and exits")
                 return
             time.sleep(POLL_SECONDS)
 
     def _take(self, *, only_urgent: bool) -> str | None:
-        """The next job, now working; None where there is none, or a newer program has changed the catalogue's format.
+        """Mark the next job as working and return it; None if there is none or a newer program migrated the catalogue.
 
-        Those that must begin within some time go first, and (`only_urgent`) wait for no other job's end.
+        Jobs with a deadline to start come first; `only_urgent` returns no others.
         """
         which = "begin_until != 0" if only_urgent else "true"
         query = f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND {which}
@@ -233,7 +228,7 @@ class _Worker:
                 log.info("purged %s", snapshot_id)
 
     def _remove_partials(self) -> None:
-        """What a dead worker left unfinished; we hold the lock, so nobody is writing them."""
+        """Remove files that a dead worker left unfinished; nobody else writes them while this one holds the lock."""
         for name in ("", *FOLDERS):
             for partial in (self.catalogue.folder / name).glob(".*.partial"):
                 partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`LocalZone`: the embedded zone as a Provider: what every zone of ours does (`catalogue.zone`), and what is about files."""
+"""`LocalZone`: the embedded zone as a Provider, `catalogue.zone` over files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.catalogue.admission import Rules
+from snapshot_mcp.catalogue.admission import ZoneRules
 from snapshot_mcp.catalogue.answers import to_resource
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import ZoneError
@@ -23,12 +23,7 @@ from snapshot_mcp.providers.local.worker import ensure_worker
 
 
 class LocalZone(CatalogueZone[FolderCatalogue]):
-    """The embedded zone in `folder` (see `contract.Provider` for the methods).
-
-    `recovery_seconds`: grace after a deletion; `chain_limit`: available snapshots in a chain before the next is full;
-    `allow_fuzzy`: capture disks that are in use although the copy may be a mixture (and say so). `clock`: the system's where
-    none is given.
-    """
+    """The embedded zone in `folder` (`contract.Provider` has the methods, `ZoneRules` the settings)."""
 
     features = frozenset(
         {
@@ -55,10 +50,9 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         configuration: Sequence[Path] = (),
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(zone, Rules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
+        super().__init__(zone, ZoneRules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
         self.folder = folder.absolute()
         self.recovery_seconds = recovery_seconds
-        self.keep_free = keep_free
         self.home = home
         self.configuration = tuple(configuration)
         self._clock = clock
@@ -68,31 +62,31 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
     @property
     def location(self) -> str:
+        """Return the zone's folder."""
         return str(self.folder)
 
     async def add_resource(
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
     ) -> Volume | Instance:
         """Register a raw disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
-        return await self._write(
-            lambda catalogue: to_resource(
-                catalogue, registration.register(catalogue, path, name, resource_type, self.home, self.configuration)
-            )
-        )
+
+        def register(catalogue: FolderCatalogue) -> Volume | Instance:
+            own = self.home, self.configuration
+            return to_resource(catalogue, registration.register(catalogue, path, name, resource_type, *own))
+
+        return await self._write(register)
 
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
-        """Forget a disk image; its file and its snapshots stay. Raises NotFound, ResourceBusy."""
-        return await self._write(
-            lambda catalogue: to_resource(catalogue, registration.unregister(catalogue, resource_id))
-        )
+        """Unregister a disk image; its file and snapshots stay. Raises NotFound, ResourceBusy, NotUsable."""
+        return await self._write(lambda one: to_resource(one, registration.unregister(one, resource_id)))
 
     async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
-        """Read back and verify every byte of every snapshot (`check.check`); remembers what is damaged."""
+        """Verify every byte of every snapshot and record what is damaged (`check.check`)."""
 
         def run() -> CheckReport:
             if not self._exists():
                 return CheckReport(0, 0, ())
-            with self._in_our_words(), self._open() as catalogue:
+            with self._errors_translated(), self._open() as catalogue:
                 return check(catalogue, advance)
 
         return await anyio.to_thread.run_sync(run)

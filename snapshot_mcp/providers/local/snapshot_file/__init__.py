@@ -1,5 +1,4 @@
-"""One immutable file a snapshot, laid out as FORMAT.md has it in "A snapshot's file".
+"""Snapshot files, one immutable file per snapshot (FORMAT.md, "A snapshot's file").
 
-`format` has the numbers and the models, `writer` makes files, `reader` reads them back, and whole chains. Every byte that is
-read back is verified against its hash first; what does not fit is `DamagedSnapshot`.
+`format` has the constants and models, `writer` writes files, `reader` reads and verifies files and whole chains.
 """

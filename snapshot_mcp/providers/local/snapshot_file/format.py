@@ -1,8 +1,9 @@
-"""The numbers, places and models of the format, and the two functions that touch bytes: hash and compress."""
+"""Constants and models of the snapshot file format, and its hash and compression."""
 
 import struct
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from blake3 import blake3
@@ -19,12 +20,12 @@ END_MAGIC: Final = b"SNAPEND" + bytes([VERSION])
 SUFFIX: Final = ".snap"
 
 REGION_SIZE: Final = 64 << 20
-"""Maps are read and written in regions of this much volume, so that memory stays bounded whatever the disk's size."""
+"""Bytes of the volume per map, so that memory stays bounded for any disk size."""
 
 ZSTD_LEVEL: Final = 1
 RAW, ZSTD = 0, 1
 ZERO: Final = 0xFFFF
-"""The depth of a place that holds nothing but zeros."""
+"""The depth of a place that is all zeros."""
 
 PLACE: Final = struct.Struct("<HBxIQ32s")
 RECORD: Final = struct.Struct("<32sIB3x")
@@ -36,7 +37,7 @@ MAX_HEADER_BYTES: Final = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where the bytes of a chunk, or of a region's map, lie."""
+    """Location of the bytes of a chunk or of a region's map."""
 
     depth: int
     codec: int
@@ -46,11 +47,12 @@ class Place(NamedTuple):
 
     @property
     def is_zero(self) -> bool:
+        """Return whether it is all zeros and stored nowhere."""
         return self.depth == ZERO
 
 
 class Header(BaseModel):
-    """What is known before the first byte is read."""
+    """Facts that are known before the disk is read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -68,20 +70,34 @@ class Header(BaseModel):
 
     @property
     def depth(self) -> int:
+        """Return the number of ancestors."""
         return len(self.chain) - 1
 
     @property
     def region_count(self) -> int:
+        """Return the number of regions; the last one may be short."""
         return -(-self.virtual_size_bytes // self.region_size)
 
     def chunks_in(self, region: int) -> int:
-        """How many chunks the region's map lists; the last one may be short."""
-        length = min(self.region_size, self.virtual_size_bytes - region * self.region_size)
-        return -(-length // self.chunk_size)
+        """Return the number of chunks in a region; the last one may be short."""
+        start, end = self.bounds_of(region)
+        return -(-(end - start) // self.chunk_size)
+
+    def bounds_of(self, region: int) -> tuple[int, int]:
+        """Return where a region starts and ends in the volume."""
+        start = region * self.region_size
+        return start, min(start + self.region_size, self.virtual_size_bytes)
+
+    def split(self, region: int, size: int) -> Iterator[tuple[int, int, slice]]:
+        """Split a region into windows of `size` bytes: start, end, and the slice of the region's packed map."""
+        start, end = self.bounds_of(region)
+        for at in range(start, end, size):
+            first, last = (at - start) // self.chunk_size, (at + size - start) // self.chunk_size
+            yield at, min(at + size, end), slice(first * PLACE.size, last * PLACE.size)
 
 
 class Trailer(BaseModel):
-    """What is known at the end."""
+    """Facts that are known after the disk was read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -91,14 +107,14 @@ class Trailer(BaseModel):
 
 
 def chunk_size_for(virtual_size_bytes: int) -> int:
-    """Return the size of a disk's chunks: the map's size against scattered writes (FORMAT.md, "Chunk size")."""
+    """Return the chunk size for a disk: a trade-off between map size and scattered writes (FORMAT.md, "Chunk size")."""
     if virtual_size_bytes > 1 << 40:
         return 1 << 20
     return 256 << 10 if virtual_size_bytes > 64 << 30 else 64 << 10
 
 
 def file_name(snapshot_id: str) -> str:
-    """Files are named by id, never by a name from outside."""
+    """Return the name of a snapshot's file; only ids name files, never names from outside."""
     return snapshot_id + SUFFIX
 
 
@@ -106,7 +122,7 @@ _local = threading.local()
 
 
 def compress(data: bytes) -> tuple[int, bytes]:
-    """Return codec and stored bytes: compressed where that is smaller. Releases the GIL."""
+    """Return codec and stored bytes, compressed if that is smaller. Releases the GIL."""
     compressor = getattr(_local, "compressor", None)
     if compressor is None:
         compressor = _local.compressor = zstd.ZstdCompressor(level=ZSTD_LEVEL)
@@ -115,7 +131,7 @@ def compress(data: bytes) -> tuple[int, bytes]:
 
 
 def decompress(codec: int, stored: bytes, limit: int) -> bytes | None:
-    """Return the chunk, `limit` long at the most; None where that is not what is stored."""
+    """Return the original bytes; None if they cannot be decompressed into at most `limit` bytes."""
     if codec == RAW:
         return stored
     if codec != ZSTD:
@@ -127,4 +143,5 @@ def decompress(codec: int, stored: bytes, limit: int) -> bytes | None:
 
 
 def hash_of(data: bytes | bytearray) -> bytes:
+    """Return the BLAKE3 hash."""
     return blake3(data).digest()

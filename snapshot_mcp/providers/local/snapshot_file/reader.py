@@ -1,14 +1,15 @@
-"""`SnapshotFile` and `Chain`: every byte verified against its hash before it is handed out."""
+"""`SnapshotFile` and `Chain`: read snapshot files, verifying every byte against its hash."""
 
 import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from snapshot_mcp.catalogue.store import DamagedSnapshot
+from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.providers.local.snapshot_file.format import (
     END_MAGIC,
     FOOTER,
@@ -29,9 +30,11 @@ from snapshot_mcp.providers.local.snapshot_file.format import (
 Part = TypeVar("Part", Header, Trailer)
 
 
-class SnapshotFile:
-    """One file, open for reading; safe for many threads. Raises DamagedSnapshot for whatever does not verify, OSError for
-    a process that has too many files open."""
+class SnapshotFile(Closing):
+    """One file, open for reading by any number of threads.
+
+    Raises DamagedSnapshot if anything does not verify, OSError if the process has too many files open.
+    """
 
     def __init__(self, folder: Path, snapshot_id: str) -> None:
         self.snapshot_id = snapshot_id
@@ -41,7 +44,7 @@ class SnapshotFile:
         except FileNotFoundError:
             raise DamagedSnapshot(snapshot_id, "its file is missing") from None
         except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # says nothing of the file
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # says nothing about the file
                 raise
             raise DamagedSnapshot(snapshot_id, f"its file cannot be opened ({error.strerror})") from error
         try:
@@ -51,29 +54,25 @@ class SnapshotFile:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     @property
     def size_bytes(self) -> int:
+        """Return the size of the file."""
         return os.fstat(self._fd).st_size
 
     def region_place(self, region: int) -> bytes:
-        """The packed place of a region's map."""
+        """Return the packed place of a region's map."""
         return self._regions[region * PLACE.size : (region + 1) * PLACE.size]
 
     def read(self, place: Place, limit: int) -> bytes:
-        """Return the verified bytes of a place that lies in this file, `limit` long at the most."""
+        """Return the verified bytes, at most `limit`, of a place in this file."""
         if place.stored_length > limit:
-            raise self.damaged("a stored length is beyond its chunk")
+            raise self.damaged("a stored length exceeds its chunk")
         stored = self._pread(place.stored_length, place.offset)
         data = decompress(place.codec, stored, limit)
         if data is None:
@@ -83,15 +82,16 @@ class SnapshotFile:
         return data
 
     def record_before(self, place: Place) -> bytes:
-        """The header of the record whose bytes a place points to; for `zone check`."""
+        """Return the header of the record that a place points to, for `zone check`."""
         return self._pread(RECORD.size, max(0, place.offset - RECORD.size))
 
     def read_region(self, place: Place) -> bytes:
-        """The verified map of a region that lies in this file."""
+        """Return the verified map of a region that is in this file."""
         length = self.header.region_size // self.header.chunk_size * PLACE.size
         return self.read(place, length)
 
     def damaged(self, what: str) -> DamagedSnapshot:
+        """Return the error for damage in this file."""
         return DamagedSnapshot(self.snapshot_id, what)
 
     def _pread(self, length: int, offset: int) -> bytes:
@@ -100,31 +100,31 @@ class SnapshotFile:
         except OSError as error:
             raise self.damaged(f"byte {offset} cannot be read ({error.strerror})") from error
         if len(data) != length:
-            raise self.damaged("its file is cut short")
+            raise self.damaged("its file is truncated")
         return data
 
     def _read_header(self) -> Header:
         start = self._pread(len(MAGIC) + LENGTH.size, 0)
         if start[: len(MAGIC)] != MAGIC:
-            raise self.damaged("its file does not begin as a snapshot of this version")
+            raise self.damaged("its file does not start with a known snapshot header")
         (length,) = LENGTH.unpack(start[len(MAGIC) :])
         if length > MAX_HEADER_BYTES:
-            raise self.damaged("its header is no header")
+            raise self.damaged("its header is too long")
         body = self._pread(length + 32, len(start))
         header = self._parse(Header, body[:length], body[length:])
         if header.snapshot_id != self.snapshot_id or header.chain[-1:] != (self.snapshot_id,):
-            raise self.damaged(f"its file is the one of {header.snapshot_id!r}")
+            raise self.damaged(f"its file belongs to {header.snapshot_id!r}")
         if header.hash != "blake3" or header.compression != "zstd" or header.chunk_size <= 0:
-            raise self.damaged(f"it was written with {header.hash} and {header.compression}, which are not known here")
+            raise self.damaged(f"its hash or compression ({header.hash}, {header.compression}) is not supported")
         return header
 
     def _read_trailer(self) -> tuple[Trailer, bytes, bytes]:
         size = self.size_bytes
         if size < FOOTER.size:
-            raise self.damaged("its file is cut short")
+            raise self.damaged("its file is truncated")
         offset, length, digest, magic = FOOTER.unpack(self._pread(FOOTER.size, size - FOOTER.size))
         if magic != END_MAGIC or offset + length + FOOTER.size != size:
-            raise self.damaged("its file is cut short")
+            raise self.damaged("its file is truncated")
         data = self._pread(length, offset)
         if hash_of(data) != digest:
             raise self.damaged("its map does not match its hash")
@@ -134,7 +134,7 @@ class SnapshotFile:
         table_size = self.header.region_count * PLACE.size
         regions = decompress(data[body_end], data[body_end + 1 :], table_size)
         if regions is None or len(regions) != table_size:
-            raise self.damaged("its map is not as long as the volume")
+            raise self.damaged("its map does not match the size of the volume")
         return trailer, regions, digest
 
     def _parse(self, model: type[Part], body: bytes, digest: bytes | None) -> Part:
@@ -147,13 +147,14 @@ class SnapshotFile:
 
 
 def unpack_places(places: bytes) -> Iterator[Place]:
+    """Yield the places of a packed map."""
     return map(Place._make, PLACE.iter_unpack(places))
 
 
-class Chain:
-    """A snapshot and its ancestors, open for reading: the way to every chunk of one point in time.
+class Chain(Closing):
+    """A snapshot and its ancestors, open for reading: together they have every chunk of one point in time.
 
-    Raises DamagedSnapshot when a file is missing or is not the one that its child was built on.
+    Raises DamagedSnapshot if a file is missing or is not the one that its child was built on.
     """
 
     def __init__(self, folder: Path, snapshot_id: str) -> None:
@@ -176,26 +177,22 @@ class Chain:
             raise
         self.files.reverse()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
+        """Close all files."""
         for file in self.files:
             file.close()
 
     @property
     def header(self) -> Header:
+        """Return the header of the snapshot itself."""
         return self.tip.header
 
     def region_place(self, region: int) -> bytes:
-        """Where the region's map lies; ZERO_PLACE beyond the volume's end."""
+        """Return the packed place of a region's map; ZERO_PLACE beyond the volume's end."""
         return self.tip.region_place(region) if region < self.header.region_count else ZERO_PLACE
 
     def places(self, region: int) -> bytes:
-        """The verified map of a region: one packed place a chunk; empty beyond the volume's end."""
+        """Return the verified map of a region, one packed place per chunk; empty beyond the volume's end."""
         if region >= self.header.region_count:
             return b""
         packed = self.region_place(region)
@@ -206,15 +203,16 @@ class Chain:
         if cached is None:
             cached = self.file_at(place).read_region(place)
             if len(cached) != self.header.chunks_in(region) * PLACE.size:
-                raise DamagedSnapshot(self.file_at(place).snapshot_id, "a region's map is not as long as the region")
+                raise DamagedSnapshot(self.file_at(place).snapshot_id, "a region's map has the wrong length")
             self._cached = {packed: cached}
         return cached
 
     def read(self, place: Place) -> bytes:
-        """The verified bytes of a chunk that is not zero."""
+        """Return the verified bytes of a chunk that is not zero."""
         return self.file_at(place).read(place, self.header.chunk_size)
 
     def file_at(self, place: Place) -> SnapshotFile:
+        """Return the file of the chain that a place points into."""
         if place.depth >= len(self.files):
             raise DamagedSnapshot(self.tip.snapshot_id, "its map points beyond its chain")
         return self.files[place.depth]

@@ -1,10 +1,11 @@
-"""`SnapshotWriter`: a file written once, durable when it is committed, gone when it is not."""
+"""`SnapshotWriter`: write a snapshot's file, which becomes durable on `commit` and is removed otherwise."""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
+from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.platform import fdatasync
 from snapshot_mcp.providers.local.snapshot_file.format import (
@@ -23,17 +24,14 @@ from snapshot_mcp.providers.local.snapshot_file.format import (
 )
 
 SYNC_EVERY_BYTES: Final = 48 << 20
-"""So often the written part is synced in the background, which leaves little for the last sync."""
+"""Interval of syncs in the background, which leave little for the last one."""
 
 FLUSH_BYTES, FLUSH_PIECES = 1 << 20, 512
-"""Pieces are gathered up to here and written with one call, without copying them together (IOV_MAX is 1024)."""
+"""Limits up to which pieces are gathered and written with one call, without joining them (IOV_MAX is 1024)."""
 
 
-class SnapshotWriter:
-    """Writes one file. Single-threaded but for the sync in the background; `close` without `commit` leaves nothing.
-
-    Raises OSError (ENOSPC above all) from every method.
-    """
+class SnapshotWriter(Closing):
+    """Writes one file, for one thread. Every method raises OSError, above all ENOSPC."""
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.header = header
@@ -52,14 +50,8 @@ class SnapshotWriter:
         body = header.model_dump_json().encode()
         self._write(MAGIC + LENGTH.pack(len(body)) + body + hash_of(body))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def add_chunk(self, digest: bytes, codec: int, stored: bytes) -> bytes:
-        """Append a chunk's record and return its place, packed."""
+        """Append a chunk's record and return its packed place."""
         self._write(RECORD.pack(digest, len(stored), codec))
         place = PLACE.pack(self.header.depth, codec, len(stored), self._offset, digest)
         self._write(stored)
@@ -78,16 +70,13 @@ class SnapshotWriter:
         self._write(stored)
 
     def add_parents_region(self, place: bytes) -> None:
-        """The next region is as the parent's: point to where that lies."""
+        """Append a region that is the parent's unchanged, by pointing to its map."""
         self._regions.append(place)
 
     def commit(self, consistency: str) -> int:
-        """Finish, sync, rename, sync the folder; returns the file's size. Afterwards the snapshot is durable."""
-        body = (
-            Trailer(consistency=consistency, record_count=self._record_count, record_bytes=self._record_bytes)
-            .model_dump_json()
-            .encode()
-        )
+        """Finish the file, make it durable under its name, and return its size."""
+        facts = Trailer(consistency=consistency, record_count=self._record_count, record_bytes=self._record_bytes)
+        body = facts.model_dump_json().encode()
         codec, regions = compress(b"".join(self._regions))
         trailer = LENGTH.pack(len(body)) + body + bytes([codec]) + regions
         start = self._offset
@@ -101,7 +90,7 @@ class SnapshotWriter:
         return self._offset
 
     def close(self) -> None:
-        """Release everything; an uncommitted file goes."""
+        """Close the file, and remove it if it was not committed."""
         if self._fd >= 0:
             self._syncer.shutdown(wait=True)
             os.close(self._fd)

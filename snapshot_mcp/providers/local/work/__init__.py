@@ -1,4 +1,4 @@
-"""Jobs carried out: what the worker does for each action; each action that touches files has its module here."""
+"""Carry out the worker's jobs; each action that touches files has its module here."""
 
 from typing import Final
 
@@ -19,5 +19,5 @@ ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
 
 
 def carry_out(catalogue: FolderCatalogue, job_id: str) -> None:
-    """Carry out a job that is `working`, in a thread with a connection of its own."""
+    """Carry out a job that is `working`, in its own thread with its own connection."""
     jobs.carry_out(catalogue, job_id, ACTIONS, translate)

@@ -1,8 +1,9 @@
-"""Apply: a roll-back under one hold. Every disk is held, compared with what was agreed to, verified and given room; the
-safety snapshots are taken and read back; only then the first byte changes, one disk after another.
+"""Roll disks back under one hold (the contract's apply).
 
-Until that moment a failure, a cancellation or a dead worker leaves everything as it was: the safety snapshots become available
-in the transaction that marks the first disk as being overwritten, and are discarded otherwise. After it `resumption` goes on.
+All disks are held, compared with the terms and verified, and their space is reserved; the safety snapshots are taken and
+read back. Only then is the first byte written. Until then a failure, a cancellation or a dead worker changes nothing: the
+safety snapshots become available only in the transaction that marks the first disk as being overwritten. After that point
+`resumption` continues an interrupted roll-back.
 """
 
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from snapshot_mcp.providers.local.work.resumption import Resumption
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
-    """Roll back from the start; what is not rolled back yet, where a byte was written."""
+    """Roll back from the start, or resume a roll-back that has written a byte."""
     kind = Resumption if job["has_effect"] else FirstAttempt
     kind(catalogue, job, request, progress).run()
 
@@ -31,6 +32,7 @@ class FirstAttempt(Overwriting):
     """A roll-back that has changed nothing yet."""
 
     def run(self) -> None:
+        """Roll all disks back."""
         with ExitStack() as stack:
             disks = self._opened(stack)
             self._take_safety([disk for disk in disks if disk.id in self.safety])
@@ -45,7 +47,7 @@ class FirstAttempt(Overwriting):
         self.finish()
 
     def _opened(self, stack: ExitStack) -> list[Disk]:
-        """Hold every disk, and make sure that each may and can be overwritten."""
+        """Hold every disk, and make sure that all may and can be overwritten."""
         held = [self.hold(stack, self.resource(resource_id)) for resource_id in self.request["targets"]]
         for one in held:
             compare_again(self.catalogue, self.request, one.resource, str(one.target.identity))
@@ -57,7 +59,7 @@ class FirstAttempt(Overwriting):
         return disks
 
     def _take_safety(self, disks: list[Disk]) -> None:
-        """Capture what is overwritten, and read back what of it would be lost. Raises ResourceBusy, DamagedSnapshot."""
+        """Take the safety snapshots and read back what the roll-back overwrites. Raises ResourceBusy, DamagedSnapshot."""
         if not disks:
             return
         taken_at = self.catalogue.now()
@@ -82,7 +84,7 @@ class FirstAttempt(Overwriting):
         safety_id = self.safety[disk.id]
         snapshot = self.catalogue.snapshot(safety_id)
         assert snapshot is not None
-        self.catalogue.store.remove([safety_id])  # of a worker that was interrupted
+        self.catalogue.store.remove([safety_id])  # a file that an interrupted worker left
         capture_one(self.catalogue, snapshot, disk.target, taken_at, self.progress)
 
     def _read_back(self, disk: Disk) -> None:

@@ -1,4 +1,4 @@
-"""Create: one file a resource, all as of one moment; the catalogue says `available` only when all are durable."""
+"""Create snapshots: one file per resource, all as of one moment, and available only when all are durable."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,14 +25,15 @@ from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
+    """Take the snapshots, or publish those that an interrupted worker completed."""
     ids: list[str] = request["snapshot_ids"]
     rows = [catalogue.snapshot(one) for one in ids]
     snapshots = [row for row in rows if row is not None]
     if job["run_count"] > 1:
         if not all(_is_complete(catalogue, one) for one in ids):
             raise NotUsable(
-                "The worker that took this backup ended before it was complete, and the moment that it captured is gone.",
-                hint="Create the snapshot again. Every earlier snapshot is as it was.",
+                "The backup was interrupted before it finished and cannot be resumed.",
+                hint="Create the snapshot again. Earlier snapshots are not affected.",
             )
         fsync_folder(catalogue.store.snapshots)
         _finish_create(catalogue, job, ids, format_time(moment(snapshots[0]["snapshot_at"])))
@@ -55,19 +56,20 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
 
 
 class Source(Protocol):
-    """A disk that is read as of one moment; `check` raises when what was read may be a mixture."""
+    """A disk that is read as of one moment."""
 
     fd: int
     size_bytes: int
     consistency: str
 
-    def check(self) -> None: ...
+    def check(self) -> None:
+        """Raise if what was read may be inconsistent."""
 
 
 def capture_one(
     catalogue: FolderCatalogue, snapshot: Row, source: Source, taken_at: int, progress: JobProgress
 ) -> None:
-    """Write one snapshot's file; a parent that turns out damaged makes it a full one."""
+    """Write one snapshot's file; it becomes full if its parent turns out to be damaged."""
     folder = catalogue.store.snapshots
     snapshot_id = snapshot["snapshot_id"]
     done = 0
@@ -115,7 +117,7 @@ def _is_complete(catalogue: FolderCatalogue, snapshot_id: str) -> bool:
 
 
 def _finish_create(catalogue: FolderCatalogue, job: Row, snapshot_ids: Sequence[str], snapshot_time: str) -> None:
-    """The files are durable: only now the catalogue says `available`, and the heads move."""
+    """Mark the snapshots as available, now that their files are durable, and end the job."""
     taken = {one: read_taken(catalogue.store.snapshots, one) for one in snapshot_ids}
     with catalogue.transaction():
         for one, what in taken.items():
@@ -124,7 +126,7 @@ def _finish_create(catalogue: FolderCatalogue, job: Row, snapshot_ids: Sequence[
 
 
 def read_taken(folder: Path, snapshot_id: str) -> Taken:
-    """Read what a snapshot's durable file says of itself. Raises DamagedSnapshot."""
+    """Read the facts of a snapshot from its durable file. Raises DamagedSnapshot."""
     with SnapshotFile(folder, snapshot_id) as file:
         taken_at = int(datetime.fromisoformat(file.header.snapshot_time).timestamp())
         return Taken(taken_at, file.size_bytes, file.header.virtual_size_bytes, file.trailer.consistency)

@@ -1,4 +1,4 @@
-"""Export: a snapshot's whole content as a new file, registered as a volume or kept as an image."""
+"""Export a snapshot's whole content to a new file, which is registered as a volume or kept as an image."""
 
 import errno
 import os
@@ -6,7 +6,6 @@ from typing import Any
 
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import JobProgress
-from snapshot_mcp.catalogue.resources import insert_image, insert_resource
 from snapshot_mcp.catalogue.room import Floor
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import StorageFull
@@ -19,6 +18,7 @@ from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
+    """Write the file from the start and register it."""
     is_image = job["action"] == JobAction.CAPTURE_INSTANCE
     folder = catalogue.folder / ("images" if is_image else "volumes")
     partial, path = folder / f".{request['new_id']}.partial", folder / f"{request['new_id']}.raw"
@@ -40,8 +40,8 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StorageFull(
-                f"There is no room for {format_bytes(size)} of {path.name} in the zone's folder.",
-                hint="Free some space and export again; the snapshot is as it was.",
+                f"Not enough space for {path.name} ({format_bytes(size)}) in the zone's folder.",
+                hint="Free some space and export again. The snapshot is not affected.",
             ) from None
         raise
     finally:
@@ -49,7 +49,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
     progress.finish()
     with catalogue.transaction():
         if is_image:
-            insert_image(catalogue, request["new_id"], request["name"], str(path), request["snapshot_id"])
+            catalogue.add_image(request["new_id"], request["name"], str(path), request["snapshot_id"])
         else:
-            insert_resource(catalogue, request["new_id"], ResourceType.VOLUME, request["name"], str(path))
+            catalogue.add_resource(request["new_id"], ResourceType.VOLUME, request["name"], str(path))
         succeed(catalogue, job, {"path": str(path), "size_bytes": size})

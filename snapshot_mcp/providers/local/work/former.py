@@ -1,8 +1,7 @@
-"""What a disk held before it is overwritten without a safety snapshot: hashes, so that nothing that came since is lost.
+"""Hashes of a disk's former content, kept while it is overwritten without a safety snapshot.
 
-One file a disk (FORMAT.md, "A roll-back"), durable before the first byte is written and gone when the disk is rolled back.
-It brings nothing back; it tells a roll-back that was interrupted whether what it would overwrite is what a person agreed to
-lose.
+One file per disk (FORMAT.md, "A roll-back"), durable before the first byte is written and removed when the disk is rolled
+back. It restores nothing; it tells a resumed roll-back whether what it would overwrite is what a person agreed to lose.
 """
 
 import json
@@ -24,7 +23,7 @@ HASH_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class FormerContent:
-    """The content of one disk, as it was compared with the snapshot `snapshot_id` before the first byte was written."""
+    """A disk's content as it was compared with the snapshot `snapshot_id`, before the first byte was written."""
 
     snapshot_id: str
     size_bytes: int
@@ -34,13 +33,14 @@ class FormerContent:
 
     @classmethod
     def of(cls, disk: Disk) -> Self:
+        """Return the present content of a disk."""
         size = os.fstat(disk.target.fd).st_size
         found = disk.differences
         tail = _hash_beyond(disk.target.fd, disk.chain.header.virtual_size_bytes, size)
         return cls(disk.chain.tip.snapshot_id, size, bytes(found.flags), bytes(found.hashes), tail)
 
     def write(self, path: Path) -> None:
-        """Make it durable."""
+        """Write it to a durable file."""
         header = json.dumps({"snapshot_id": self.snapshot_id, "size_bytes": self.size_bytes, "chunks": len(self.flags)})
         body = b"".join((MAGIC, LENGTH.pack(len(header)), header.encode(), self.flags, self.hashes, self.tail))
         replace_private(path, body + hash_of(body))
@@ -48,7 +48,7 @@ class FormerContent:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """None where there is none, or it is damaged."""
+        """Read the file; None if it is missing or damaged."""
         try:
             data = path.read_bytes()
         except OSError:
@@ -63,9 +63,9 @@ class FormerContent:
         return cls(header["snapshot_id"], header["size_bytes"], flags, rest[:-HASH_BYTES], rest[-HASH_BYTES:])
 
     def accounts_for(self, disk: Disk) -> bool:
-        """Whether each chunk of the disk is what it was or what the roll-back writes.
+        """Return whether each chunk of the disk has its former content or what the roll-back writes.
 
-        A chunk that is neither may be half written, which a kill hardly ever leaves, or somebody's since: no hash tells which.
+        A chunk with neither may be half written, which a kill hardly ever leaves, or changed since; no hash can tell which.
         """
         target_size, size = disk.chain.header.virtual_size_bytes, os.fstat(disk.target.fd).st_size
         if self.snapshot_id != disk.chain.tip.snapshot_id or len(self.flags) != len(disk.differences.flags):
@@ -80,7 +80,7 @@ class FormerContent:
 
 
 def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
-    """The indexes of the chunks that differ, each with the hash of what the disk holds there."""
+    """Yield the index of each differing chunk and the hash of the disk's content there."""
     at = 0
     index = flags.find(1)
     while index >= 0:
@@ -89,7 +89,7 @@ def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[t
 
 
 def _hash_beyond(fd: int, start: int, size: int) -> bytes:
-    """A hash of [start, size) that does not depend on what of its zeros are holes."""
+    """Return a hash of [start, size) that is the same whether zeros are stored or holes."""
     digest = hash_of(b"")
     for offset in range(start, size, WINDOW_SIZE):
         end = min(offset + WINDOW_SIZE, size)

@@ -1,6 +1,6 @@
-"""What a roll-back and its resumption share: disks that are held and compared, and the bytes written over them.
+"""`Overwriting`: what a roll-back and its resumption share: hold disks, compare them, and overwrite them.
 
-Where each disk stands is written down before and after it is written to, so that a worker that takes over knows.
+The state of each disk is recorded before and after it is overwritten, for a worker that takes over.
 """
 
 import errno
@@ -17,16 +17,16 @@ from snapshot_mcp.catalogue.rollback import DiskOverwrite, mark
 from snapshot_mcp.catalogue.snapshots import make_available
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
-from snapshot_mcp.contract.text import clean_text, format_bytes
+from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.disk import TargetDisk
+from snapshot_mcp.providers.local.disk import TargetDisk, shown
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import read_taken
 
 
 class Disk(NamedTuple):
-    """One disk of a roll-back, held; `chain` is what it goes back to."""
+    """One disk of a roll-back, held; `chain` is the snapshot that it is rolled back to."""
 
     resource: Row
     target: TargetDisk
@@ -35,6 +35,7 @@ class Disk(NamedTuple):
 
     @property
     def id(self) -> str:
+        """Return the resource id."""
         return str(self.resource["resource_id"])
 
 
@@ -47,7 +48,7 @@ class Held(NamedTuple):
 
 
 class Overwriting:
-    """One apply under way; `outcomes` names each disk as applied, unchanged or incomplete (CONTRACT.md)."""
+    """A roll-back in progress; `outcomes` has each disk as applied, unchanged or incomplete (CONTRACT.md)."""
 
     def __init__(self, catalogue: FolderCatalogue, job: Row, request: Mapping[str, Any], progress: JobProgress) -> None:
         self.catalogue, self.job, self.request, self.progress = catalogue, job, request, progress
@@ -62,26 +63,27 @@ class Overwriting:
         return Held(resource, stack.enter_context(target), chain)
 
     def compare(self, held: Held) -> Disk:
-        """Find what is to be written, and verify all of it."""
+        """Find what must be written, and verify all of it."""
         return Disk(*held, restore.compare(held.target.fd, held.chain, self.progress.advance))
 
     def overwrite(self, disk: Disk, *, is_first: bool = False) -> None:
-        """Write one disk; with the first one of a roll-back there is no way back."""
+        """Overwrite one disk; the first one of a roll-back is the point of no return."""
         self._look_once_more(disk, is_first=is_first)
         self._note(disk, "incomplete", is_first=is_first)
         self._write(disk)
         self._note(disk, "applied")
 
     def safety_of(self, disk: Disk) -> str | None:
-        """The snapshot that holds what is overwritten."""
+        """Return the snapshot of the disk's former content, None for none."""
         return self.safety.get(disk.id)
 
     def finish(self) -> None:
-        """Say that it is done, after the disks are let go: whoever hears of it may use them at once."""
+        """End the job as successful, after the disks were released, so that they can be used at once."""
         with self.catalogue.transaction():
             succeed(self.catalogue, self.job, {"resources": self.outcomes})
 
     def resource(self, resource_id: str) -> Row:
+        """Return a disk of the job."""
         resource = self.catalogue.resource(resource_id)
         assert resource is not None, "a claim"
         return resource
@@ -96,22 +98,24 @@ class Overwriting:
             _compare_again(disk)
         if not disk.target.is_at_its_path:
             raise TermsChanged(
-                f"The file of {disk.target.label} was moved or given another name while it was rolled back: what was at"
-                f" its path then was not what was written to ({disk.target.identity.description}).",
-                hint="Look at the path. The file that was overwritten holds the snapshot's content.",
+                f"The file of {disk.target.label} was moved or hard-linked during the roll-back: the file at its path then was"
+                f" not the one that was overwritten ({disk.target.identity.description}).",
+                hint="Check the path. The file that was overwritten holds the snapshot's content.",
             )
 
     def _look_once_more(self, disk: Disk, *, is_first: bool) -> None:
-        """Right before the first byte: the disk is held still, and still at its path. Raises ResourceBusy, TermsChanged."""
+        """Make sure that the disk is still held and at its path. Raises ResourceBusy, TermsChanged."""
         disk.target.check()
         if not disk.target.is_at_its_path:
             raise TermsChanged(
-                f"The file of {disk.target.label} was replaced, moved or given another name meanwhile.",
-                hint=NOTHING_CHANGED if is_first else "It was left alone; the job says of each disk where it stands.",
+                f"The file of {disk.target.label} was replaced, moved or hard-linked before it could be overwritten.",
+                hint=NOTHING_CHANGED
+                if is_first
+                else "This disk was not changed; the job has the outcome of each disk.",
             )
 
     def _note(self, disk: Disk, outcome: str, *, is_first: bool = False) -> None:
-        """Write down durably where a disk stands; the first time is the point of no return."""
+        """Record the state of a disk durably; the first record is the point of no return."""
         self.outcomes |= {disk.id: outcome}
         with self.catalogue.transaction():
             if is_first:
@@ -126,23 +130,23 @@ class Overwriting:
 
 
 def reserve_room(disk: Disk) -> None:
-    """Raises StorageFull, naming the disk and what it takes."""
+    """Reserve the space that the roll-back needs. Raises StorageFull."""
     try:
         restore.reserve_room(disk.target.fd, disk.chain, disk.differences)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         raise StorageFull(
-            f"There is no room for the roll-back of {disk.target.label} on the filesystem of its file"
-            f" {clean_text(disk.target.path, 400)!r}: it writes {format_bytes(disk.differences.byte_count)}.",
-            hint="Free some space there and roll back again; nothing was changed.",
+            f"Not enough space to roll back {disk.target.label}: {format_bytes(disk.differences.byte_count)} must be written"
+            f" to the filesystem of its file {shown(disk.target.path)}.",
+            hint="Free some space there and roll back again. Nothing was changed.",
         ) from None
 
 
 def _compare_again(disk: Disk) -> None:
-    """Others have the disk open and no lease holds them off: see whether it holds now what was written."""
+    """Raise ResourceBusy if the disk, from which no lease kept others out, does not have what was written."""
     if restore.compare(disk.target.fd, disk.chain, lambda amount: None).byte_count:
         raise ResourceBusy(
-            f"{disk.target.label} was written to by another program while it was rolled back.",
-            hint="Stop what uses it; the roll-back is resumed at the next start, or roll back again.",
+            f"Another program wrote to {disk.target.label} during the roll-back.",
+            hint="Stop that program. The roll-back resumes when the zone's worker next starts; or roll back again.",
         )
