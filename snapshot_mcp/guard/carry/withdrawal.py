@@ -78,11 +78,9 @@ class Withdrawal:
         except NotUsable as error:
             raise await self._too_late(approval, error.message) from None
         except ZoneError as error:
-            error.message = (
-                f"Approval {approval.id} is used already, and job {clean_text(approval.job_id)} could not be cancelled:"
-                f" {error.message}"
-            )
-            error.hint = f"It may still be carried out. {error.hint}".strip()
+            job = f"job {clean_text(approval.job_id)}"
+            before = f"Approval {approval.id} is used already, and {job} could not be cancelled:"
+            error.add(before=before, hint="It may still be carried out.")
             raise
 
     async def _stopped(self, job: Job) -> Job:
