@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 
 class ZoneError(Exception):
-    """Base of every error that a zone can answer.
+    """Base of every error that a zone can return.
 
     `message` says what failed and names the value; `hint` is the next step for a person or a model. `code` and `http_status`
     are the contract's (CONTRACT.md, "Codes"). `is_definite`: a change that raises it has certainly not begun, so a consent to

@@ -15,7 +15,7 @@ EXPECTED = 'should be a size such as "20GiB", a share of the filesystem such as 
 class KeepFree:
     """Free space that backups and exports leave: the smaller of both values; None means "not given".
 
-    `share` is a fraction of the filesystem's size (0.05 for 5 %). `KeepFree(share=None, size_bytes=0)` is no limit.
+    `share` is a fraction of the filesystem's size (0.05 for 5 %). `KeepFree(share=None, size_bytes=0)` sets no limit.
     """
 
     share: float | None = 0.05

@@ -45,7 +45,7 @@ class PromptFile:
 
 
 class FilePrompt(Prompt):
-    """A prompt that tells what is wrong with its arguments in both protocol eras (the SDK hides it in one)."""
+    """A prompt that explains wrong arguments in both protocol eras, unlike the SDK's."""
 
     async def render(
         self, arguments: dict[str, Any] | None, context: Context[Any, Any]

@@ -97,7 +97,7 @@ def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations)
 
 
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema without titles, empty defaults and nulls of optional fields, which results omit when unset."""
+    """Return the schema without titles, docstrings, empty defaults and the null of a field that results omit when unset."""
     return {key: _compact(value, key) for key, value in schema.items() if key not in {"title", "description"}}
 
 
@@ -106,7 +106,9 @@ def _compact(value: Any, key: str) -> Any:
         return [_compact(one, "") for one in value]
     if not isinstance(value, dict):
         return value
-    if key in {"properties", "$defs"}:
+    if key == "$defs":
+        return {name: compact_schema(one) for name, one in value.items()}
+    if key == "properties":
         return {name: _compact(one, "") for name, one in value.items()}
     out = {name: _compact(one, name) for name, one in value.items() if name != "title"}
     if out.get("default", 0) in (None, "", [], ()):

@@ -45,7 +45,7 @@ async def read_list(
 
 
 async def read_whole(list_page: Callable[[Query], Awaitable[Page[Item]]], query: Query) -> tuple[Item, ...]:
-    """Return a whole list, read again if it changed meanwhile. Raises Unavailable if it keeps changing or is too long."""
+    """Return a whole list, read again if it changed during reading. Raises Unavailable if it keeps changing or is too long."""
     for _ in range(PASSES):
         found, totals = await _read(list_page, query)
         if set(totals) == {len(found)}:
