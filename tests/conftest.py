@@ -105,7 +105,7 @@ ON_THE_LOOP = [
     *(f"snapshot_mcp.providers.{name}.zone" for name in PROVIDERS),
 ]
 """The async shells and all that they call; what they hand to threads may block there."""
-BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "snapshot_mcp.server.face"]
+BEFORE_THE_LOOP = ["snapshot_mcp.server.build", "snapshot_mcp.server.prompts", "snapshot_mcp.server.state"]
 """Building a server and its guard reads the prompts and the machine's boot id; nothing waits yet."""
 
 

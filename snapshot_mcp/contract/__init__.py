@@ -1,5 +1,5 @@
-"""The volume-snapshot contract: the narrow waist of the product.
+"""The volume-snapshot contract, between providers and everything above them.
 
-Everything above (server, guard, jobs, service) speaks it, every provider implements it. Nothing here does I/O, and
-nothing here imports more than pydantic and the standard library. Nouns: snapshot, chain, volume, instance, image, job, zone.
+The server, the guard, the zones and the REST service use it; every provider implements it. Nothing here does I/O or imports
+more than pydantic and the standard library. Nouns: snapshot, chain, volume, instance, image, job, zone.
 """

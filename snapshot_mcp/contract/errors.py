@@ -1,45 +1,27 @@
-"""Errors of the contract: one tree, each with a code that travels over the wire and a hint for the next step.
+"""Errors of the contract, each with a code that travels over the wire, an HTTP status and a hint for the next step.
 
-    ZoneError                       anything that a zone, or the way to it, can answer
-    ├── BadRequest                  400 bad_request         the request is malformed or contradicts itself
-    ├── Unauthorized                401 unauthorized        no valid credentials
-    ├── Forbidden                   403 forbidden           valid credentials without the permission
-    ├── NotFound                    404 not_found           no such id
-    ├── UnknownZone                 404 unknown_zone        no such zone
-    ├── ResourceBusy                409 resource_busy       a job or a process holds what the request needs
-    ├── NotUsable                   409 not_usable          it exists, but its state forbids the operation
-    ├── WrongResourceType           400 wrong_resource_type an image needs an instance's snapshot, a volume a volume's
-    ├── QuotaExceeded               403 quota_exceeded      a limit of the zone
-    ├── TooManyRequests             429 too_many_requests   throttled
-    ├── StorageFull                 507 storage_full        no room on the zone's disk, or on the target's
-    ├── Damaged                     500 damaged             stored bytes do not match their hash
-    ├── Unsupported                 501 unsupported         this zone cannot do that
-    ├── InternalError               500 internal_error      the zone failed for a reason of its own
-    ├── Unavailable                 503 unavailable         the zone cannot be reached, or does not answer sense
-    ├── TermsChanged                409 terms_changed       what was agreed to is not what would happen now
-    ├── Expired                     409 expired             the time within which it had to begin is over
-    ├── Cancelled                   409 cancelled           it was called off before it had an effect
-    └── OutcomeUnknown              504 outcome_unknown     a change was sent and its answer was lost
-
-Messages and hints are written for a person or a model. Text that came from outside is cleaned (`contract.text`) by
-whoever puts it into a message. `is_definite` says of each kind whether a change that it answers was certainly not begun.
+Messages and hints are written for a person or a model. Text from outside is cleaned (`contract.text`) before it is put into one.
 """
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Self
 
 
 class ZoneError(Exception):
-    """Base of everything that a zone can answer beside success.
+    """Base of every error that a zone can return.
 
-    `message` says what failed and names the value; `hint` is the next step that a person or a model can take.
-    `code` and `http_status` are the contract's ("Codes of errors"). `is_definite`: a change that raises it has certainly not
-    begun, so a consent to it is as good as before. `retry_after_seconds` is the zone's wish, None where it said nothing.
+    `message` says what failed and names the value; `hint` is the next step for a person or a model. `code` and `http_status`
+    are the contract's (CONTRACT.md, "Codes"). `is_definite`: a change that raises it has certainly not begun, so a consent to
+    it remains usable. `retry_after_seconds` is the pause that the zone asked for, None if it named none.
     """
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
     is_definite: ClassVar[bool] = True
     retry_after_seconds: float | None = None
+
+    def __init_subclass__(cls, *, code: str = "", http_status: int = 0) -> None:
+        cls.code, cls.http_status = code or cls.code, http_status or cls.http_status
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -49,148 +31,105 @@ class ZoneError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 
+    def add(self, *, before: str = "", after: str = "", hint: str = "") -> Self:
+        """Add text before or after the message, or to the end of the hint; return the error itself."""
+        self.message = f"{before} {self.message} {after}".strip()
+        self.hint = f"{self.hint} {hint}".strip()
+        return self
 
-class BadRequest(ZoneError):
-    code = "bad_request"
-    http_status = 400
-
-
-class Unauthorized(ZoneError):
-    code = "unauthorized"
-    http_status = 401
-
-
-class Forbidden(ZoneError):
-    code = "forbidden"
-    http_status = 403
+    def within(self, zone: str) -> Self:
+        """Name the zone before the message unless the message names it already; return the error itself."""
+        is_named = re.search(rf"\bzone ['“]?{re.escape(zone)}\b", self.message, re.IGNORECASE)
+        return self if is_named else self.add(before=f"Zone {zone}:")
 
 
-class NotFound(ZoneError):
-    code = "not_found"
-    http_status = 404
+class BadRequest(ZoneError, code="bad_request", http_status=400):
+    """The request is malformed or contradicts itself."""
 
 
-class UnknownZone(ZoneError):
-    code = "unknown_zone"
-    http_status = 404
+class Unauthorized(ZoneError, code="unauthorized", http_status=401):
+    """The credentials are missing or invalid."""
 
 
-class ResourceBusy(ZoneError):
-    """Something holds what the request needs; `job_id` names the job in the way, "" where it is no job."""
+class Forbidden(ZoneError, code="forbidden", http_status=403):
+    """The credentials are valid but do not allow the operation."""
 
-    code = "resource_busy"
-    http_status = 409
+
+class NotFound(ZoneError, code="not_found", http_status=404):
+    """No object has this id."""
+
+
+class UnknownZone(ZoneError, code="unknown_zone", http_status=404):
+    """No zone has this name."""
+
+
+class ResourceBusy(ZoneError, code="resource_busy", http_status=409):
+    """A job or a process holds what the request needs; `job_id` names the job, "" if it is not a job."""
 
     def __init__(self, message: str, *, hint: str = "", job_id: str = "") -> None:
         super().__init__(message, hint=hint)
         self.job_id = job_id
 
 
-class NotUsable(ZoneError):
-    code = "not_usable"
-    http_status = 409
+class NotUsable(ZoneError, code="not_usable", http_status=409):
+    """The object exists, but its state does not allow the operation."""
 
 
-class WrongResourceType(ZoneError):
-    code = "wrong_resource_type"
-    http_status = 400
+class WrongResourceType(ZoneError, code="wrong_resource_type", http_status=400):
+    """The snapshot is of the wrong kind: an image needs an instance's snapshot, a volume needs a volume's."""
 
 
-class QuotaExceeded(ZoneError):
-    code = "quota_exceeded"
-    http_status = 403
+class QuotaExceeded(ZoneError, code="quota_exceeded", http_status=403):
+    """A limit of the zone is reached."""
 
 
-class TooManyRequests(ZoneError):
-    """Throttled."""
-
-    code = "too_many_requests"
-    http_status = 429
+class TooManyRequests(ZoneError, code="too_many_requests", http_status=429):
+    """The zone is rate-limiting its callers."""
 
     def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_seconds = retry_after_seconds
 
 
-class StorageFull(ZoneError):
-    code = "storage_full"
-    http_status = 507
+class StorageFull(ZoneError, code="storage_full", http_status=507):
+    """The zone's disk or the target's disk is full."""
 
 
-class Damaged(ZoneError):
-    code = "damaged"
-    http_status = 500
+class Damaged(ZoneError, code="damaged", http_status=500):
+    """Stored bytes do not match their hash."""
 
 
-class Unsupported(ZoneError):
-    code = "unsupported"
-    http_status = 501
+class Unsupported(ZoneError, code="unsupported", http_status=501):
+    """The zone does not support the operation."""
 
 
-class InternalError(ZoneError):
-    code = "internal_error"
-    http_status = 500
+class InternalError(ZoneError, code="internal_error", http_status=500):
+    """The zone failed because of a bug or an unexpected condition."""
+
     is_definite = False
 
 
-class Unavailable(ZoneError):
-    """The zone cannot be reached, or what answers is not it; the request had no effect or was a read."""
-
-    code = "unavailable"
-    http_status = 503
+class Unavailable(ZoneError, code="unavailable", http_status=503):
+    """The zone cannot be reached or its answer makes no sense; the request had no effect or was a read."""
 
 
-class TermsChanged(ZoneError):
-    """What was agreed to (`contract.terms`) is not what would happen now."""
-
-    code = "terms_changed"
-    http_status = 409
+class TermsChanged(ZoneError, code="terms_changed", http_status=409):
+    """The change would no longer match what was agreed to (`contract.terms`)."""
 
 
-class Expired(ZoneError):
-    """The time within which a destructive job had to begin is over."""
-
-    code = "expired"
-    http_status = 409
+class Expired(ZoneError, code="expired", http_status=409):
+    """A destructive job did not begin within its time limit."""
 
 
-class Cancelled(ZoneError):
-    """A job was called off before it had an effect."""
-
-    code = "cancelled"
-    http_status = 409
+class Cancelled(ZoneError, code="cancelled", http_status=409):
+    """The job was cancelled before it had an effect."""
 
 
-class OutcomeUnknown(ZoneError):
-    """A change was sent and its answer was lost, and looking it up did not settle it. The hint names what to look at."""
+class OutcomeUnknown(ZoneError, code="outcome_unknown", http_status=504):
+    """A change was sent, its answer was lost, and a lookup did not settle it. The hint names what to look at."""
 
-    code = "outcome_unknown"
-    http_status = 504
     is_definite = False
 
 
-ERRORS_BY_CODE: dict[str, type[ZoneError]] = {
-    error.code: error
-    for error in (
-        BadRequest,
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        UnknownZone,
-        ResourceBusy,
-        NotUsable,
-        WrongResourceType,
-        QuotaExceeded,
-        TooManyRequests,
-        StorageFull,
-        Damaged,
-        Unsupported,
-        InternalError,
-        Unavailable,
-        TermsChanged,
-        Expired,
-        Cancelled,
-        OutcomeUnknown,
-    )
-}
-"""Every code that may stand in `{"code": …, "message": …}`, and the error that it means."""
+ERRORS_BY_CODE = {error.code: error for error in ZoneError.__subclasses__()}
+"""The error for each code that `{"code": …, "message": …}` may have."""

@@ -1,13 +1,14 @@
 """The contract's models: what travels between a provider and everything above it (CONTRACT.md).
 
-Answers tolerate unknown fields and unknown enum values and keep them; requests forbid unknown fields. All are frozen.
-Times are aware UTC datetimes in Python and `YYYY-MM-DDTHH:MM:SSZ` on the wire, an unset one is None here and `""` there.
+What a zone returns may have unknown fields and enum values, which are kept; requests forbid unknown fields. All are frozen.
+Times are aware UTC datetimes in Python and `YYYY-MM-DDTHH:MM:SSZ` on the wire; an unset one is None here and `""` there.
 """
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -36,50 +37,50 @@ MAX_NAME_CHARACTERS = 255
 """Names are any text up to this length and need not be unique (CONTRACT.md, "Names")."""
 
 MAX_LIMIT = 100
-"""The largest page (CONTRACT.md, "What surrounds them")."""
+"""Items on the largest page (CONTRACT.md, "What surrounds them")."""
 
 MAX_OFFSET = 1 << 53
-"""Beyond it a number is no longer the same in every JSON reader, and no zone has so many snapshots."""
+"""The largest integer that every JSON reader keeps exactly."""
 
 
 def megabytes(size_bytes: int) -> int:
-    """Bytes as the contract's MB: rounded up, zero stays 0."""
+    """Return bytes as the contract's MB, rounded up."""
     return -(-size_bytes // MIB)
 
 
 def gigabytes(size_bytes: int) -> int:
-    """Bytes as the contract's GB: rounded up, zero stays 0."""
+    """Return bytes as the contract's GB, rounded up."""
     return -(-size_bytes // GIB)
 
 
-class Answer(BaseModel):
-    """Base of what comes from a zone: frozen, unknown fields kept."""
+class ZoneModel(BaseModel):
+    """Base of what a zone returns: frozen, unknown fields kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, defer_build=True)
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the JSON form, without optional fields that the zone does not fill."""
-        return self.model_dump(mode="json", exclude_none=False, exclude_defaults=False)
+        """Return the JSON form."""
+        return self.model_dump(mode="json")
 
 
 class Request(BaseModel):
-    """Base of what is asked of a zone: frozen, unknown fields refused."""
+    """Base of what is sent to a zone: frozen, unknown fields rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
-class SnapshotResource(Answer):
-    """What a snapshot is of."""
+class SnapshotResource(ZoneModel):
+    """The resource that a snapshot was taken of."""
 
     resource_id: WireText = ""
     resource_name: WireText = ""
     resource_type: WireText = ""
 
 
-class Snapshot(Answer):
-    """One restore point: the contract's 18 fields, its `resource`, and what our zone adds with `verbose=1`.
+class Snapshot(ZoneModel):
+    """A restore point: the contract's 18 fields, its `resource`, and what our zone adds with `verbose=1`.
 
-    `size` is what it occupies, in MB. The last five fields are our zone's own; a provider leaves them unset.
+    `size` is the space it occupies, in MB. The last five fields are our zone's own; other providers leave them unset.
     """
 
     snapshot_id: str
@@ -109,25 +110,26 @@ class Snapshot(Answer):
 
     @property
     def is_full(self) -> bool:
+        """Whether it builds on no other snapshot."""
         return self.snapshot_type == SnapshotType.FULL
 
     @property
     def is_available(self) -> bool:
-        """Usable for apply and export, as far as the zone says."""
+        """Whether the zone allows it to be rolled back to and exported."""
         return self.status == SnapshotStatus.AVAILABLE and not self.transition_status
 
     @property
     def stored_bytes(self) -> int:
-        """What it occupies: exact where the zone says so, else the contract's MB."""
+        """The space it occupies: exact if the zone reports bytes, else from MB."""
         return self.size * MIB if self.size_bytes is None else self.size_bytes
 
     @property
     def parent(self) -> str | None:
-        """The snapshot that this one builds on; None for a full one (its `parent_id` says `self`)."""
+        """Id of the snapshot that it builds on; None for a full one (whose `parent_id` is `self`)."""
         return None if self.is_full or self.parent_id in {"", "self", self.snapshot_id} else self.parent_id
 
 
-class JobError(Answer):
+class JobError(ZoneModel):
     """Why a job failed."""
 
     code: WireCode = ""
@@ -136,7 +138,7 @@ class JobError(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is: `done` of `total` (bytes unless `unit` says otherwise), in the phase it names."""
+    """Progress of a job: `done` of `total` in `unit`, within the named phase."""
 
     done: int
     total: int
@@ -145,14 +147,14 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Between 0 and 1."""
+        """The finished share, between 0 and 1."""
         return min(self.done, self.total) / self.total if self.total > 0 else 0.0
 
 
-class Job(Answer):
-    """A change under way: the only answer that a change gives, and it must be waited for (CONTRACT.md, "Job").
+class Job(ZoneModel):
+    """A change in progress: all that an operation which changes something returns (CONTRACT.md, "Job").
 
-    `extra` is the provider's; ours holds `progress`, and per operation what the contract asks for (see `providers.local`).
+    `extra` is the provider's own; our zone's has `progress` and details of the operation (see `providers.local`).
     """
 
     job_id: Annotated[str, Field(min_length=1)]
@@ -171,26 +173,26 @@ class Job(Answer):
 
     @property
     def is_finished(self) -> bool:
+        """Whether its status is final."""
         return self.status in FINAL_JOB_STATUSES
 
     @property
     def is_successful(self) -> bool:
+        """Whether it has succeeded."""
         return self.status == JobStatus.SUCCESSFUL
 
     @property
     def details(self) -> dict[str, Any]:
-        """`extra` as a mapping; providers send it as an object, as JSON text, or not at all."""
+        """`extra` as a mapping; providers send an object, JSON text, or nothing."""
         extra = self.extra
         if isinstance(extra, str):
-            try:
+            with suppress(ValueError, RecursionError):
                 extra = json.loads(extra)
-            except (ValueError, RecursionError):
-                return {}
         return extra if isinstance(extra, dict) else {}
 
     @property
     def progress(self) -> Progress | None:
-        """How far it is, where the zone says so."""
+        """Its progress, if the zone reports it."""
         match self.details.get("progress"):
             case {"done": int(done), "total": int(total), **rest} if 0 <= done <= MAX_COUNT and 0 <= total <= MAX_COUNT:
                 return Progress(done, total, str(rest.get("phase", "")), str(rest.get("unit", "bytes")))
@@ -199,11 +201,11 @@ class Job(Answer):
 
     @property
     def reason(self) -> str:
-        """Why it failed, in the provider's words; uncleaned."""
+        """Why it failed, in the provider's words; not cleaned."""
         return (self.error.message if self.error else "") or self.info
 
 
-class AttachedInstance(Answer):
+class AttachedInstance(ZoneModel):
     """The host that a volume is attached to."""
 
     instance_id: WireText = ""
@@ -211,14 +213,16 @@ class AttachedInstance(Answer):
     device: WireText = ""
 
 
-class Resource(Answer):
-    """Common to volume, instance and image. `size` is GB, an image's MB; the last six fields are our zone's own.
+class Resource(ZoneModel):
+    """Base of volumes, instances and images. `size` is in `unit`; the last six fields are our zone's own.
 
-    With `ResourceFilter.verbose` a zone with `Feature.TERMS` fills three more of a disk: `identity` says which disk it is,
-    opaque to all but the zone; `held_by` who has it open or which job is busy with it ("" for nobody, None where that
-    cannot be told); `hard_links` how many names its file has.
+    With `ResourceFilter.verbose` a zone with `Feature.TERMS` adds three fields to a disk: `identity`, which disk it is, opaque
+    to all but the zone; `held_by`, the process that has it open or the job that uses it ("" for none, None if unknown);
+    `hard_links`, how many names its file has.
     """
 
+    kind: ClassVar[Literal["volume", "instance", "image"]]
+    unit: ClassVar[int] = GIB
     description: WireText = ""
     size: Annotated[int | float, unset_as(0), Field(ge=0, le=MAX_COUNT)] = 0
     status: WireText = ""
@@ -232,62 +236,51 @@ class Resource(Answer):
     held_by: str | None = None
     hard_links: int | None = None
 
+    @property
+    def id(self) -> str:
+        """The value of `volume_id`, `instance_id` or `image_id`."""
+        return str(getattr(self, f"{self.kind}_id"))
+
+    @property
+    def name(self) -> str:
+        """The value of `volume_name`, `instance_name` or `image_name`."""
+        return str(getattr(self, f"{self.kind}_name"))
+
+    @property
+    def byte_size(self) -> int:
+        """Its size: exact if the zone reports bytes, else from `size`."""
+        return int(self.size * self.unit) if self.size_bytes is None else self.size_bytes
+
 
 class Volume(Resource):
+    """A disk."""
+
+    kind = "volume"
     volume_id: str
     volume_name: WireText = ""
     instance: AttachedInstance | None = None
 
-    @property
-    def id(self) -> str:
-        return self.volume_id
-
-    @property
-    def name(self) -> str:
-        return self.volume_name
-
-    @property
-    def byte_size(self) -> int:
-        return int(self.size * GIB) if self.size_bytes is None else self.size_bytes
-
 
 class Instance(Resource):
+    """A machine."""
+
+    kind = "instance"
     instance_id: str
     instance_name: WireText = ""
 
-    @property
-    def id(self) -> str:
-        return self.instance_id
-
-    @property
-    def name(self) -> str:
-        return self.instance_name
-
-    @property
-    def byte_size(self) -> int:
-        return int(self.size * GIB) if self.size_bytes is None else self.size_bytes
-
 
 class Image(Resource):
+    """An image of a machine."""
+
+    kind = "image"
+    unit = MIB
     image_id: str
     image_name: WireText = ""
     provider: WireText = ""
 
-    @property
-    def id(self) -> str:
-        return self.image_id
 
-    @property
-    def name(self) -> str:
-        return self.image_name
-
-    @property
-    def byte_size(self) -> int:
-        return int(self.size * MIB) if self.size_bytes is None else self.size_bytes
-
-
-class Quota(Answer):
-    """One row of `quota_left`."""
+class Quota(ZoneModel):
+    """A row of `quota_left`."""
 
     type: WireText = ""
     quantity: Annotated[int | float, unset_as(0)] = 0
@@ -296,9 +289,9 @@ class Quota(Answer):
 
 
 class SnapshotFilter(Request):
-    """The list query: the specification's ten parameters, all optional (CONTRACT.md, "The six operations").
+    """Query of the list of snapshots: the specification's ten parameters, all optional (CONTRACT.md, "The six operations").
 
-    `snapshots` are ids; several `status` or `tags` mean any of them; `search_word` is a part of an id or a name.
+    `snapshots` are ids. Several values of `status` or `tags` match any of them; `search_word` matches part of an id or a name.
     """
 
     snapshots: tuple[str, ...] = ()
@@ -314,9 +307,9 @@ class SnapshotFilter(Request):
 
 
 class ResourceFilter(Request):
-    """The query of volumes, instances and images; `ids` travels as `volumes`, `instances` or `images`.
+    """Query of volumes, instances and images; `ids` is sent as `volumes`, `instances` or `images`.
 
-    `verbose` asks for what costs a look at each disk; it is sent only where the zone has `Feature.TERMS`.
+    `verbose` requests fields that take a look at each disk; it is sent only to a zone with `Feature.TERMS`.
     """
 
     ids: tuple[str, ...] = ()
@@ -328,7 +321,7 @@ class ResourceFilter(Request):
 
 
 class SnapshotUpdate(Request):
-    """The PUT's body; None leaves a field as it is. An empty `tags` removes all."""
+    """Body of the PUT: None leaves a field unchanged, an empty `tags` removes all tags."""
 
     snapshot_name: str | None = Field(default=None, max_length=MAX_NAME_CHARACTERS)
     description: str | None = Field(default=None, max_length=4096)
@@ -340,14 +333,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """A page of a list and how many there are in all."""
+    """A page of a list, with the number of items in the whole list."""
 
     items: tuple[Item, ...]
     total_count: int
 
 
 def first_repeated(ids: Iterable[str]) -> str | None:
-    """Return the first id that comes twice; a create or an apply with one is refused whole (CONTRACT.md, "All or nothing")."""
+    """Return the first id that occurs twice, None if there is none (CONTRACT.md, "All or nothing")."""
     seen: set[str] = set()
     for one in ids:
         if one in seen:

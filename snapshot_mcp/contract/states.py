@@ -1,12 +1,14 @@
 """The states of jobs and snapshots (CONTRACT.md, "Snapshot" and "Job").
 
-An unknown status is kept as it came (a provider may add one): it is neither usable nor final.
+An unknown status is kept as it came, because a provider may add one; it is neither usable nor final.
 """
 
 from enum import IntEnum, StrEnum
 
 
 class JobStatus(StrEnum):
+    """Status of a job: from `pending` to `working` or `failed`, from `working` to one of FINAL_JOB_STATUSES."""
+
     PENDING = "pending"
     WORKING = "working"
     SUCCESSFUL = "successful"
@@ -14,10 +16,12 @@ class JobStatus(StrEnum):
 
 
 FINAL_JOB_STATUSES = frozenset({JobStatus.SUCCESSFUL, JobStatus.FAILED})
-"""A job that has one of these keeps it. It goes from `pending` to `working` or `failed`, from `working` to one of these."""
+"""A job keeps such a status."""
 
 
 class JobAction(StrEnum):
+    """What a job does."""
+
     CREATE = "CreateSnapshots"
     DELETE = "DeleteSnapshots"
     APPLY = "ApplySnapshots"
@@ -27,14 +31,14 @@ class JobAction(StrEnum):
 
 
 class SnapshotType(IntEnum):
-    """The specification's numbers; `IS_INCREMENTAL` and `IS_FULL` (revision 2016-12) are read as these."""
+    """Type of a snapshot, as the specification numbers it; the names of revision 2016-12 are read too."""
 
     INCREMENTAL = 0
     FULL = 1
 
 
 class SnapshotStatus(StrEnum):
-    """A snapshot whose create failed has ceased; a deleted one that is recovered within the grace is available again."""
+    """Status of a snapshot: `ceased` if its create failed; `deleted` ones can be recovered within the grace period."""
 
     PENDING = "pending"
     AVAILABLE = "available"
@@ -44,10 +48,12 @@ class SnapshotStatus(StrEnum):
 
 
 GONE_SNAPSHOT_STATUSES = frozenset({SnapshotStatus.DELETED, SnapshotStatus.CEASED})
-"""Left out of a list that names neither a status nor ids (CONTRACT.md, "Order")."""
+"""Omitted from a list that names neither a status nor ids (CONTRACT.md, "Order")."""
 
 
 class TransitionStatus(StrEnum):
+    """What a snapshot is changing to."""
+
     NONE = ""
     CREATING = "creating"
     SUSPENDING = "suspending"

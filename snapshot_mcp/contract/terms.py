@@ -1,8 +1,8 @@
-"""`Terms`: what a person agreed to, carried with the change, so that the zone itself can compare it with what is so.
+"""`Terms`: what a person agreed to, sent with the change, so that the zone itself can compare it with the current state.
 
-The zone compares them in the transaction that admits the job (`TermsChanged`: nothing was begun), and its worker compares
-them again before the first byte changes (the job ends as failed, `terms_changed` or `expired`, and nothing was changed).
-They can only forbid: a change without terms is admitted as before.
+The zone compares them in the transaction that admits the job (TermsChanged: nothing was begun), and its worker again before
+the first byte changes (the job fails with `terms_changed` or `expired`, and nothing was changed). Terms can only forbid: a
+change without terms is admitted as before.
 """
 
 from pydantic import Field
@@ -10,14 +10,14 @@ from pydantic import Field
 from snapshot_mcp.contract.models import Request
 
 BEGIN_WITHIN_SECONDS = 60.0
-"""A destructive job that has not begun by then, counted from its admission, ends without effect."""
+"""A destructive job that has not begun this long after its admission ends without effect."""
 
 
 class ResourceTerms(Request):
-    """What a disk was when it was agreed that it is overwritten.
+    """State of a disk when a person agreed to overwrite it; a field that is None is not compared.
 
-    `identity` is what the zone said of the resource (`Volume.identity`), opaque to everybody else; `head_id` is the
-    snapshot that its present content grew from, "" for none. None leaves a field uncompared.
+    `identity` is what the zone reported (`Volume.identity`), opaque to everybody else; `head_id` is the snapshot that the
+    disk's present content grew from, "" for none.
     """
 
     identity: str | None = None
@@ -25,22 +25,22 @@ class ResourceTerms(Request):
 
 
 class Uptime(Request):
-    """A moment of one machine: so many seconds after the start of the run of the system that `boot` names."""
+    """A moment on one machine: `seconds` after the boot whose id is `boot`."""
 
     boot: str = Field(max_length=64)
     seconds: float = Field(allow_inf_nan=False)
 
 
 class Terms(Request):
-    """What was agreed to; a field that is left out is not compared.
+    """Conditions that a person agreed to; a field that is left out is not compared.
 
     `may_go`: the only snapshots that a deletion may take. `must_stay`: restore points of which at least one must still be
-    good afterwards; empty where it was agreed that the last good one goes. `must_exist`: the same where none was good: at least
-    one must still be there. `agreement`: names what was agreed to, so that its job is known again; the job's `extra` repeats
-    it (`agreement`). `recovery_seconds`: the least grace that was
-    promised. `resources`: by id, the disks of a roll-back. `begin_within_seconds`: from admission, by the zone's own
-    uptime; the zone may allow less. `not_after`: when it must have begun at the latest, compared by a zone on the same machine
-    alone: who asks can stand still before the zone is asked.
+    good afterwards; empty if it was agreed that the last good one goes. `must_exist`: restore points of which at least one
+    must still exist, for when none was good. `agreement`: identifies the agreement, so that its job can be found again; the
+    job's `extra` repeats it. `recovery_seconds`: the shortest grace period that was promised. `resources`: the disks of a
+    roll-back by id. `begin_within_seconds`: counted from admission by the zone's own uptime; the zone may allow less.
+    `not_after`: the latest moment to begin, compared only by a zone on the same machine, because a caller may be suspended
+    before it calls the zone.
     """
 
     may_go: tuple[str, ...] | None = None

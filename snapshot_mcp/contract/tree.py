@@ -1,8 +1,8 @@
-"""`SnapshotTree`: the one answer to "what builds on what", for the plan, the picture, the page and the rules. Pure.
+"""`SnapshotTree`: which snapshot builds on which, for the plan, the picture, the page and the rules. Pure.
 
-A chain is a tree: one full snapshot, incrementals below it (CONTRACT.md, "A chain is a tree"). A snapshot whose parent the zone
-leaves out, or names without listing it, stands below the root of its chain: deleting the full one deletes the whole chain.
-`Links` is the tree of bare ids; it cuts a loop, which no zone should send, at the first id of it.
+A chain is a tree: one full snapshot with incrementals below it (CONTRACT.md, "A chain is a tree"). A snapshot whose parent is
+missing or not listed is placed below the root of its chain, because deleting the full one deletes the whole chain. `Links` is
+a tree of bare ids; it cuts a loop, which no zone should send, at the loop's first id.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ _DAWN = datetime.min.replace(tzinfo=UTC)
 
 
 class Links:
-    """A forest of ids: `parents` says what each builds on, None (or an id that is not among them) for nothing."""
+    """A forest of ids; `parents` maps each id to the one it builds on, or to None or an unknown id for a root."""
 
     def __init__(self, parents: Mapping[str, str | None]) -> None:
         self._parents = _without_loops(parents)
@@ -25,25 +25,26 @@ class Links:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """Those that build on nothing, in the given order."""
+        """Ids that build on nothing, in the given order."""
         return tuple(self._children.get("", ()))
 
     def parent(self, id_: str) -> str | None:
+        """Return the id that it builds on directly."""
         return self._parents.get(id_)
 
     def children(self, id_: str) -> tuple[str, ...]:
-        """What was built directly on it, in the given order."""
+        """Return the ids built directly on it, in the given order."""
         return tuple(self._children.get(id_, ())) if id_ else ()
 
     def ancestors(self, id_: str) -> Iterator[str]:
-        """What it builds on, nearest first."""
+        """Yield the ids that it builds on, nearest first."""
         above = self.parent(id_)
         while above is not None:
             yield above
             above = self.parent(above)
 
     def depth_first(self) -> Iterator[tuple[str, int]]:
-        """Each id after what it builds on, with its depth. Without recursion: a chain may be long."""
+        """Yield each id after its ancestors, with its depth. Iterative, because a chain may be long."""
         waiting = [(root, 0) for root in reversed(self.roots)]
         while waiting:
             id_, depth = waiting.pop()
@@ -69,7 +70,7 @@ def _without_loops(parents: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 class SnapshotTree:
-    """Restore points as the trees they are. An id that is not among them has no ancestors and no descendants."""
+    """Restore points as trees. An unknown id has no ancestors and no descendants."""
 
     def __init__(self, points: Iterable[Snapshot]) -> None:
         self._by_id = {one.snapshot_id: one for one in sorted(points, key=age)}
@@ -83,7 +84,7 @@ class SnapshotTree:
 
     @cached_property
     def points(self) -> tuple[Snapshot, ...]:
-        """All of them, oldest first; of one second, what is built on another after it."""
+        """All points, oldest first; points of the same second after those that they build on."""
         depths = self.depths
         return tuple(
             sorted(self._by_id.values(), key=lambda one: (age(one)[0], depths[one.snapshot_id], one.snapshot_id))
@@ -91,11 +92,12 @@ class SnapshotTree:
 
     @cached_property
     def depths(self) -> dict[str, int]:
-        """By id, how many it builds on."""
+        """The number of ancestors by id."""
         return dict(self._links.depth_first())
 
     @property
     def roots(self) -> tuple[Snapshot, ...]:
+        """Points that build on nothing, oldest first."""
         return tuple(map(self.__getitem__, self._links.roots))
 
     @property
@@ -105,33 +107,34 @@ class SnapshotTree:
 
     @cached_property
     def sound(self) -> frozenset[str]:
-        """Those that can be restored from: available and undamaged, as everything that they build on."""
+        """Ids of points that can be restored: they and all their ancestors are available and undamaged."""
         sound: set[str] = set()
         for id_, _ in self._links.depth_first():
             one, parent = self._by_id[id_], self._links.parent(id_)
-            stands = _is_base(one) or (parent is not None and parent == one.parent and parent in sound)
-            if stands and one.is_available and not one.is_damaged:
+            is_supported = _is_base(one) or (parent is not None and parent == one.parent and parent in sound)
+            if is_supported and one.is_available and not one.is_damaged:
                 sound.add(id_)
         return frozenset(sound)
 
     @cached_property
     def good(self) -> frozenset[str]:
-        """The sound ones that are one state of their disk. A sound one on a fuzzy parent is: all of it was compared."""
+        """Ids of sound points that are not fuzzy themselves; a fuzzy parent does no harm, because all blocks were compared."""
         return frozenset(id_ for id_ in self.sound if not is_fuzzy(self._by_id[id_]))
 
     def parent_id(self, id_: str) -> str | None:
-        """The id that it stands below: what it builds on, or its chain's root where that is not known."""
+        """Return the id that it is placed below: its parent, or its chain's root if the parent is not known."""
         return self._links.parent(id_)
 
     def children(self, id_: str) -> tuple[Snapshot, ...]:
+        """Return the points placed directly below it, oldest first."""
         return tuple(map(self.__getitem__, self._links.children(id_)))
 
     def ancestors(self, id_: str) -> tuple[Snapshot, ...]:
-        """What it builds on, nearest first."""
+        """Return the points that it builds on, nearest first."""
         return tuple(map(self.__getitem__, self._links.ancestors(id_)))
 
     def descendants(self, id_: str) -> frozenset[str]:
-        """Everything that was built on it, which goes when it goes; itself excluded. In a loop all of them go."""
+        """Return the ids of everything built on it, which is deleted with it; in a loop these are all the others."""
         found: set[str] = set()
         waiting = [id_]
         while waiting:
@@ -140,22 +143,22 @@ class SnapshotTree:
         return frozenset(found - {id_})
 
     def in_order(self, ids: Iterable[str]) -> tuple[Snapshot, ...]:
-        """Those of `ids` that are there, oldest first."""
+        """Return the points with these ids, oldest first; unknown ids are ignored."""
         wanted = frozenset(ids)
         return tuple(one for one in self.points if one.snapshot_id in wanted)
 
     def chain_of(self, id_: str) -> tuple[Snapshot, ...]:
-        """Everything that shares its root, oldest first."""
+        """Return all points with the same root, oldest first."""
         root = ([id_, *self._links.ancestors(id_)])[-1]
         return self.in_order({root, *self.descendants(root)})
 
     def is_placed(self, id_: str) -> bool:
-        """Whether the zone says what it builds on; of a full one there is nothing to say."""
+        """Return whether its place is certain: it is full, or its parent is known."""
         return _is_base(self._by_id[id_]) or self._by_id[id_].parent in self._by_id
 
     @cached_property
     def _dependents(self) -> dict[str, frozenset[str]]:
-        """By id, what goes with it: what names it as its parent or its root, also in a loop that the picture cuts."""
+        """Ids that name it as parent or root, by id; unlike `Links`, loops are kept."""
         dependents: dict[str, set[str]] = {}
         for id_, one in self._by_id.items():
             for above in {one.parent, self._root_of(one)} - {None, id_}:
@@ -166,26 +169,26 @@ class SnapshotTree:
         return one.parent if one.parent in self._by_id else self._root_of(one)
 
     def _root_of(self, one: Snapshot) -> str | None:
-        """The full snapshot of its chain, where it is another one and there."""
+        """Return the full snapshot of its chain, if that is another one and known."""
         root = self._by_id.get(one.root_id)
         return root.snapshot_id if root and _is_base(root) and root is not one and not one.is_full else None
 
 
 def is_fuzzy(one: Snapshot) -> bool:
-    """Whether it may be a mixture of states, because its disk was in use (CONTRACT.md, "What our own face adds")."""
+    """Return whether it may be a mixture of states, because its disk was in use (CONTRACT.md, "What our own face adds")."""
     return (one.consistency or "").startswith("fuzzy")
 
 
 def _is_base(one: Snapshot) -> bool:
-    """Whether it builds on nothing: a full one, or one of which a zone without types says `self`."""
+    """Return whether it builds on nothing: it is full, or its `parent_id` is `self` in a zone without types."""
     return one.is_full or one.parent_id == "self"
 
 
 def taken_at(one: Snapshot) -> datetime | None:
-    """The point in time that it holds, as far as the zone says."""
+    """Return the point in time that it holds, None if unknown."""
     return one.snapshot_time or one.create_time
 
 
 def age(one: Snapshot) -> tuple[datetime, str]:
-    """To sort by: the oldest first, then by id."""
+    """Return a sort key: oldest first, then by id."""
     return taken_at(one) or _DAWN, one.snapshot_id

@@ -1,7 +1,7 @@
-"""Single values as they travel, and as providers really write them: pure.
+"""Single values as they travel on the wire, and as providers really write them. Pure.
 
-Read widely, written in one form. An unset value is null, `""`, or left out; times have fractions, zones and the zeros of
-databases; numbers come as text, sizes with a fraction; statuses in capitals. What is no value of its kind is left to pydantic.
+Many forms are read, one is written. An unset value is null, `""`, or left out; times have fractions, time zones or a
+database's zeros; numbers come as text, sizes with a fraction; statuses in capitals. Anything else is left to pydantic to reject.
 """
 
 import math
@@ -14,18 +14,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from snapshot_mcp.contract.states import JobStatus, SnapshotStatus, SnapshotType, TransitionStatus
 
 MAX_COUNT = 1 << 62
-"""Beyond every size and number of things; what is larger is nonsense that no arithmetic should meet."""
+"""Larger sizes and counts are rejected as nonsense."""
 
 
 def format_time(moment: datetime | None) -> str:
-    """Return `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
+    """Return the time as `YYYY-MM-DDTHH:MM:SSZ`, `""` for None."""
     return moment.astimezone(UTC).isoformat()[:19] + "Z" if moment else ""
 
 
 def parse_time(value: object) -> object:
-    """Read a time as providers write it; what is no time at all is left to pydantic to refuse.
+    """Parse a time as providers write it; return anything else unchanged, for pydantic to reject.
 
-    The zeros of databases and languages (`0000-00-00`, the year 1), and what lies beyond the calendar in UTC, are unset.
+    Zero dates (`0000-00-00`, the year 1) and times out of range in UTC are unset.
     """
     if isinstance(value, str):
         if value == "" or value.startswith("0000-"):
@@ -44,40 +44,35 @@ def parse_time(value: object) -> object:
 
 
 def _is_unset(value: object) -> bool:
-    """The contract's own unset value is `""`, of times; providers write it, or null, for everything else too."""
     return value is None or value == ""
 
 
 def unset_as(default: object) -> BeforeValidator:
     """Read an unset value as `default`."""
-    return BeforeValidator(lambda value: default if value is None or value == "" else value)
+    return BeforeValidator(lambda value: default if _is_unset(value) else value)
 
 
 def _parse_count(value: object) -> object:
-    """Rounded up as sizes are."""
+    """Round a fraction up."""
     if _is_unset(value):
         return 0
     return math.ceil(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
-def _at_least_nothing(count: int) -> int:
-    return max(0, count)
-
-
 def _parse_code(value: object) -> object:
-    """Providers number their errors, too."""
+    """Accept numeric codes too."""
     return str(value) if isinstance(value, int) else "" if value is None else value
 
 
 def parse_job_error(value: object) -> object:
-    """Read a bare text as the message of an error."""
+    """Read plain text as the message of an error."""
     if _is_unset(value):
         return None
     return {"message": value} if isinstance(value, str) else value
 
 
 def _in_any_case(statuses: type[StrEnum]) -> BeforeValidator:
-    """Read a status that is known but for upper and lower case; an unknown one is kept as it came."""
+    """Read a known status in any case; keep an unknown one as it came."""
     known = {str(status) for status in statuses}
 
     def read(value: object) -> object:
@@ -89,7 +84,7 @@ def _in_any_case(statuses: type[StrEnum]) -> BeforeValidator:
 
 
 def _parse_snapshot_type(value: object) -> object:
-    """Both spellings, and digits as text; an unknown one is kept as it came."""
+    """Read both spellings and digits as text; keep an unknown type as it came."""
     if _is_unset(value):
         return SnapshotType.INCREMENTAL
     if isinstance(value, str):
@@ -108,8 +103,10 @@ WireTime = Annotated[
 ]
 WireText = Annotated[str, unset_as("")]
 WireFlag = Annotated[int, unset_as(0)]
-WireCount = Annotated[int, BeforeValidator(_parse_count), Field(le=MAX_COUNT), AfterValidator(_at_least_nothing)]
-"""Less than nothing says nothing, as a number and as text."""
+WireCount = Annotated[
+    int, BeforeValidator(_parse_count), Field(le=MAX_COUNT), AfterValidator(lambda count: max(0, count))
+]
+"""Negative counts are read as 0."""
 Bytes = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 WireCode = Annotated[str, BeforeValidator(_parse_code)]
 WireSnapshotType = Annotated[SnapshotType | int | str, BeforeValidator(_parse_snapshot_type)]

@@ -1,5 +1,5 @@
-"""What several parts need of the system, and nothing of ours: private files, SQLite, clocks, HTTP.
+"""System services that several parts share: private files, SQLite, clocks, HTTP.
 
-A leaf: it imports the standard library, and `http_server` and `web` what they serve with; errors are those of the standard
-library or of the module itself, and each caller says them in its own words.
+A leaf: it imports nothing of ours, only the standard library and, in `http_server` and `web`, the HTTP libraries. It raises
+errors of the standard library or its own; callers translate them.
 """

@@ -1,7 +1,7 @@
-"""Time that cannot be set back: the wall clock, and the machine's uptime against it.
+"""Elapsed time that survives a change of the wall clock.
 
-A wall clock can be set back, by mistake or to revive what has run out. So a moment keeps both; what has passed since is the
-larger of the two, and a moment that lies in the future is no moment to count from.
+A wall clock can be set back, by mistake or to revive something expired. A moment therefore keeps the machine's uptime as well;
+the elapsed time is the larger of the two, and a moment in the future counts as expired.
 """
 
 import time
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 SLACK_SECONDS = 5.0
-"""So much may a clock be corrected backwards (NTP) before what it stamped counts as from the future."""
+"""Tolerance for a clock that is corrected backwards (NTP) before a moment counts as being in the future."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """`wall` in seconds since 1970; `uptime` in seconds since the start of the system that `boot` names, "" for unknown."""
+    """A point in time: `wall` in seconds since 1970, `uptime` in seconds since the boot whose id is `boot`, "" if unknown."""
 
     wall: float
     boot: str = ""
@@ -25,13 +25,15 @@ class Moment:
 
     @property
     def time(self) -> datetime:
+        """The wall clock's time in UTC."""
         return datetime.fromtimestamp(self.wall, UTC)
 
     def after(self, seconds: float) -> datetime:
+        """Return the wall clock's time `seconds` later."""
         return self.time + timedelta(seconds=seconds)
 
     def is_within(self, now: "Moment", seconds: float) -> bool:
-        """Whether fewer than `seconds` have passed between this moment and `now`, by every clock there is."""
+        """Return whether less than `seconds` have passed until `now` by both clocks; used for what must not last too long."""
         elapsed = now.wall - self.wall
         if elapsed < -SLACK_SECONDS:
             return False
@@ -40,20 +42,24 @@ class Moment:
         return elapsed < seconds
 
     def is_over(self, now: "Moment", seconds: float) -> bool:
-        """Whether `seconds` have surely passed, for what must not end early (a lock, a limit per hour)."""
+        """Return whether `seconds` have certainly passed; used for what must not end early (a lock, a limit per hour)."""
         if self.boot and self.boot == now.boot:
             return now.uptime - self.uptime >= seconds
         return now.wall - self.wall >= seconds
 
 
 class Clock(Protocol):
-    def read(self) -> Moment: ...
+    """A source of moments."""
+
+    def read(self) -> Moment:
+        """Return the present moment."""
 
 
 class SystemClock:
-    """The machine's clocks. Where the system does not name its boots (outside of Linux) the wall clock is all there is."""
+    """The machine's clocks; only the wall clock if the system has no boot id (outside of Linux)."""
 
     def read(self) -> Moment:
+        """Return the present moment."""
         return Moment(time.time(), *running_since())
 
 
@@ -61,7 +67,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def running_since() -> tuple[str, float]:
-    """Return the id of this boot ("" where the system has none) and the seconds since it, sleep included."""
+    """Return the id of this boot ("" if the system has none) and the seconds since it, including sleep."""
     boot = _read_boot_id(_BOOT_ID)
     return (boot, time.clock_gettime(time.CLOCK_BOOTTIME)) if boot else ("", 0.0)
 

@@ -1,4 +1,4 @@
-"""Running uvicorn: one way for all HTTP doors of the program. Importing this imports uvicorn."""
+"""Running uvicorn, for every HTTP server of the program. Importing this imports uvicorn."""
 
 import socket
 from collections.abc import Callable
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep an idle connection (httpx 5 s, as uvicorn): else a POST meets one that is just being closed."""
+"""Longer than clients keep an idle connection (httpx: 5 s), so that no POST meets one that is being closed."""
 
 GRACE_SECONDS = 3
-"""For requests under way when the server is told to stop."""
+"""Time for requests in progress when the server stops."""
 
 
 class HttpServer(uvicorn.Server):
-    """Serves an application on one listening socket until a signal comes or `stop` is called.
+    """Serves an application on one listening socket until a signal arrives or `stop` is called.
 
-    `max_head_bytes`: of a request line and its headers together. `on_stop` ends what would last for the whole grace (streams).
-    `malformed` words the answer to what is not HTTP. Without `handles_signals` the process's signals stay with whoever has
-    them. `is_ready` is set once connections are taken.
+    `max_head_bytes` limits the request line and headers together. `on_stop` ends streams, which would use up the whole grace
+    period. `malformed` builds the response to what is not HTTP. Without `handles_signals` the process's signal handlers stay
+    in place. `is_ready` is set once connections are accepted.
     """
 
     def __init__(
@@ -64,23 +64,25 @@ class HttpServer(uvicorn.Server):
         self._handles_signals = handles_signals
 
     async def serve_on(self, listener: socket.socket) -> None:
-        """Serve; the socket is closed at the end."""
+        """Serve until stopped, then close the socket."""
         await self.serve(sockets=[listener])
 
     def stop(self) -> None:
-        """Let it end, whole."""
+        """Stop gracefully."""
         self.should_exit = True
         self._stop.set()
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Handle signals like uvicorn, or not at all."""
         return super().capture_signals() if self._handles_signals else nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start like uvicorn, then set `is_ready`."""
         await super().startup(sockets)
         self.is_ready.set()
 
     async def main_loop(self) -> None:
-        """As uvicorn's own, but a stop from inside is seen at once."""
+        """Run like uvicorn's loop, but notice `stop` at once."""
         counter = 0
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864_000
@@ -88,13 +90,14 @@ class HttpServer(uvicorn.Server):
                 await self._stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Call `on_stop`, then shut down like uvicorn."""
         self._on_stop()
         await super().shutdown(sockets)
 
 
 def _protocol(malformed: "Callable[[], Response]") -> type[H11Protocol]:
     class Protocol(H11Protocol):
-        """Answers what is not HTTP as the application answers its errors."""
+        """Answers malformed HTTP in the application's error format."""
 
         def send_400_response(self, msg: str) -> None:
             answer = malformed()

@@ -1,7 +1,7 @@
-"""SQLite files as this program keeps them: private, WAL, `synchronous=FULL`, brought up to date by numbered migrations.
+"""SQLite files: private, WAL, `synchronous=FULL`, with numbered migrations.
 
-`PRAGMA user_version` is the number of migrations that a file has had. Any number of processes and threads may open one file,
-also while it is being made. Blocking.
+`PRAGMA user_version` is the number of migrations applied. Any number of processes and threads may open a file, even while it
+is being created. Blocking.
 """
 
 import sqlite3
@@ -16,14 +16,14 @@ from snapshot_mcp.ground.files import create_private
 Migration = Callable[[sqlite3.Connection], None]
 
 RETRY_SECONDS = 0.02
-"""Between two attempts at what SQLite does not wait for by itself: switching to WAL."""
+"""Pause between attempts to switch to WAL, for which SQLite does not wait by itself."""
 
 _creating = threading.Lock()
-"""Closing a new file must not drop the locks that another thread's connection has taken on it meanwhile."""
+"""Held while a file is created: closing it would drop the locks that another thread's connection has on it."""
 
 
 class NewerFormat(sqlite3.DatabaseError):
-    """The file was written by a newer program, which has more migrations; it is left untouched."""
+    """The file has more migrations than this version of the program knows; it was not changed."""
 
     def __init__(self, version: int) -> None:
         super().__init__("it was written by a newer version of snapshot-mcp")
@@ -31,7 +31,7 @@ class NewerFormat(sqlite3.DatabaseError):
 
 
 def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
-    """Open an existing file; every commit is on the disk. One thread at a time."""
+    """Open an existing file with durable commits. The connection is for one thread at a time."""
     connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA synchronous = FULL")
@@ -39,7 +39,7 @@ def connect(path: Path, *, busy_seconds: float) -> sqlite3.Connection:
 
 
 def open_migrated(path: Path, migrations: Sequence[Migration], *, busy_seconds: float) -> sqlite3.Connection:
-    """Open the file, made and brought up to date where it is not. Raises NewerFormat, sqlite3.Error, OSError."""
+    """Open the file; create and migrate it if necessary. Raises NewerFormat, sqlite3.Error, OSError."""
     with _creating:
         create_private(path)
     deadline = time.monotonic() + busy_seconds
@@ -59,10 +59,10 @@ def open_migrated(path: Path, migrations: Sequence[Migration], *, busy_seconds: 
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
-    """Carry out the migrations that the file lacks, each in a transaction of its own. Raises NewerFormat."""
+    """Apply the missing migrations, each in its own transaction. Raises NewerFormat."""
     while (version := version_of(connection)) < len(migrations):
         with transaction(connection):
-            if version_of(connection) == version:  # else another process was faster
+            if version_of(connection) == version:  # else another process has applied it
                 migrations[version](connection)
                 connection.execute(f"PRAGMA user_version = {version + 1}")
     if version > len(migrations):
@@ -70,25 +70,25 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> 
 
 
 def version_of(connection: sqlite3.Connection) -> int:
-    """Return how many migrations the file has had."""
+    """Return the number of migrations applied to the file."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """A transaction that may write: begun at once, committed at the end, rolled back by an exception."""
+    """Run the block in a write transaction: committed at the end, rolled back on an exception."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # SQLite itself rolls back when there is no room
+        if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
             connection.execute("ROLLBACK")
         raise
 
 
 def execute_script(connection: sqlite3.Connection, script: str) -> None:
-    """Execute each statement of a script inside the present transaction, which `executescript` would commit."""
+    """Execute the statements of a script in the current transaction, which `executescript` would commit."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

@@ -1,10 +1,10 @@
-"""HTTP doors: where one listens, who may knock, and how much it reads. The same answer at every door of the program.
+"""Rules that every HTTP server of the program shares: listening, accepted Host and Origin headers, bounded bodies.
 
-    421   the Host header is missing or malformed, or names somebody else (DNS rebinding)
-    403   the Origin header is not this very host's, nor one that the operator allowed: a page of another site
-    413   the body is longer than the door reads
+    421   the Host header is missing, malformed, or names another host (DNS rebinding)
+    403   the Origin header is neither this host's nor allowed by the operator: a page of another site
+    413   the body is too long
 
-Each door words the refusal in its own format. The module loads nothing but the standard library: settings use it.
+Each server formats the refusal itself. The module loads only the standard library, because the settings use it.
 """
 
 import ipaddress
@@ -23,16 +23,16 @@ BACKLOG = 2048
 
 DRAIN_BYTES = 64 << 20
 DRAIN_SECONDS = 10.0
-"""How much of an unwanted body is read, so that its sender is still there to read the answer."""
+"""How much of a rejected body is read, so that its sender can still read the response."""
 
 SHOWN_CHARACTERS = 100
-"""Of a header in a message."""
+"""Longest part of a header shown in a message."""
 
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^\s\[\]:@/?#\\%]+))(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
 
 
 class Refused(Exception):
-    """A request that its door does not let in, with the HTTP status to answer."""
+    """The request is not accepted; `status` is the HTTP status of the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -42,11 +42,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gatekeeper:
-    """Decides by Host and Origin whether a request was meant for this server and comes from no other site.
+    """Checks by Host and Origin that a request is meant for this server and does not come from another site.
 
-    A Host may be `localhost`, a loopback address, or one of `hosts`, with any port: a tunnel has its own. `any_address` is for
-    a server that listens beyond this machine: an address cannot be rebound. An Origin may be the Host's own, or one of
-    `origins`; both sets are in lower case.
+    A Host may be `localhost`, a loopback address, or one of `hosts`, with any port, because a tunnel has its own.
+    `any_address` accepts every IP address, for a server that listens beyond this machine: addresses cannot be rebound. An
+    Origin may match the Host or be one of `origins`. Both sets are in lower case.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -54,7 +54,7 @@ class Gatekeeper:
     any_address: bool = False
 
     def check(self, method: str, headers: Mapping[str, str], *, needs_origin: bool = False) -> None:
-        """Raise Refused. With `needs_origin` a change without an Origin is refused too: a browser always sends one."""
+        """Raise Refused if the request is not acceptable; with `needs_origin` also for a change without an Origin."""
         host = headers.get("host", "").lower()
         if not self._is_ours(host):
             raise Refused(421, f"The Host {host[:SHOWN_CHARACTERS]!r} is not served here.")
@@ -91,7 +91,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, without the brackets of an IPv6 address. Raises ValueError."""
+    """Parse `HOST:PORT`; an IPv6 address loses its brackets. Raises ValueError."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
@@ -100,10 +100,10 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening TCP socket; port 0 takes a free one. Raises OSError.
+    """Return a listening TCP socket; port 0 picks a free port. Raises OSError.
 
-    The event loop sets TCP_NODELAY on what it accepts only where the listener names its protocol; without the option each
-    answer waits some 40 ms for the client's acknowledgement.
+    The socket names its protocol, because only then the event loop sets TCP_NODELAY on accepted connections; without it each
+    response waits some 40 ms for the client's acknowledgement.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     family, kind, protocol, _, address = found[0]
@@ -120,13 +120,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
-    """Return the base URL that the socket listens on."""
+    """Return the base URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http{'s' if is_encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def read_body(request: "Request", limit: int) -> bytes:
-    """Return the whole body. Raises Refused past `limit` bytes, once the sender can read that; starlette's ClientDisconnect."""
+    """Return the whole body. Raises Refused if it exceeds `limit` bytes, and starlette's ClientDisconnect."""
     declared = request.headers.get("content-length", "0")
     body = bytearray()
     if len(declared) < 20 and declared.isdigit() and int(declared) <= limit:
@@ -141,7 +141,7 @@ async def read_body(request: "Request", limit: int) -> bytes:
 
 
 async def drain(receive: "Receive") -> None:
-    """Read on to the end of the body, within bounds: a sender that is cut off is reset, and never reads the answer."""
+    """Read the rest of the body, within bounds: a sender whose connection is reset never sees the response."""
     import anyio
 
     taken = 0

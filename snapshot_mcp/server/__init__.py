@@ -1,5 +1,5 @@
-"""The MCP face: tools, resources, prompts and the picture of a chain, over the contract, the jobs and the guard.
+"""The MCP server: tools, resources, subscriptions, completions and prompts, over the contract, the zones and the guard.
 
-It knows no provider and decides nothing about consent. Wire models never leave it: each tool answers a small model
-written for its reader, with a short text beside it, and whatever came from outside is cleaned on the way.
+It knows no provider and decides nothing about consent. Tools do not return the contract's models but small models written for
+their reader, each with a short text; text from outside is cleaned first.
 """

@@ -1,7 +1,7 @@
-"""Who may come in over HTTP: the tokens that the operator has given out, as the operator's file says by now.
+"""HTTP callers: the tokens that the operator has given out, and what their roles allow.
 
-They are looked up again with every request. While the file cannot be read, the tokens of the last one that could may look and
-change nothing.
+The operator's file is read again with every request. While it cannot be read, the last known tokens may read but not change
+anything. A viewer reads; an operator also changes; an approver also decides over what others want to destroy.
 """
 
 import hmac
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from itertools import count
 
 import anyio.to_thread
+from mcp.server.auth.middleware.auth_context import get_access_token
 from mcp.server.auth.provider import AccessToken
 from pydantic import SecretStr
 
 OPERATOR = "operator"
 APPROVER = "approver"
 UNCERTAIN = "uncertain"
-"""The scope of every token while the operator's file cannot be read."""
+"""Scope of every token while the operator's file cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One token: its name is the principal of what it asks for."""
+    """A token; its name is the principal of its requests."""
 
     name: str
     token: SecretStr
@@ -31,7 +32,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """The tokens at one moment. `problem`: why the operator's file cannot be read; they are those of the last good one then."""
+    """The tokens at one moment. `problem`: why the operator's file cannot be read; the tokens are then the last known ones."""
 
     callers: tuple[Caller, ...] = ()
     problem: str = ""
@@ -42,7 +43,7 @@ class Roll:
         return {caller.name: caller.roles for caller in self.callers}
 
     def find(self, token: str) -> Caller | None:
-        """Compare with every token, so that the time tells nothing."""
+        """Return the caller with this token, comparing with all of them in constant time."""
         found = None
         for caller in self.callers:
             if hmac.compare_digest(caller.token.get_secret_value().encode(), token.encode("utf-8", "surrogateescape")):
@@ -51,10 +52,10 @@ class Roll:
 
 
 class Callers:
-    """The tokens under a running server; the SDK's token verifier. `read` returns the present ones and may block.
+    """The tokens of a running server; the SDK's token verifier. `read` returns the current ones and may block.
 
-    A server that was started without tokens is open to every program of this machine. It closes when the file gets its first
-    token; one that has had tokens never opens again.
+    A server that was started without tokens is open to every program on this machine, until the file gets its first token;
+    from then on it stays closed to callers without one.
     """
 
     def __init__(self, present: Roll, read: Callable[[], Roll]) -> None:
@@ -65,7 +66,7 @@ class Callers:
         self._lock = threading.Lock()
 
     async def present(self) -> Roll:
-        """Return the tokens as they are now."""
+        """Return the current tokens."""
         roll, number = await anyio.to_thread.run_sync(self._read_in_order)
         self.has_had_tokens |= bool(roll.callers)
         if number > self._latest_number:
@@ -77,6 +78,7 @@ class Callers:
             return self._read(), next(self._numbers)
 
     async def verify_token(self, token: str) -> AccessToken | None:
+        """Return the token's name and scopes, None if it is not valid."""
         roll = await self.present()
         caller = roll.find(token)
         if caller is None:
@@ -85,5 +87,15 @@ class Callers:
         return AccessToken(token=token, client_id=caller.name, scopes=scopes)
 
     def admits(self, token: str) -> bool:
-        """Whether what this token opened may stay open, by the latest look at the file; "" is a caller without one."""
+        """Return whether this token ("" for none) was valid when the file was last read."""
         return self._latest.find(token) is not None if token else not self.has_had_tokens
+
+
+def refuse_role(*, reads_only: bool) -> str:
+    """Return why the caller may not call a tool, "" if it may. On a server without tokens every caller is an operator."""
+    token = get_access_token()
+    if token is None or reads_only or OPERATOR in token.scopes:
+        return ""
+    if UNCERTAIN in token.scopes:
+        return "the operator's settings cannot be read, so changes are not allowed. The operator must correct them."
+    return f"the token {token.client_id!r} is read-only. The operator of this server assigns the roles."

@@ -1,7 +1,7 @@
-"""The restore points of a resource as trees: laid out and drawn. Pure.
+"""Layout and drawing of a resource's restore points as trees. Pure.
 
-A chain that does not branch is drawn straight down, so that thirty restore points do not march off to the right. Where it
-branches, the way to the head (else to the newest point) goes straight on and the others stand beside it:
+A chain without branches is drawn straight down, not indented at each step. At a branch, the path to the head (or else to the
+newest point) continues straight and the others are indented:
 
     ◉ ss-1  full
     ├─● ss-2
@@ -18,13 +18,13 @@ from snapshot_mcp.server.results import ChainNode, consistency_of, status_of, ty
 
 
 def layout(snapshots: Sequence[Snapshot]) -> list[ChainNode]:
-    """Return the nodes in the order they are drawn, roots oldest first. What has no known parent and no root is a root."""
+    """Return the nodes in the order in which they are drawn, roots oldest first."""
     tree = SnapshotTree(snapshots)
     return [_node(one, tree) for one, _ in _walk(tree)]
 
 
 def draw(snapshots: Sequence[Snapshot]) -> list[str]:
-    """Return the tree as lines of text, a restore point each."""
+    """Return the tree as lines of text, one for each restore point."""
     tree = SnapshotTree(snapshots)
     rows = [(art, one) for one, art in _walk(tree)]
     width = max((len(art) + len(clean_text(one.snapshot_id)) for art, one in rows), default=0)
@@ -32,8 +32,8 @@ def draw(snapshots: Sequence[Snapshot]) -> list[str]:
 
 
 def _walk(tree: SnapshotTree) -> Iterator[tuple[Snapshot, str]]:
-    """Yield each snapshot with the art before its id. Without recursion: a chain may be long."""
-    newest_head = _straight_on(tree)
+    """Yield each snapshot with the art before its id. Iterative, because a chain may be long."""
+    ranks = _ranks(tree)
     for root in tree.roots:
         stack: list[tuple[Snapshot, str, str]] = [(root, "", "")]
         while stack:
@@ -42,14 +42,14 @@ def _walk(tree: SnapshotTree) -> Iterator[tuple[Snapshot, str]]:
             branches = tree.children(one.snapshot_id)
             if not branches:
                 continue
-            straight = max(branches, key=lambda child: newest_head[child.snapshot_id])
+            straight = max(branches, key=lambda child: ranks[child.snapshot_id])
             stack.append((straight, lead, lead))
             for branch in reversed([child for child in branches if child is not straight]):
                 stack.append((branch, f"{lead}│ ", f"{lead}├─"))
 
 
-def _straight_on(tree: SnapshotTree) -> dict[str, tuple[int, float]]:
-    """For each snapshot: does the head stand in its subtree, and how new is the newest there."""
+def _ranks(tree: SnapshotTree) -> dict[str, tuple[int, float]]:
+    """Return by id whether its subtree has the head, and the time of the newest snapshot there."""
     rank: dict[str, tuple[int, float]] = {}
     for id_ in reversed(tree.depths):
         moment = taken_at(tree[id_])
@@ -82,7 +82,7 @@ def _line(art: str, one: Snapshot, width: int, tree: SnapshotTree) -> str:
     if one.is_damaged:
         marks.append("DAMAGED")
     if not tree.is_placed(one.snapshot_id):
-        marks.append("(what it builds on is not known)")
+        marks.append("(parent unknown)")
     if one.is_head:
         marks.append("◀ head")
     columns = (

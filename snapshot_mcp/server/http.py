@@ -1,7 +1,7 @@
 """Streamable HTTP on the loopback interface.
 
-Without credentials nothing but this machine may reach the server, so another host is refused, and so is a page of another
-site. Host, Origin and the length of a body are checked here for every path, as at the program's other doors.
+Only this machine may reach the server, so requests for another host and from pages of other sites are rejected. Host, Origin
+and body length are checked for every path, as in the program's other HTTP servers.
 """
 
 import logging
@@ -18,22 +18,20 @@ if TYPE_CHECKING:
     from snapshot_mcp.server.callers import Callers
 
 PATH = "/mcp"
-SDK_WRITES = "mcp.shared.jsonrpc_dispatcher"
-"""Its one warning is that a host which has left could not be told something."""
 BODY_BYTES = 4 * 1024 * 1024
-"""Of a request; as much as the SDK accepts."""
+"""Longest request body; the SDK's own limit."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`. Raises BadRequest for what is malformed or not the loopback interface."""
+    """Parse `HOST:PORT`. Raises BadRequest if it is malformed or not on the loopback interface."""
     try:
         host, port = web.parse_address(text)
     except ValueError as error:
-        raise BadRequest(str(error), hint="For example 127.0.0.1:8000; port 0 takes a free one.") from None
+        raise BadRequest(str(error), hint="Example: 127.0.0.1:8000; port 0 picks a free one.") from None
     if not web.is_loopback(host):
         raise BadRequest(
-            f"{host!r} is not this machine's loopback interface.",
-            hint="The server has no TLS, so it listens on 127.0.0.1 or [::1] only; reach it through a tunnel.",
+            f"{host!r} is not on this machine's loopback interface.",
+            hint="The server has no TLS, so it listens on 127.0.0.1 or [::1] only; use a tunnel to reach it from elsewhere.",
         )
     return host, port
 
@@ -47,26 +45,22 @@ def listen(host: str, port: int) -> socket:
 
 
 async def serve_http(server: "MCPServer[Any]", listener: socket, callers: "Callers") -> None:
-    """Serve until a signal ends it; says on stderr where."""
+    """Serve until a signal arrives; print the URL on stderr."""
+    from mcp.server.transport_security import TransportSecuritySettings
+
     from snapshot_mcp.ground.http_server import HttpServer
 
-    logging.getLogger(SDK_WRITES).setLevel(logging.ERROR)
-    app: Any = server.streamable_http_app(streamable_http_path=PATH, transport_security=_no_checks_of_its_own())
+    logging.getLogger("mcp.shared.jsonrpc_dispatcher").setLevel(logging.ERROR)  # it only warns of disconnected hosts
+    no_checks = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # _admit checks every path
+    app: Any = server.streamable_http_app(streamable_http_path=PATH, transport_security=no_checks)
     if not callers.has_had_tokens:
         app = _close_with_the_first_token(app, callers)
     print(f"snapshot-mcp: {web.url_of(listener)}{PATH}", file=sys.stderr, flush=True)
     await HttpServer(_admit(app), handles_signals=True, log_level="warning").serve_on(listener)
 
 
-def _no_checks_of_its_own() -> Any:
-    """The SDK's own check covers its one path only, and differs from the other doors'."""
-    from mcp.server.transport_security import TransportSecuritySettings
-
-    return TransportSecuritySettings(enable_dns_rebinding_protection=False)
-
-
 def _admit(app: Any) -> Any:
-    """Let in what was meant for this server, once its body is there: a host that leaves while it sends is nobody's error."""
+    """Pass on acceptable requests once their body is complete; a client that disconnects while sending is not an error."""
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse
 
@@ -100,13 +94,13 @@ HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 def _close_with_the_first_token(app: Any, callers: "Callers") -> Any:
-    """Refuse everybody once the operator has given out a token: this server was started for whoever comes."""
+    """Reject every request once the operator has given out a token: this server was started without authentication."""
     from starlette.responses import JSONResponse
 
     refusal = JSONResponse(
         {
             "code": "unauthorized",
-            "message": "The operator's settings have tokens now, and this server was started without. Restart it.",
+            "message": "The operator's settings now have tokens, but this server was started without them. Restart it.",
         },
         401,
         headers={"WWW-Authenticate": "Bearer"},

@@ -1,4 +1,4 @@
-"""Prompts are files: markdown after a TOML front matter of name, title, description and arguments.
+"""Prompts, loaded from files: markdown after a TOML front matter of name, title, description and arguments.
 
     +++
     name = "back_up_disk"
@@ -11,7 +11,7 @@
     +++
     Text with {disk} in it.
 
-An argument that is not required has a `default`. The files are in the package in a wheel and beside it in a checkout.
+An argument that is not required has a `default`. The files are inside the package in a wheel, next to it in a checkout.
 """
 
 import re
@@ -35,7 +35,7 @@ ARGUMENT_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
-    """A parsed file; `arguments` by name, each a mapping of description, required and default."""
+    """A parsed file; `arguments` maps each name to its description, required and default."""
 
     name: str
     title: str
@@ -45,25 +45,27 @@ class PromptFile:
 
 
 class FilePrompt(Prompt):
-    """A prompt that tells what is wrong with its arguments in both protocol eras (the SDK hides it in one)."""
+    """A prompt that explains wrong arguments in both protocol eras, unlike the SDK's."""
 
     async def render(
         self, arguments: dict[str, Any] | None, context: Context[Any, Any]
     ) -> list[Message] | InputRequiredResult:
+        """Fill in the arguments. Raises MCPError if one is missing or unknown."""
         given = arguments or {}
         known = {one.name for one in self.arguments or ()}
         missing = [
             one.name for one in self.arguments or () if one.required and not str(given.get(one.name, "")).strip()
         ]
         if missing or not given.keys() <= known:
-            wrong = f"{missing[0]} is missing" if missing else f"{clean_text(min(given.keys() - known))} is no argument"
+            unknown = clean_text(min(given.keys() - known, default=""))
+            wrong = f"argument {missing[0]} is missing" if missing else f"unknown argument {unknown}"
             names = ", ".join(one.name for one in self.arguments or ())
-            raise MCPError(INVALID_PARAMS, f"Prompt {self.name}: {wrong}. Its arguments: {names}.")
+            raise MCPError(INVALID_PARAMS, f"Prompt {self.name}: {wrong}; expected: {names}.")
         return await super().render(given, context)
 
 
 def load_prompts(*, without: Collection[str] = ()) -> Iterator[Prompt]:
-    """Yield a prompt for each file, by name, but for those that speak of a tool which is not there."""
+    """Yield the prompts in the order of their names, except those that mention one of the tools `without`."""
     for path in sorted(prompts_folder().glob("*.md")):
         file = parse_prompt(path.read_text(encoding="utf-8"), path.name)
         if not any(f"`{tool}`" in file.body for tool in without):
@@ -71,28 +73,28 @@ def load_prompts(*, without: Collection[str] = ()) -> Iterator[Prompt]:
 
 
 def prompts_folder() -> Path:
-    """Return where the files are: in the package (wheel) or beside it (checkout, editable install)."""
+    """Return the folder of the files: inside the package (wheel) or next to it (checkout, editable install)."""
     shipped = PACKAGE / "prompts"
     return shipped if shipped.is_dir() else PACKAGE.parent / "prompts"
 
 
 def parse_prompt(text: str, file_name: str) -> PromptFile:
-    """Read one file. Raises ValueError naming the file, because a wrong one is our own mistake."""
+    """Parse a file. Raises ValueError, which names the file."""
     match = re.fullmatch(r"\+\+\+\n(.*?)^\+\+\+\n(.*)", text, re.DOTALL | re.MULTILINE)
     if not match:
-        raise ValueError(f"{file_name}: no front matter between two lines of +++")
+        raise ValueError(f"{file_name}: expected front matter between two lines of +++")
     body = match[2].strip()
     try:
         file = PromptFile(**tomllib.loads(match[1]), body=body)
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise ValueError(f"{file_name}: {error}") from None
     if used := set(re.findall(r"\{(\w+)\}", body)) ^ file.arguments.keys():
-        raise ValueError(f"{file_name}: {', '.join(sorted(used))} should be in the text and in the arguments")
+        raise ValueError(f"{file_name}: {', '.join(sorted(used))} must be both in the text and in the arguments")
     return file
 
 
 def build_prompt(file: PromptFile) -> Prompt:
-    """Make the SDK's prompt of a file."""
+    """Build the SDK's prompt from a file."""
     return FilePrompt(
         name=file.name,
         title=file.title,

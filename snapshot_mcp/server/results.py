@@ -1,7 +1,7 @@
-"""What the tools answer: one small model each, written for its reader, with sizes in bytes and times in UTC.
+"""Results of the tools: a small model each, written for its reader, with sizes in bytes and times in UTC.
 
-Built from the contract's models here and nowhere else; text from outside is cleaned on the way in. Unset fields are left
-out. `hint` is the next step.
+They are built from the contract's models only here, and text from outside is cleaned. Unset fields are omitted. `hint` is the
+next step.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel, ConfigDict
 
-from snapshot_mcp.contract.models import Image, Instance, Job, Snapshot, Volume, format_time
+from snapshot_mcp.contract.models import Job, Resource, Snapshot, Volume, format_time
 from snapshot_mcp.contract.states import JobStatus
 from snapshot_mcp.contract.text import CONSISTENCIES, MESSAGE_CHARACTERS, clean_text, consistency_in_words
 from snapshot_mcp.contract.tree import is_fuzzy
@@ -18,12 +18,12 @@ from snapshot_mcp.guard import GuardedOutcome, Status
 
 
 class Result(BaseModel):
-    """Base of all answers."""
+    """Base of all results."""
 
     model_config = ConfigDict(frozen=True)
 
     def with_text(self, *lines: str) -> CallToolResult:
-        """Return it as a tool's result with `lines` beside it."""
+        """Return it as a tool's result, with `lines` as its text."""
         return CallToolResult(
             content=[TextContent(type="text", text="\n".join(line for line in lines if line))],
             structured_content=self.model_dump(mode="json", exclude_none=True),
@@ -31,7 +31,7 @@ class Result(BaseModel):
 
 
 class SnapshotRow(Result):
-    """A restore point in a list; the last fields come with `verbose` only."""
+    """A restore point in a list; the last five fields are set with `verbose` only."""
 
     snapshot_id: str
     name: str
@@ -54,6 +54,7 @@ class SnapshotRow(Result):
 
     @classmethod
     def of(cls, snapshot: Snapshot, *, verbose: bool = False) -> Self:
+        """Build a row from a snapshot."""
         details: dict[str, Any] = {}
         if verbose:
             details = {
@@ -82,6 +83,8 @@ class SnapshotRow(Result):
 
 
 class SnapshotList(Result):
+    """A page of restore points."""
+
     zone: str
     total_count: int
     snapshots: list[SnapshotRow]
@@ -89,6 +92,8 @@ class SnapshotList(Result):
 
 
 class ResourceRow(Result):
+    """A disk, machine or image in a list."""
+
     resource_id: str
     name: str
     kind: Literal["volume", "instance", "image"]
@@ -100,29 +105,25 @@ class ResourceRow(Result):
     problem: str | None = None
 
     @classmethod
-    def of(cls, resource: Volume | Instance | Image) -> Self:
-        kind: Literal["volume", "instance", "image"] = "image"
-        attached = None
-        if isinstance(resource, Volume):
-            kind = "volume"
-            if resource.instance and resource.instance.instance_id:
-                attached = clean_text(resource.instance.instance_id)
-        elif isinstance(resource, Instance):
-            kind = "instance"
+    def of(cls, resource: Resource) -> Self:
+        """Build a row from a resource."""
+        host = resource.instance if isinstance(resource, Volume) else None
         return cls(
             resource_id=clean_text(resource.id),
             name=clean_text(resource.name),
-            kind=kind,
+            kind=resource.kind,
             status=clean_text(resource.transition_status or resource.status),
             size_bytes=resource.byte_size,
-            attached_to=attached,
-            path=clean_text(resource.path, MESSAGE_CHARACTERS) if resource.path else None,
-            held_by=clean_text(resource.held_by, MESSAGE_CHARACTERS) if resource.held_by else None,
-            problem=clean_text(resource.problem, MESSAGE_CHARACTERS) if resource.problem else None,
+            attached_to=clean_text(host.instance_id) or None if host else None,
+            path=clean_text(resource.path or "", MESSAGE_CHARACTERS) or None,
+            held_by=clean_text(resource.held_by or "", MESSAGE_CHARACTERS) or None,
+            problem=clean_text(resource.problem or "", MESSAGE_CHARACTERS) or None,
         )
 
 
 class ResourceList(Result):
+    """A page of disks, machines and images."""
+
     zone: str
     total_count: int
     resources: list[ResourceRow]
@@ -130,9 +131,9 @@ class ResourceList(Result):
 
 
 class Change(Result):
-    """`submitted`: the zone has accepted it and `wait_for_job` follows it. `exists`: nothing was started. `done`: it is so.
+    """Outcome of a change: `submitted` (accepted as a job), `exists` (nothing was started) or `done` (carried out).
 
-    `snapshot_ids` stand in the order in which the disks were named; `size_bytes` is the disks' size, not what is stored.
+    `snapshot_ids` are in the order in which the disks were given; `size_bytes` is the size of the disks, not of what is stored.
     """
 
     zone: str
@@ -145,6 +146,8 @@ class Change(Result):
 
 
 class JobRow(Result):
+    """A job in a list."""
+
     job_id: str
     zone: str
     action: str
@@ -160,12 +163,14 @@ class JobRow(Result):
 
     @classmethod
     def of(cls, job: Job, zone: str) -> Self:
+        """Build a row from a job."""
         progress = job.progress
         if job.is_finished:
             percent = 100.0 if job.is_successful else None
         else:
             percent = round(progress.fraction * 100, 1) if progress else None
         is_bytes = progress is not None and progress.unit == "bytes"
+        reason = clean_text(job.reason or "no reason given", MESSAGE_CHARACTERS)
         return cls(
             job_id=clean_text(job.job_id),
             zone=zone,
@@ -173,30 +178,32 @@ class JobRow(Result):
             status=clean_text(job.status),
             percent=percent,
             phase=clean_text(progress.phase) if progress and progress.phase and not job.is_finished else None,
-            done_bytes=max(0, progress.done) if progress and is_bytes else None,
-            total_bytes=max(0, progress.total) if progress and is_bytes else None,
+            done_bytes=progress.done if progress and is_bytes else None,
+            total_bytes=progress.total if progress and is_bytes else None,
             resource_ids=[clean_text(one) for one in job.resource_ids],
             created_at=format_time(job.create_time) or None,
             finished_at=format_time(job.finished_time) or None,
-            error=clean_text(job.reason or "no reason given", MESSAGE_CHARACTERS)
-            if job.status == JobStatus.FAILED
-            else None,
+            error=reason if job.status == JobStatus.FAILED else None,
         )
 
 
 class Unreachable(Result):
+    """A zone that did not answer."""
+
     zone: str
     reason: str
 
 
 class JobList(Result):
+    """The unfinished jobs of one or all zones."""
+
     jobs: list[JobRow]
     unreachable: list[Unreachable] = []
     hint: str = ""
 
 
 class Made(Result):
-    """A snapshot that a job has made; `counts_as_good` is set, to false, where it may be a mixture."""
+    """A snapshot that a job has made; `counts_as_good` is false if it may be a mixture of states, else unset."""
 
     snapshot_id: str
     zone: str
@@ -205,6 +212,7 @@ class Made(Result):
 
     @classmethod
     def of(cls, snapshot: Snapshot, zone: str) -> Self:
+        """Build it from a snapshot."""
         return cls(
             snapshot_id=clean_text(snapshot.snapshot_id),
             zone=zone,
@@ -214,9 +222,9 @@ class Made(Result):
 
 
 class Waited(Result):
-    """`outcome` is about all of them: `failed` if one failed, `still_running` if one runs.
+    """Outcome of waiting for several jobs: `failed` if one has failed, else `still_running` if one is unfinished.
 
-    `made` are the snapshots of the backups that have ended well, as far as the zone lists them.
+    `made` are the snapshots of the successful backups, as far as the zone lists them.
     """
 
     outcome: Literal["successful", "failed", "still_running"]
@@ -226,7 +234,7 @@ class Waited(Result):
 
 
 class Cancellation(Result):
-    """`cancelled`: the job has ended without effect. `cancelling`: it runs, and ends so in a moment."""
+    """Outcome of a cancellation: `cancelled` (ended without effect) or `cancelling` (about to end so)."""
 
     zone: str
     job_id: str
@@ -235,6 +243,8 @@ class Cancellation(Result):
 
 
 class ChainNode(Result):
+    """A restore point in a tree."""
+
     snapshot_id: str
     parent_id: str | None = None
     root_id: str
@@ -249,10 +259,10 @@ class ChainNode(Result):
     is_damaged: bool = False
 
 
-class Chain(Result):
-    """The restore points of one resource as trees, parents before children; `depth` counts from the full one.
+class ChainPicture(Result):
+    """Restore points of a resource as trees, parents before children; `depth` counts from the full one.
 
-    `total_bytes` is what those in `nodes` store.
+    `total_bytes` is what the `nodes` store.
     """
 
     zone: str
@@ -266,7 +276,7 @@ class Chain(Result):
 
 
 class Guarded(Result):
-    """What became of a guarded call; only `started` has started anything."""
+    """Outcome of a guarded call; only with the status `started` was anything started."""
 
     zone: str
     status: Status
@@ -282,6 +292,7 @@ class Guarded(Result):
 
     @classmethod
     def of(cls, outcome: GuardedOutcome, zone: str) -> Self:
+        """Build it from the guard's outcome."""
         return cls(
             zone=zone,
             status=outcome.status,
@@ -298,22 +309,22 @@ class Guarded(Result):
 
 
 def type_of(snapshot: Snapshot) -> str:
-    """`full` or `incremental`, in the words of the tools."""
+    """Return `full` or `incremental`."""
     return "full" if snapshot.is_full else "incremental"
 
 
 def status_of(snapshot: Snapshot) -> str:
-    """Its status, or what it is on the way to."""
+    """Return its status, or the one that it is changing to."""
     return clean_text(snapshot.transition_status or snapshot.status)
 
 
 def consistency_of(snapshot: Snapshot) -> str | None:
-    """How far it is one state of its disk, in words; None where the zone does not say."""
+    """Return its consistency in plain words, None if the zone does not report it."""
     return consistency_in_words(snapshot.consistency) or None
 
 
 def mixture_warning(snapshots: Iterable[Snapshot]) -> str:
-    """Say which of them may be a mixture; "" where none is."""
+    """Return a warning that names those which may be a mixture of states, "" if there are none."""
     ids = dict.fromkeys(clean_text(one.snapshot_id) for one in snapshots if is_fuzzy(one))
     if not ids:
         return ""

@@ -1,7 +1,7 @@
-"""What callers have open over HTTP, requests, event streams and sessions, and its end when a token is no longer valid.
+"""Open HTTP requests, event streams and sessions, which end when their token is no longer valid.
 
-A look at the operator's file every second finds that; a new request is refused at once anyway. A request that is under way ends
-with an error in both protocol eras, a session as if its client had closed it, and with it what the client had subscribed to.
+The operator's file is checked every second; new requests are checked anyway. A request in progress ends with an error in both
+protocol eras; a session ends as if its client had closed it, with the client's subscriptions.
 """
 
 import logging
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Between two looks at the operator's file."""
+"""Interval between two checks of the operator's file."""
 SESSION_HEADER = b"mcp-session-id"
 
 CallNext = Callable[[Any], Awaitable[Any]]
@@ -33,14 +33,14 @@ OnChange = Callable[[Roll, Roll], Awaitable[None]]
 
 @dataclass(eq=False, slots=True)
 class Visit:
-    """One request of a token; "" for a caller without one."""
+    """A request in progress; `token` is "" for a caller without one."""
 
     token: str = field(repr=False)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
 class Visits:
-    """Everything that is open. `on_change` gets the tokens before and after a change of the file."""
+    """All open requests and sessions. `on_change` receives the tokens before and after a change of the file."""
 
     def __init__(
         self, callers: Callers, on_change: OnChange, sessions: "Callable[[], StreamableHTTPSessionManager]"
@@ -52,7 +52,7 @@ class Visits:
         self._sessions: dict[str, tuple[str, dict[str, Any]]] = {}
 
     async def admit(self, ctx: Any, call_next: CallNext) -> Any:
-        """A middleware: note what is open, and end it when its token is no longer valid."""
+        """Handle a request (middleware) and cancel it when its token is no longer valid."""
         token = get_access_token()
         visit = Visit(token.token if token else "")
         if ctx.method == "initialize":
@@ -68,6 +68,7 @@ class Visits:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """Check the tokens while the block runs."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch)
             yield
@@ -86,15 +87,15 @@ class Visits:
             now = await self._callers.present()
             if now.callers == before.callers:
                 continue
-            await self._end_what_is_not_admitted()
+            await self._end_invalid()
             try:
                 await self._on_change(before, now)
             except ZoneError as error:
-                logger.warning("A change of the tokens could not be recorded: %s", error.message)  # tried again
+                logger.warning("A change of the tokens could not be recorded: %s", error.message)  # retried
             else:
                 before = now
 
-    async def _end_what_is_not_admitted(self) -> None:
+    async def _end_invalid(self) -> None:
         for visit in self._visits:
             if not self._callers.admits(visit.token):
                 visit.scope.cancel()
@@ -103,7 +104,7 @@ class Visits:
                 await self._close_session(session_id, scope)
 
     async def _close_session(self, session_id: str, scope: dict[str, Any]) -> None:
-        """Do what the client's own DELETE would do."""
+        """Close a session like the client's own DELETE."""
         host = [header for header in scope["headers"] if header[0] == b"host"]
         request = {**scope, "method": "DELETE", "headers": [*host, (SESSION_HEADER, session_id.encode())]}
         self._sessions.pop(session_id, None)

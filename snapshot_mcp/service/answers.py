@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, InternalError, ResourceBusy, ZoneError
-from snapshot_mcp.contract.models import Answer, Image, Instance, Job, Quota, Snapshot, Volume
+from snapshot_mcp.contract.models import Image, Instance, Job, Quota, Snapshot, Volume, ZoneModel
 from snapshot_mcp.ground.web import Refused
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def empty_answer() -> Response:
     return Response(b"", 204, _HEADERS)
 
 
-def to_wire(answer: Answer) -> dict[str, Any]:
+def to_wire(answer: ZoneModel) -> dict[str, Any]:
     """Return the JSON form without what the zone leaves unset; the contract's own fields are always there."""
     return {key: value for key, value in answer.to_wire().items() if value is not None}
 

@@ -1,7 +1,6 @@
-"""Find resources and snapshots by id or name, and read lists of several pages, over any provider.
+"""Find resources and snapshots by id or name, and read lists page by page, with any provider.
 
-One bound and one set of messages for everything above the providers. An exact id beats a name; a name that two resources
-have is refused with both ids. A zone's name in messages is its provider's.
+An exact id takes precedence over a name; a name that several resources share is rejected with their ids.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,13 +24,13 @@ from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 
 MAX_LISTED = 20_000
-"""Upper bound on items read of one list; a longer one never ends, or is too long to work with within a call."""
+"""Upper bound on items read of one list; a longer one is endless or too long for one call."""
 
 PASSES = 4
-"""How often a list that changes while it is read is read again; enough for a zone where a backup ends every second."""
+"""Attempts to read a list that changes while it is read; enough for a zone where a backup ends every second."""
 
 TRY_SECONDS = 5.0
-"""Time limit for looking up what an answer merely adds; with the longest wait it stays below the hosts' own limits."""
+"""Time limit for looking up optional details; with the longest wait it stays below the hosts' own limits."""
 
 Query = TypeVar("Query", SnapshotFilter, ResourceFilter)
 Item = TypeVar("Item")
@@ -40,34 +39,25 @@ Item = TypeVar("Item")
 async def read_list(
     list_page: Callable[[Query], Awaitable[Page[Item]]], query: Query, limit: int = MAX_LISTED
 ) -> tuple[list[Item], int]:
-    """Read a list page by page; return its first `limit` items, each once, and how many it has.
-
-    Raises Unavailable for a list of more than MAX_LISTED items, unless fewer are wanted.
-    """
+    """Return the first `limit` distinct items of a list and its total count. Raises Unavailable past MAX_LISTED items."""
     found, totals = await _read(list_page, query, limit)
     return found[:limit], totals[-1]
 
 
 async def read_whole(list_page: Callable[[Query], Awaitable[Page[Item]]], query: Query) -> tuple[Item, ...]:
-    """Read a list of which no item may be missing: again when it changed between two pages.
-
-    Raises Unavailable if it keeps changing, or has more than MAX_LISTED items.
-    """
+    """Return a whole list, read again if it changed during reading. Raises Unavailable if it keeps changing or is too long."""
     for _ in range(PASSES):
         found, totals = await _read(list_page, query)
         if set(totals) == {len(found)}:
             return tuple(found)
     raise Unavailable(
-        "The zone's list kept changing while it was read, so what it has is unknown.",
+        "The zone's list kept changing while it was read, so its content is unknown.",
         hint="Repeat the call in a moment.",
     )
 
 
 async def find_resource(provider: Provider, text: str) -> Volume | Instance:
-    """Return the volume or instance with this id, else the only one with exactly this name.
-
-    Raises NotFound, and BadRequest for a name that several have.
-    """
+    """Return the disk or machine with this id, else the only one of this name. Raises NotFound, BadRequest if ambiguous."""
     for resource in await _resources(provider, ResourceFilter(ids=(text,))):
         if resource.id == text:
             return resource
@@ -82,12 +72,12 @@ async def find_resource(provider: Provider, text: str) -> Volume | Instance:
         )
     raise NotFound(
         f"There is no disk or machine {quoted(text)} in zone {provider.zone}.",
-        hint=f"Similar names: {_row(similar)}." if similar else "list_resources shows what there is.",
+        hint=f"Similar names: {_row(similar)}." if similar else "list_resources lists all of them.",
     )
 
 
 async def find_resources(provider: Provider, texts: Sequence[str]) -> list[Volume | Instance]:
-    """Find several resources, in the order given. Raises BadRequest when two texts name the same one."""
+    """Return several resources in the given order. Raises BadRequest if two texts name the same one."""
     found = [await find_resource(provider, text) for text in texts]
     if (repeated := first_repeated(one.id for one in found)) is not None:
         raise BadRequest(f"{clean_text(repeated)} is listed twice.", hint="List each disk or machine once.")
@@ -100,9 +90,9 @@ async def find_snapshot(provider: Provider, snapshot_id: str) -> Snapshot:
 
 
 async def find_snapshots(provider: Provider, ids: Sequence[str]) -> list[Snapshot]:
-    """Find all of these snapshots, deleted or not, in the order given. Raises NotFound, and BadRequest for a repeated id."""
+    """Return these snapshots, deleted or not, in the given order. Raises NotFound, and BadRequest for a repeated id."""
     if not ids:
-        raise BadRequest("No snapshot is given.", hint="Give at least one snapshot id; see list_snapshots.")
+        raise BadRequest("No snapshot id was given.", hint="Give at least one; list_snapshots lists them.")
     if (repeated := first_repeated(ids)) is not None:
         raise BadRequest(f"Snapshot {quoted(repeated)} is listed twice.", hint="List each snapshot once.")
     found: dict[str, Snapshot] = {}
@@ -114,15 +104,15 @@ async def find_snapshots(provider: Provider, ids: Sequence[str]) -> list[Snapsho
         if one not in found:
             raise NotFound(
                 f"There is no snapshot {quoted(one)} in zone {provider.zone}.",
-                hint="Snapshots are named by id; list_snapshots with search finds it by name.",
+                hint="Use a snapshot id; list_snapshots with search finds it by name.",
             )
     return [found[one] for one in ids]
 
 
 async def try_find_snapshots(provider: Provider, ids: Sequence[str]) -> tuple[list[Snapshot], bool]:
-    """Return those of `ids` that are snapshots, in this order, and whether all could be looked up. Raises no ZoneError.
+    """Return the snapshots among `ids`, in this order, and whether all could be looked up. Raises no ZoneError.
 
-    For what an answer adds to something that has been done already: one call, bounded in time.
+    For optional details of something already done: one call, bounded in time.
     """
     wanted = tuple(dict.fromkeys(ids))
     asked = wanted[:MAX_LIMIT]
@@ -141,7 +131,7 @@ async def try_find_snapshots(provider: Provider, ids: Sequence[str]) -> tuple[li
 async def _read(
     list_page: Callable[[Query], Awaitable[Page[Item]]], query: Query, limit: int = MAX_LISTED
 ) -> tuple[list[Item], list[int]]:
-    """Return the items by the time that `limit` is reached, and the total of each page. A zone may repeat a page for ever."""
+    """Return at least `limit` items, if there are, and the total count of each page. A zone may repeat a page endlessly."""
     found: dict[str, Item] = {}
     totals: list[int] = []
     offset = 0
@@ -155,7 +145,7 @@ async def _read(
             break
     if len(found) >= MAX_LISTED and offset < totals[-1]:
         raise Unavailable(
-            f"The zone lists more than {MAX_LISTED} items, too many to read in one call.", hint="Nothing was changed."
+            f"The zone lists more than {MAX_LISTED} items, too many for one call.", hint="Nothing was changed."
         )
     return list(found.values()), totals
 
@@ -165,7 +155,7 @@ def _id_of(item: Any) -> str:
 
 
 async def _resources(provider: Provider, query: ResourceFilter) -> list[Volume | Instance]:
-    """Volumes, then instances; a zone may have no list of one kind."""
+    """Return the volumes, then the instances; a zone may support only one kind."""
     found: list[Volume | Instance] = []
     with suppress(NotFound):
         found += (await read_list(provider.list_volumes, query))[0]

@@ -1,9 +1,9 @@
-"""One upstream a zone, any number of waiters.
+"""Waiting for jobs: one connection to each zone, any number of waiters.
 
-While somebody waits, a watcher follows the zone's stream of jobs. It also reads the jobs that are waited for, slowly,
-because a stream carries changes of status and a person wants progress; without a stream, or while it is broken, that
-reading is what finds their ends. Each stream begins with the unfinished jobs, and a job that is waited for and not among
-them is read at once, so no end is lost. A wait that ends early, is cancelled or times out never touches its job.
+While somebody waits, a watcher follows the zone's job stream. It also polls the jobs, slowly, because the stream carries
+changes of status and a person wants progress; without a working stream, polling is what detects their ends. Each stream begins
+with the unfinished jobs, and a watched job that is not among them is read at once, so no end is missed. A wait that ends
+early, is cancelled or times out never affects its job.
 """
 
 import logging
@@ -19,27 +19,27 @@ from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text, quoted
 
 PROGRESS_SECONDS = 2.0
-"""How often progress is read beside a stream that does not carry it."""
+"""Interval of polling for progress while a stream is followed."""
 POLL_SECONDS = 1.0
-"""How often a zone is polled while it has no stream, give or take the jitter."""
+"""Interval of polling without a stream, before jitter."""
 JITTER = 0.2
-"""Share of an interval by which it varies, so that many servers do not poll in step."""
+"""Fraction by which an interval varies, so that many servers do not poll in step."""
 STREAM_RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0)
-"""Pauses before a broken stream is retried, longer with each failure in a row."""
+"""Pauses before a broken stream is retried, by consecutive failures."""
 LINGER_SECONDS = 5.0
-"""How long the upstream is kept after the last waiter: a model's loop calls again within this time."""
+"""How long the stream is kept open after the last waiter; a model that loops calls again within this time."""
 FIRST_READ_SECONDS = 20.0
-"""Time limit of a job's first read, however short the wait: without one there is nothing to return."""
+"""Time limit of a job's first read, even if the wait is shorter: without it there is nothing to return."""
 STREAM_GRACE_SECONDS = 0.25
-"""How long the stream may take to report many jobs that just ended, before they are read one by one."""
+"""Time for the stream to report many ended jobs before they are read one by one."""
 CONCURRENT_READS = 8
-"""Limit of single reads of one zone at a time."""
+"""Maximum number of concurrent reads of single jobs in one zone."""
 
 log = logging.getLogger(__name__)
 
 
 class _Wait:
-    """One caller's wait: the latest state of each of its jobs, and an event for changes."""
+    """A caller's wait: the latest state of each of its jobs, and an event for changes."""
 
     def __init__(self, job_ids: Sequence[str]) -> None:
         self.job_ids = tuple(job_ids)
@@ -69,7 +69,7 @@ class _Wait:
 
 
 class JobWatcher:
-    """Waits for jobs of one zone. Somebody must keep `run` running meanwhile; `Zones` does."""
+    """Waits for jobs of one zone while its `run` is running; `Zones` sees to that."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
@@ -89,10 +89,10 @@ class JobWatcher:
         timeout_seconds: float,
         on_change: Callable[[tuple[Job, ...]], Awaitable[None]] | None = None,
     ) -> tuple[Job, ...]:
-        """Return the jobs, in the order asked, as they stand when all have finished or the time is over.
+        """Return the jobs in the given order, once all have finished or the time is up.
 
-        "Still running" is a result. `on_change` gets them all at first and whenever one has changed. Raises NotFound
-        for an unknown id, and, if the zone cannot be read when the time is over, why.
+        `on_change` receives all of them first and again whenever one has changed. Raises NotFound for an unknown id, and the
+        zone's error if it cannot be read when the time is up.
         """
         wait = _Wait(job_ids)
         deadline = anyio.current_time() + timeout_seconds
@@ -107,7 +107,7 @@ class JobWatcher:
                 await wait.until(wait.is_known)
             if not wait.is_known():
                 raise Unavailable(
-                    f"Zone {self._provider.zone!r} did not answer in time.", hint="Its jobs go on. Ask again."
+                    f"Zone {self._provider.zone!r} did not answer in time.", hint="Its jobs continue. Try again."
                 )
             await report()
             with anyio.CancelScope(deadline=deadline):
@@ -120,7 +120,7 @@ class JobWatcher:
 
     @contextmanager
     def observing(self, note: Callable[[Job], None]) -> Iterator[None]:
-        """Call `note` with each job that the zone's stream carries, waited for or not; a zone without a stream has none."""
+        """Call `note` with each job that the zone's stream reports, waited for or not; without a stream there are none."""
         token = object()
         self._observers[token] = note
         self._arrived.set()
@@ -131,7 +131,7 @@ class JobWatcher:
             self._left.set()
 
     async def run(self) -> None:
-        """Serve the waiters until cancelled; the zone is watched only while somebody waits."""
+        """Serve the waiters until cancelled; the zone is contacted only while somebody waits."""
         while True:
             await self._arrived.wait()
             self._arrived = anyio.Event()
@@ -139,7 +139,7 @@ class JobWatcher:
                 await self._serve()
             except Exception:
                 log.exception("the watcher of zone %s failed", self._provider.zone)
-                error = InternalError("The jobs cannot be followed.", hint="They go on; ask for them again.")
+                error = InternalError("The jobs cannot be followed.", hint="They continue; wait for them again.")
                 for wait in set().union(*self._waits.values()):
                     wait.error = error
                     wait.has_changed.set()
@@ -172,14 +172,14 @@ class JobWatcher:
                 wait.has_changed.set()
 
     def _fail(self, job_id: str, error: ZoneError) -> None:
-        """Pass the error to those waits that do not know the job yet; the others go on with what they know."""
+        """Pass the error to the waits that have not seen the job yet; the others continue with its last state."""
         for wait in self._waits.get(job_id, ()):
             if job_id not in wait.jobs:
                 wait.error = error
                 wait.has_changed.set()
 
     def _forget(self, job_id: str, error: NotFound) -> None:
-        """End every wait for a job that the zone no longer knows: whether it ended well cannot be found out."""
+        """Fail every wait for a job that the zone no longer knows: whether it succeeded cannot be found out."""
         self._running.discard(job_id)
         for wait in self._waits.get(job_id, ()):
             known = wait.jobs.get(job_id)
@@ -187,9 +187,9 @@ class JobWatcher:
                 wait.error = error
             elif not known.is_finished:
                 wait.error = NotFound(
-                    f"Zone {self._provider.zone} does not know job {clean_text(job_id)} any more; it was {quoted(known.status)}. "
-                    "Whether it ended well is unknown.",
-                    hint="Look at what it would make or change.",
+                    f"Zone {self._provider.zone} no longer knows job {clean_text(job_id)}, last {quoted(known.status)}. "
+                    "Whether it succeeded is unknown.",
+                    hint="Check what it was to make or change.",
                 )
             wait.has_changed.set()
 
@@ -209,7 +209,7 @@ class JobWatcher:
             tasks.cancel_scope.cancel()
 
     async def _follow(self) -> None:
-        """Follow the stream; retry after a pause when it breaks."""
+        """Follow the stream; reconnect after a pause when it breaks."""
         failures = 0
         while True:
             try:
@@ -229,13 +229,13 @@ class JobWatcher:
             failures += 1
 
     def _begin(self, unfinished: tuple[Job, ...]) -> None:
-        """Read at once what somebody waits for and the zone no longer runs: it ended while nobody watched."""
+        """Read watched jobs that are no longer unfinished at once: they ended before the stream began."""
         self._is_streaming = True
         self._unread |= (self._unfinished() | self._running) - {job.job_id for job in unfinished}
         self._to_read.set()
 
     async def _poll(self) -> None:
-        """Read new jobs at once, and all unfinished ones at intervals, shorter ones while there is no stream."""
+        """Read new jobs at once and all unfinished ones at intervals, which are shorter without a stream."""
         due_at = anyio.current_time()
         while True:
             self._to_read = anyio.Event()
@@ -252,18 +252,15 @@ class JobWatcher:
     def _unfinished(self) -> set[str]:
         return {job_id for job_id in self._waits if self._is_wanted(job_id)}
 
-    def _is_known(self, job_id: str) -> bool:
-        return all(job_id in wait.jobs for wait in self._waits.get(job_id, ()))
-
     def _is_wanted(self, job_id: str) -> bool:
-        """Whether somebody still waits for its end, or observers have not seen it."""
+        """Return whether a wait or an observer still needs its end."""
         if self._observers and job_id in self._running:
             return True
         waits = self._waits.get(job_id, ())
         return any(job_id not in wait.jobs or not wait.jobs[job_id].is_finished for wait in waits)
 
     async def _read(self, job_ids: set[str]) -> None:
-        """Read jobs: of several the unfinished ones with one call, what is not among them one by one."""
+        """Read jobs: several with one call for the unfinished ones, the rest one by one."""
         troubles: list[ZoneError] = []
         missing = set(filter(self._is_wanted, job_ids))
         if not missing:
@@ -274,17 +271,19 @@ class JobWatcher:
                     missing.discard(job.job_id)
                     self._report(job)
             except (Forbidden, Unsupported):
-                pass  # then one by one
+                pass  # read one by one instead
             except ZoneError as error:
                 troubles.append(error)
                 for job_id in missing:
                     self._fail(job_id, error)
                 missing = set()
-        while self._is_streaming and len(missing) > CONCURRENT_READS and all(map(self._is_known, missing)):
+        while self._is_streaming and len(missing) > CONCURRENT_READS:
+            if any(job_id not in wait.jobs for job_id in missing for wait in self._waits.get(job_id, ())):
+                break  # a wait has not seen its job yet
             await anyio.sleep(STREAM_GRACE_SECONDS)
             unreported = set(filter(self._is_wanted, missing))
             if len(unreported) == len(missing):
-                break  # the stream does not report these
+                break  # the stream does not report them
             missing = unreported
         limiter = anyio.Semaphore(CONCURRENT_READS)
 

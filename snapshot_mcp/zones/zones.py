@@ -1,10 +1,9 @@
-"""The zones by name. A zone's provider is built when it is first asked for, so that naming the zones costs nothing."""
+"""The zones by name. A zone's provider is built on first use, so that listing the names costs nothing."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,7 +17,7 @@ from snapshot_mcp.zones.watcher import JobWatcher
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """One zone as the parts above see it; `is_production` is the operator's word for "be strict here"."""
+    """A zone with its provider and its watcher; in one with `is_production` the guard is strict."""
 
     name: str
     provider: Provider
@@ -26,7 +25,7 @@ class Zone:
     is_production: bool = False
 
     async def list_unfinished_jobs(self, known: Iterable[str] = ()) -> tuple[Job, ...]:
-        """Return the jobs that have not ended; where the zone does not list them (to us), those of `known` that have not."""
+        """Return the unfinished jobs; if the zone does not list them to us, the unfinished ones of `known`."""
         try:
             return await self.provider.list_unfinished_jobs()
         except (Unsupported, Forbidden):
@@ -40,8 +39,8 @@ class Zone:
 class Zones:
     """All zones of the settings.
 
-    `async with zones:` runs the watchers and, at its end, closes the providers; jobs go on. Outside of it zones can be
-    looked at, but nothing can be waited for.
+    `async with zones:` runs the watchers and closes the providers at the end; jobs continue. Outside of it zones can be read,
+    but jobs cannot be waited for.
     """
 
     def __init__(
@@ -56,10 +55,11 @@ class Zones:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the zones, in the order of the settings."""
         return tuple(self._factories)
 
     def get(self, name: str = "") -> Zone:
-        """Return the zone, the default one without a name. Raises UnknownZone, and what its settings' errors are."""
+        """Return the zone, the default one for "". Raises UnknownZone, and ZoneError for unusable settings."""
         name = name or self.default
         if name not in self._zones:
             if name not in self._factories:
@@ -67,7 +67,7 @@ class Zones:
             try:
                 provider = self._factories[name]()
             except ZoneError as error:
-                error.message = f"Zone {name}: {error.message}"
+                error.within(name)
                 raise
             zone = Zone(name, provider, JobWatcher(provider), name in self._production)
             self._zones[name] = zone
@@ -83,13 +83,11 @@ class Zones:
             self._tasks.start_soon(zone.watcher.run)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    async def __aexit__(self, *exception: Any) -> bool | None:
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
             self._tasks = None
-        return await self._stack.__aexit__(kind, error, traceback)
+        return await self._stack.__aexit__(*exception)
 
     async def _close(self) -> None:
         with anyio.CancelScope(shield=True):

@@ -91,7 +91,7 @@ async def watching(subject: Subject) -> AsyncIterator[Watch]:
 
 
 async def test_a_watch_begins_with_the_unfinished_jobs(subject: Subject) -> None:
-    """`Provider.watch_jobs`: "The first item has the unfinished jobs"; a change after it is reported, and only once."""
+    """`Provider.watch_jobs`: "The first item holds the unfinished jobs"; a change after it is reported, and only once."""
     volume = await subject.volume()
     before = await subject.done(await subject.zone.create_snapshots([volume], "ended before the watch"))
     async with AsyncExitStack() as stack:
@@ -110,7 +110,7 @@ async def test_a_watch_begins_with_the_unfinished_jobs(subject: Subject) -> None
 
 
 async def test_no_change_is_lost_between_the_first_item_and_the_next(subject: Subject) -> None:
-    """`Provider.watch_jobs`: "from the first item on, none is missed", whenever a job ends after the watch began."""
+    """`Provider.watch_jobs`: "none is missed", whenever a job ends after the watch began."""
     volume = await subject.volume()
     for _ in range(5):
         async with watching(subject) as watch:
@@ -121,7 +121,7 @@ async def test_no_change_is_lost_between_the_first_item_and_the_next(subject: Su
 
 
 async def test_a_watch_of_a_zone_without_work_begins_all_the_same(subject: Subject) -> None:
-    """`Provider.watch_jobs`: the first item is sent "also when there are none"."""
+    """`Provider.watch_jobs`: the first item is sent when there are no jobs too."""
     volume = await subject.volume()
     job = await subject.done(await subject.zone.create_snapshots([volume], ""))
     async with watching(subject) as watch:
@@ -130,7 +130,7 @@ async def test_a_watch_of_a_zone_without_work_begins_all_the_same(subject: Subje
 
 @pytest.mark.own_rules
 async def test_a_watch_reports_the_end_of_a_cancelled_job(subject: Subject) -> None:
-    """`Provider.cancel_job`: "The job ends as failed"; whoever watches is told of it as of any other end."""
+    """`Provider.cancel_job`: "The job fails"; whoever watches is told of it as of any other end."""
     volume = await subject.volume()
     await subject.back_up(volume)
     with subject.paused():

@@ -110,7 +110,7 @@ def deletion_of(points: list[Snapshot], target: Snapshot) -> Plan:
 def test_a_chain_whose_links_are_not_told_is_drawn_as_one() -> None:
     lines = chain.draw(left_out([snapshot(0, None), snapshot(1, 0)]))
     assert [line[0] for line in lines] == ["◉", "●"]
-    assert "what it builds on is not known" in lines[1]
+    assert "(parent unknown)" in lines[1]
 
 
 # A recent rename

@@ -92,7 +92,7 @@ async def test_a_viewer_looks_and_changes_nothing(victim: Victim, url: str) -> N
         ):
             result = await client.call_tool(tool, arguments)
             assert result.is_error
-            assert "may look only" in str(result.content)
+            assert "is read-only" in str(result.content)
     assert await victim.siege.guard.list_approvals() == ()
 
 

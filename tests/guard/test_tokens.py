@@ -19,7 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import SubscriptionLost
 
 from snapshot_mcp.guard import Door
-from snapshot_mcp.server.waiting import MAX_WAIT_SECONDS
+from snapshot_mcp.server.job_tools import MAX_WAIT_SECONDS
 from tests.disks import worker_pid
 from tests.guard.conftest import Bench, nobody
 from tests.guard.test_attacks import Victim, status_of
@@ -268,7 +268,7 @@ async def test_an_operator_who_became_a_viewer_changes_nothing_more(victim: Vict
             ("create_snapshots", {"resource_ids": ["pg-data"], "name": "x"}),
         ):
             refused = await olga.call_tool(tool, arguments)
-            assert "may look only" in str(refused.content)
+            assert "is read-only" in str(refused.content)
         assert not (await olga.call_tool("list_snapshots", {})).is_error
     assert await victim.acts() == 0
 

@@ -498,7 +498,7 @@ async def test_what_was_written_to_a_half_restored_disk_is_not_overwritten(rolle
     with FolderCatalogue(zone.folder) as catalogue:
         rollback.resume(catalogue)
     assert await zone.list_unfinished_jobs() == ()
-    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+    with pytest.raises(NotUsable, match="holds old and new content mixed"):
         await zone.apply_snapshots([snapshot_id], safety_snapshot_name="of a mixture")
     await succeed(zone, await zone.apply_snapshots([snapshot_id]))
 
@@ -894,7 +894,7 @@ async def test_a_half_restored_file_that_comes_back_is_still_half_restored(rolle
     image.unlink()
     half.rename(image)
     assert (await volume_of(zone, volume_id)).status == "pending"
-    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+    with pytest.raises(NotUsable, match="holds old and new content mixed"):
         await zone.create_snapshots([volume_id], "of a mixture")
 
 

@@ -14,9 +14,9 @@ from mcp.types import ElicitResult
 
 from snapshot_mcp import app
 from snapshot_mcp.guard import GuardedOutcome
-from snapshot_mcp.server import consent
+from snapshot_mcp.server import elicitation
 from snapshot_mcp.server.build import build_server
-from snapshot_mcp.server.consent import HostClient
+from snapshot_mcp.server.elicitation import HostClient
 from tests.server.lab import Lab, back_up, content, data_of, text_of
 
 Answerer = Callable[[Any, Any], Awaitable[ElicitResult]]
@@ -149,7 +149,7 @@ async def test_a_host_with_url_elicitation_only_is_not_asked_by_form(
 @pytest.mark.anyio
 async def test_a_person_who_does_not_answer_in_time_is_nobodys_no(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Notes 3.3: an older host gives the call up after a minute, so the server must be back before."""
-    monkeypatch.setattr(consent, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(elicitation, "ASK_SECONDS", 0.1)
     await lab.add_disk("web")
 
     async def never(context: Any, params: Any) -> ElicitResult:

@@ -68,8 +68,8 @@ async def test_a_wait_says_how_consistent_a_sound_one_is(lab: Lab, mode: str) ->
     assert made["consistency"].startswith(CRASH)
     assert "counts_as_good" not in made
     assert f"in zone local: {made['consistency']}\n" in text_of(waited)
-    assert data_of(waited)["hint"] == "The restore point is there; show_chain shows where it stands."
-    assert data_of(repeated)["hint"] == "For a new one give another name."
+    assert data_of(waited)["hint"] == "The restore point is complete; show_chain shows it in its chain."
+    assert data_of(repeated)["hint"] == "For a new backup use another name."
 
 
 @pytest.mark.anyio
@@ -118,5 +118,5 @@ async def test_a_zone_that_does_not_list_fails_no_wait(lab: Lab, monkeypatch: py
         waited = await client.call_tool("wait_for_job", {"job_ids": [job_id]})
     assert data_of(waited)["outcome"] == "successful"
     assert "made" not in data_of(waited)
-    assert "How consistent each one is could not be read in local: list_snapshots tells." in text_of(waited)
+    assert "The consistency could not be read in local: list_snapshots shows it." in text_of(waited)
     assert [query.verbose for query in asked] == [1]

@@ -107,8 +107,8 @@ async def test_http_refuses_foreign_hosts_and_origins(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("0.0.0.0:8000", "not this machine's loopback interface"),
-        long("example.com:80", "not this machine's loopback interface"),
+        ("0.0.0.0:8000", "not on this machine's loopback interface"),
+        long("example.com:80", "not on this machine's loopback interface"),
         long("8000", "not HOST:PORT"),
         long("127.0.0.1:x", "not HOST:PORT"),
     ],

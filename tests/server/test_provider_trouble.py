@@ -79,7 +79,7 @@ async def test_only_what_is_done_is_called_done(remote: Callable[[str], Lab], mo
             assert await wait() == (False, outcome)
         zone.answers = {"GET job/": answer({"job_id": "j", "status": "done with failure"})}
         result = await client.call_tool("wait_for_job", {"job_ids": ["j"], "timeout_seconds": 0})
-        assert "What the status “done with failure” means is not known" in text_of(result)
+        assert "Unknown status “done with failure”" in text_of(result)
         zone.answers = {"GET job/": answer({"job_id": "other", "status": "successful"})}
         assert (await wait())[0]
         zone.answers = {"GET job/": error(404, "X", "no")}
@@ -117,7 +117,7 @@ async def test_a_backup_in_the_making_is_told_where_a_zone_lists_no_jobs(
         }
         result = await client.call_tool("create_snapshots", {"resource_ids": ["vol-a"], "name": "nightly"})
         assert data_of(result)["status"] == "exists"
-        assert "is being made already" in text_of(result)
+        assert "is already being made" in text_of(result)
         assert not [seen for seen, _ in zone.proxy.seen if seen.method == "POST" and not seen.is_token]
 
 

@@ -120,7 +120,7 @@ async def test_a_read_only_server_has_only_the_tools_that_look(make_lab: Any) ->
 @pytest.mark.parametrize(
     ("tool", "arguments", "expected"),
     [
-        ("list_snapshots", {"bogus": 1}, "bogus is none of its arguments (snapshot_ids, resource_id,"),
+        ("list_snapshots", {"bogus": 1}, "Unknown argument bogus; expected one of: snapshot_ids, resource_id,"),
         ("list_snapshots", {"limit": "5"}, "limit: should be a valid integer"),
         ("list_snapshots", {"limit": 0}, "limit: should be greater than or equal to 1"),
         ("list_snapshots", {"limit": 101}, "limit: should be less than or equal to 100"),
@@ -135,12 +135,16 @@ async def test_a_read_only_server_has_only_the_tools_that_look(make_lab: Any) ->
             {"job_ids": ["x"], "timeout_seconds": 51},
             "timeout_seconds: should be less than or equal to 50",
         ),
-        ("delete_snapshot", {"snapshot_id": "x", "confirm": True}, "confirm is none of its arguments"),
+        (
+            "delete_snapshot",
+            {"snapshot_id": "x", "confirm": True},
+            "Unknown argument confirm; expected one of: snapshot_id",
+        ),
         ("rename_snapshot", {"snapshot_id": "x"}, "Neither name nor description"),
-        ("rename_snapshot", {"snapshot_id": "x", "name": " "}, "name has nothing but blanks"),
-        ("create_snapshots", {"resource_ids": ["x"], "name": "\n \t"}, "name has nothing but blanks"),
-        ("create_snapshots", {"resource_ids": ["x"], "name": ""}, "name has nothing but blanks"),
-        ("export_to_volume", {"snapshot_id": "x", "volume_name": " "}, "volume_name has nothing but blanks"),
+        ("rename_snapshot", {"snapshot_id": "x", "name": " "}, "name must not be blank"),
+        ("create_snapshots", {"resource_ids": ["x"], "name": "\n \t"}, "name must not be blank"),
+        ("create_snapshots", {"resource_ids": ["x"], "name": ""}, "name must not be blank"),
+        ("export_to_volume", {"snapshot_id": "x", "volume_name": " "}, "volume_name must not be blank"),
     ],
 )
 async def test_bad_arguments_are_refused_in_words(

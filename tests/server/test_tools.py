@@ -7,7 +7,7 @@ import pytest
 
 from snapshot_mcp.contract.models import MAX_OFFSET
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.server import looking
+from snapshot_mcp.server import read_tools
 from tests.server.lab import MIB, Lab, back_up, content, data_of, finish, rename, text_of
 
 
@@ -80,7 +80,7 @@ async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None
         assert data_of(after)["status"] == "exists"
         assert data_of(after)["snapshot_ids"] == data_of(first)["snapshot_ids"]
         assert data_of(after)["size_bytes"] == data_of(first)["size_bytes"] == 4 * MIB
-        assert "What was written since is not in it" in text_of(after)
+        assert "It does not contain later changes" in text_of(after)
         assert "another name" in text_of(after)
         assert data_of(await client.call_tool("list_snapshots", {}))["total_count"] == 2
 
@@ -89,7 +89,7 @@ async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None
         await finish(client, one)
         full = await client.call_tool("create_snapshots", {**arguments, "name": "other", "full": True})
         assert data_of(full)["status"] == "exists"
-        assert "It is no full one. What was written since" in text_of(full)
+        assert "It is not a full snapshot. It does not contain" in text_of(full)
 
 
 @pytest.mark.anyio
@@ -185,11 +185,13 @@ async def test_none_filtered_and_beyond_are_told_apart(lab: Lab) -> None:
         await back_up(client, "a", "x")
         filtered = data_of(await client.call_tool("list_snapshots", {"search": "zzz"}))
         assert filtered["total_count"] == 0
-        assert "filter leaves none of 1" in filtered["hint"]
+        assert "filter matches none of 1" in filtered["hint"]
         assert "beyond" in data_of(await client.call_tool("list_snapshots", {"offset": 5}))["hint"]
         missing = data_of(await client.call_tool("list_snapshots", {"snapshot_ids": ["ss-none"]}))
         assert "Not found: “ss-none”" in missing["hint"]
-        assert "filter leaves none of 1" in data_of(await client.call_tool("list_resources", {"search": "zzz"}))["hint"]
+        assert (
+            "filter matches none of 1" in data_of(await client.call_tool("list_resources", {"search": "zzz"}))["hint"]
+        )
 
 
 @pytest.mark.anyio
@@ -214,7 +216,7 @@ async def test_rename_changes_name_and_description(lab: Lab) -> None:
         await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": "new"})
         done = await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "description": "why"})
         assert data_of(done)["status"] == "done"
-        assert text_of(done) == f"Snapshot {snapshot_id} in zone local: it has a new description."
+        assert text_of(done) == f"Snapshot {snapshot_id} in zone local: its description was changed."
         (row,) = data_of(await client.call_tool("list_snapshots", {"verbose": True}))["snapshots"]
     assert (row["name"], row["description"]) == ("new", "why")
 
@@ -240,7 +242,7 @@ async def test_the_chain_is_drawn_with_its_head(lab: Lab) -> None:
 async def test_a_chain_that_is_drawn_in_part_says_so_and_claims_nothing_of_the_rest(
     lab: Lab, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking, "MAX_CHAIN_NODES", 2)
+    monkeypatch.setattr(read_tools, "MAX_CHAIN_NODES", 2)
     await lab.add_disk("web")
     async with lab.connect(mode) as client:
         first = await back_up(client, "web", "first")
@@ -249,12 +251,12 @@ async def test_a_chain_that_is_drawn_in_part_says_so_and_claims_nothing_of_the_r
             await back_up(client, "web", name)
         whole = await client.call_tool("show_chain", {"resource_id": "web"})
         assert len(data_of(whole)["nodes"]) == 2
-        assert data_of(whole)["hint"].startswith("Only the newest 2 of 3 are drawn; list_snapshots")
+        assert data_of(whole)["hint"].startswith("Only the newest 2 of 3 are shown; list_snapshots")
         assert "the newest 2 of 3 restore points in 1 chain" in text_of(whole)
     await lab.roll_back(first)
     async with lab.connect(mode) as client:
         hint = data_of(await client.call_tool("show_chain", {"resource_id": "web"}))["hint"]
-    assert hint.endswith("The head is not among them.")
+    assert hint.endswith("The head is not among those shown.")
 
 
 @pytest.mark.anyio
@@ -314,7 +316,7 @@ async def test_ids_beyond_the_page_are_not_called_missing(lab: Lab) -> None:
         assert "“no-101” and 995 more." in data_of(await client.call_tool("list_snapshots", many))["hint"]
         full = {"snapshot_ids": ids, "snapshot_type": "full"}
         hint = data_of(await client.call_tool("list_snapshots", full))["hint"]
-        assert "filtered away: " in hint
+        assert "filtered out: " in hint
         assert ids[0] not in hint
 
 
@@ -327,7 +329,7 @@ async def test_a_status_that_does_not_exist_is_no_empty_list(lab: Lab) -> None:
         assert "“completed”" in hint
         assert "available" in hint
         hint = data_of(await client.call_tool("list_snapshots", {"status": ["deleted"]}))["hint"]
-        assert hint == "The filter leaves none of 1."
+        assert hint == "The filter matches none of 1."
 
 
 @pytest.mark.anyio
@@ -338,7 +340,7 @@ async def test_a_zone_whose_snapshots_are_all_deleted_is_not_called_new(lab: Lab
     await lab.delete(snapshot_id)
     async with lab.connect() as client:
         hint = data_of(await client.call_tool("list_snapshots", {}))["hint"]
-    assert 'status=["deleted"] shows 1;' in hint
+    assert 'status=["deleted"] lists 1;' in hint
 
 
 @pytest.mark.anyio

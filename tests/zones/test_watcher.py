@@ -155,7 +155,7 @@ async def test_a_job_that_the_zone_forgets_is_told_at_once_and_is_not_done(featu
 
     with anyio.fail_after(PATIENCE_SECONDS):
         async with zones_of(model) as zones:
-            with pytest.raises(NotFound, match="does not know job a any more; it was “working”"):
+            with pytest.raises(NotFound, match="no longer knows job a, last “working”"):
                 await zones.get().watcher.wait(["a", "b"], 60, forget)
 
 

@@ -205,7 +205,7 @@ def refuse_obstacle(look: Look, approval: Approval | None = None, now: Moment | 
         if approval and now:
             if _is_own(obstacle, approval.safety):
                 continue
-            obstacle.hint = f"{obstacle.hint} {approval.kept(now)}".strip()
+            obstacle.add(hint=approval.kept(now))
         raise obstacle
 
 

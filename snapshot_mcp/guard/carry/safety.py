@@ -90,9 +90,8 @@ class SafetySnapshot:
         except ZoneError as error:
             dropped = await in_thread(self._approvals.drop_safety, approval.id, error.code)
             kept = dropped.kept(self._clock.read())
-            error.hint = (
-                f"{error.hint} The roll-back was not started, because its safety snapshot could not be taken. {kept}"
-            ).strip()
+            why = "The roll-back was not started, because its safety snapshot could not be taken."
+            error.add(hint=f"{why} {kept}")
             raise
         return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
 

@@ -23,7 +23,7 @@ from snapshot_mcp.contract.errors import (
     Unsupported,
     ZoneError,
 )
-from snapshot_mcp.contract.models import Answer, Job, Snapshot, SnapshotFilter, SnapshotUpdate
+from snapshot_mcp.contract.models import Job, Snapshot, SnapshotFilter, SnapshotUpdate, ZoneModel
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import clean_text, quoted
@@ -38,7 +38,7 @@ from snapshot_mcp.providers.anchcloud.session import Session
 
 logger = logging.getLogger(__name__)
 
-Made = TypeVar("Made", bound=Answer)
+Made = TypeVar("Made", bound=ZoneModel)
 
 NOT_STARTED = "Nothing was sent: the change was not carried out."
 NOT_CANCELLED = "The cancel was not sent."
@@ -74,7 +74,7 @@ class Changes:
                     raise error_of(reply, call.what)
                 raise Lost(f"the answer was {reply.status}")
             if reply.body.strip():
-                self._decoded(reply, call, Answer)
+                self._decoded(reply, call, ZoneModel)
         except Lost as lost:
             await self._check_update(snapshot_id, update, call, str(lost))
 
@@ -102,7 +102,7 @@ class Changes:
         try:
             return await self._zone.get_job(job_id)
         except ZoneError as error:
-            error.message = f"{error.message} {NOT_CANCELLED}"
+            error.add(after=NOT_CANCELLED)
             raise
 
     async def _cancelled(self, call: ApiCall, job_id: str, reason: str) -> Job:
@@ -145,7 +145,7 @@ class Changes:
         try:
             return await self._session.change(call)
         except ZoneError as error:
-            error.message = f"{error.message} {remark}"
+            error.add(after=remark)
             raise
 
     def _job_of(self, reply: Reply, call: ApiCall) -> Job:
@@ -172,7 +172,7 @@ class Changes:
             logger.info("The zone %r cannot be looked at before a change: %s", self._zone.zone, error)
             return None
         except ZoneError as error:
-            error.message = f"{error.message} {NOT_STARTED}"
+            error.add(after=NOT_STARTED)
             raise
 
     async def _picture(self, change: ChangeRequest) -> Picture:

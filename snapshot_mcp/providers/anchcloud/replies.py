@@ -37,12 +37,12 @@ from snapshot_mcp.contract.errors import (
     WrongResourceType,
     ZoneError,
 )
-from snapshot_mcp.contract.models import Answer
+from snapshot_mcp.contract.models import ZoneModel
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 from snapshot_mcp.contract.values import MAX_COUNT
 from snapshot_mcp.providers.anchcloud.bounds import bounded, is_within_bounds
 
-Model = TypeVar("Model", bound=Answer)
+Model = TypeVar("Model", bound=ZoneModel)
 
 LONGEST_RETRY_AFTER_SECONDS = 86_400.0
 
@@ -160,7 +160,7 @@ def error_of(reply: Reply, what: str) -> ZoneError:
     error = _told_error(reply, what)
     error.retry_after_seconds = retry_after(reply.headers)
     if error.retry_after_seconds and not (envelope_of(reply) or {}).get("hint"):
-        error.hint = f"{error.hint} It asks to wait {math.ceil(error.retry_after_seconds)} s.".strip()
+        error.add(hint=f"It asks to wait {math.ceil(error.retry_after_seconds)} s.")
     return error
 
 

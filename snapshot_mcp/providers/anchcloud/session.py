@@ -238,7 +238,7 @@ class Session:
             except ZoneError as error:
                 pause = self._pause(error, tried)
                 if tried == tries or not is_transient(error) or time.monotonic() + pause >= deadline:
-                    error.message = f"{what}: no token. {error.message}"
+                    error.add(before=f"{what}: no token.")
                     raise
             await anyio.sleep(pause)
 

@@ -1,4 +1,4 @@
-"""What a tool finds behind its call: the zones, and the guard once it is needed."""
+"""State of a running server, which every tool call can reach: the zones, and the guard once it is needed."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Face:
-    """The server's lifespan value; one a process.
+class ServerState:
+    """The server's lifespan value, one for each process.
 
-    The guard and its approval page are woken by the first call that needs them, in a task of the lifespan's own: a server
-    that only looks pays for neither.
+    The guard and its approval page are started by the first call that needs them, in a task of the lifespan, so that a
+    server that only reads does not pay for them.
     """
 
     def __init__(
@@ -31,24 +31,21 @@ class Face:
     ) -> None:
         self.zones = zones
         self.announce_zone = announce_zone
-        """Tells who listens to a zone's snapshots and chains of a change that has no job."""
+        """Notify subscribers of a zone's snapshots and chains about a change without a job."""
         self._create_locks: dict[str, anyio.Lock] = {}
         self._build_guard = build_guard
         self._guard: Guard | None = None
         self._is_guard_wanted = anyio.Event()
         self._is_guard_there = anyio.Event()
 
-    def zone(self, name: str) -> Zone:
-        return self.zones.get(name)
-
     def create_lock(self, zone: Zone) -> anyio.Lock:
-        """A create looks for its like and starts in one step, or two equal calls at once would both find nothing."""
+        """Return the lock that a create holds while it looks for an equal one, so that simultaneous equal calls start one job."""
         return self._create_locks.setdefault(zone.name, anyio.Lock())
 
     async def guard(self) -> "Guard":
-        if self._guard is None or not self._is_guard_there.is_set():
-            self._is_guard_wanted.set()
-            await self._is_guard_there.wait()
+        """Return the guard; start it and its page first if necessary."""
+        self._is_guard_wanted.set()
+        await self._is_guard_there.wait()
         assert self._guard is not None
         return self._guard
 
@@ -57,10 +54,7 @@ class Face:
         return await in_thread(lambda: self._build_guard().command)
 
     async def note_ends(self, zone: Zone, seen: Sequence[Job] | None = None) -> None:
-        """Let the guard record how the acts ended that people agreed to: of the jobs that were `seen`, else of all in the zone.
-
-        Best effort, because it is no part of what the caller asked for: the next look records what this one could not.
-        """
+        """Let the guard record how approved jobs ended: those `seen`, or all. Best effort; the next call tries again."""
         try:
             guard = await self.guard()
             await (guard.note_ends(zone.provider) if seen is None else guard.note_jobs(zone.provider, seen))
@@ -69,7 +63,7 @@ class Face:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:
-        """Own what runs as long as the server does."""
+        """Run the zones and the guard's task while the block runs."""
         async with self.zones, anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_guard)
             try:
@@ -87,8 +81,8 @@ class Face:
             await anyio.sleep_forever()
 
 
-def face_of(ctx: Context[Any, Any]) -> Face:
-    """Return the face of the server that this call came to."""
-    face = ctx.request_context.lifespan_context
-    assert isinstance(face, Face)
-    return face
+def state_of(ctx: Context[Any, Any]) -> ServerState:
+    """Return the state of the server that handles this call."""
+    state = ctx.request_context.lifespan_context
+    assert isinstance(state, ServerState)
+    return state

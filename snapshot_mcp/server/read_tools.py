@@ -1,6 +1,7 @@
-"""The tools that only look: snapshots, resources, chains.
+"""Tools that only read: snapshots, resources, chains.
 
-None, filtered away, not permitted and unreachable are four answers: the last two are errors that name the zone.
+An empty zone, a filter without a match, a missing permission and an unreachable zone are reported differently; the last two
+are errors that name the zone.
 """
 
 from functools import lru_cache
@@ -14,21 +15,19 @@ from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import (
     MAX_LIMIT,
     MAX_OFFSET,
-    Image,
-    Instance,
     Page,
+    Resource,
     ResourceFilter,
     Snapshot,
     SnapshotFilter,
     SnapshotResource,
-    Volume,
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.server import chain
-from snapshot_mcp.server.face import Face, face_of
-from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow
+from snapshot_mcp.server.results import ChainPicture, ResourceList, ResourceRow, SnapshotList, SnapshotRow
+from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resource, read_list
 
@@ -38,10 +37,10 @@ Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Kind = Literal["volume", "instance", "image"]
 
 ANY: list[str] = []
-"""A filter's default; never written to."""
+"""Default of the list arguments; never modified."""
 
 MAX_CHAIN_NODES = 100
-"""As many restore points as are drawn: some 33,000 characters, which the hosts' limits on a result still let through."""
+"""Restore points drawn at most: some 33,000 characters, which is within the hosts' limits on a result."""
 
 
 async def list_snapshots(
@@ -50,7 +49,7 @@ async def list_snapshots(
     resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")] = "",
     snapshot_type: Literal["full", "incremental"] | None = None,
     status: Annotated[
-        list[str], Field(description="pending, available, suspended, deleted, ceased; without it the gone are left out")
+        list[str], Field(description="pending, available, suspended, deleted, ceased; default: all but the last two")
     ] = ANY,
     search: Annotated[str, Field(description="Part of an id or a name")] = "",
     root_id: Annotated[str, Field(description="Only this chain")] = "",
@@ -61,7 +60,7 @@ async def list_snapshots(
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, SnapshotList]:
     """List restore points (snapshots), newest first. size_bytes is what each one stores."""
-    place = face_of(ctx).zone(zone)
+    place = state_of(ctx).zones.get(zone)
     resource = await _resource_filter(place, resource_id)
     query = SnapshotFilter(
         snapshots=tuple(snapshot_ids),
@@ -78,13 +77,12 @@ async def list_snapshots(
     page = await place.provider.list_snapshots(query)
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
-    is_filtered = query != _all_of(query)
     hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
     shown = [_shown(one, verbose) for one in page.items]
     rows = [row for row, _ in shown]
     result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
-    head = f"{_count_of(page.total_count, 'snapshot')}{_match(page) if is_filtered else ''} in zone {place.name}"
-    return result.with_text(_counted(head, page, offset), *(line for _, line in shown), hint)
+    heading = _heading("snapshot", page, offset, place.name, is_filtered=query != _unfiltered(query))
+    return result.with_text(heading, *(line for _, line in shown), hint)
 
 
 async def list_resources(
@@ -96,29 +94,26 @@ async def list_resources(
     limit: Limit = 20,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
-    """List what there is: volumes (disks) and instances (machines), which can be backed up, and images."""
-    face = face_of(ctx)
-    place = face.zone(zone)
+    """List volumes (disks) and instances (machines), which can be backed up, and images."""
+    state = state_of(ctx)
+    place = state.zones.get(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
     page = await _resources(place, query, kind)
-    is_filtered = bool(search or status)
-    hint = await _resource_hint(face, place, page, query, kind)
+    hint = await _resource_hint(state, place, page, query, kind)
     rows = [ResourceRow.of(one) for one in page.items]
     result = ResourceList(zone=place.name, total_count=page.total_count, resources=rows, hint=hint)
-    head = (
-        f"{_count_of(page.total_count, kind or 'resource')}{_match(page) if is_filtered else ''} in zone {place.name}"
-    )
-    return result.with_text(_counted(head, page, offset), *map(_resource_line, rows), hint)
+    heading = _heading(kind or "resource", page, offset, place.name, is_filtered=bool(search or status))
+    return result.with_text(heading, *map(_resource_line, rows), hint)
 
 
 async def show_chain(
     ctx: Context,
     resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")],
     zone: ZoneArgument = "",
-) -> Annotated[CallToolResult, Chain]:
-    """Draw a disk's or machine's restore points as the tree they are: what builds on what, where the head is, what is
-    damaged. Deleting one takes everything below it."""
-    place = face_of(ctx).zone(zone)
+) -> Annotated[CallToolResult, ChainPicture]:
+    """Draw a disk's or machine's restore points as a tree: what builds on what, where the head is, what is damaged.
+    Deleting one deletes everything below it."""
+    place = state_of(ctx).zones.get(zone)
     found, snapshots, total = await _snapshots_of(place, resource_id)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
     result = picture(place, found, snapshots, total_count=total, gone_count=gone)
@@ -127,23 +122,23 @@ async def show_chain(
 
 def picture(
     zone: Zone, resource: SnapshotResource, snapshots: list[Snapshot], *, total_count: int, gone_count: int
-) -> Chain:
-    """The chain as a tool and a resource answer it; `snapshots` are the newest of `total_count`."""
+) -> ChainPicture:
+    """Build the result for a chain, of the tool and of the resource; `snapshots` are the newest of `total_count`."""
     is_cut = total_count > len(snapshots)
     head = next((clean_text(one.snapshot_id) for one in snapshots if one.is_head), None)
     if not snapshots:
-        hint = "It has no restore point. create_snapshots takes the first one; it will be full."
+        hint = "No restore points yet. create_snapshots takes the first one, which is full."
     elif any(one.is_damaged for one in snapshots):
-        hint = "What is damaged, and everything below it, cannot be restored. create_snapshots with full starts a sound chain."
+        hint = "Damaged points and everything below them cannot be restored. create_snapshots with full starts a new chain."
     elif head is not None:
         hint = "The next incremental becomes a child of the head."
     else:
-        hint = "The head is not among them." if is_cut else "No head: the next snapshot will be full."
+        hint = "The head is not among those shown." if is_cut else "No head: the next snapshot will be full."
     if any(map(is_fuzzy, snapshots)):
-        hint += " What is fuzzy may be a mixture of states and does not count as a good restore point."
+        hint += " A fuzzy point may be a mixture of states and does not count as a good restore point."
     if is_cut:
-        hint = f"Only the newest {len(snapshots)} of {total_count} are drawn; list_snapshots pages through all. {hint}"
-    return Chain(
+        hint = f"Only the newest {len(snapshots)} of {total_count} are shown; list_snapshots lists all. {hint}"
+    return ChainPicture(
         zone=zone.name,
         resource_id=clean_text(resource.resource_id),
         resource_name=clean_text(resource.resource_name),
@@ -155,8 +150,10 @@ def picture(
     )
 
 
-def picture_text(result: Chain, resource: SnapshotResource, snapshots: list[Snapshot], total_count: int) -> list[str]:
-    """The tree and a line above it."""
+def picture_text(
+    result: ChainPicture, resource: SnapshotResource, snapshots: list[Snapshot], total_count: int
+) -> list[str]:
+    """Return the lines of text: a heading and the tree."""
     chains = len({one.root_id for one in snapshots})
     which = f"the newest {len(snapshots)} of " if total_count > len(snapshots) else ""
     head = (
@@ -169,7 +166,7 @@ def picture_text(result: Chain, resource: SnapshotResource, snapshots: list[Snap
 
 
 async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot], int]:
-    """The resource, the newest of its live snapshots, and how many there are; one that is gone still has its snapshots."""
+    """Return a resource, which may be gone, the newest of its existing snapshots, and their number."""
     try:
         resource = await find_resource(zone.provider, resource_id)
     except NotFound:
@@ -178,8 +175,7 @@ async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource,
         if not snapshots:
             raise
         return snapshots[0].resource, snapshots, total
-    kind = "volume" if isinstance(resource, Volume) else "instance"
-    found = SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
+    found = SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=resource.kind)
     query = SnapshotFilter(resource_id=resource.id, verbose=1)
     return found, *await read_list(zone.provider.list_snapshots, query, MAX_CHAIN_NODES)
 
@@ -189,7 +185,7 @@ async def _count(zone: Zone, **query: Any) -> int:
 
 
 async def _resource_filter(zone: Zone, text: str) -> str:
-    """The id behind an id or a name; what is unknown is passed on, because snapshots outlive their disk."""
+    """Return the id for an id or a name; an unknown one is returned as it is, because snapshots outlive their disk."""
     if not text:
         return ""
     try:
@@ -199,7 +195,7 @@ async def _resource_filter(zone: Zone, text: str) -> str:
 
 
 async def _resources(zone: Zone, query: ResourceFilter, kind: Kind | None) -> Page[Any]:
-    """One kind, or all of them one after the other as if they were one list."""
+    """Return a page of one kind, or of all kinds joined into one list."""
     lists: dict[Kind, Any] = {
         "volume": zone.provider.list_volumes,
         "instance": zone.provider.list_instances,
@@ -208,7 +204,7 @@ async def _resources(zone: Zone, query: ResourceFilter, kind: Kind | None) -> Pa
     if kind:
         page: Page[Any] = await lists[kind](query)
         return page
-    items: list[Volume | Instance | Image] = []
+    items: list[Resource] = []
     total = 0
     for list_kind in lists.values():
         wanted = query.limit - len(items)
@@ -219,67 +215,67 @@ async def _resources(zone: Zone, query: ResourceFilter, kind: Kind | None) -> Pa
     return Page(tuple(items), total)
 
 
-def _all_of(query: SnapshotFilter) -> SnapshotFilter:
-    """The same page without a filter."""
+def _unfiltered(query: SnapshotFilter) -> SnapshotFilter:
+    """Return the query for the same page without filters."""
     return SnapshotFilter(verbose=query.verbose, offset=query.offset, limit=query.limit)
 
 
 def _missing_hint(query: SnapshotFilter, page: Page[Snapshot]) -> str:
-    """Which of the ids asked for are not there; of a part of them only how many."""
+    """Return which of the given ids are missing; only how many, if the page does not hold all matches."""
     wanted = dict.fromkeys(query.snapshots)
     if len(page.items) < page.total_count:
         count = len(wanted) - page.total_count
-        return f"Without a match: {count} of the {len(wanted)} ids." if count > 0 else ""
+        return f"{count} of the {len(wanted)} ids have no match." if count > 0 else ""
     missing = list(wanted.keys() - {one.snapshot_id for one in page.items})
     if not missing:
         return ""
     shown = ", ".join(quoted(one) for one in sorted(missing)[:5])
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    is_alone = query == _all_of(query).model_copy(update={"snapshots": query.snapshots})
-    return f"{'Not found' if is_alone else 'Not found or filtered away'}: {shown}{more}."
+    is_alone = query == _unfiltered(query).model_copy(update={"snapshots": query.snapshots})
+    return f"{'Not found' if is_alone else 'Not found or filtered out'}: {shown}{more}."
+
+
+def _paging_hint(page: Page[Any], offset: int) -> str:
+    end = offset + len(page.items)
+    if page.items:
+        return f"More: offset={end}." if page.total_count > end else ""
+    return f"offset={offset} is beyond the last one."
 
 
 async def _hint(zone: Zone, page: Page[Snapshot], query: SnapshotFilter) -> str:
-    if page.total_count > query.offset + len(page.items) and page.items:
-        return f"More: offset={query.offset + len(page.items)}."
-    if page.items:
-        return ""
-    if page.total_count:
-        return f"offset={query.offset} is beyond the last one."
-    if unknown := sorted(set(query.status) - set(SnapshotStatus)):
-        return f"No status: {', '.join(map(quoted, unknown))}. There are {', '.join(SnapshotStatus)}."
-    is_filtered = query != _all_of(query)
-    if is_filtered and (there := await _count(zone)):
-        gone = "" if query.status or query.snapshots else '; deleted ones show with status=["deleted"]'
-        return f"The filter leaves none of {there}{gone}."
-    if SnapshotStatus.DELETED not in query.status and (deleted := await _count(zone, status=(SnapshotStatus.DELETED,))):
-        return f'All are deleted: status=["deleted"] shows {deleted}; recover_snapshots may bring them back.'
-    return "The zone has no snapshots yet. list_resources shows what can be backed up, create_snapshots does it."
-
-
-async def _resource_hint(face: Face, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind | None) -> str:
-    if page.total_count > query.offset + len(page.items) and page.items:
-        return f"More: offset={query.offset + len(page.items)}."
     if page.items or page.total_count:
-        return "" if page.items else f"offset={query.offset} is beyond the last one."
+        return _paging_hint(page, query.offset)
+    if unknown := sorted(set(query.status) - set(SnapshotStatus)):
+        return f"Unknown status {', '.join(map(quoted, unknown))}; expected: {', '.join(SnapshotStatus)}."
+    if query != _unfiltered(query) and (existing := await _count(zone)):
+        gone = "" if query.status or query.snapshots else '; status=["deleted"] lists deleted ones'
+        return f"The filter matches none of {existing}{gone}."
+    if SnapshotStatus.DELETED not in query.status and (deleted := await _count(zone, status=(SnapshotStatus.DELETED,))):
+        return f'All are deleted: status=["deleted"] lists {deleted}; recover_snapshots may bring them back.'
+    return "The zone has no snapshots yet. list_resources lists what create_snapshots can back up."
+
+
+async def _resource_hint(
+    state: ServerState, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind | None
+) -> str:
+    if page.items or page.total_count:
+        return _paging_hint(page, query.offset)
     if query.search_word or query.status:
-        there = (await _resources(zone, ResourceFilter(limit=1), kind)).total_count
-        if there:
-            return f"The filter leaves none of {there}."
+        existing = (await _resources(zone, ResourceFilter(limit=1), kind)).total_count
+        if existing:
+            return f"The filter matches none of {existing}."
     if kind == "image":
-        return "No images yet. export_to_image makes one of a machine's snapshot."
-    command = f"{await face.command()} zone add PATH"
-    return f"There is nothing here yet. In a local zone the operator registers a disk with `{command}`."
+        return "No images yet. export_to_image makes one from a machine's snapshot."
+    command = f"{await state.command()} zone add PATH"
+    return f"The zone has none yet. In a local zone the operator registers a disk with `{command}`."
 
 
-def _counted(head: str, page: Page[Any], offset: int) -> str:
+def _heading(noun: str, page: Page[Any], offset: int, zone: str, *, is_filtered: bool) -> str:
+    verb = (" matches" if page.total_count == 1 else " match") if is_filtered else ""
+    head = f"{_count_of(page.total_count, noun)}{verb} in zone {zone}"
     if page.items and (offset or len(page.items) < page.total_count):
         return f"{head}; {offset + 1} to {offset + len(page.items)}:"
     return f"{head}{':' if page.items else '.'}"
-
-
-def _match(page: Page[Any]) -> str:
-    return " matches" if page.total_count == 1 else " match"
 
 
 def _count_of(count: int, noun: str) -> str:
@@ -288,7 +284,7 @@ def _count_of(count: int, noun: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _shown(one: Snapshot, verbose: bool) -> tuple[SnapshotRow, str]:
-    """A snapshot's row and its line of text; of equal snapshots they are the same, and lists show the same ones again."""
+    """Return a snapshot's row and line of text; cached, because lists show the same snapshots repeatedly."""
     row = SnapshotRow.of(one, verbose=verbose)
     marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
     line = (

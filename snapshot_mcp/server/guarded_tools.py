@@ -1,4 +1,4 @@
-"""The two tools that destroy. They validate and hand over: what happens, and who must agree, is the guard's to say."""
+"""The two destructive tools. They validate and delegate: the guard decides what happens and who must agree."""
 
 from collections.abc import Awaitable
 from typing import Annotated
@@ -10,49 +10,43 @@ from pydantic import Field
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.guard import GuardedOutcome
-from snapshot_mcp.server.changing import SnapshotId, SnapshotIds
-from snapshot_mcp.server.consent import AnswerNeeded, HostClient
-from snapshot_mcp.server.face import face_of
-from snapshot_mcp.server.looking import ZoneArgument
+from snapshot_mcp.server.change_tools import SnapshotId, SnapshotIds
+from snapshot_mcp.server.elicitation import AnswerNeeded, HostClient
+from snapshot_mcp.server.progress import ProgressReport
+from snapshot_mcp.server.read_tools import ZoneArgument
 from snapshot_mcp.server.results import Guarded
+from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
 
 
 async def delete_snapshot(
-    ctx: Context,
-    snapshot_id: SnapshotId,
-    zone: ZoneArgument = "",
+    ctx: Context, snapshot_id: SnapshotId, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
     """Delete a snapshot and everything that was built on it. A person is asked first; no argument replaces that."""
-    face = face_of(ctx)
-    place = face.zone(zone)
-    guard = await face.guard()
+    state = state_of(ctx)
+    place = state.zones.get(zone)
+    guard = await state.guard()
     return await _carry(place, guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
 
 
 async def rollback_to_snapshots(
     ctx: Context,
     snapshot_ids: SnapshotIds,
-    safety_snapshot: Annotated[bool, Field(description="First keep the present content as a snapshot")] = True,
+    safety_snapshot: Annotated[bool, Field(description="First save the present content as a snapshot")] = True,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
-    """Roll disks or machines back: overwrite their present content with these snapshots (one a disk). What was written
-    since is lost and a running host restarts. A person is asked first. export_to_volume restores without loss."""
-    face = face_of(ctx)
-    place = face.zone(zone)
-    told = 0.0
+    """Roll disks or machines back: overwrite their present content with these snapshots (one per disk). Later changes are
+    lost and a running host restarts. A person is asked first. export_to_volume restores without loss."""
+    state = state_of(ctx)
+    place = state.zones.get(zone)
+    progress = ProgressReport(ctx)
 
-    async def tell(jobs: tuple[Job, ...]) -> None:
-        nonlocal told
-        fractions = [1.0 if job.is_finished else job.progress.fraction if job.progress else 0.0 for job in jobs]
-        percent = round(sum(fractions) / max(1, len(fractions)) * 100, 1)
-        if percent > told:
-            told = percent
-            await ctx.report_progress(percent, 100, "taking the safety snapshot")
+    async def report(jobs: tuple[Job, ...]) -> None:
+        await progress.send(jobs, "taking the safety snapshot")
 
-    guard = await face.guard()
+    guard = await state.guard()
     call = guard.rollback_to_snapshots(
-        place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot, on_progress=tell
+        place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot, on_progress=report
     )
     return await _carry(place, call)
 
@@ -63,8 +57,8 @@ async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult 
     except AnswerNeeded as needed:
         return needed.result
     except ResourceBusy as busy:
-        told = Guarded(zone=zone.name, status="refused", hint=str(busy)).with_text(f"Refused for now: {busy}")
-        return told.model_copy(update={"is_error": True})
+        refused = Guarded(zone=zone.name, status="refused", hint=str(busy)).with_text(f"Refused for now: {busy}")
+        return refused.model_copy(update={"is_error": True})
     result = Guarded.of(outcome, zone.name)
     if outcome.status == "started":
         return result.with_text(outcome.message)

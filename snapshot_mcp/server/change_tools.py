@@ -1,7 +1,7 @@
-"""The tools that change something and destroy nothing. Each answers the job's id at once, and says *submitted*.
+"""Tools that change something without destroying anything. Most submit a job and return its id at once.
 
-A create is idempotent for ten minutes: the same disks and name answer what is there, so that a model whose answer was lost
-can simply ask again.
+A create is idempotent for ten minutes: the same disks and name return the existing backup, so that a model whose answer was
+lost can simply repeat the call.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from pydantic import Field
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot, SnapshotFilter, SnapshotUpdate, format_time
-from snapshot_mcp.contract.states import JobAction, SnapshotStatus
+from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.server.consent import HostClient
-from snapshot_mcp.server.face import face_of
-from snapshot_mcp.server.looking import ZoneArgument
+from snapshot_mcp.server.elicitation import HostClient
+from snapshot_mcp.server.read_tools import ZoneArgument
 from snapshot_mcp.server.results import Change, mixture_warning
+from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resources, find_snapshot, read_list, try_find_snapshots
 
 Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
-"""A zone takes any text; what nobody can see is a slip."""
+"""A zone takes any text; a blank name is a mistake."""
 SnapshotId = Annotated[str, Field(min_length=1)]
 SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=100)]
 
 SAME_CREATE = timedelta(minutes=10)
-"""How long a create with the same disks and name means the first one (ARCHITECTURE.md, "The MCP face")."""
+"""How long a create with the same disks and name returns the existing backup (ARCHITECTURE.md, "The MCP face")."""
 
 WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
 
@@ -42,23 +42,23 @@ async def create_snapshots(
         Field(min_length=1, max_length=100, description="Ids or exact names of disks and machines"),
     ],
     name: Name,
-    full: Annotated[bool, Field(description="Full even where an incremental would do")] = False,
+    full: Annotated[bool, Field(description="Full even if an incremental is possible")] = False,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:
-    """Back up: take a snapshot of each of these disks or machines at one point in time. Submits a job; the first of a
-    disk is full, later ones store what changed. The same disks and name within ten minutes answer the one that is there."""
-    face = face_of(ctx)
-    place = face.zone(zone)
+    """Back up: take a snapshot of each of these disks or machines at one point in time. Submits a job; a disk's first is
+    full, later ones store what changed. The same disks and name within ten minutes return the existing one."""
+    state = state_of(ctx)
+    place = state.zones.get(zone)
     resources = await find_resources(place.provider, resource_ids)
     ids = [one.id for one in resources]
-    async with face.create_lock(place):
-        if existing := await _existing(place, ids, name):
-            return await _answer_existing(place, existing, wants_full=full)
+    async with state.create_lock(place):
+        if existing := await _find_equal(place, ids, name):
+            return await _existing_result(place, existing, wants_full=full)
         try:
             job = await place.provider.create_snapshots(ids, name, is_full=full)
         except ResourceBusy:
-            if existing := await _existing(place, ids, name):
-                return await _answer_existing(place, existing, wants_full=full)
+            if existing := await _find_equal(place, ids, name):
+                return await _existing_result(place, existing, wants_full=full)
             raise
     disks = ", ".join(f"{quoted(one.name)} ({clean_text(one.id)}, {format_bytes(one.byte_size)})" for one in resources)
     made = [one for one in job.resource_ids if one not in ids]
@@ -69,27 +69,21 @@ async def create_snapshots(
 
 
 async def export_to_image(
-    ctx: Context,
-    snapshot_id: SnapshotId,
-    image_name: Name,
-    zone: ZoneArgument = "",
+    ctx: Context, snapshot_id: SnapshotId, image_name: Name, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Make an image of a machine's (instance's) snapshot. Submits a job; destroys nothing."""
-    place = face_of(ctx).zone(zone)
+    """Make an image from a machine's (instance's) snapshot. Submits a job; destroys nothing."""
+    place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
     return _exported(place, job, snapshot, f"image {quoted(image_name)}")
 
 
 async def export_to_volume(
-    ctx: Context,
-    snapshot_id: SnapshotId,
-    volume_name: Name,
-    zone: ZoneArgument = "",
+    ctx: Context, snapshot_id: SnapshotId, volume_name: Name, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Restore beside the original: make a new volume with a volume snapshot's content. Submits a job; destroys nothing, so
-    prefer it to a roll-back."""
-    place = face_of(ctx).zone(zone)
+    """Restore to a new disk: make a volume with a volume snapshot's content. Submits a job; destroys nothing, so prefer it
+    to a roll-back."""
+    place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
     return _exported(place, job, snapshot, f"new volume {quoted(volume_name)}")
@@ -104,42 +98,39 @@ async def rename_snapshot(
     description: Annotated[str | None, Field(max_length=4096, description="Unchanged if left out")] = None,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:
-    """Give a snapshot another name or description. At once, without a job."""
+    """Change a snapshot's name or description, at once and without a job."""
     if not name and description is None:
-        raise BadRequest("Neither name nor description is given.", hint="Give one of them.")
-    face = face_of(ctx)
-    place = face.zone(zone)
+        raise BadRequest("Neither name nor description was given.", hint="Give at least one of them.")
+    state = state_of(ctx)
+    place = state.zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
-    guard = await face.guard()
+    guard = await state.guard()
     if reason := await guard.refuse_rename(place, snapshot):
         raise Forbidden(reason)
     async with guard.renaming(place, snapshot, name, HostClient(ctx)):
         await place.provider.update_snapshot(
             snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
         )
-    await face.announce_zone(place.name)
+    await state.announce_zone(place.name)
     shown = clean_text(snapshot.snapshot_id)
     changes = [f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}"] if name else []
     if description is not None:
-        changes.append("it has a new description" if description else "it has no description any more")
+        changes.append("its description was changed" if description else "its description was removed")
     result = Change(zone=place.name, status="done", snapshot_ids=[shown])
     return result.with_text(f"Snapshot {shown} in zone {place.name}: {', '.join(changes)}.")
 
 
 async def recover_snapshots(
-    ctx: Context,
-    snapshot_ids: SnapshotIds,
-    zone: ZoneArgument = "",
+    ctx: Context, snapshot_ids: SnapshotIds, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Bring deleted snapshots back while the zone still has them (list_snapshots with status ["deleted"]). One deletion
-    comes back as a whole. Submits a job."""
-    place = face_of(ctx).zone(zone)
+    """Recover deleted snapshots while the zone keeps them (list_snapshots with status ["deleted"]). What one deletion took
+    comes back together. Submits a job."""
+    place = state_of(ctx).zones.get(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
     coming, _ = await try_find_snapshots(place.provider, [*snapshot_ids, *job.resource_ids])
-    result = _submitted(
-        place, job, snapshot_ids=[clean_text(one) for one in snapshot_ids], warning=mixture_warning(coming)
-    )
-    shown = clean_text(snapshot_ids[0]) if len(snapshot_ids) == 1 else f"{len(snapshot_ids)} snapshots"
+    ids = [clean_text(one) for one in snapshot_ids]
+    result = _submitted(place, job, snapshot_ids=ids, warning=mixture_warning(coming))
+    shown = ids[0] if len(ids) == 1 else f"{len(snapshot_ids)} snapshots"
     return result.with_text(
         f"Recovery of {shown} in zone {place.name} is submitted as job {result.job_id}.", result.hint
     )
@@ -170,60 +161,59 @@ def _exported(zone: Zone, job: Job, snapshot: Snapshot, what: str) -> CallToolRe
     )
 
 
-async def _existing(zone: Zone, resource_ids: Sequence[str], name: str) -> list[Snapshot]:
-    """The snapshots of one equal create of the last ten minutes, in the resources' order; [] if there was none.
+async def _find_equal(zone: Zone, resource_ids: Sequence[str], name: str) -> list[Snapshot]:
+    """Return the snapshots of an equal create of the last ten minutes, in the resources' order; [] if there is none.
 
-    Backups of single disks that bear the same name are not a backup of all of them at one point in time.
+    Separate backups of single disks under the same name are not a backup of all of them at one point in time.
     """
     since = datetime.now(UTC) - SAME_CREATE
     alike: list[tuple[str, Snapshot]] = []
     for resource_id in resource_ids:
         query = SnapshotFilter(resource_id=resource_id, search_word=name, verbose=1)
-        for one in (await read_list(zone.provider.list_snapshots, query))[0]:
-            is_same = one.snapshot_name == name
-            is_recent = one.create_time is not None and one.create_time >= since
-            is_well = one.status in {SnapshotStatus.PENDING, SnapshotStatus.AVAILABLE} and one.transition_status in {
-                "",
-                "creating",
-            }
-            if is_same and is_recent and is_well:
-                alike.append((resource_id, one))
+        found = (await read_list(zone.provider.list_snapshots, query))[0]
+        alike += [(resource_id, one) for one in found if one.snapshot_name == name and _is_repeatable(one, since)]
     for moment_of in (attrgetter("create_time"), attrgetter("snapshot_time")):
         for moment in dict.fromkeys(moment_of(one) for _, one in alike):
-            found = {resource_id: one for resource_id, one in alike if moment_of(one) == moment}
-            if moment and len(found) == len(resource_ids):
-                return [found[resource_id] for resource_id in resource_ids]
+            at_once = {resource_id: one for resource_id, one in alike if moment_of(one) == moment}
+            if moment and len(at_once) == len(resource_ids):
+                return [at_once[resource_id] for resource_id in resource_ids]
     return []
 
 
-async def _answer_existing(zone: Zone, existing: Sequence[Snapshot], *, wants_full: bool) -> CallToolResult:
+def _is_repeatable(one: Snapshot, since: datetime) -> bool:
+    """Return whether a repeated create may return this snapshot: it is recent, and available or being made."""
+    is_well = one.status in {SnapshotStatus.PENDING, SnapshotStatus.AVAILABLE}
+    is_staying = one.transition_status in {TransitionStatus.NONE, TransitionStatus.CREATING}
+    return is_well and is_staying and one.create_time is not None and one.create_time >= since
+
+
+async def _existing_result(zone: Zone, existing: Sequence[Snapshot], *, wants_full: bool) -> CallToolResult:
     ids = [clean_text(one.snapshot_id) for one in existing]
-    resource_ids = {one.resource.resource_id for one in existing}
     is_unfinished = any(one.status == SnapshotStatus.PENDING for one in existing)
-    job = None
-    if is_unfinished:
-        wanted = {one.snapshot_id for one in existing} | resource_ids
-        jobs = await zone.list_unfinished_jobs()
-        job = next((one for one in jobs if one.action == JobAction.CREATE and wanted & set(one.resource_ids)), None)
-    moment = min((one.snapshot_time or one.create_time for one in existing), key=format_time)
-    made_at = format_time(moment)
+    job = await _job_making(zone, existing) if is_unfinished else None
     sizes = [one.virtual_size_bytes or 0 for one in existing]
-    next_step = "Still being made: call wait_for_job." if job else "For a new one give another name."
+    next_step = "In progress: call wait_for_job." if job else "For a new backup use another name."
     warning = mixture_warning(existing)
     result = Change(
         zone=zone.name,
         status="exists",
         job_id=clean_text(job.job_id) if job else None,
         snapshot_ids=ids,
-        made_at=made_at,
+        made_at=min(format_time(one.snapshot_time or one.create_time) for one in existing),
         size_bytes=sum(sizes) if all(sizes) else None,
         hint=f"{next_step} {warning}".rstrip(),
     )
-    state = "is being made already, started" if is_unfinished else "exists already, made"
-    kind = " It is no full one." if wants_full and not all(one.is_full for one in existing) else ""
+    state = "is already being made, started" if is_unfinished else "already exists, made"
+    kind = " It is not a full snapshot." if wants_full and not all(one.is_full for one in existing) else ""
     return result.with_text(
         f"Nothing new was started: {', '.join(ids)} {quoted(existing[0].snapshot_name)} in zone {zone.name} {state} at "
-        f"{made_at}.{kind} What was written since is not in it; for a new one give another name.",
+        f"{result.made_at}.{kind} It does not contain later changes; for a new backup use another name.",
         f"Its job is {result.job_id}; call wait_for_job." if job else "",
         warning,
     )
+
+
+async def _job_making(zone: Zone, snapshots: Sequence[Snapshot]) -> Job | None:
+    wanted = {one.snapshot_id for one in snapshots} | {one.resource.resource_id for one in snapshots}
+    jobs = await zone.list_unfinished_jobs()
+    return next((one for one in jobs if one.action == JobAction.CREATE and wanted & set(one.resource_ids)), None)

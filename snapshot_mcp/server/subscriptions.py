@@ -1,8 +1,8 @@
-"""Subscriptions: who listens to a resource hears when it has changed, in both protocol eras.
+"""Subscriptions: hosts are notified when a resource changes, in both protocol eras.
 
-A `job://` changes with its job; a `snapshot://` or a `chain://` may have changed whenever a job of its zone has ended, or a
-snapshot was renamed here. One task follows a URI for as long as anybody listens to it. Modern hosts listen by an open
-stream, older ones subscribe; for those the SDK has no public door, so the two methods are entered into its low-level server.
+A `job://` changes with its job; a `snapshot://` or a `chain://` may have changed whenever a job of its zone has ended or a
+snapshot was renamed here. One task follows each URI while it has subscribers. Modern hosts keep a stream open; older ones call
+two methods, which the SDK does not offer publicly and which are therefore added to its low-level server.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,11 +23,11 @@ from snapshot_mcp.zones import Zone, Zones
 
 SCHEMES = ("job", "snapshot", "chain")
 MAX_FOLLOWED = 1000
-"""URIs that are followed at a time; a host that wants more is told no."""
+"""Maximum number of URIs followed at a time; further subscriptions are rejected."""
 
 
-class Announcer:
-    """Follows what is listened to, and tells of it over the bus and to the older sessions."""
+class Subscriptions:
+    """Follows the URIs that have subscribers, and notifies these over the bus or, in the older era, their sessions."""
 
     def __init__(self, zones: Zones, bus: SubscriptionBus) -> None:
         self._zones = zones
@@ -40,12 +40,13 @@ class Announcer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """Run the tasks that follow URIs while the block runs."""
         async with anyio.create_task_group() as self._tasks:
             yield
             self._tasks.cancel_scope.cancel()
 
-    async def listening(self, ctx: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
-        """A middleware: while a `subscriptions/listen` stream is open, its URIs are followed."""
+    async def listen(self, ctx: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Follow the URIs of a `subscriptions/listen` stream while it is open (middleware)."""
         if ctx.method != "subscriptions/listen":
             return await call_next(ctx)
         wanted = ((ctx.params or {}).get("notifications") or {}).get("resourceSubscriptions") or []
@@ -58,7 +59,7 @@ class Announcer:
                 self._leave(uri)
 
     def add_to(self, server: MCPServer[Any]) -> None:
-        """Enter the older eras' two methods, and with them the capability."""
+        """Register the older era's two methods, and with them the capability."""
         low_level = server._lowlevel_server
         low_level.add_request_handler("resources/subscribe", SubscribeRequestParams, self._subscribe)
         low_level.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, self._unsubscribe)
@@ -75,7 +76,7 @@ class Announcer:
         return EmptyResult()
 
     def _known_connection(self, session: Any) -> int:
-        """Return the session's connection; when it is closed its subscriptions end."""
+        """Return the session's connection, whose subscriptions end when it is closed."""
         connection = _connection(session)
         if connection not in self._connections:
             self._connections.add(connection)
@@ -92,11 +93,11 @@ class Announcer:
             self._leave(uri)
 
     def _follow(self, uri: str) -> bool:
-        """Count a listener; the first one starts the task. False for what is none of ours."""
+        """Add a subscriber; the first one starts the task. Return False if the URI is not one of ours."""
         if _parse(uri) is None:
             return False
         if uri not in self._listeners and len(self._listeners) >= MAX_FOLLOWED:
-            raise MCPError(INVALID_PARAMS, f"{MAX_FOLLOWED} resources are followed already.")
+            raise MCPError(INVALID_PARAMS, f"Too many subscriptions: {MAX_FOLLOWED} resources are already followed.")
         self._listeners[uri] = self._listeners.get(uri, 0) + 1
         if self._listeners[uri] == 1 and self._tasks is not None:
             self._scopes[uri] = anyio.CancelScope()
@@ -120,7 +121,7 @@ class Announcer:
                 else:
                     await self._watch_zone(zone, uri)
             except ZoneError:
-                return  # unknown, or out of reach: reading it says so, there is nothing to announce
+                return  # unknown or unreachable: reading it reports that
 
     async def _watch_zone(self, zone: Zone, uri: str) -> None:
         has_ended = anyio.Event()
@@ -136,7 +137,7 @@ class Announcer:
                 await self._announce(uri)
 
     async def announce_zone(self, zone_name: str) -> None:
-        """Announce the snapshots and chains of a zone that somebody listens to."""
+        """Notify the subscribers of a zone's snapshots and chains."""
         for uri in tuple(self._listeners):
             scheme, zone, _ = _parse(uri) or ("", "", "")
             if zone == zone_name and scheme != "job":
@@ -152,12 +153,12 @@ class Announcer:
 
 
 def _connection(session: Any) -> int:
-    """What stays the same over a connection's requests; the SDK makes a session object for each of them."""
+    """Return what identifies a connection; the SDK makes a new session object for each request."""
     return id(session._connection)
 
 
 def _parse(uri: str) -> tuple[str, str, str] | None:
-    """Return scheme, zone and id."""
+    """Return scheme, zone and id, None if the URI is not one of ours."""
     scheme, separator, rest = uri.partition("://")
     zone, slash, name = rest.partition("/")
     return (scheme, zone, name) if separator and slash and zone and name and scheme in SCHEMES else None

@@ -95,7 +95,7 @@ async def test_prompts_take_their_arguments_and_tell_what_is_wrong(lab: Lab, mod
         for name, arguments, expected in (
             ("back_up_disk", {}, "disk is missing"),
             ("back_up_disk", {"disk": " "}, "disk is missing"),
-            ("back_up_disk", {"disk": "a", "colour": "b"}, "colour is no argument"),
+            ("back_up_disk", {"disk": "a", "colour": "b"}, "unknown argument colour; expected: disk, reason"),
             ("nothing", {}, "There is no prompt “nothing”"),
         ):
             with pytest.raises(MCPError, match=expected):
@@ -152,10 +152,10 @@ def test_every_prompt_file_is_sound() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("no front matter", "no front matter"),
+        ("no front matter", "expected front matter"),
         (
             "+++\nname = 'a'\ntitle = 'b'\ndescription = 'c'\narguments = {}\n+++\nText with {disk}.",
-            "disk should be in the text and in the arguments",
+            "disk must be both in the text and in the arguments",
         ),
         ("+++\nname a\n+++\n", "Expected '='"),
         ("+++\nname = 'a'\nheading = 'b'\n+++\n", "unexpected keyword argument 'heading'"),

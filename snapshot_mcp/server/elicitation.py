@@ -1,13 +1,14 @@
-"""The guard's way to the person behind a client: a question through the host, in both protocol eras.
+"""Elicitation: the guard's questions to the person behind a client, through the host, in both protocol eras.
 
-Modern hosts are asked in rounds: the call ends with a question (`AnswerNeeded`), comes again with the answer, and runs
-from the start up to the same question. What was asked and answered travels in the request's state, which the SDK seals, so
-an answer counts for exactly the question that it was given to. Older hosts are asked in the middle of the call, for a
-bounded time, because they give the call up themselves after a minute.
+Modern hosts are asked in rounds: the call ends with a question (`AnswerNeeded`), is repeated with the answer, and runs from
+the start up to the same question. Questions and answers travel in the request's state, which the SDK seals, so an answer
+counts only for the question that it was given to. Older hosts are asked during the call, for a bounded time, because they
+abandon the call after a minute.
 """
 
 import hashlib
 import json
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -26,15 +27,15 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard import Answer, Question, UrlAnswer
 
 ROUNDS_SINCE = "2026-07-28"
-"""The protocol version from which questions are asked in rounds."""
+"""The first protocol version with questions in rounds."""
 ASK_SECONDS = 55.0
-"""How long a call may take with all that it waits for, an older host's person above all; hosts give it up after 60 seconds."""
+"""Time limit of a call including a person's answer; hosts abandon it after 60 seconds."""
 KEY = "consent"
 FIELD = "answer"
 
 
 class AnswerNeeded(Exception):
-    """The call ends here with a question; `result` asks it."""
+    """The call must end with a question; `result` asks it."""
 
     def __init__(self, result: InputRequiredResult) -> None:
         super().__init__("the host must ask its user")
@@ -42,7 +43,7 @@ class AnswerNeeded(Exception):
 
 
 class HostClient:
-    """The caller of one guarded call, as `guard.Client` wants it."""
+    """The caller of a guarded call, as the guard's `Client`."""
 
     def __init__(self, ctx: Context[Any, Any]) -> None:
         self._ctx = ctx
@@ -53,66 +54,66 @@ class HostClient:
 
     @property
     def principal(self) -> str:
+        """The name of the caller's token; `local` without one."""
         token = get_access_token()
         return token.client_id if token else "local"
 
     @property
     def name(self) -> str:
+        """The client's name, as it reports it."""
         params = self._ctx.session.client_params
         return clean_text(params.client_info.name) if params else ""
 
     @property
     def version(self) -> str:
+        """The client's version, as it reports it."""
         params = self._ctx.session.client_params
         return clean_text(params.client_info.version) if params else ""
 
     @property
     def said_no(self) -> bool:
+        """Whether the person has declined a question of this call."""
         return self._said_no
 
     @property
     def seconds_left(self) -> float:
+        """The time until the call must return."""
         return max(0.0, self._deadline - anyio.current_time())
 
     @property
     def can_ask(self) -> bool:
+        """Whether the host can show a form."""
         elicitation = self._elicitation
         return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
 
     @property
     def can_open_url(self) -> bool:
+        """Whether the host can open a URL."""
         elicitation = self._elicitation
         return elicitation is not None and elicitation.url is not None
 
     async def ask(self, question: Question) -> Answer:
-        """Put the question to the person; in a round that has no answer to it, leave by AnswerNeeded."""
+        """Ask the person. Raises AnswerNeeded in a round without an answer to this question."""
         params = ElicitRequestFormParams(message=question.message, requested_schema=_schema(question))
         if self._is_modern:
             return _answer(self._answered(params))
-        with anyio.move_on_after(self.seconds_left):
-            try:
-                result = await self._ctx.session.elicit_form(
-                    params.message, params.requested_schema, related_request_id=self._ctx.request_id
-                )
-            except MCPError:
-                return Answer("unanswered")
+        with suppress(MCPError), anyio.move_on_after(self.seconds_left):
+            result = await self._ctx.session.elicit_form(
+                params.message, params.requested_schema, related_request_id=self._ctx.request_id
+            )
             answer = _answer(result)
             self._said_no |= answer.is_no
             return answer
         return Answer("unanswered")
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
-        """Ask the person to open the approval page; that it was opened approves nothing."""
+        """Ask the person to open the approval page; opening it approves nothing."""
         if self._is_modern:
-            result = self._answered(ElicitRequestURLParams(message=message, url=url))
-            return _url_answer(result)
-        with anyio.move_on_after(self.seconds_left):
-            try:
-                result = await self._ctx.session.elicit_url(
-                    message, url, approval_id, related_request_id=self._ctx.request_id
-                )
-            except MCPError:
-                return UrlAnswer("unanswered")
+            return _url_answer(self._answered(ElicitRequestURLParams(message=message, url=url)))
+        with suppress(MCPError), anyio.move_on_after(self.seconds_left):
+            result = await self._ctx.session.elicit_url(
+                message, url, approval_id, related_request_id=self._ctx.request_id
+            )
             return _url_answer(result)
         return UrlAnswer("unanswered")
 
@@ -135,7 +136,7 @@ class HostClient:
 
 
 def _answers_of(ctx: Context[Any, Any]) -> dict[str, Any]:
-    """What was answered in this call's rounds, by the digest of the question."""
+    """Return the answers of this call's rounds by the digest of their question."""
     if not ctx.request_state:
         return {}
     state = json.loads(ctx.request_state)
@@ -151,7 +152,7 @@ def _digest(params: ElicitRequestFormParams | ElicitRequestURLParams) -> str:
 
 
 def _schema(question: Question) -> dict[str, Any]:
-    """One field without a default: hosts fill defaults in by themselves. Lists are shown with their first choice chosen."""
+    """Return a form with one field, without a default, which hosts would fill in; the first choice, preselected, is to keep."""
     destroy, keep = question.words
     field: dict[str, Any] = {"type": "string", "title": f"{destroy} or {keep}?", "enum": [keep, destroy]}
     if question.kind == "typed_name":
@@ -168,10 +169,6 @@ def _answer(result: ElicitResult) -> Answer:
 
 
 def _url_answer(result: ElicitResult) -> UrlAnswer:
-    match result.action:
-        case "accept":
-            return UrlAnswer("accepted")
-        case "decline":
-            return UrlAnswer("declined")
-        case _:
-            return UrlAnswer("cancelled")
+    if result.action == "accept":
+        return UrlAnswer("accepted")
+    return UrlAnswer("declined" if result.action == "decline" else "cancelled")

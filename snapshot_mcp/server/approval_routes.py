@@ -1,14 +1,12 @@
-"""Who may do what over HTTP, once the operator has given out tokens: a viewer looks, an operator also changes, an approver also
-decides over what others want to destroy (never over what the same token asked for).
+"""REST routes for approvers: `GET /approvals` and `POST /approvals/{id}`. They are not MCP, so that no tool leads to them.
 
-The approver's door is beside MCP, so that no tool leads to it: `GET /approvals` and `POST /approvals/{id}`.
+An approver decides over what others want to destroy, never over requests of the same token.
 """
 
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from mcp.server.auth.middleware.auth_context import get_access_token
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -16,7 +14,7 @@ from snapshot_mcp.contract.errors import BadRequest, Forbidden, InternalError, U
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.ground import web
 from snapshot_mcp.guard import Door
-from snapshot_mcp.server.callers import APPROVER, OPERATOR, UNCERTAIN, Caller, Callers, Roll
+from snapshot_mcp.server.callers import APPROVER, Caller, Callers, Roll
 from snapshot_mcp.server.http import HEADERS
 
 if TYPE_CHECKING:
@@ -25,25 +23,13 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Approval, Guard
 
 MAX_BODY_BYTES = 4096
-"""A decision has two short fields."""
+"""Enough for a decision, which has two short fields."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def refuse_role(*, reads_only: bool) -> str:
-    """Return why the present caller may not call a tool, "" if it may. Without tokens everybody who gets in is the operator."""
-    token = get_access_token()
-    if token is None or reads_only or OPERATOR in token.scopes:
-        return ""
-    if UNCERTAIN in token.scopes:
-        return (
-            "the operator's settings cannot be read, so nobody may change anything. The operator has to correct them."
-        )
-    return f"the token {token.client_id!r} may look only. The operator of this server gives out the roles."
-
-
 def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[], Awaitable[Guard]]") -> None:
-    """Give the approvers their door."""
+    """Register the routes."""
 
     def for_approvers(handle: Callable[[Request, Caller, Roll], Awaitable[Any]]) -> Handler:
         async def checked(request: Request) -> Response:
@@ -51,12 +37,12 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
                 roll = await callers.present()
                 return JSONResponse(await handle(request, _approver(request, roll), roll), headers=HEADERS)
             except web.Refused as refused:
-                return JSONResponse(
-                    {"code": "bad_request", "message": refused.message}, refused.status, headers=HEADERS
-                )
+                body = {"code": "bad_request", "message": refused.message}
+                return JSONResponse(body, refused.status, headers=HEADERS)
             except ZoneError as error:
                 body = {"code": error.code, "message": str(error)}
-                return JSONResponse(body, error.http_status, headers=HEADERS | _challenge(error))
+                challenge = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
+                return JSONResponse(body, error.http_status, headers=HEADERS | challenge)
 
         return checked
 
@@ -76,8 +62,8 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
                 decided = await keeper.deny(approval_id, door=Door.APPROVER, by=caller.name)
             case _:
                 raise BadRequest(
-                    "The body is no decision.",
-                    hint='{"decision": "approve", "digest": the plan\'s that you read} or {"decision": "deny"}.',
+                    "The body is not a decision.",
+                    hint='Send {"decision": "approve", "digest": the digest of the plan you read} or {"decision": "deny"}.',
                 )
         return _to_wire(decided)
 
@@ -88,8 +74,8 @@ def add_approvals(server: "MCPServer[Any]", callers: Callers, guard: "Callable[[
 def _refuse_uncertain(roll: Roll) -> None:
     if roll.problem:
         raise InternalError(
-            f"The operator's settings cannot be read ({roll.problem}), so it is not certain who may approve.",
-            hint="Nothing was done. The operator of this server has to correct them.",
+            f"The operator's settings cannot be read ({roll.problem}), so it is not known who may approve.",
+            hint="Nothing was done. The operator of this server must correct them.",
         )
 
 
@@ -99,19 +85,15 @@ def _approver(request: Request, roll: Roll) -> Caller:
     if caller is None:
         raise Unauthorized("No valid token.", hint="Send `Authorization: Bearer …`.")
     if APPROVER not in caller.roles:
-        raise Forbidden(f"The token {caller.name!r} has not the role approver.")
+        raise Forbidden(f"The token {caller.name!r} does not have the approver role.")
     return caller
-
-
-def _challenge(error: ZoneError) -> dict[str, str]:
-    return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
 
 
 async def _read_body(request: Request) -> Any:
     try:
         return json.loads(await web.read_body(request, MAX_BODY_BYTES))
     except (ValueError, RecursionError):
-        raise BadRequest("The body is no JSON.") from None
+        raise BadRequest("The body is not valid JSON.") from None
 
 
 def _to_wire(approval: "Approval") -> dict[str, Any]:
