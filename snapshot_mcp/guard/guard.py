@@ -4,8 +4,8 @@ It is light: what a guarded call needs (`calls.py`) and what keeps the records (
 imported with the first use, because every server start pays for imports and most never destroy anything.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
-from snapshot_mcp.guard.consent.client import ApprovalLinks, Client
+from snapshot_mcp.guard.consent.client import Client
 from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.plan.policy import Policy
 from snapshot_mcp.zones import Zone
@@ -66,7 +66,7 @@ class Guard:
         self._roles = roles
         self._open_zone = open_zone
         self._present_doors = doors
-        self.links: ApprovalLinks | None = None
+        self._page_link: Callable[[str], Awaitable[str]] | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
         self._safety_wait_seconds = safety_wait_seconds
@@ -290,9 +290,20 @@ class Guard:
 
         return self._present_doors() if self._present_doors else Doors()
 
-    async def _page(self) -> ApprovalLinks | None:
-        """The page where it is a door: approvers have one of their own, on whatever machine they are."""
-        return None if (await in_thread(self._doors)).has_approvers else self.links
+    @contextmanager
+    def linking(self, page_link: Callable[[str], Awaitable[str]]) -> Iterator[None]:
+        """Hand out the links of an approval page while the block runs; `page_link` returns one, given an approval's id."""
+        self._page_link = page_link
+        try:
+            yield
+        finally:
+            self._page_link = None
+
+    async def link(self, approval_id: str) -> str:
+        """Return the link to the approval's page, "" if no page is served or enrolled approvers decide instead."""
+        if self._page_link is None or (await in_thread(self._doors)).has_approvers:
+            return ""
+        return await self._page_link(approval_id)
 
     # What is imported and opened when it is first needed
 
@@ -302,7 +313,7 @@ class Guard:
         from snapshot_mcp.guard.carry.surroundings import Surroundings
 
         here = Surroundings(self._rules, self._records, self._clock, self._safety_wait_seconds)
-        return GuardedCalls(here, self._page, self.how_to_approve)
+        return GuardedCalls(here, self.link, self.how_to_approve)
 
     @cached_property
     def _ends(self) -> "Ends":

@@ -201,10 +201,9 @@ async def test_the_page_takes_back_too(bench: Bench, zone_folder: Path) -> None:
     async with served(guard) as browser:
         with hung_worker(zone_folder):
             approval_id = await spent(bench, guard)
-            assert guard.links is not None
-            link = await guard.links.link(approval_id)
+            link = await guard.link(approval_id)
             page = await browser.get(link)
-            assert "While it has had no effect, you can take it back" in page.text
+            assert "As long as it has had no effect, you can still withdraw the approval" in page.text
             form = fields_of(page) | {"decision": "deny"}
             done = await browser.post(link, data=form, headers=origin_of(link), follow_redirects=True)
         assert "taken back before it had an effect" in done.text

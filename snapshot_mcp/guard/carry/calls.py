@@ -18,7 +18,6 @@ from snapshot_mcp.guard.carry.steps import Decided, Ending, Found, Look, Step, n
 from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
-from snapshot_mcp.guard.consent.client import ApprovalLinks
 from snapshot_mcp.guard.consent.states import State
 from snapshot_mcp.guard.plan.question import Answer, Question
 from snapshot_mcp.guard.plan.rules import READS_ONLY
@@ -30,13 +29,15 @@ PAGE_POLL_SECONDS = 0.5
 
 
 class GuardedCalls:
-    """The calls of one guard. `links` gives the approval page, None while it is no door here; `how_to_approve` what a person
-    does, with the page's link."""
+    """The calls of one guard.
+
+    `link` returns the link to an approval's page, "" for none; `how_to_approve` what a person does, given that link.
+    """
 
     def __init__(
         self,
         surroundings: Surroundings,
-        links: Callable[[], Awaitable[ApprovalLinks | None]],
+        link: Callable[[str], Awaitable[str]],
         how_to_approve: Callable[[Approval, str], Awaitable[str]],
     ) -> None:
         self.surroundings = surroundings
@@ -45,7 +46,7 @@ class GuardedCalls:
         self._approvals = surroundings.records.approvals
         self._questions = surroundings.records.questions
         self._pin = surroundings.records.pin
-        self._links = links
+        self._link = link
         self._how_to_approve = how_to_approve
         self._carrier = Carrier(surroundings)
 
@@ -56,7 +57,7 @@ class GuardedCalls:
             await in_thread(self._approvals.record_refusal, act.call, decided.refusal.rule)
         link = how = ""
         if decided.waiting:
-            link = await self._link(decided.waiting)
+            link = await self._link(decided.waiting.id)
             how = await self._how_to_approve(decided.waiting, link)
         return replies.worded(decided, self._clock.read(), link, how)
 
@@ -132,7 +133,7 @@ class GuardedCalls:
         """Offer the page to a client that can open it, and see for a while whether the person decides there."""
         client = act.client
         approval = await in_thread(self._approvals.refresh, approval, look.call, look.plan)
-        link = await self._link(approval)
+        link = await self._link(approval.id)
         if link and client.can_open_url and await in_thread(self._pin.is_set):
             answer = await client.open_url(approval.id, f"{approval.title}? Please decide on the approval page.", link)
             if answer.outcome == "accepted":
@@ -149,10 +150,6 @@ class GuardedCalls:
                 await anyio.sleep(PAGE_POLL_SECONDS)
                 approval = await in_thread(self._approvals.get, approval.id)
         return approval
-
-    async def _link(self, approval: Approval) -> str:
-        links = await self._links()
-        return await links.link(approval.id) if links else ""
 
 
 def read_answer(question: Question, answer: Answer) -> tuple[State, str]:

@@ -43,9 +43,3 @@ class Client(Protocol):
     async def ask(self, question: Question) -> Answer: ...
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer: ...
-
-
-class ApprovalLinks(Protocol):
-    """The approval page, started when the first link is wanted."""
-
-    async def link(self, approval_id: str) -> str: ...

@@ -20,7 +20,7 @@ from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.ground.web import Gatekeeper, Refused, read_body
 from snapshot_mcp.guard.consent.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
 from snapshot_mcp.guard.consent.states import Door, State
-from snapshot_mcp.guard.page.html import STYLE_HASH, View, render_approval, render_list, render_message
+from snapshot_mcp.guard.page.html import STYLE_HASH, render_approval, render_list, render_message
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard.guard import Guard
@@ -98,7 +98,7 @@ class _Page:
 
     async def show_list(self, request: Request) -> Response:
         waiting = [one for one in await self._guard.list_approvals() if one.state is State.PENDING]
-        return _answer(render_list([(one.id, one.title) for one in waiting]))
+        return _answer(render_list(waiting))
 
     async def show(self, request: Request) -> Response:
         return await self._show(request.path_params["approval_id"])
@@ -133,14 +133,14 @@ class _Page:
         if approval.state is State.SPENT and approval.job_end is None:
             await self._guard.note_all_ends()
             approval = await self._guard.get_approval(approval_id)
-        view = View(
-            approval=approval,
+        page = render_approval(
+            approval,
             token=self._token(approval.id, approval.plan.digest),
             has_pin=await self._guard.has_pin(),
             command=self._guard.command,
             problem=problem,
         )
-        return _answer(render_approval(view), status)
+        return _answer(page, status)
 
     def _token(self, approval_id: str, digest: str) -> str:
         """What only a page that this process has shown can know, for this approval and this plan."""
