@@ -23,7 +23,7 @@ from mcp.types import (
 )
 
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.guard import Answer, Question, UrlAnswer
+from snapshot_mcp.guard import Question, QuestionAnswer, UrlAnswer
 
 ROUNDS_SINCE = "2026-07-28"
 """The protocol version from which questions are asked in rounds."""
@@ -84,7 +84,7 @@ class HostClient:
         elicitation = self._elicitation
         return elicitation is not None and elicitation.url is not None
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question) -> QuestionAnswer:
         """Put the question to the person; in a round that has no answer to it, leave by AnswerNeeded."""
         params = ElicitRequestFormParams(message=question.message, requested_schema=_schema(question))
         if self._is_modern:
@@ -95,11 +95,11 @@ class HostClient:
                     params.message, params.requested_schema, related_request_id=self._ctx.request_id
                 )
             except MCPError:
-                return Answer("unanswered")
+                return QuestionAnswer("unanswered")
             answer = _answer(result)
             self._said_no |= answer.is_no
             return answer
-        return Answer("unanswered")
+        return QuestionAnswer("unanswered")
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
         """Ask the person to open the approval page; that it was opened approves nothing."""
@@ -160,11 +160,11 @@ def _schema(question: Question) -> dict[str, Any]:
     return {"type": "object", "properties": {FIELD: field}, "required": [FIELD]}
 
 
-def _answer(result: ElicitResult) -> Answer:
+def _answer(result: ElicitResult) -> QuestionAnswer:
     if result.action != "accept":
-        return Answer("declined" if result.action == "decline" else "cancelled")
+        return QuestionAnswer("declined" if result.action == "decline" else "cancelled")
     text = (result.content or {}).get(FIELD)
-    return Answer("answered", text) if isinstance(text, str) else Answer("unusable")
+    return QuestionAnswer("answered", text) if isinstance(text, str) else QuestionAnswer("unusable")
 
 
 def _url_answer(result: ElicitResult) -> UrlAnswer:

@@ -201,11 +201,11 @@ async def test_what_is_grave_is_set_off_from_the_rest(bench: Bench) -> None:
     async with served(guard) as browser:
         deletion = await guard.delete_snapshot(bench.zone, full.snapshot_id, nobody())
         assert warnings_of((await browser.get(deletion.approval_link)).text) == [
-            "This takes the last good restore point of this disk."
+            "This deletes the last good restore point of this disk."
         ]
         roll_back = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody(), safety_snapshot=False)
         marked = warnings_of((await browser.get(roll_back.approval_link)).text)
-    starts = ("The running machine", "Its size changes", "Its file has 2 names", "WITHOUT A SAFETY SNAPSHOT")
+    starts = ("The running machine", "Its size changes", "Its file has 2 names", "NO SAFETY SNAPSHOT")
     assert [line.startswith(start) for line, start in zip(marked, starts, strict=True)] == [True] * 4
     assert set(marked) < set(roll_back.plan)
 
