@@ -209,7 +209,7 @@ class Approvals:
             _release(rows, id_)
             newer = rows.open_of(approval.call)
             if newer and newer.state is State.PENDING:
-                rows.expire(newer, "an earlier approval holds again")
+                rows.expire(newer, "an earlier approval is valid again")
             elif newer:
                 # A person has agreed again in the meantime; a call has at most one open approval.
                 rows.record("not given back", approval, reason=reason)
@@ -249,16 +249,11 @@ class Approvals:
             rows.sweep()
             approval = rows.get(id_)
             safety = approval.safety
-            if approval.state is not State.GRANTED or safety.is_started:
+            is_claimed = safety.claimed and safety.claimed.is_within(rows.now, HELD_SECONDS)
+            if approval.state is not State.GRANTED or safety.is_started or is_claimed:
                 return None
-            if safety.claimed and safety.claimed.is_within(rows.now, HELD_SECONDS):
-                return None
-            claimed = replace(
-                safety,
-                name=safety.name or f"before roll-back {new_id(10)}",
-                begun=safety.begun or rows.now,
-                claimed=rows.now,
-            )
+            name = safety.name or f"before roll-back {new_id(10)}"
+            claimed = replace(safety, name=name, begun=safety.begun or rows.now, claimed=rows.now)
             rows.write(replace(approval, safety=claimed))
             rows.record("safety snapshot wanted", approval, name=claimed.name)
             return claimed, safety.claimed is not None

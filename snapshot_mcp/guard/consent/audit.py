@@ -127,14 +127,10 @@ class Audit:
         if not self._database.exists:
             return _Content(head=self._seals.head(), mark=self._mark() if with_mark else None)
         with self._database.transaction() as connection:
-            rows = connection.execute("SELECT sequence, record, mac FROM audit ORDER BY sequence")
-            states = connection.execute("SELECT id, state FROM approvals")
-            return _Content(
-                [tuple(row) for row in rows],
-                {row[0]: row[1] for row in states},
-                self._seals.head(),
-                self._mark() if with_mark else None,
-            )
+            rows = connection.execute("SELECT sequence, record, mac FROM audit ORDER BY sequence").fetchall()
+            states = {row[0]: row[1] for row in connection.execute("SELECT id, state FROM approvals")}
+            mark = self._mark() if with_mark else None
+            return _Content([tuple(row) for row in rows], states, self._seals.head(), mark)
 
     def _mark(self) -> Named | None:
         return self._seals.mark() if self._seals.has_key else None

@@ -32,12 +32,9 @@ class Questions:
     def ask(self, call: Call, plan: Plan) -> Asked:
         """Return the open question for this call and this loss, or create one."""
         with self._register.transaction() as rows:
-            row = rows.execute("SELECT * FROM questions WHERE call_key = ?", (call.key,)).fetchone()
-            if (
-                row
-                and row["digest"] == plan.digest
-                and moment_from_text(row["asked"]).is_within(rows.now, QUESTION_SECONDS)
-            ):
+            query = "SELECT * FROM questions WHERE call_key = ? AND digest = ?"
+            row = rows.execute(query, (call.key, plan.digest)).fetchone()
+            if row and moment_from_text(row["asked"]).is_within(rows.now, QUESTION_SECONDS):
                 return Asked(row["nonce"], Plan.model_validate_json(row["plan"]))
             nonce = new_id(10)
             rows.execute(

@@ -34,7 +34,7 @@ class Standing:
         """Return why the approval is no longer valid, "" if it is."""
         if approval.state not in (*OPEN, State.SPENT):
             return ""
-        return self._lacks("asked for it", approval.call.principal, MAY_ASK) or (
+        return self._lacks("requested it", approval.call.principal, MAY_ASK) or (
             self._lacks("approved it", approval.decided_by, MAY_GRANT) if approval.door is Door.APPROVER else ""
         )
 

@@ -1,4 +1,4 @@
-"""The approval page: where a person reads the plan and says yes with the PIN, outside of what the model can reach.
+"""The approval page: where a person reads the plan and approves it with the PIN, out of the model's reach.
 
 A small web server on the loopback interface, on a port of its own, in the process whose call needs the first link. The link
 goes through the model, so a model that opens it must gain nothing: without the PIN the page only shows and denies.

@@ -58,7 +58,7 @@ def render_list(waiting: Sequence[Approval]) -> str:
 
 
 def render_message(message: str, hint: str = "") -> str:
-    """Return a page that only says something."""
+    """Return a page with only a message."""
     return _render("message", message=message, hint=hint)
 
 

@@ -256,8 +256,7 @@ async def _look_closely(provider: Provider, disk: Disk) -> Disk:
     if Feature.TERMS not in provider.features:
         return disk
     listing = provider.list_volumes if isinstance(disk, Volume) else provider.list_instances
-    page = await listing(ResourceFilter(ids=(disk.id,), verbose=1, limit=MAX_LIMIT))
-    for one in page.items:
+    for one in (await listing(ResourceFilter(ids=(disk.id,), verbose=1, limit=MAX_LIMIT))).items:
         if one.id == disk.id:
             return one
     raise NotUsable(
@@ -288,7 +287,7 @@ async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bo
 
 
 async def _is_of_anything(provider: Provider, snapshot: Snapshot) -> bool:
-    """Whether the zone says that the snapshot belongs to something that is not a disk, as one that ignores the filter does."""
+    """Whether the zone reports the snapshot even for an id that is not a disk, as one that ignores the filter does."""
     try:
         return await _is_of(provider, snapshot, snapshot.snapshot_id)
     except (BadRequest, NotFound, WrongResourceType):

@@ -69,12 +69,8 @@ def _refuse_deletion(
             "protect", "the zone does not report which disk this is a snapshot of, and the disk may be protected."
         )
     if loss.takes_last_good_copy and policy.last_good_copy == "refuse":
-        what = (
-            "restore points of this disk, none of them counted as good"
-            if loss.is_none_good
-            else "good restore point of this disk"
-        )
-        return Refusal("last_good_copy", f"it would delete the last {what}.")
+        last = "restore points of this disk" if loss.is_none_good else "good restore point of this disk"
+        return Refusal("last_good_copy", f"it would delete the last {last}.")
     if policy.minimum_age_hours:
         newest_allowed = now - timedelta(hours=policy.minimum_age_hours)
         for one in going:
