@@ -15,7 +15,7 @@ from snapshot_mcp.guard.plan.wording import plan_lines
 WITHOUT_EFFECT = frozenset(error.code for error in (Cancelled, Expired, TermsChanged))
 """Codes of jobs that usually ended before they had an effect."""
 
-FOR_THE_PERSON = "Show them the plan and how to approve it; only they can approve, not you. Then repeat this same call."
+FOR_THE_PERSON = "Show the person the plan and how to approve it; only they can approve. Then repeat this same call."
 
 
 def worded(decided: Decided, now: Moment, link: str, how: str) -> GuardedOutcome:
@@ -51,9 +51,7 @@ def _message(decided: Decided, now: Moment) -> str:
         case Ending.STARTED:
             return _started(decided)
         case Ending.WAITS:
-            return (
-                f"{_earlier(decided.earlier)}Nothing was done yet; a person has to approve this first. {FOR_THE_PERSON}"
-            )
+            return f"{_earlier(decided.earlier)}Nothing was done yet: a person has to approve it. {FOR_THE_PERSON}"
         case Ending.DECLINED:
             return "A person said no to this. Nothing was done, and they will not be asked again for ten minutes."
         case Ending.FORBIDDEN:

@@ -152,9 +152,8 @@ class Approval:
         if self.door is None:
             return ""
         who = f"by {clean_text(self.decided_by)} {DOORS_IN_WORDS[self.door]}"
-        return (
-            f"Denied {who}." if self.state is State.DENIED else f"Approved {who}{PROOFS_IN_WORDS.get(self.door, '')}."
-        )
+        proof = PROOFS_IN_WORDS.get(self.door, "")
+        return f"Denied {who}." if self.state is State.DENIED else f"Approved {who}{proof}."
 
     @property
     def course(self) -> str:

@@ -65,7 +65,7 @@ class _Page:
         with listener:
             with self._waiting:
                 await anyio.wait_readable(listener)
-            if not self._waiting.cancelled_caught:
+            if not self._waiting.cancel_called:
                 await self._run(listener)
 
     async def _run(self, listener: socket.socket) -> None:
