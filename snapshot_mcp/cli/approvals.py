@@ -80,7 +80,8 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
     approval = anyio.run(guard.get_approval, args.approval_id)
     if approval.state != "pending":
         raise BadRequest(
-            f"Approval {approval.id} is {approval.standing} already; it waits for nothing.", hint=approval.aftermath
+            f"Approval {approval.id} is already {approval.state_in_words}; there is nothing to decide.",
+            hint=approval.what_next,
         )
     has_pin = anyio.run(guard.has_pin)
     if approval.call.is_strict and not has_pin:
@@ -158,7 +159,7 @@ def _draw(console: Any, approval: "Approval") -> None:
     body = Text("\n".join(approval.lines))
     body.append(f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {_ago(approval.opened.time)}.", "dim")
     if approval.reason:
-        body.append(f"\n{approval.standing.capitalize()}: {approval.reason}.", "dim")
+        body.append(f"\n{approval.state_in_words.capitalize()}: {approval.reason}.", "dim")
     for line in (approval.decision, approval.course):
         if line:
             body.append(f"\n{line}", "dim")
@@ -167,7 +168,7 @@ def _draw(console: Any, approval: "Approval") -> None:
     console.print(
         Panel(
             body,
-            title=Text.assemble((approval.id, "bold"), "  ", (f"{approval.standing}{until}", colour)),
+            title=Text.assemble((approval.id, "bold"), "  ", (f"{approval.state_in_words}{until}", colour)),
             title_align="left",
             border_style=colour,
             padding=(0, 1),

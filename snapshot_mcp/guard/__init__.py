@@ -1,7 +1,7 @@
-"""The guard: nothing is destroyed without a human's yes to the exact consequences, still true when it happens (GUARD.md).
+"""The guard: nothing is destroyed without a person's consent to the exact consequences, as of that moment (GUARD.md).
 
-It knows no MCP and no provider: the server hands it a `Client`, a `Zone` and what was asked for. `guard.py` is its front; its
-rooms are plan/ ← consent/ ← carry/, and page/.
+It depends neither on MCP nor on a provider: the server passes it a `Client`, a `Zone` and the request. `guard.py` is its front;
+its rooms are plan/ ← consent/ ← carry/, and page/.
 """
 
 from typing import TYPE_CHECKING
@@ -16,11 +16,11 @@ from snapshot_mcp.guard.guard import Guard as Guard
 from snapshot_mcp.guard.plan.policy import Policy as Policy
 from snapshot_mcp.guard.plan.policy import Protect as Protect
 from snapshot_mcp.guard.plan.policy import tighten_policy as tighten_policy
-from snapshot_mcp.guard.plan.question import Answer as Answer
 from snapshot_mcp.guard.plan.question import Question as Question
+from snapshot_mcp.guard.plan.question import QuestionAnswer as QuestionAnswer
 
 if TYPE_CHECKING:
-    # For annotations: what these are made of is imported with the first guarded call.
+    # For annotations only: these are imported by the first guarded call.
     from snapshot_mcp.guard.consent.approval import Approval as Approval
     from snapshot_mcp.guard.consent.journal import Deed as Deed
     from snapshot_mcp.guard.plan.person import PersonAct as PersonAct

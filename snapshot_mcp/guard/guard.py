@@ -1,11 +1,10 @@
-"""`Guard`: the part's front. Nothing is destroyed without a human's yes to the exact consequences, still true when it happens.
+"""`Guard`, the front of the part: all that servers and commands call.
 
-It is light: what a guarded call needs (`calls.py`) and what keeps the records (`approvals.py`, `pin.py`, `audit.py`) is
-imported with the first use, because every server start pays for imports and most never destroy anything.
+Every server start imports it, and most never destroy anything, so guarded calls and the records are imported on first use.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
-from snapshot_mcp.guard.consent.client import ApprovalLinks, Client
+from snapshot_mcp.guard.consent.client import Client
 from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.plan.policy import Policy
 from snapshot_mcp.zones import Zone
@@ -35,18 +34,17 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.plan.person import PersonAct
 
 SAFETY_WAIT_SECONDS = 20.0
-"""A call waits so long for its safety snapshot; hosts give up after 30 to 60 s."""
+"""How long a call waits for its safety snapshot; hosts give up after 30 to 60 s."""
 
 
 class Guard:
-    """One home's guard; any number of processes may have one. Nothing is created before the first guarded call.
+    """The guard of a home; any number of processes may have one. No file is created before the first guarded call.
 
-    `rules` says what the operator's rules for a zone are by now; they are read again whenever it matters, and the stricter
-    of them and `policy` holds: an operator who tightens a rule should not have to find every server that runs.
-    `roles` says which people the operator's file names by now, with their roles; None while that is not known, or does not
-    matter: then everybody counts.
-    `open_zone` opens a zone of the settings by its name, for what a person does outside of a server: to look how a job ended,
-    to take one back. The guard closes what it opened. `doors` says how a person approves here, as it is by now.
+    `rules` returns the operator's current rules for a zone. They are read again at each use, so tightening a rule affects
+    running servers too; the stricter of them and `policy` applies.
+    `roles` returns the current roles of the people in the operator's file, None if they are unknown or irrelevant.
+    `open_zone` opens a zone of the settings by name, to look up or cancel a job outside a server; the guard closes it.
+    `doors` returns the current ways to approve.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Guard:
         self._roles = roles
         self._open_zone = open_zone
         self._present_doors = doors
-        self.links: ApprovalLinks | None = None
+        self._page_link: Callable[[str], Awaitable[str]] | None = None
         self._folder = folder
         self._clock = clock or SystemClock()
         self._safety_wait_seconds = safety_wait_seconds
@@ -74,7 +72,7 @@ class Guard:
     # Guarded calls
 
     async def delete_snapshot(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
-        """Delete a snapshot with everything built on it. Raises what the zone answers."""
+        """Delete a snapshot and everything built on it. Raises the zone's errors."""
         from snapshot_mcp.guard.carry.acts import Deletion
 
         await self.note_ends(zone.provider)
@@ -89,7 +87,7 @@ class Guard:
         safety_snapshot: bool = True,
         on_progress: Callable[[tuple[Job, ...]], Awaitable[None]] | None = None,
     ) -> GuardedOutcome:
-        """Overwrite the snapshots' disks with them. `on_progress` hears of the safety snapshot's job."""
+        """Overwrite the snapshots' disks with them. `on_progress` is called with the safety snapshot's job."""
         from snapshot_mcp.guard.carry.acts import Rollback
 
         await self.note_ends(zone.provider)
@@ -98,17 +96,17 @@ class Guard:
         )
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
-        """Return why the snapshot must keep its name, "" if it need not: protection may hang on it."""
-        from snapshot_mcp.guard.plan.rules import refuse_rename
+        """Return why the snapshot must keep its name, "" if it need not: protection may depend on it."""
+        from snapshot_mcp.guard.plan.rules import refuse_protected
 
-        refusal = refuse_rename(await self._rules(zone.name), snapshot)
+        refusal = refuse_protected(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
 
-    # Acts that stand in the record without an approval
+    # Acts that are recorded without an approval
 
     @asynccontextmanager
     async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
-        """Record that an act begins, and how it ended with what the block put into the dictionary. Raises: GuardBroken."""
+        """Record the start of an act and its end, with what the block put into the dictionary. Raises: GuardBroken."""
         found: dict[str, Any] = {}
         act = await in_thread(self._records.journal.begin, deed)
         try:
@@ -120,7 +118,7 @@ class Guard:
         await in_thread(lambda: self._records.journal.end(act, deed, **found))
 
     async def note_refusal(self, deed: "Deed", rule: str) -> None:
-        """Record that a rule forbids it."""
+        """Record that a rule forbids the act."""
         await in_thread(lambda: self._records.journal.note("refused", deed, rule=rule))
 
     async def note_no(self, deed: "Deed") -> None:
@@ -129,7 +127,7 @@ class Guard:
 
     @asynccontextmanager
     async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
-        """`recorded`, for giving a snapshot another name; nothing is recorded where it keeps its name."""
+        """Record a rename like `recorded`; record nothing if the name stays the same."""
         if not name or name == snapshot.snapshot_name:
             yield
             return
@@ -138,20 +136,20 @@ class Guard:
         async with self.recorded(rename_deed(zone.name, zone.provider.location, snapshot, name, client)):
             yield
 
-    # How the acts ended
+    # Ends of jobs
 
     async def note_ends(self, provider: Provider) -> None:
-        """Record the ends that are missing of the jobs in this zone, as far as it tells them. Creates nothing."""
+        """Record the missing ends of approved jobs in this zone, as far as it reports them. Creates no file."""
         if self._has_records():
             await self._ends.ask(provider)
 
     async def note_jobs(self, provider: Provider, jobs: Sequence[Job]) -> None:
-        """Record the ends of jobs that were just seen to end, where they are missing. Creates nothing."""
+        """Record the missing ends of approved jobs among `jobs`. Creates no file."""
         if self._has_records():
             await in_thread(self._ends.note, provider.location, jobs)
 
     async def note_all_ends(self) -> None:
-        """`note_ends` for every zone with an end missing that can be opened from here."""
+        """Call `note_ends` for every zone with a missing end that can be opened from here."""
         if self._open_zone is None or not self._has_records():
             return
         for name in sorted({one.call.zone for one in await in_thread(self._ends.missing)}):
@@ -169,17 +167,17 @@ class Guard:
             await provider.aclose()
 
     def _has_records(self) -> bool:
-        """A stat takes microseconds; a thread for it would cost each call more than the rest of its work here."""
+        """Whether anything was recorded. A stat takes microseconds, so no thread is used."""
         return (self._folder / "guard.sqlite").exists()
 
-    # The human's side
+    # A person's decisions
 
     async def list_approvals(self) -> "tuple[Approval, ...]":
-        """Open ones first, newest first."""
+        """Return all approvals, open ones first, then the newest first."""
         return await in_thread(self._approvals.list_all)
 
     async def get_approval(self, approval_id: str) -> "Approval":
-        """Raises: NotFound."""
+        """Return an approval. Raises: NotFound."""
         return await in_thread(self._approvals.get, approval_id)
 
     async def approve(
@@ -191,11 +189,9 @@ class Guard:
         door: Door = Door.TERMINAL,
         by: str = "local",
     ) -> "Approval":
-        """Grant the plan whose `digest` the person saw (None: as it stands). Without a PIN a terminal's word is unproven.
+        """Grant the plan whose `digest` the person saw; None means the current one.
 
-        An approver is another principal than the one who asked.
-
-        Raises: NotFound, NotDecidable, WrongPin, PinLocked, Forbidden.
+        Raises: NotFound, NotDecidable, WrongPin, PinLocked; Forbidden for an approver who made the request.
         """
         from snapshot_mcp.guard.consent.errors import WrongPin
 
@@ -207,7 +203,8 @@ class Guard:
             await in_thread(lambda: self._records.pin.check(pin, door=door.value, about=about))
         elif door is Door.APPROVER and approval.call.principal == by:
             raise Forbidden(
-                f"Approval {approval_id} was asked for by {by!r} itself.", hint="Another approver has to decide."
+                f"Approval {approval_id} was requested by {by!r}, who cannot approve it.",
+                hint="Another approver has to decide.",
             )
         if door is Door.UNPROVEN and approval.call.is_strict:
             raise WrongPin(
@@ -218,9 +215,9 @@ class Guard:
         return await in_thread(lambda: self._approvals.grant(approval_id, digest=seen, door=door, by=by))
 
     async def deny(self, approval_id: str, *, door: Door = Door.TERMINAL, by: str = "local") -> "Approval":
-        """Deny, withdraw what was granted and not yet used, or take back what was used and has had no effect yet.
+        """Deny an approval, revoke a granted one, or take back a used one whose job has had no effect.
 
-        Raises: NotFound; NotDecidable, which says what became of it; what the zone answers that has to cancel the job.
+        Raises: NotFound; NotDecidable, which says what became of it; the errors of the zone that has to cancel the job.
         """
         from snapshot_mcp.guard.consent.errors import NotDecidable
 
@@ -236,7 +233,7 @@ class Guard:
         from snapshot_mcp.guard.carry.withdrawal import Withdrawal, unreachable
 
         if self._open_zone is None:
-            raise unreachable(approval, "this program has no way to its zone", await in_thread(self._doors))
+            raise unreachable(approval, "this program cannot reach its zone", await in_thread(self._doors))
         try:
             async with self._opened(approval.call.zone) as provider:
                 return await Withdrawal(self._approvals, self._ends, provider).take_back(approval, door, by)
@@ -245,15 +242,15 @@ class Guard:
             raise unreachable(approval, error.message.rstrip("."), doors) from None
 
     async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
-        """Plan to end the recovery of these deleted snapshots, as the rules are now."""
+        """Plan to destroy these deleted snapshots permanently, under the current rules."""
         from snapshot_mcp.guard.plan.person import plan_purge
 
         return plan_purge(zone_name, deleted, await self._rules(zone_name))
 
     async def prove_person(self, pin: str | None, about: Mapping[str, Any]) -> Door:
-        """Return the door that a person at a terminal came through: with the PIN where one is set.
+        """Check the PIN of a person at a terminal, if one is set, and return their door.
 
-        `about`: what the PIN is given for, for the record. Raises WrongPin, PinLocked.
+        `about`: what the PIN is given for, for the record. Raises: WrongPin, PinLocked.
         """
         if not await self.has_pin():
             return Door.UNPROVEN
@@ -261,17 +258,15 @@ class Guard:
         return Door.TERMINAL
 
     async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:
-        """Void what was asked for or granted by people who had the role for it before and do not have it now.
-
-        Both are roles by name, as the operator's file says them.
-        """
+        """Void what was requested or granted by people who lost the role for it. Both arguments are roles by name."""
         await in_thread(self._approvals.void_departed, before, now)
 
     async def has_pin(self) -> bool:
+        """Whether a PIN is set in this home."""
         return await in_thread(self._records.pin.is_set)
 
     async def set_pin(self, new: str, old: str | None = None, *, by: str = "local") -> None:
-        """Raises: BadRequest, WrongPin, PinLocked."""
+        """Set the first PIN, or change it with the old one. Raises: BadRequest, WrongPin, PinLocked."""
         await in_thread(lambda: self._records.pin.set(new, old, by=by))
 
     async def _rules(self, zone: str) -> Policy:
@@ -280,13 +275,13 @@ class Guard:
         return self.policy.merged(await in_thread(self._present_rules, zone))
 
     async def how_to_approve(self, approval: "Approval", link: str = "") -> str:
-        """Return what a person does to approve it, in lines, for the door that exists here."""
+        """Tell a person in a few lines how to approve it here."""
         doors = await in_thread(self._doors)
         return doors.how_to_approve(approval, link=link, has_pin=await self.has_pin())
 
     @property
     def home(self) -> Path:
-        """The folder whose approvals these are."""
+        """The folder of the records."""
         return self._folder
 
     @property
@@ -299,11 +294,22 @@ class Guard:
 
         return self._present_doors() if self._present_doors else Doors()
 
-    async def _page(self) -> ApprovalLinks | None:
-        """The page where it is a door: approvers have one of their own, on whatever machine they are."""
-        return None if (await in_thread(self._doors)).has_approvers else self.links
+    @contextmanager
+    def linking(self, page_link: Callable[[str], Awaitable[str]]) -> Iterator[None]:
+        """Hand out the links of an approval page while the block runs; `page_link` returns one, given an approval's id."""
+        self._page_link = page_link
+        try:
+            yield
+        finally:
+            self._page_link = None
 
-    # What is imported and opened when it is first needed
+    async def link(self, approval_id: str) -> str:
+        """Return the link to the approval's page, "" if no page is served or enrolled approvers decide instead."""
+        if self._page_link is None or (await in_thread(self._doors)).approvers_url:
+            return ""
+        return await self._page_link(approval_id)
+
+    # Imported and opened on first use
 
     @cached_property
     def _calls(self) -> "GuardedCalls":
@@ -311,7 +317,7 @@ class Guard:
         from snapshot_mcp.guard.carry.surroundings import Surroundings
 
         here = Surroundings(self._rules, self._records, self._clock, self._safety_wait_seconds)
-        return GuardedCalls(here, self._page, self.how_to_approve)
+        return GuardedCalls(here, self.link, self.how_to_approve)
 
     @cached_property
     def _ends(self) -> "Ends":
@@ -331,5 +337,5 @@ class Guard:
 
     @property
     def audit(self) -> "Audit":
-        """The record."""
+        """The audit record."""
         return self._records.audit

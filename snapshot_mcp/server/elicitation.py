@@ -24,7 +24,7 @@ from mcp.types import (
 )
 
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.guard import Answer, Question, UrlAnswer
+from snapshot_mcp.guard import Question, QuestionAnswer, UrlAnswer
 
 ROUNDS_SINCE = "2026-07-28"
 """The first protocol version with questions in rounds."""
@@ -92,7 +92,7 @@ class HostClient:
         elicitation = self._elicitation
         return elicitation is not None and elicitation.url is not None
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question) -> QuestionAnswer:
         """Ask the person. Raises AnswerNeeded in a round without an answer to this question."""
         params = ElicitRequestFormParams(message=question.message, requested_schema=_schema(question))
         if self._is_modern:
@@ -104,7 +104,7 @@ class HostClient:
             answer = _answer(result)
             self._said_no |= answer.is_no
             return answer
-        return Answer("unanswered")
+        return QuestionAnswer("unanswered")
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
         """Ask the person to open the approval page; opening it approves nothing."""
@@ -161,11 +161,11 @@ def _schema(question: Question) -> dict[str, Any]:
     return {"type": "object", "properties": {FIELD: field}, "required": [FIELD]}
 
 
-def _answer(result: ElicitResult) -> Answer:
+def _answer(result: ElicitResult) -> QuestionAnswer:
     if result.action != "accept":
-        return Answer("declined" if result.action == "decline" else "cancelled")
+        return QuestionAnswer("declined" if result.action == "decline" else "cancelled")
     text = (result.content or {}).get(FIELD)
-    return Answer("answered", text) if isinstance(text, str) else Answer("unusable")
+    return QuestionAnswer("answered", text) if isinstance(text, str) else QuestionAnswer("unusable")
 
 
 def _url_answer(result: ElicitResult) -> UrlAnswer:

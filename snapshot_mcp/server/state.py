@@ -73,10 +73,10 @@ class ServerState:
 
     async def _keep_guard(self) -> None:
         await self._is_guard_wanted.wait()
-        from snapshot_mcp.guard.page import ApprovalPage
+        from snapshot_mcp.guard.page import approval_page
 
         self._guard = self._build_guard()
-        async with ApprovalPage(self._guard):
+        async with approval_page(self._guard):
             self._is_guard_there.set()
             await anyio.sleep_forever()
 

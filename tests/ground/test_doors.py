@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 
 from snapshot_mcp import app
-from snapshot_mcp.guard.page import ApprovalPage
+from snapshot_mcp.guard.page import approval_page
 from snapshot_mcp.settings import load_settings
 from tests.ground.accepted import nodelay_by_port
 from tests.rest_face import RawAnswer, ask, fetch_token, send_raw
@@ -112,8 +112,8 @@ async def rest(folder: Path) -> AsyncIterator[tuple[Door, subprocess.Popen[str] 
 async def page(folder: Path) -> AsyncIterator[tuple[Door, subprocess.Popen[str] | None]]:
     settings = await anyio.to_thread.run_sync(load_settings, environment_of(folder))
     guard = await anyio.to_thread.run_sync(partial(app.build_guard, settings))
-    async with ApprovalPage(guard) as opened:
-        base = (await opened.link("ap-none")).removesuffix("/approvals/ap-none")
+    async with approval_page(guard):
+        base = (await guard.link("ap-none")).removesuffix("/approvals/ap-none")
         yield Door(base, "GET", "/", {}, 200), None
 
 

@@ -16,7 +16,7 @@ from snapshot_mcp.contract.models import Instance, Job, ResourceFilter, Snapshot
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.ground.clock import Moment, SystemClock
-from snapshot_mcp.guard import Answer, Guard, Policy, Question, UrlAnswer
+from snapshot_mcp.guard import Guard, Policy, Question, QuestionAnswer, UrlAnswer
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.zones import Zone, Zones
 from tests.patience import PATIENCE_SECONDS
@@ -65,7 +65,7 @@ class HandClock:
 HAND_CLOCK = HandClock()
 
 
-Reply = str | Answer | Callable[[Question], Answer | str]
+Reply = str | QuestionAnswer | Callable[[Question], QuestionAnswer | str]
 
 
 @dataclass
@@ -85,14 +85,14 @@ class Person:
     opens: Callable[[str, str], Any] | None = None
     opened: list[str] = field(default_factory=list)
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question) -> QuestionAnswer:
         self.questions.append(question)
         if self.before_reply is not None:
             await self.before_reply()
         reply = self.replies.pop(0)
         if callable(reply):
             reply = reply(question)
-        return Answer("answered", reply) if isinstance(reply, str) else reply
+        return QuestionAnswer("answered", reply) if isinstance(reply, str) else reply
 
     async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
         self.opened.append(url)

@@ -71,7 +71,7 @@ async def test_the_consent_comes_back_exactly_where_nothing_was_begun_for_certai
     with pytest.raises(error) as raised:
         await guard.delete_snapshot(bench.zone, last.snapshot_id, nobody())
     assert (await guard.get_approval(approval_id)).state == ("granted" if error.is_definite else "spent")
-    assert ("The approval is kept until" in raised.value.hint) == error.is_definite
+    assert ("The approval is valid until" in raised.value.hint) == error.is_definite
     assert bench.destroyed == []
 
 
@@ -198,7 +198,7 @@ async def test_a_head_that_moves_all_the_time_ends_the_call_and_keeps_the_consen
 
     bench.provider.on_change = back_up_again
     guard = bench.guard()
-    with pytest.raises(TermsChanged, match="The approval is kept until"):
+    with pytest.raises(TermsChanged, match="The approval is valid until"):
         await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert len(bench.provider.asked) == 3
     assert bench.destroyed == []
@@ -274,12 +274,12 @@ async def test_another_file_at_the_path_is_not_overwritten(
         await happen()
     before = path.read_bytes() if moment == "after the yes" else None
     if replace is by_a_symlink:
-        with pytest.raises(NotUsable, match="The approval is kept until"):
+        with pytest.raises(NotUsable, match="The approval is valid until"):
             await call()
     else:
         outcome = await call()
         assert outcome.status == "plan_changed", outcome
-        assert "not the same file" in outcome.message
+        assert "no longer the file or device" in outcome.message
     assert bench.destroyed == []
     assert before is None or path.read_bytes() == before
 
@@ -295,7 +295,7 @@ async def test_a_yes_that_finds_no_file_at_the_path_is_not_turned_into_one_for_a
 
     await approved(guard, call)
     path.unlink()
-    with pytest.raises(NotUsable, match="The approval is kept until"):
+    with pytest.raises(NotUsable, match="The approval is valid until"):
         await call()
     assert len(await guard.list_approvals()) == 1, "nobody is asked anew"
     path.write_bytes(random.randbytes(DISK_BYTES))
@@ -378,7 +378,7 @@ async def test_a_call_whose_job_came_to_nothing_says_so_and_asks_anew(bench: Ben
     assert (await call()).status == "started"
     again = await call()
     assert (again.status, again.job_id) == ("needs_approval", "")
-    assert "job j-1 failed and changed nothing (too late)" in again.message
+    assert "Job j-1, approved earlier, failed and changed nothing (too late)" in again.message
     assert again.approval_id != first
     assert (await guard.get_approval(first)).state == "spent"
 

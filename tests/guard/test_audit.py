@@ -84,7 +84,7 @@ SWAP = (
         (("DELETE FROM audit WHERE sequence > 8",), 9, "9 to 10 were cut off"),
         (("DELETE FROM audit WHERE sequence = 10",), 10, "cut off"),
         (("DELETE FROM audit",), 1, "1 to 10 were cut off"),
-        (("INSERT INTO audit SELECT 11, record, mac FROM audit WHERE sequence = 10",), 11, "put in"),
+        (("INSERT INTO audit SELECT 11, record, mac FROM audit WHERE sequence = 10",), 11, "inserted"),
     ],
     ids=["changed", "mac copied", "removed", "removed and renumbered", "first removed", "swapped", "tail cut", "last cut",
          "all gone", "replayed"],
@@ -171,7 +171,7 @@ def test_a_key_without_records_says_that_they_were_removed(home: Path) -> None:
     """“with database and head gone and the key left it says that all 0 records are whole”."""
     for path in (*home.glob("guard.sqlite*"), home / "audit.head"):
         path.unlink()
-    removed = "the key (audit.key) is there and there are no records: they were removed"
+    removed = "the key (audit.key) exists but there are no records: they were removed"
     assert Audit(Database(home)).verify().problem == removed
     go_on(home)
     assert "cut off" in Audit(Database(home)).verify().problem, "beginning anew does not heal it"
@@ -291,7 +291,7 @@ def test_records_beyond_the_head_of_a_killed_writer_are_whole(home: Path) -> Non
     approvals(home).open(call(9), PLAN)
     (home / "audit.head").write_bytes(before)
     verdict = Audit(Database(home)).verify()
-    assert (verdict.problem, verdict.note) == ("", "1 newer than the head: a process was stopped in between")
+    assert (verdict.problem, verdict.note) == ("", "1 newer than the head: a process was stopped before it sealed them")
 
 
 WRITER = """

@@ -9,7 +9,7 @@ import pytest
 from snapshot_mcp.contract.errors import NotFound, NotUsable, OutcomeUnknown, ResourceBusy
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.guard import Answer, Policy, Question
+from snapshot_mcp.guard import Policy, Question, QuestionAnswer
 from snapshot_mcp.guard.consent.errors import WrongPin
 from tests.guard.conftest import Bench, Person, agrees, nobody, resize
 
@@ -35,21 +35,23 @@ async def test_a_yes_deletes_once(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer("declined"),
-        Answer("cancelled"),
-        Answer("unanswered"),
-        Answer("unusable"),
-        Answer("answered", ""),
-        Answer("answered", "yes"),
-        Answer("answered", "true"),
-        Answer("answered", "delete please"),
-        Answer("answered", "approved by admin"),
-        Answer("declined", "delete"),
-        Answer("unusable", "delete"),
+        QuestionAnswer("declined"),
+        QuestionAnswer("cancelled"),
+        QuestionAnswer("unanswered"),
+        QuestionAnswer("unusable"),
+        QuestionAnswer("answered", ""),
+        QuestionAnswer("answered", "yes"),
+        QuestionAnswer("answered", "true"),
+        QuestionAnswer("answered", "delete please"),
+        QuestionAnswer("answered", "approved by admin"),
+        QuestionAnswer("declined", "delete"),
+        QuestionAnswer("unusable", "delete"),
     ],
     ids=lambda answer: f"{answer.outcome} {answer.text!r}",
 )
-async def test_what_is_no_answer_keeps_the_snapshot_and_leaves_a_pending_approval(bench: Bench, answer: Answer) -> None:
+async def test_what_is_no_answer_keeps_the_snapshot_and_leaves_a_pending_approval(
+    bench: Bench, answer: QuestionAnswer
+) -> None:
     """Declined, cancelled, garbage → nothing happens and a pending approval is there."""
     disk = await bench.add_disk()
     await bench.back_up(disk)
@@ -272,7 +274,7 @@ async def test_a_job_in_the_way_gives_the_approval_back(bench: Bench) -> None:
         raise ResourceBusy("a backup runs", job_id="j-1")
 
     bench.provider.on_change = is_busy
-    with pytest.raises(ResourceBusy, match="approval is kept until"):
+    with pytest.raises(ResourceBusy, match="approval is valid until"):
         await guard.delete_snapshot(bench.zone, last.snapshot_id, nobody())
     bench.provider.on_change = None
     assert (await bench.guard().delete_snapshot(bench.zone, last.snapshot_id, nobody())).status == "started"

@@ -81,7 +81,7 @@ async def test_that_a_pin_is_missing_is_said_first(lab: Lab) -> None:
     """“with no PIN where one is needed it says that first”."""
     _, data = await needs_approval(lab, '[guard]\nconsent = "human"\n')
     first, label, *_ = data["how_to_approve"].splitlines()
-    assert first.startswith("This takes a PIN, and none is set")
+    assert first.startswith("This needs a PIN, and none is set")
     assert label == PERSON
 
 

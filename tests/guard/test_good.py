@@ -60,7 +60,7 @@ def test_the_last_restore_points_of_a_disk_are_the_last_copy_though_none_is_good
     points = (snapshot(0, None, consistency="fuzzy"), snapshot(1, 0, is_damaged=1))
     plan = deletion(points, 0)
     assert (loss_of(plan).takes_last_good_copy, plan.loss.is_grave) == (True, True)
-    assert "This takes the last restore points of this disk; none of them counts as good." in text_of_plan(plan)
+    assert "This deletes the last restore points of this disk; none of them counts as good." in text_of_plan(plan)
     assert "NO RESTORE POINT OF THIS DISK WOULD REMAIN." in question_for(plan, "n").message
     assert not loss_of(deletion(points, 1)).takes_last_good_copy, "the fuzzy one remains, and none was good before"
 

@@ -71,7 +71,7 @@ async def test_a_disk_that_was_opened_after_the_yes_costs_neither_the_approval_n
     pending = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
     await guard.approve(pending.approval_id, None)
     bench.provider.holders[disk.id] = "process 4711 has it open"
-    with pytest.raises(ResourceBusy, match=r"process 4711 .*The approval is kept until"):
+    with pytest.raises(ResourceBusy, match=r"process 4711 .*The approval is valid until"):
         await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
     assert (await guard.get_approval(pending.approval_id)).state == "granted"
     assert (await safeties(bench), bench.destroyed) == ([], [])
@@ -141,7 +141,7 @@ async def test_without_a_sound_way_back_the_roll_back_is_refused_or_agreed_to_wi
     assert (person.questions, await bench.guard().list_approvals()) == ([], ())
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person, safety_snapshot=False)
     assert outcome.status == "started"
-    assert "WITHOUT A SAFETY SNAPSHOT" in person.questions[0].message
+    assert "NO SAFETY SNAPSHOT" in person.questions[0].message
 
 
 async def test_a_disk_whose_file_is_gone_is_not_asked_about(bench: Bench) -> None:
@@ -176,7 +176,7 @@ async def test_a_safety_snapshot_that_may_be_a_mixture_is_no_way_back(bench: Ben
 
     bench.provider.list_snapshots = fuzzy
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
-    assert (outcome.status, "may be a mixture" in outcome.message) == ("refused", True)
+    assert (outcome.status, "may be inconsistent" in outcome.message) == ("refused", True)
     assert bench.destroyed == []
 
 

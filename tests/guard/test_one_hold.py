@@ -23,7 +23,7 @@ async def test_the_roll_back_and_its_safety_snapshot_are_one_job_and_it_leads_ba
     (safety,) = outcome.safety_snapshot_ids
     assert (outcome.status, outcome.safety_job_id) == ("started", "")
     assert (
-        f"The same job first takes the safety snapshot {safety}: to roll back to that is the way back."
+        f"The same job first takes the safety snapshot {safety}; to undo the roll-back, roll back to that."
         in outcome.message
     )
     assert (await guard.get_approval(outcome.approval_id)).safety.snapshot_ids == (safety,)
@@ -114,4 +114,4 @@ async def test_a_zone_that_does_not_name_the_way_back_is_reported(bench: Bench, 
     bench.provider.apply_snapshots = apply
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert (outcome.status, outcome.safety_snapshot_ids) == ("started", ())
-    assert "does not name the safety snapshot" in outcome.message
+    assert "did not name the safety snapshot" in outcome.message

@@ -1,6 +1,8 @@
 """The approval page: a person with the PIN approves, everybody else is shown out."""
 
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html import unescape
@@ -13,7 +15,7 @@ import pytest
 from snapshot_mcp.contract.models import SnapshotUpdate
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Guard, Policy
-from snapshot_mcp.guard.page import ApprovalPage
+from snapshot_mcp.guard.page import approval_page
 from tests.guard.conftest import Bench, Person, nobody, resize
 from tests.patience import PATIENCE_SECONDS
 
@@ -24,7 +26,7 @@ PIN = "483920"
 
 @asynccontextmanager
 async def served(guard: Guard) -> AsyncIterator[httpx.AsyncClient]:
-    async with ApprovalPage(guard), httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
+    async with approval_page(guard), httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         yield browser
 
 
@@ -153,19 +155,10 @@ async def test_guessing_locks_the_pin_and_a_token_of_before_the_restart_is_dead(
         assert (locked.status_code, "locked" in locked.text) == (429, True)
     bench.clock.turn(16 * 60)
     async with served(guard) as browser:
-        link = await ApprovalPageLinks(guard).of(approval_id)
+        link = await guard.link(approval_id)
         stale = await browser.post(link, data=form | {"pin": PIN}, headers=origin_of(link))
         assert (stale.status_code, "out of date" in stale.text) == (403, True)
         assert (await guard.get_approval(approval_id)).state == "pending"
-
-
-class ApprovalPageLinks:
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-
-    async def of(self, approval_id: str) -> str:
-        assert self._guard.links is not None
-        return await self._guard.links.link(approval_id)
 
 
 async def test_the_last_good_copy_takes_the_disks_name_here_too(bench: Bench) -> None:
@@ -208,11 +201,11 @@ async def test_what_is_grave_is_set_off_from_the_rest(bench: Bench) -> None:
     async with served(guard) as browser:
         deletion = await guard.delete_snapshot(bench.zone, full.snapshot_id, nobody())
         assert warnings_of((await browser.get(deletion.approval_link)).text) == [
-            "This takes the last good restore point of this disk."
+            "This deletes the last good restore point of this disk."
         ]
         roll_back = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody(), safety_snapshot=False)
         marked = warnings_of((await browser.get(roll_back.approval_link)).text)
-    starts = ("The running machine", "Its size changes", "Its file has 2 names", "WITHOUT A SAFETY SNAPSHOT")
+    starts = ("The running machine", "Its size changes", "Its file has 2 names", "NO SAFETY SNAPSHOT")
     assert [line.startswith(start) for line, start in zip(marked, starts, strict=True)] == [True] * 4
     assert set(marked) < set(roll_back.plan)
 
@@ -255,12 +248,36 @@ async def test_nothing_is_served_before_the_first_link_and_nothing_after_the_end
         link, _, _ = await waiting(bench, guard)
         assert (await browser.get(link)).status_code == 200
         assert link.startswith("http://127.0.0.1:")
-        assert (await ApprovalPageLinks(guard).of("ap-x")).startswith(origin_of(link)["Origin"])
+        assert (await guard.link("ap-x")).startswith(origin_of(link)["Origin"])
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         with pytest.raises(httpx.TransportError):
             await browser.get(link)
     outcome = await guard.delete_snapshot(bench.zone, (await bench.snapshots())[0].snapshot_id, nobody())
     assert outcome.approval_link == ""
+
+
+def test_only_a_visitor_loads_the_templates(tmp_path: Path) -> None:
+    """Every server start pays for imports; most never show the page."""
+    script = """
+import anyio, httpx, pathlib, sys
+import snapshot_mcp.server.build
+from snapshot_mcp.guard import Guard, Policy
+from snapshot_mcp.guard.page import approval_page
+
+async def main() -> None:
+    guard = Guard(pathlib.Path(sys.argv[1]), Policy())
+    async with approval_page(guard):
+        link = await guard.link("ap-none")
+        before = "jinja2" in sys.modules
+        async with httpx.AsyncClient() as browser:
+            answer = await browser.get(link)
+        print(before, "jinja2" in sys.modules, answer.status_code)
+
+anyio.run(main)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
+    assert done.stdout.split() == ["False", "True", "404"]
 
 
 async def test_the_list_shows_what_waits(bench: Bench) -> None:
@@ -270,7 +287,7 @@ async def test_the_list_shows_what_waits(bench: Bench) -> None:
         listed = await browser.get(origin_of(link)["Origin"] + "/")
         assert approval_id in listed.text
         await guard.deny(approval_id)
-        assert "Nothing waits" in (await browser.get(origin_of(link)["Origin"] + "/")).text
+        assert "Nothing is waiting" in (await browser.get(origin_of(link)["Origin"] + "/")).text
 
 
 async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
@@ -279,7 +296,7 @@ async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
     async with served(guard):
 
         async def take() -> None:
-            links.add(await ApprovalPageLinks(guard).of("ap-x"))
+            links.add(await guard.link("ap-x"))
 
         async with anyio.create_task_group() as tasks:
             for _ in range(5):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from snapshot_mcp.guard import Guard
-from snapshot_mcp.guard.page import ApprovalPage
+from snapshot_mcp.guard.page import approval_page
 from tests.guard.conftest import Bench, nobody
 
 playwright = pytest.importorskip("playwright.async_api")
@@ -43,7 +43,7 @@ async def chain(bench: Bench, guard: Guard, count: int, name: str = "nightly") -
 async def test_a_person_decides_in_a_browser(bench: Bench, tmp_path: Path) -> None:
     guard = bench.guard()
     await guard.set_pin(PIN)
-    async with ApprovalPage(guard), browser() as chromium:
+    async with approval_page(guard), browser() as chromium:
         link, approval_id, snapshot_id = await chain(bench, guard, 9)
         page = await chromium.new_page(viewport=PHONE)
         problems: list[str] = []
@@ -85,7 +85,7 @@ async def test_a_person_decides_in_a_browser(bench: Bench, tmp_path: Path) -> No
 @pytest.mark.long
 async def test_denied_expired_and_without_a_pin(bench: Bench, tmp_path: Path) -> None:
     guard = bench.guard()
-    async with ApprovalPage(guard), browser() as chromium:
+    async with approval_page(guard), browser() as chromium:
         link, approval_id, snapshot_id = await chain(bench, guard, 2, "<b>bold</b> & “quoted”")
         page = await chromium.new_page(viewport=PHONE, color_scheme="dark")
         await page.goto(link)

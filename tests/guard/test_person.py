@@ -105,7 +105,7 @@ async def test_the_plan_names_disks_restore_points_sizes_and_the_end_of_their_re
     assert act.lines[0].startswith("“pg-data” (vol-")
     assert act.lines[0].endswith(": 2 deleted restore points, 4.0 MiB")
     assert all(any(one in line and "deleted 20" in line for line in act.lines) for one in ids)
-    assert "That ends with this: nothing brings them back afterwards." in act.lines[-2]
+    assert "After the purge nothing can restore them." in act.lines[-2]
 
 
 @pytest.mark.parametrize("answer", ["yes", long(""), long("y"), long("PURGE!")])
@@ -177,7 +177,7 @@ async def test_what_a_rule_forbids_is_not_purged_by_any_word(lab: Lab, rules: st
 async def test_the_rest_goes_without_what_is_protected(lab: Lab) -> None:
     ids = await deleted(lab, "monday", "tuesday")
     (lab.folder / "config.toml").write_text('[guard]\nprotect = { names = ["mon*"] }\n')
-    status, _ = await in_terminal(lab, ["zone", "purge"], ("Protected, so it stays: “monday”", ""))
+    status, _ = await in_terminal(lab, ["zone", "purge"], ("Protected, not purged: “monday”", ""))
     assert status == 1
     status, _ = await in_terminal(lab, ["zone", "purge"], YES)
     assert (status, await statuses(lab, ids)) == (0, ["deleted", "ceased"])

@@ -73,7 +73,7 @@ def test_the_right_one_is_recorded_as_right_and_a_wrong_one_as_wrong(tmp_path: P
     clock = HandClock()
     another_process(tmp_path, clock).set(PIN, None, by="operator")
     another_process(tmp_path, clock).check(PIN, door="terminal")
-    with pytest.raises(WrongPin, match="4 more"):
+    with pytest.raises(WrongPin, match="it is locked: 4"):
         another_process(tmp_path, clock).check("000000", door="page")
     another_process(tmp_path, clock).check(PIN, door="page")
     assert events(tmp_path) == [("PIN set", None), ("PIN right", None), ("PIN wrong", 1), ("PIN right", None)]

@@ -389,7 +389,7 @@ def test_a_roll_back_of_many_disks_is_one_short_question() -> None:
         assert len(lines) <= 12
         assert lines[0] == "Overwrite 8 disks?"
         assert lines[1] == "- “data 0” (vol-0): everything written since 2026-11-01 03:00:00 UTC is lost"
-        assert lines[6] == "- … 3 more …: what was written is lost, back to 2026-11-01 03:00:00 UTC"
+        assert lines[6] == "- … and 3 more: everything written since 2026-11-01 03:00:00 UTC or later is lost"
         assert "1 running machine will restart: “db-1”." in lines
         assert "8 disks will change in size." in lines
         assert question.kind == ("word" if has_safety_snapshot else "typed_name")

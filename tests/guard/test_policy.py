@@ -13,7 +13,7 @@ from snapshot_mcp.contract.models import SnapshotUpdate
 from snapshot_mcp.guard import Policy, Protect, tighten_policy
 from snapshot_mcp.guard.plan.facts import DeletionFacts
 from snapshot_mcp.guard.plan.policy import VARIABLES
-from snapshot_mcp.guard.plan.rules import refuse, refuse_rename
+from snapshot_mcp.guard.plan.rules import refuse, refuse_protected
 from tests.guard.conftest import Bench, Person, agrees
 from tests.guard.test_plan import CHAIN, RESOURCE, START, deletion, snapshot
 
@@ -66,8 +66,8 @@ def test_tags_and_names_protect_as_a_person_reads_them() -> None:
 def test_a_protected_snapshot_keeps_its_name() -> None:
     """Else a rename, which nobody is asked about, would end the protection."""
     policy = Policy(protect=Protect(names=frozenset({"gold*"})))
-    assert refuse_rename(policy, snapshot(1, 0, snapshot_name="gold 1"))
-    assert not refuse_rename(policy, snapshot(1, 0, snapshot_name="silver"))
+    assert refuse_protected(policy, snapshot(1, 0, snapshot_name="gold 1"))
+    assert not refuse_protected(policy, snapshot(1, 0, snapshot_name="silver"))
 
 
 def test_a_refusal_says_which_rule_and_who_can_change_it_and_not_how() -> None:

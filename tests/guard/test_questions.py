@@ -158,7 +158,7 @@ async def test_a_target_that_stays_unknown_is_refused(bench: Bench) -> None:
         return Page((), 0) if query.resource_id else await stripped(query)
 
     bench.provider.list_snapshots = by_id_only
-    with pytest.raises(NotUsable, match="Which disk"):
+    with pytest.raises(NotUsable, match="The disk of snapshot"):
         await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert bench.destroyed == []
 
@@ -216,7 +216,7 @@ async def test_another_disks_copies_are_no_copies_of_this_one(bench: Bench) -> N
     await bench.back_up(other, "other")
     ignore_the_disk(bench)
     outcome = await bench.guard().delete_snapshot(bench.zone, only.snapshot_id, nobody())
-    assert "This takes the last good restore point of this disk." in outcome.plan
+    assert "This deletes the last good restore point of this disk." in outcome.plan
     assert "Good restore points that remain: 0." in outcome.plan
 
 
@@ -225,7 +225,7 @@ async def test_a_zone_that_claims_the_snapshot_for_every_disk_rolls_none_back(be
     full = await bench.back_up(await bench.add_disk("pg-data"), "full")
     without_resources(bench)
     ignore_the_disk(bench)
-    with pytest.raises(NotUsable, match="Which disk"):
+    with pytest.raises(NotUsable, match="The disk of snapshot"):
         await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], Person([agrees]))
     assert bench.destroyed == []
 
@@ -244,7 +244,7 @@ async def test_what_a_snapshot_is_built_on_must_be_told(bench: Bench) -> None:
         return Page(items, page.total_count)
 
     bench.provider.list_snapshots = list_snapshots
-    with pytest.raises(NotUsable, match="does not say what snapshot"):
+    with pytest.raises(NotUsable, match="does not report what snapshot"):
         await bench.guard().delete_snapshot(bench.zone, monday.snapshot_id, Person([agrees]))
     assert bench.destroyed == []
     whole = await bench.guard().delete_snapshot(bench.zone, full.snapshot_id, nobody())
@@ -290,7 +290,7 @@ async def test_a_job_about_something_else_is_said_and_recorded(bench: Bench) -> 
     bench.provider.delete_snapshot = delete_snapshot
     guard = bench.guard()
     outcome = await guard.delete_snapshot(bench.zone, last.snapshot_id, Person([agrees]))
-    assert (outcome.status, "this job is about ss-another" in outcome.message) == ("started", True)
+    assert (outcome.status, "this job concerns ss-another" in outcome.message) == ("started", True)
     (started,) = [record for record in guard.audit.records() if record["event"] == "started"]
     assert "ss-another" in started["reason"]
 
@@ -303,7 +303,7 @@ async def test_without_a_pin_a_model_is_not_taught_to_set_one(bench: Bench) -> N
     guard = bench.guard(Policy(consent="human"))
     outcome = await guard.delete_snapshot(bench.zone, last.snapshot_id, nobody())
     assert outcome.status == "needs_approval"
-    assert "takes a PIN" in outcome.message
+    assert "needs a PIN" in outcome.message
     assert "snapshot-mcp pin" not in outcome.message
 
 

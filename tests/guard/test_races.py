@@ -161,8 +161,8 @@ async def test_a_way_back_that_goes_after_it_was_verified_stops_the_roll_back(
     before_spending(monkeypatch, delete_the_way_back)
     person = Person([agrees])
     outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
-    assert (outcome.status, "the way back, is gone" in outcome.message) == ("refused", True)
-    assert "The approval is kept until" in outcome.message
+    assert (outcome.status, "no longer exists or is no longer sound" in outcome.message) == ("refused", True)
+    assert "The approval is valid until" in outcome.message
     assert bench.destroyed == []
     again = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
     assert (again.status, again.safety_snapshot_ids) == ("started", ((await safety()).snapshot_id,))

@@ -115,7 +115,7 @@ async def test_what_was_written_while_a_roll_back_was_held_up_has_a_way_back_too
         raise ResourceBusy("The disk is in use.", hint="Stop what uses it.")
 
     bench.provider.on_change = in_the_way
-    with pytest.raises(ResourceBusy, match="The approval is kept until"):
+    with pytest.raises(ResourceBusy, match="The approval is valid until"):
         await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
     bench.provider.on_change = None
     scribble(Path(disk.path or ""))
@@ -212,7 +212,7 @@ async def test_when_its_job_fails_nothing_is_rolled_back(bench: Bench) -> None:
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)
     assert outcome.status == "refused"
     assert "the disk is full" in outcome.message
-    assert "kept until" in outcome.message
+    assert "valid until" in outcome.message
     assert bench.destroyed == []
     bench.provider.create_snapshots, bench.provider.get_job = real, real_get
     assert (await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], person)).status == "started"
@@ -354,7 +354,7 @@ async def test_another_snapshot_given_its_name_meanwhile_is_no_way_back(bench: B
     await bench.provider.update_snapshot(taken.snapshot_id, SnapshotUpdate(snapshot_name="junk"))
     await bench.provider.update_snapshot(other.snapshot_id, SnapshotUpdate(snapshot_name=taken.snapshot_name))
     outcome = await guard.rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
-    assert (outcome.status, "another snapshot bears its name" in outcome.message) == ("refused", True)
+    assert (outcome.status, "another snapshot has its name" in outcome.message) == ("refused", True)
     assert bench.destroyed == []
 
 
@@ -381,5 +381,5 @@ async def test_one_that_was_there_before_the_question_is_no_way_back_where_jobs_
     await bench.provider.update_snapshot(taken.snapshot_id, SnapshotUpdate(snapshot_name="junk"))
     await bench.provider.update_snapshot(full.snapshot_id, SnapshotUpdate(snapshot_name=taken.snapshot_name))
     outcome = await bench.guard().rollback_to_snapshots(bench.zone, [full.snapshot_id], nobody())
-    assert (outcome.status, "another snapshot bears its name" in outcome.message) == ("refused", True)
+    assert (outcome.status, "another snapshot has its name" in outcome.message) == ("refused", True)
     assert bench.destroyed == []

@@ -9,7 +9,7 @@ import pytest
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard import State
-from snapshot_mcp.guard.carry.steps import Found, Look, Step, next_step
+from snapshot_mcp.guard.carry.steps import Found, Look, NextStep, next_step
 from snapshot_mcp.guard.consent.approval import Approval, Call
 from snapshot_mcp.guard.plan.rules import READS_ONLY
 from tests.guard.conftest import Person
@@ -21,22 +21,22 @@ LOOK = Look(CALL, deletion(CHAIN, 2))
 NOTHING, PENDING, GRANTED, DENIED, SPENT, ENDED = "nothing", "pending", "granted", "denied", "spent", "spent and over"
 UNDECIDED = {NOTHING, ENDED}
 
-TABLE: list[tuple[dict[str, Any], Step]] = [
-    ({"forbidden": True}, Step.REFUSE),
-    ({"forbidden": False, "found": {DENIED}}, Step.DECLINE),
-    ({"forbidden": False, "found": {SPENT}}, Step.FOLLOW_SPENT),
-    ({"forbidden": False, "found": {*UNDECIDED, PENDING, GRANTED}, "said_no": True}, Step.RECORD_NO),
-    ({"forbidden": False, "found": {GRANTED}, "said_no": False}, Step.CARRY_OUT),
+TABLE: list[tuple[dict[str, Any], NextStep]] = [
+    ({"forbidden": True}, NextStep.REFUSE),
+    ({"forbidden": False, "found": {DENIED}}, NextStep.DECLINE),
+    ({"forbidden": False, "found": {SPENT}}, NextStep.FOLLOW_SPENT),
+    ({"forbidden": False, "found": {*UNDECIDED, PENDING, GRANTED}, "said_no": True}, NextStep.RECORD_NO),
+    ({"forbidden": False, "found": {GRANTED}, "said_no": False}, NextStep.CARRY_OUT),
     (
         {"forbidden": False, "found": {*UNDECIDED, PENDING}, "said_no": False, "in_the_way": True},
-        Step.REPORT_OBSTACLE,
+        NextStep.REPORT_OBSTACLE,
     ),
-    ({"forbidden": False, "found": {PENDING}, "said_no": False, "in_the_way": False}, Step.WAIT_OUTSIDE),
+    ({"forbidden": False, "found": {PENDING}, "said_no": False, "in_the_way": False}, NextStep.WAIT_OUTSIDE),
     (
         {"forbidden": False, "found": UNDECIDED, "said_no": False, "in_the_way": False, "by_client": False},
-        Step.OPEN_APPROVAL,
+        NextStep.OPEN_APPROVAL,
     ),
-    ({"forbidden": False, "found": UNDECIDED, "said_no": False, "in_the_way": False, "by_client": True}, Step.ASK),
+    ({"forbidden": False, "found": UNDECIDED, "said_no": False, "in_the_way": False, "by_client": True}, NextStep.ASK),
 ]
 """What holds → the step. No two rows fit one situation, so their order says nothing."""
 
@@ -89,4 +89,4 @@ def test_each_situation_has_one_step(kind: str) -> None:
 
 
 def test_every_step_is_taken_in_some_situation() -> None:
-    assert {step for _, step in TABLE} == set(Step)
+    assert {step for _, step in TABLE} == set(NextStep)

@@ -79,7 +79,7 @@ async def submitted(lab: Lab, operation: str) -> tuple[dict[str, Any], str]:
         assert (denied.returncode, again.returncode) == (0, 1), denied.stderr
         assert f"Job {started['job_id']} was cancelled before it had an effect" in denied.stdout
         assert "Nothing was done" not in denied.stdout
-        assert "is denied already" in again.stderr
+        assert "is already denied" in again.stderr
         return started, last
 
 
@@ -148,7 +148,7 @@ async def test_what_has_happened_is_said_and_how_it_ended(lab: Lab) -> None:
     await job_of(lab, started["job_id"])
     denied = await command(lab, "deny", started["approval_id"])
     assert (denied.returncode, denied.stdout) == (1, "")
-    assert f"Approval {started['approval_id']} is used already; it cannot be taken back any more." in denied.stderr
+    assert f"Approval {started['approval_id']} is already used and can no longer be taken back." in denied.stderr
     assert f"It was started as job {started['job_id']}: it ended successfully." in denied.stderr
     assert [one["status"] for one in records(lab, "ended")] == ["successful"]
     assert (await command(lab, "deny", started["approval_id"])).stderr.count("it ended successfully") == 1
@@ -207,7 +207,7 @@ async def test_an_unreachable_zone_leaves_it_open_what_becomes_of_it(
             OutcomeUnknown, match=r"it is not known whether job .* was cancelled: The zone did not answer"
         ):
             await guard.deny(approval_id)
-    with pytest.raises(NotDecidable, match="no way to its zone"):
+    with pytest.raises(NotDecidable, match="cannot reach its zone"):
         await bench.guard().deny(approval_id)
 
 
@@ -251,15 +251,14 @@ async def test_the_page_takes_back_too(bench: Bench, zone_folder: Path) -> None:
     async with served(guard) as browser:
         with hung_worker(zone_folder):
             approval_id = await spent(bench, guard)
-            assert guard.links is not None
-            link = await guard.links.link(approval_id)
+            link = await guard.link(approval_id)
             page = await browser.get(link)
-            assert "While it has had no effect, you can take it back" in page.text
+            assert "As long as it has had no effect, you can still take it back" in page.text
             form = fields_of(page) | {"decision": "deny"}
             done = await browser.post(link, data=form, headers=origin_of(link), follow_redirects=True)
         assert "taken back before it had an effect" in done.text
         late = await browser.post(link, data=form, headers=origin_of(link))
-        assert (late.status_code, "is denied already" in late.text) == (409, True)
+        assert (late.status_code, "is already denied" in late.text) == (409, True)
     assert [one.status for one in await bench.snapshots()] == ["available"]
 
 

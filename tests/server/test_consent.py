@@ -4,7 +4,7 @@ import fcntl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import pytest
@@ -13,10 +13,10 @@ from mcp.client.session import ClientSession
 from mcp.types import ElicitResult
 
 from snapshot_mcp import app
-from snapshot_mcp.guard import GuardedOutcome
+from snapshot_mcp.guard import Client as GuardClient
+from snapshot_mcp.guard import Guard, GuardedOutcome, Policy
 from snapshot_mcp.server import elicitation
 from snapshot_mcp.server.build import build_server
-from snapshot_mcp.server.elicitation import HostClient
 from tests.server.lab import Lab, back_up, content, data_of, text_of
 
 Answerer = Callable[[Any, Any], Awaitable[ElicitResult]]
@@ -355,12 +355,10 @@ async def test_a_name_that_protects_cannot_be_taken_away(lab: Lab) -> None:
         assert refused["status"] == "refused"
 
 
-class OpensAPage:
+class OpensAPage(Guard):
     """A guard that only sends the person to a page, and says what became of that."""
 
-    links = None
-
-    async def delete_snapshot(self, zone: Any, snapshot_id: str, client: HostClient) -> GuardedOutcome:
+    async def delete_snapshot(self, zone: Any, snapshot_id: str, client: GuardClient) -> GuardedOutcome:
         assert client.can_open_url
         assert client.principal == "local"
         assert client.name
@@ -379,7 +377,7 @@ async def test_a_person_can_be_sent_to_a_page(lab: Lab, mode: str, action: Any, 
         assert params.url == "http://127.0.0.1:1/ap-1"
         return ElicitResult(action=action)
 
-    server = build_server(app.build_zones(lab.settings), cast(Any, OpensAPage))
+    server = build_server(app.build_zones(lab.settings), lambda: OpensAPage(lab.home, Policy()))
     async with Client(server, mode=mode, elicitation_callback=open_page) as client:
         result = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
     assert text_of(result).splitlines()[0] == expected

@@ -98,7 +98,7 @@ async def test_nobody_is_asked_to_delete_what_is_still_being_made(remote: Callab
         }
         result = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
         assert result.is_error
-        assert "“ss-1” is still being made, by job j-1. Nothing was deleted." in text_of(result)
+        assert "“ss-1” is still being created by job j-1. Nothing was deleted." in text_of(result)
         zone.answers["GET unfinished_jobs"] = answer([])  # left pending by a create that is over: a person may decide
         opened = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
         assert data_of(opened)["status"] == "needs_approval"

@@ -1,1 +1,1 @@
-"""Guarded calls, from what was asked for to what the caller is told, and the ends of what they started."""
+"""Runs guarded calls, from the request to the result, and records how their jobs ended."""

@@ -1,4 +1,4 @@
-"""The two acts that destroy: how each is planned, and how it is started once a person has agreed."""
+"""The two destructive acts: how each is planned, and how it is started once a person has agreed."""
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
@@ -34,14 +34,14 @@ from snapshot_mcp.guard.plan.rules import refuse
 from snapshot_mcp.zones import Zone
 
 LEAST_LOOK_SECONDS = 2.0
-"""A look may take so long even where a slow person has used up the time of the call: they have agreed by then."""
+"""Minimum time for a look, even if a slow person used up the time of the call: they have agreed by then."""
 
 T = TypeVar("T")
 F = TypeVar("F", DeletionFacts, RollbackFacts)
 
 
 class Act(Generic[F]):
-    """One guarded call: what was asked for, how it is planned and how it is started."""
+    """One guarded call: what was requested, how it is planned and how it is started."""
 
     _safety: SafetySnapshot | None = None
 
@@ -68,13 +68,13 @@ class Act(Generic[F]):
 
     @property
     def safety(self) -> SafetySnapshot | None:
-        """What takes the safety snapshot before the act, where it needs one that the zone does not take in the act's own job."""
+        """What takes the safety snapshot, unless none is wanted or the zone takes it in the act's own job."""
         return None if Feature.ONE_HOLD in self.zone.provider.features else self._safety
 
     async def look(self, spent: Plan | None = None) -> Look:
-        """Return what would happen now. Raises: Unavailable when it takes longer than the host waits.
+        """Return what would happen now. Raises: Unavailable if that takes longer than the host waits.
 
-        `spent`: the plan that a consent was just spent for, whose epochs and number in the hour were checked with that.
+        `spent`: the plan that a consent was just spent on, whose epochs and hourly limit were checked then.
         """
         return await self._bounded(self._look(spent))
 
@@ -101,18 +101,18 @@ class Act(Generic[F]):
         raise NotImplementedError
 
     async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
-        """Ask the zone for what was approved, as the last `look` saw it.
+        """Start what was approved in the zone, as the last `look` saw it.
 
-        `safety` is what was taken before, `spent` when the consent was spent.
+        `safety`: the snapshot taken before; `spent`: when the consent was spent.
         """
         raise NotImplementedError
 
     def way_back(self, job: Job, safety: SafetyState | None) -> SafetyState | None:
-        """The safety snapshot: the one that was taken before, or the one that the job takes."""
+        """Return the safety snapshot, None if the act takes none."""
         return safety
 
     async def job_of(self, approval: Approval) -> Job | None:
-        """The job that a spent approval started; None for none, and for one that the zone does not know any more."""
+        """Return the job that a spent approval started; None if there is none or the zone no longer knows it."""
         if not approval.job_id:
             return None
         try:
@@ -120,18 +120,14 @@ class Act(Generic[F]):
         except NotFound:
             return None
 
-    @property
-    def _has_terms(self) -> bool:
-        return Feature.TERMS in self.zone.provider.features
-
     async def _bounded(self, looking: Awaitable[T]) -> T:
         try:
             with anyio.fail_after(max(LEAST_LOOK_SECONDS, self.client.seconds_left)):
                 return await looking
         except TimeoutError:
             raise Unavailable(
-                f"Zone {self.zone.name} took too long to say what would be lost now.",
-                hint="Nothing was done. Repeat the call when the zone answers faster.",
+                f"Zone {self.zone.name} took too long to report what would be lost now.",
+                hint="Nothing was done. Repeat the call when the zone responds faster.",
             ) from None
 
 
@@ -149,7 +145,8 @@ class Deletion(Act[DeletionFacts]):
         return plan_deletion(facts, epochs, renames)
 
     async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
-        if not self._has_terms:
+        """Delete the snapshot."""
+        if Feature.TERMS not in self.zone.provider.features:
             return await self.zone.provider.delete_snapshot(self._snapshot_id)
         agreed, now = approval.plan.loss, look.plan.loss
         assert isinstance(agreed, DeletionLoss)
@@ -159,7 +156,7 @@ class Deletion(Act[DeletionFacts]):
 
 
 class Rollback(Act[RollbackFacts]):
-    """The roll-back of disks to snapshots, one a disk."""
+    """The roll-back of disks, each to one snapshot."""
 
     def __init__(
         self,
@@ -182,20 +179,22 @@ class Rollback(Act[RollbackFacts]):
         return plan_rollback(facts, epochs, renames, safety_snapshot=self._safety is not None)
 
     async def start(self, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment) -> Job:
+        """Overwrite the disks."""
         loss = look.plan.loss
         assert isinstance(loss, RollbackLoss)
         options: dict[str, Any] = {}
-        if self._has_terms:
+        if Feature.TERMS in self.zone.provider.features:
             options["terms"] = rollback_terms(agreed_terms(approval.id, spent), loss, look.plan.heads)
         if self._safety and safety is None:
             options["safety_snapshot_name"] = safety_name(loss, self.surroundings.clock.read().time)
         return await self.zone.provider.apply_snapshots(self._snapshot_ids, **options)
 
     def way_back(self, job: Job, safety: SafetyState | None) -> SafetyState | None:
+        """Return the safety snapshot, taken before or by the job."""
         if safety or not self._safety:
             return safety
-        told = job.details.get("safety_snapshots")
-        ids = list(told.values() if isinstance(told, dict) else ())[: len(self._snapshot_ids)]
+        taken = job.details.get("safety_snapshots")
+        ids = list(taken.values() if isinstance(taken, dict) else ())[: len(self._snapshot_ids)]
         return SafetyState(is_there=True, snapshot_ids=tuple(clean_text(one) for one in ids if isinstance(one, str)))
 
 
@@ -203,7 +202,7 @@ AnyAct = Deletion | Rollback
 
 
 def safety_name(loss: RollbackLoss, now: datetime) -> str:
-    """The name that the zone gives a roll-back's safety snapshots; the time tells it from that of an earlier one."""
+    """Return the name for a roll-back's safety snapshots; the time makes it unique."""
     names = dict.fromkeys(one.snapshot_name or one.snapshot_id for one in loss.overwrites)
     when = f" at {now:%Y-%m-%d %H:%M:%S}"
     return clean_text(f"before roll-back to {', '.join(names)}", MAX_NAME_CHARACTERS - len(when)) + when

@@ -1,7 +1,7 @@
-"""The way of a guarded call: `steps.py` decides what is next, this carries it out, `replies.py` words what came of it.
+"""Runs a guarded call: `steps.py` decides each step, this module performs it, `replies.py` words the outcome.
 
-Each call is a straight coroutine that may be run again from its start: until the question is answered it changes nothing that
-a second run would not find.
+A call is a plain coroutine that can be run again from its start: until the question is answered, it changes nothing that a
+second run would not find.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,54 +14,53 @@ from snapshot_mcp.guard.carry import replies
 from snapshot_mcp.guard.carry.acts import AnyAct
 from snapshot_mcp.guard.carry.carrier import Carrier
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
-from snapshot_mcp.guard.carry.steps import Decided, Ending, Found, Look, Step, next_step
+from snapshot_mcp.guard.carry.steps import Decided, Ending, Found, Look, NextStep, next_step
 from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
-from snapshot_mcp.guard.consent.client import ApprovalLinks
 from snapshot_mcp.guard.consent.states import State
-from snapshot_mcp.guard.plan.question import Answer, Question
+from snapshot_mcp.guard.plan.question import Question, QuestionAnswer
 from snapshot_mcp.guard.plan.rules import READS_ONLY
 from snapshot_mcp.guard.plan.wording import is_yes, question_for
 
 PAGE_WAIT_SECONDS = 25.0
-"""A call waits so long for a person on the page that it opened; hosts give up after 30 to 60 s."""
+"""How long a call waits for a decision on the page that it opened; hosts give up after 30 to 60 s."""
 PAGE_POLL_SECONDS = 0.5
 
 
 class GuardedCalls:
-    """The calls of one guard. `links` gives the approval page, None while it is no door here; `how_to_approve` what a person
-    does, with the page's link."""
+    """The calls of one guard.
+
+    `link` returns the link to an approval's page, "" for none; `how_to_approve` what a person does, given that link.
+    """
 
     def __init__(
         self,
         surroundings: Surroundings,
-        links: Callable[[], Awaitable[ApprovalLinks | None]],
+        link: Callable[[str], Awaitable[str]],
         how_to_approve: Callable[[Approval, str], Awaitable[str]],
     ) -> None:
         self.surroundings = surroundings
-        self._rules = surroundings.rules
-        self._clock = surroundings.clock
         self._approvals = surroundings.records.approvals
         self._questions = surroundings.records.questions
         self._pin = surroundings.records.pin
-        self._links = links
+        self._link = link
         self._how_to_approve = how_to_approve
         self._carrier = Carrier(surroundings)
 
     async def run(self, act: AnyAct) -> GuardedOutcome:
-        """Bring the act as far as people have agreed to it, record a refusal, and word what came of it."""
+        """Carry the act out as far as people have agreed to it, and return the outcome in words."""
         decided = await self._decide(act)
         if decided.refusal:
             await in_thread(self._approvals.record_refusal, act.call, decided.refusal.rule)
         link = how = ""
         if decided.waiting:
-            link = await self._link(decided.waiting)
+            link = await self._link(decided.waiting.id)
             how = await self._how_to_approve(decided.waiting, link)
-        return replies.worded(decided, self._clock.read(), link, how)
+        return replies.worded(decided, self.surroundings.clock.read(), link, how)
 
     async def _decide(self, act: AnyAct) -> Decided:
-        if (await self._rules(act.zone.name)).read_only:
+        if (await self.surroundings.rules(act.zone.name)).read_only:
             return Decided(Ending.FORBIDDEN, refusal=READS_ONLY)
         found = Found()
         while True:
@@ -73,28 +72,28 @@ class GuardedCalls:
                 return done
             found = done
 
-    async def _perform(self, step: Step, act: AnyAct, look: Look, found: Found) -> Decided | Found:
-        """Carry out one step: how the call ends, or what it goes on with."""
+    async def _perform(self, step: NextStep, act: AnyAct, look: Look, found: Found) -> Decided | Found:
+        """Perform one step; return how the call ends, or what it continues with."""
         match step:
-            case Step.REFUSE:
+            case NextStep.REFUSE:
                 return Decided(Ending.FORBIDDEN, look.plan, refusal=look.refusal)
-            case Step.DECLINE:
+            case NextStep.DECLINE:
                 return Decided(Ending.DECLINED, look.plan)
-            case Step.FOLLOW_SPENT:
+            case NextStep.FOLLOW_SPENT:
                 return await self._follow(act, look, found)
-            case Step.RECORD_NO:
+            case NextStep.RECORD_NO:
                 await in_thread(self._questions.refuse, look.call, look.plan)
                 return Decided(Ending.DECLINED, look.plan)
-            case Step.CARRY_OUT:
+            case NextStep.CARRY_OUT:
                 return await self._carrier.carry_out(act, found.known, look)
-            case Step.REPORT_OBSTACLE:
+            case NextStep.REPORT_OBSTACLE:
                 raise look.obstacles[0]
-            case Step.WAIT_OUTSIDE:
+            case NextStep.WAIT_OUTSIDE:
                 return await self._wait_outside(act, look, found, found.known)
-            case Step.OPEN_APPROVAL:
+            case NextStep.OPEN_APPROVAL:
                 opened = await in_thread(self._approvals.open, look.call, look.plan)
                 return await self._wait_outside(act, look, found, opened)
-            case Step.ASK:
+            case NextStep.ASK:
                 return await self._ask(act, look, found)
 
     async def _follow(self, act: AnyAct, look: Look, found: Found) -> Decided | Found:
@@ -105,10 +104,10 @@ class GuardedCalls:
         return replace(found, ended_id=approval.id, ended_job=job)
 
     def _is_being_spent(self, approval: Approval) -> bool:
-        """Whether a call is just asking the zone, which may refuse; a call that died counts as one for a while."""
+        """Whether a call may still be waiting for the zone's answer; a call that died counts as one for a while."""
         if approval.job_id or approval.reason or approval.ended is None:
             return False
-        return approval.ended.is_within(self._clock.read(), HELD_SECONDS)
+        return approval.ended.is_within(self.surroundings.clock.read(), HELD_SECONDS)
 
     async def _ask(self, act: AnyAct, look: Look, found: Found) -> Decided | Found:
         """Put the question. Where its answer was used up by another call, this one looks again."""
@@ -120,7 +119,7 @@ class GuardedCalls:
             case None:
                 return found
             case Approval(state=State.GRANTED):
-                # A safety snapshot of its own takes time and room: what was agreed to must be so before it is taken.
+                # A separate safety snapshot takes time and space, so check the consent again before taking it.
                 fresh = look if act.safety is None else await act.look()
                 return await self._carrier.carry_out(act, decided, fresh)
             case Approval(state=State.PENDING):
@@ -129,10 +128,10 @@ class GuardedCalls:
                 return Decided(Ending.DECLINED, look.plan)
 
     async def _wait_outside(self, act: AnyAct, look: Look, found: Found, approval: Approval) -> Decided | Found:
-        """Offer the page to a client that can open it, and see for a while whether the person decides there."""
+        """Offer the page to a client that can open it, and wait briefly for a decision there."""
         client = act.client
         approval = await in_thread(self._approvals.refresh, approval, look.call, look.plan)
-        link = await self._link(approval)
+        link = await self._link(approval.id)
         if link and client.can_open_url and await in_thread(self._pin.is_set):
             answer = await client.open_url(approval.id, f"{approval.title}? Please decide on the approval page.", link)
             if answer.outcome == "accepted":
@@ -142,7 +141,7 @@ class GuardedCalls:
         return found
 
     async def _decided(self, approval: Approval, seconds: float) -> Approval:
-        """The approval as it stands once the person decided, or when the wait is over."""
+        """Return the approval once it is decided, or as it is when the wait ends."""
         approval = await in_thread(self._approvals.get, approval.id)
         with anyio.move_on_after(seconds):
             while approval.state is State.PENDING:
@@ -150,13 +149,9 @@ class GuardedCalls:
                 approval = await in_thread(self._approvals.get, approval.id)
         return approval
 
-    async def _link(self, approval: Approval) -> str:
-        links = await self._links()
-        return await links.link(approval.id) if links else ""
 
-
-def read_answer(question: Question, answer: Answer) -> tuple[State, str]:
-    """Return the state that an answer puts its approval in, and the answer as the record has it."""
+def read_answer(question: Question, answer: QuestionAnswer) -> tuple[State, str]:
+    """Return the approval state that an answer leads to, and the answer as it is recorded."""
     if is_yes(question, answer):
         return State.GRANTED, "yes"
     if answer.is_no:

@@ -1,6 +1,4 @@
-"""Carrying out what was consented to: the safety snapshot, the consent spent, the last look, the zone asked (GUARD.md, "Order
-of spending").
-"""
+"""Carries out approved acts: safety snapshot, spending the consent, last look, request (GUARD.md, "Order of spending")."""
 
 import anyio
 from anyio.to_thread import run_sync as in_thread
@@ -23,14 +21,14 @@ from snapshot_mcp.guard.plan.rules import Refusal
 from snapshot_mcp.guard.plan.wording import what_changed
 
 LOOK_SECONDS = HELD_SECONDS / 4
-"""The last look must be over, and the zone asked, while the disk is held."""
+"""Time limit for the last look: the request must follow while the disk is held."""
 
 TERMS_TRIES = 3
-"""So often a change is asked for under one call: a backup that ends right between the look and the request moves the head."""
+"""Requests per call: a backup that ends between the look and the request moves the head."""
 
 
 class Carrier:
-    """Carries out acts whose approval is granted."""
+    """Carries out approved acts."""
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._rules = surroundings.rules
@@ -38,10 +36,10 @@ class Carrier:
         self._clock = surroundings.clock
 
     async def carry_out(self, act: AnyAct, approval: Approval, look: Look, tries: int = TERMS_TRIES) -> Decided:
-        """Act under a granted approval, if it covers what would happen: the plan of `look`, and that of the last look.
+        """Act under a granted approval if it covers both the plan of `look` and that of the last look.
 
-        Raises what the zone would answer now, before anybody is asked anew: a yes to a plan whose disk is not there would
-        cover any file that is put at its path.
+        Raises an obstacle before anybody is asked again: a consent to a plan whose disk is missing would cover any file that
+        is put at its path.
         """
         if look.refusal:
             return Decided(Ending.FORBIDDEN, look.plan, refusal=look.refusal)
@@ -64,7 +62,7 @@ class Carrier:
     async def _spend(
         self, act: AnyAct, approval: Approval, look: Look, safety: SafetyState | None, *, is_last: bool
     ) -> Decided | None:
-        """Spend the consent and ask the zone; None where its terms had changed and it should be looked at again."""
+        """Spend the consent and send the request; return None if the terms had changed and a new look is needed."""
         spent = self._clock.read()
         limit = (await self._rules(act.zone.name)).deletions_per_hour
         refusal = await in_thread(lambda: self._approvals.spend(approval.id, look.plan, deletions_per_hour=limit))
@@ -79,13 +77,13 @@ class Carrier:
     async def _last_look(
         self, act: AnyAct, approval: Approval, plan: Plan, safety: SafetyState | None
     ) -> Look | Decided:
-        """Look when the consent is spent and nothing begun; how the call ends if it does not hold any more, and is given back."""
+        """Look once the consent is spent; if it no longer covers the plan, give it back and return how the call ends."""
         try:
             with anyio.fail_after(LOOK_SECONDS):
                 look = await self._look_held(act, plan)
             refuse_obstacle(look)
         except TimeoutError:
-            slow = Unavailable("The zone took too long to say what would be lost now.", hint="Nothing was done.")
+            slow = Unavailable("The zone took too long to report what would be lost now.", hint="Nothing was done.")
             await self._give_back(act, approval, slow)
             raise slow from None
         except BaseException as error:
@@ -96,7 +94,7 @@ class Carrier:
             granted = await in_thread(self._approvals.give_back, approval.id, why)
             return await self._void(act, granted, look, objection)
         if safety and not look.good.issuperset(safety.snapshot_ids):
-            problem = "the safety snapshot, the way back, is gone or not sound any more."
+            problem = "the safety snapshot no longer exists or is no longer sound."
             await in_thread(self._approvals.give_back, approval.id, problem)
             granted = await in_thread(self._approvals.drop_safety, approval.id, problem)
             lost = SafetyState(job_id=safety.job_id, problem=problem)
@@ -104,15 +102,15 @@ class Carrier:
         return look
 
     async def _look_held(self, act: AnyAct, plan: Plan) -> Look:
-        """The plan once no other call can change these disks. What others have begun on them must be over first: a job
-        that ends after this look would make it untrue."""
+        """Look while the disks are held. Raise ResourceBusy if an approved job is still changing them, which would make the plan
+        outdated."""
         begun = await in_thread(self._approvals.jobs_on, plan.disks)
         if begun:
             for job in await act.zone.list_unfinished_jobs(begun):
                 if job.job_id in begun:
                     raise ResourceBusy(
-                        f"Job {clean_text(job.job_id)}, which a person agreed to before, still changes the same disk.",
-                        hint="Nothing was done. Wait for it with wait_for_job.",
+                        f"Job {clean_text(job.job_id)}, approved earlier, is still changing the same disk.",
+                        hint="Nothing was done. Wait for the job with wait_for_job.",
                         job_id=job.job_id,
                     )
         return await act.look(plan)
@@ -120,7 +118,7 @@ class Carrier:
     async def _start(
         self, act: AnyAct, approval: Approval, look: Look, safety: SafetyState | None, spent: Moment, *, is_last: bool
     ) -> Job | None:
-        """Ask the zone. The consent comes back only if the zone refuses for certain; None where it can be tried again."""
+        """Send the request; return None if it can be retried. The consent is given back only if the zone refused for certain."""
         try:
             return await act.start(approval, look, safety, spent)
         except BaseException as error:
@@ -147,28 +145,28 @@ class Carrier:
         return Decided(Ending.STARTED, plan, approval, job=job, safety=way_back, reason=unrecorded)
 
     async def _give_back(self, act: AnyAct, approval: Approval, error: BaseException) -> None:
-        """Nothing was begun; an error that a caller reads says what became of the consent.
+        """Give the consent back, since nothing was begun, and let the error's hint say so.
 
-        Whoever stops what was in the way may write to the disk meanwhile: the next try takes a safety snapshot of its own.
+        Drop the safety snapshot: the disk may be written to before the call is repeated.
         """
         granted = await in_thread(self._approvals.give_back, approval.id, _reason(error))
         if act.safety is not None:
-            granted = await in_thread(self._approvals.drop_safety, approval.id, "the roll-back did not follow it")
+            granted = await in_thread(self._approvals.drop_safety, approval.id, "the roll-back was not started")
         if isinstance(error, ZoneError):
-            error.hint = f"{error.hint} {granted.kept(self._clock.read())}".strip()
+            error.hint = f"{error.hint} {granted.validity(self._clock.read())}".strip()
 
     async def _objection(self, approval: Approval, look: Look) -> Refusal | str:
-        """Why the consent does not hold for what would happen now, under the rules as they are now; "" if it does."""
+        """Return why the consent does not cover what would happen now, under the current rules; "" if it does."""
         if look.refusal:
             return look.refusal
-        if fallen := await in_thread(self._approvals.objection, approval):
-            return fallen
+        if objection := await in_thread(self._approvals.objection, approval):
+            return objection
         if look.call.is_strict and approval.door not in PROVEN:
-            return "the operator asks for a stronger approval by now"
+            return "the operator now requires a stronger approval"
         return "" if is_no_worse(look.plan, approval.plan) else what_changed(look.plan.loss, approval.plan.loss)
 
     async def _void(self, act: AnyAct, approval: Approval, look: Look, objection: Refusal | str) -> Decided:
-        """How a call ends whose approval does not hold: it is void, and a person can be asked anew where no rule forbids it."""
+        """Void the approval, and ask a person again unless a rule forbids it; return how the call ends."""
         if isinstance(objection, Refusal):
             return Decided(Ending.FORBIDDEN, look.plan, refusal=objection)
         await in_thread(self._approvals.void, approval.id, objection)
@@ -178,12 +176,12 @@ class Carrier:
         return Decided(Ending.CHANGED, look.plan, opened, reason=objection)
 
     async def _not_spent(self, act: AnyAct, approval: Approval, look: Look, refusal: SpendRefusal) -> Decided:
-        """How a call ends whose consent could not be used just now."""
+        """Return how a call ends whose consent could not be spent."""
         if refusal is SpendRefusal.TOO_MANY:
             rule = Refusal("deletions_per_hour", f"{refusal.value}.")
             return Decided(Ending.FORBIDDEN, look.plan, refusal=rule)
         if refusal is SpendRefusal.HELD:
-            wait = "The approval is kept; repeat the call in a moment, in two minutes at the latest."
+            wait = "The approval is kept; repeat the call in a moment, or in two minutes at the latest."
             return Decided(Ending.NOT_SPENT, look.plan, approval, reason=f"{refusal.value}. {wait}")
         current = await in_thread(self._approvals.get, approval.id)
         if refusal is SpendRefusal.NOT_GRANTED and current.state is State.SPENT:
@@ -193,24 +191,24 @@ class Carrier:
             if not fresh.refusal:
                 refuse_obstacle(fresh)
             return await self._void(act, approval, fresh, fresh.refusal or why)
-        return Decided(Ending.NOT_SPENT, look.plan, approval, reason=f"the approval is {current.state} now.")
+        return Decided(Ending.NOT_SPENT, look.plan, approval, reason=f"the approval is now {current.state}.")
 
 
 def refuse_obstacle(look: Look, approval: Approval | None = None, now: Moment | None = None) -> None:
-    """Raise what the zone would answer now, before a consent is spent or a safety snapshot taken in vain.
+    """Raise the error that the zone would answer now, before a consent is spent or a safety snapshot taken in vain.
 
-    With a granted approval the error says what becomes of it, and what its own safety snapshot is in the way of is none.
+    For a granted approval the hint says how long it is kept; its own safety snapshot is not an obstacle.
     """
     for obstacle in look.obstacles:
         if approval and now:
             if _is_own(obstacle, approval.safety):
                 continue
-            obstacle.add(hint=approval.kept(now))
+            obstacle.add(hint=approval.validity(now))
         raise obstacle
 
 
 def _is_own(obstacle: ZoneError, safety: Safety) -> bool:
-    """Whether what is in the way is the safety snapshot that is being taken for the act itself, as far as that is known."""
+    """Whether the obstacle is probably the safety snapshot that is being taken for the act itself."""
     if not isinstance(obstacle, ResourceBusy) or safety.claimed is None:
         return False
     is_just_begun = not safety.is_started

@@ -1,7 +1,6 @@
-"""How the jobs ended that consents were spent on (GUARD.md, "Ends").
+"""Records how approved jobs ended (GUARD.md, "Ends").
 
-Every look at a zone first asks for the ends that are missing. It never fails and never waits long because of it: what could not
-be asked is asked by the next one.
+Every look at a zone first asks for the missing ends, without failing or waiting long for them; the next look asks for the rest.
 """
 
 from collections.abc import Iterable
@@ -17,21 +16,21 @@ from snapshot_mcp.guard.consent.approval import Approval, JobEnd
 from snapshot_mcp.guard.consent.register import Register
 
 ASK_SECONDS = 3.0
-"""A look waits at most so long for the ends that are missing; a zone answers within milliseconds."""
+"""How long a look waits for missing ends; a zone answers within milliseconds."""
 MAX_ASKED = 50
-"""Ends that one look asks for; the next one asks for more."""
+"""Ends requested per look."""
 
 FORGOTTEN = JobEnd("unknown", reason="the zone no longer knows the job")
 
 
 class Ends:
-    """The ends that are missing, and the record of those that are found. Blocking, but for `ask`."""
+    """Finds missing ends and records them. Blocking, except for `ask`."""
 
     def __init__(self, register: Register) -> None:
         self._register = register
 
     def missing(self, location: str | None = None) -> tuple[Approval, ...]:
-        """Return the approvals whose job's end is not recorded yet, of one zone or of all, oldest first."""
+        """Return the approvals whose job has no recorded end, in one zone or all, oldest first."""
         if not self._register.exists:
             return ()
         with self._register.transaction() as rows:
@@ -40,7 +39,7 @@ class Ends:
         return tuple(sorted(wanted, key=lambda one: one.opened.wall))
 
     def record(self, approval_id: str, end: JobEnd) -> bool:
-        """Record an end unless it is recorded already; whether it was missing."""
+        """Record an end; return False if it was already recorded."""
         with self._register.transaction() as rows:
             for approval in rows.find("id = ? AND state = 'spent' AND job_end = ''", (approval_id,)):
                 rows.end(approval, end)
@@ -48,7 +47,7 @@ class Ends:
         return False
 
     def note(self, location: str, jobs: Iterable[Job]) -> None:
-        """Record the ends of jobs that somebody has just seen to end."""
+        """Record the ends of approved jobs among `jobs`."""
         ended = {job.job_id: job for job in jobs if job.is_finished}
         if ended:
             for approval in self.missing(location):
@@ -56,7 +55,7 @@ class Ends:
                     self.record(approval.id, end_of(ended[approval.job_id]))
 
     async def ask(self, provider: Provider) -> None:
-        """Ask a zone for the ends that are missing, for a bounded time."""
+        """Ask a zone for missing ends, for at most `ASK_SECONDS`."""
         missing = (await in_thread(self.missing, provider.location))[:MAX_ASKED]
         with anyio.move_on_after(ASK_SECONDS):
             for approval in missing:
@@ -69,7 +68,7 @@ class Ends:
 
 
 async def look_up_end(provider: Provider, job_id: str) -> JobEnd | None:
-    """Return how a job ended, None while it has not. Raises what the zone answers, but for NotFound."""
+    """Return how a job ended, None while it runs. Raises the zone's errors other than NotFound."""
     try:
         job = await provider.get_job(job_id)
     except NotFound:

@@ -1,4 +1,4 @@
-"""What a guarded call answers: the words for what was decided about it (`steps.py`), made by `replies.py`."""
+"""The result of a guarded call, in words: what was decided (`steps.py`), as `replies.py` puts it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,15 +14,15 @@ NEXT_STEPS: dict[Status, str] = {
     "plan_changed": "Nothing was done. Show the new plan; repeating the call asks again.",
     "safety_running": "Nothing is overwritten yet. Wait (wait_for_job with safety_job_id), then repeat exactly this call.",
 }
-"""What the model does after each status."""
+"""What the model should do after each status."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedOutcome:
-    """What a guarded call answers. `plan` is the whole effect, a line each.
+    """The result of a guarded call. `plan` is the whole effect, one entry per line.
 
-    `job_id` is set once something was started, by this call or an earlier one. `approval_link`, `how_to_approve` and
-    `approval_expires_at` go with an approval that waits for a person.
+    `job_id`: the job that this call or an earlier one started. `approval_link`, `how_to_approve` and `approval_expires_at`
+    belong to an approval that waits for a person.
     """
 
     status: Status
@@ -38,5 +38,5 @@ class GuardedOutcome:
 
     @property
     def next_step(self) -> str:
-        """What the model does now."""
+        """What the model should do now."""
         return NEXT_STEPS["started" if self.job_id else self.status]

@@ -1,5 +1,6 @@
-"""What was decided about a guarded call, in words for the model that reads them: what is so, and what comes next. Pure. A
-refusal says who can do something about it and never how to get round it.
+"""Words what was decided about a guarded call, for a model: the facts, then the next step. Pure.
+
+A refusal says who can act on it, never how to get around it.
 """
 
 from snapshot_mcp.contract.errors import Cancelled, Expired, TermsChanged
@@ -12,13 +13,13 @@ from snapshot_mcp.guard.plan.plan import DeletionLoss, Plan
 from snapshot_mcp.guard.plan.wording import plan_lines
 
 WITHOUT_EFFECT = frozenset(error.code for error in (Cancelled, Expired, TermsChanged))
-"""Codes of jobs that mostly ended before they had an effect."""
+"""Codes of jobs that usually ended before they had an effect."""
 
-THEIRS = "Tell them what the plan says and how they approve; it is theirs to do, not yours. Then repeat this same call."
+FOR_THE_PERSON = "Show the person the plan and how to approve it; only they can approve. Then repeat this same call."
 
 
 def worded(decided: Decided, now: Moment, link: str, how: str) -> GuardedOutcome:
-    """Return the answer. `link` and `how` say what a person does, where an approval waits for one."""
+    """Return the outcome in words. `link` and `how` tell a person how to approve, if an approval waits for one."""
     approval, safety, waiting = decided.approval, decided.safety, decided.waiting
     message = _message(decided, now)
     job_id = decided.job.job_id if decided.job else approval.job_id if approval else ""
@@ -38,11 +39,11 @@ def worded(decided: Decided, now: Moment, link: str, how: str) -> GuardedOutcome
 
 
 def stray(plan: Plan, job: Job) -> str:
-    """What to add where the zone's own answer speaks of something else than what a person agreed to; else ""."""
+    """Return a warning if the zone's job concerns something other than what a person agreed to, else ""."""
     if not job.resource_ids or plan.ids & set(job.resource_ids):
         return ""
     about = clean_text(", ".join(job.resource_ids), MESSAGE_CHARACTERS)
-    return f"But the zone says that this job is about {about}, which was not asked for: tell the person at once."
+    return f"But the zone reports that this job concerns {about}, which was not requested: tell the person at once."
 
 
 def _message(decided: Decided, now: Moment) -> str:
@@ -50,7 +51,7 @@ def _message(decided: Decided, now: Moment) -> str:
         case Ending.STARTED:
             return _started(decided)
         case Ending.WAITS:
-            return f"{_earlier(decided.earlier)}Nothing was done yet: a person has to agree. {THEIRS}"
+            return f"{_earlier(decided.earlier)}Nothing was done yet: a person has to approve it. {FOR_THE_PERSON}"
         case Ending.DECLINED:
             return "A person said no to this. Nothing was done, and they will not be asked again for ten minutes."
         case Ending.FORBIDDEN:
@@ -60,12 +61,12 @@ def _message(decided: Decided, now: Moment) -> str:
         case Ending.NOT_SPENT:
             return f"Nothing was done: {decided.reason}"
         case Ending.CHANGED:
-            next_step = THEIRS if decided.waiting else "Repeat the call to put the new plan to the person."
-            return f"Nothing was done: {decided.reason}, so the earlier yes does not hold. {next_step}"
+            next_step = FOR_THE_PERSON if decided.waiting else "Repeat the call to ask the person about the new plan."
+            return f"Nothing was done: {decided.reason}, so the earlier approval no longer applies. {next_step}"
         case Ending.SAFETY_RUNNING:
             return _safety_running(decided)
         case Ending.NO_SAFETY:
-            kept = decided.approval.kept(now) if decided.approval else ""
+            kept = decided.approval.validity(now) if decided.approval else ""
             return f"Nothing was overwritten: {decided.safety.problem if decided.safety else ''} {kept}"
 
 
@@ -75,10 +76,10 @@ def _started(decided: Decided) -> str:
     assert job
     act = "deletion" if isinstance(plan.loss, DeletionLoss) else "roll-back"
     parts = [
-        f"The {act} is submitted as job {clean_text(job.job_id)}, not done yet. Follow it with wait_for_job.",
+        f"The {act} was submitted as job {clean_text(job.job_id)} and is not done yet. Follow it with wait_for_job.",
         _way_back(decided.safety) if decided.safety else "",
         stray(plan, job),
-        f"That it was started could not be recorded: {decided.reason}" if decided.reason else "",
+        f"Its start could not be recorded: {decided.reason}" if decided.reason else "",
     ]
     return " ".join(filter(None, parts))
 
@@ -87,41 +88,41 @@ def _way_back(safety: SafetyState) -> str:
     ids = ", ".join(map(clean_text, safety.snapshot_ids))
     what = "snapshot" if len(safety.snapshot_ids) == 1 else "snapshots"
     if safety.job_id:
-        return f"The way back is to roll back to the safety {what} {ids}."
+        return f"To undo it, roll back to the safety {what} {ids}."
     if not ids:
-        return "But the zone does not name the safety snapshot that the job was to take: tell the person at once."
+        return "But the zone did not name the safety snapshot that the job should take: tell the person at once."
     return (
-        f"The same job first takes the safety {what} {ids}: to roll back to that is the way back. If the job fails before it"
-        " overwrites anything, there is none and nothing was changed."
+        f"The same job first takes the safety {what} {ids}; to undo the roll-back, roll back to that. If the job fails before it"
+        " overwrites anything, there is no safety snapshot and nothing was changed."
     )
 
 
 def _earlier(job: Job | None) -> str:
-    """What to say first where the same call was agreed to before and its job came to nothing; else ""."""
+    """Return what to say first if the same call was approved before and its job failed, else ""."""
     if job is None or not job.is_finished or job.is_successful:
         return ""
     why = clean_text(job.reason, MESSAGE_CHARACTERS) or "the zone gives no reason"
     is_early = job.error is not None and job.error.code in WITHOUT_EFFECT
     nothing = " and changed nothing" if is_early and not _has_changed_something(job) else ""
-    return f"What was agreed to before is over: job {clean_text(job.job_id)} failed{nothing} ({why}). "
+    return f"Job {clean_text(job.job_id)}, approved earlier, failed{nothing} ({why}). "
 
 
 def _has_changed_something(job: Job) -> bool:
-    """Whether a roll-back says of a disk that it was written to."""
+    """Whether a roll-back reports that it wrote to a disk."""
     outcomes = job.details.get("resources")
     return isinstance(outcomes, dict) and any(outcome != "unchanged" for outcome in outcomes.values())
 
 
 def _under_way(decided: Decided) -> str:
-    """Its consent is spent already; the call that spent it may not have heard from the zone yet."""
+    """Word a call whose consent is already spent, possibly by a call that has no answer from the zone yet."""
     if decided.approval and decided.approval.job_id:
         return (
-            f"This was started before under the same approval, as job {clean_text(decided.approval.job_id)}; follow it with"
+            f"This was already started under the same approval, as job {clean_text(decided.approval.job_id)}; follow it with"
             " wait_for_job. It was not started a second time."
         )
     return (
-        "Another call is carrying this out under the same approval, or was stopped while it did. It was not started a"
-        " second time. Look with list_jobs; if nothing came of it, repeat the call in two minutes."
+        "Another call is carrying this out under the same approval, or was interrupted while doing so. It was not started a"
+        " second time. Check list_jobs; if there is no such job, repeat the call in two minutes."
     )
 
 
@@ -129,6 +130,6 @@ def _safety_running(decided: Decided) -> str:
     has_job = decided.safety and decided.safety.job_id
     wait = "Wait for its job with wait_for_job" if has_job else "Wait a moment"
     return (
-        f"The safety snapshot is still being taken; nothing is overwritten yet. {wait}, then repeat this same call: it goes"
-        " on under the same approval."
+        f"The safety snapshot is still being taken; nothing is overwritten yet. {wait}, then repeat this same call; it"
+        " continues under the same approval."
     )

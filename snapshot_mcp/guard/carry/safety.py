@@ -1,7 +1,6 @@
-"""The safety snapshot before a roll-back, as a job of its own (GUARD.md, "Safety snapshot").
+"""Takes the safety snapshot before a roll-back, as a separate job (GUARD.md, "Safety snapshot").
 
-Its name holds a secret until it is taken; so a call that finds an attempt of a dead process recognises that one's snapshot
-and nobody can have laid out another.
+Its name is secret until it is taken, so a call can recognise the snapshot of a process that died, and nobody can plant one.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,14 +23,13 @@ from snapshot_mcp.zones import Zone
 OnProgress = Callable[[tuple[Job, ...]], Awaitable[None]]
 
 FRESH_SECONDS = 30.0
-"""What is written after the safety snapshot has no way back, so the roll-back follows it at once or takes another: after a
-wait_for_job the call is repeated within seconds."""
+"""Maximum age of a safety snapshot when the roll-back starts: what is written after it cannot be restored."""
 FRESH_WITHOUT_TIMES_SECONDS = 15 * 60.0
-"""…but where the zone does not say how long it took, a slow one must not be taken again and again."""
+"""The same if the zone does not report how long it took, so that a slow one is not taken again and again."""
 
 
 class SafetySnapshot:
-    """Takes one for an approved roll-back, or goes on with the one that was begun."""
+    """Takes the safety snapshot of an approved roll-back, or resumes one that was begun."""
 
     def __init__(self, surroundings: Surroundings, zone: Zone, client: Client, on_progress: OnProgress | None) -> None:
         self._approvals = surroundings.records.approvals
@@ -42,7 +40,7 @@ class SafetySnapshot:
         self._on_progress = on_progress
 
     async def ensure(self, approval: Approval) -> SafetyState:
-        """Bring it as far as it comes within the time. Raises what the zone answers when it refuses to take one."""
+        """Take it, waiting as long as the call may. Raises the zone's error if it refuses to take one."""
         if not approval.safety.is_started:
             with anyio.CancelScope(shield=True):
                 started = await self._start(approval)
@@ -56,7 +54,7 @@ class SafetySnapshot:
                 wait = min(self._wait_seconds, self._client.seconds_left)
                 (job,) = await self._zone.watcher.wait([approval.safety.job_id], wait, self._on_progress)
             except NotFound:
-                return await self._failed(approval, "its job is not known to the zone any more.")
+                return await self._failed(approval, "the zone no longer knows its job.")
             if not job.is_finished:
                 return SafetyState(is_running=True, job_id=job.job_id)
             if not job.is_successful:
@@ -70,33 +68,30 @@ class SafetySnapshot:
         return await self._verified(approval, seconds, made)
 
     async def _start(self, approval: Approval) -> Approval | None:
-        """Start it, or adopt what a dead process started; None while another call is at it."""
+        """Start it, or adopt the one that a dead process started; return None while another call is starting it."""
         claim = await in_thread(self._approvals.claim_safety, approval.id)
         if claim is None:
             current = await in_thread(self._approvals.get, approval.id)
             return current if current.safety.is_started else None
         safety, was_tried = claim
-        if was_tried:
-            adopted = await self._adopt(approval, safety)
-            if adopted:
-                return adopted
+        if was_tried and (adopted := await self._adopt(approval, safety)):
+            return adopted
         try:
             job = await self._zone.provider.create_snapshots(_resource_ids(approval), safety.name)
         except OutcomeUnknown:
-            adopted = await self._adopt(approval, safety)
-            if adopted:
+            if adopted := await self._adopt(approval, safety):
                 return adopted
             raise
         except ZoneError as error:
             dropped = await in_thread(self._approvals.drop_safety, approval.id, error.code)
-            kept = dropped.kept(self._clock.read())
+            kept = dropped.validity(self._clock.read())
             why = "The roll-back was not started, because its safety snapshot could not be taken."
             error.add(hint=f"{why} {kept}")
             raise
         return await in_thread(self._approvals.start_safety, approval.id, job.job_id)
 
     async def _adopt(self, approval: Approval, safety: Safety) -> Approval | None:
-        """Find the attempt whose answer was lost, by its name."""
+        """Find by its name the safety snapshot whose request was not answered."""
         found = await self._named(safety.name)
         ids = {one.snapshot_id for one in found if one.status not in GONE_SNAPSHOT_STATUSES}
         if not ids:
@@ -107,12 +102,11 @@ class SafetySnapshot:
         return await in_thread(self._approvals.start_safety, approval.id, "", tuple(sorted(ids)))
 
     async def _verified(self, approval: Approval, seconds: float, made: set[str]) -> SafetyState:
-        """Whether what was taken is a way back for every disk, and was begun within so many seconds; else another is taken.
+        """Verify that it covers every disk and was begun within `seconds`; if it is older, take another.
 
-        The zone's clock may be wrong, so its times are taken for durations only; since when counts by ours.
-
-        By then its name is no secret, and names can be changed: so it must also be one that the job made (as far as the
-        zone says), the one that was seen before, and none that was there when the person was asked.
+        The zone's clock may be wrong, so its times only give durations; the age is measured by ours. The name is public by
+        now and snapshots can be renamed, so it must also be one that the job made, as far as the zone reports that, the one
+        seen before, and none that existed when the person was asked.
         """
         found = await self._named(approval.safety.name)
         wanted = set(_resource_ids(approval))
@@ -120,11 +114,11 @@ class SafetySnapshot:
         covered = {one.resource.resource_id for one in sound}
         names_resources = all(one.resource.resource_id for one in sound)
         if len(sound) != len(wanted) or (names_resources and covered != wanted):
-            return await self._failed(approval, "it is not available, not sound, or may be a mixture of states.")
+            return await self._failed(approval, "it is not available, not sound, or may be inconsistent.")
         found_ids = {one.snapshot_id for one in sound}
         older = {id_ for head in approval.plan.heads for id_ in head.known}
         if found_ids & older or not found_ids <= (set(approval.safety.snapshot_ids) or made or found_ids):
-            return await self._failed(approval, "another snapshot bears its name.")
+            return await self._failed(approval, "another snapshot has its name.")
         begun = approval.safety.begun or approval.safety.claimed
         if begun is None or not begun.is_within(self._clock.read(), seconds):
             return await self._renewed(approval)
@@ -138,8 +132,8 @@ class SafetySnapshot:
         return [one for one in page.items if one.snapshot_name == name]
 
     async def _renewed(self, approval: Approval) -> SafetyState:
-        """What was written since is in none; it takes another one, an incremental mostly, if the approval still holds."""
-        problem = "it is too old by now to be a way back to the present content."
+        """Take another one, as long as the approval is valid: what was written since the old one is in neither."""
+        problem = "it is too old to restore the current content."
         failed = await self._failed(approval, problem)
         if failed.approval is None or not failed.approval.is_alive(self._clock.read()):
             return failed
@@ -148,7 +142,7 @@ class SafetySnapshot:
     async def _failed(self, approval: Approval, problem: str) -> SafetyState:
         job_id = approval.safety.job_id
         dropped = await in_thread(self._approvals.drop_safety, approval.id, problem)
-        return SafetyState(job_id=job_id, problem=f"the safety snapshot is no way back: {problem}", approval=dropped)
+        return SafetyState(job_id=job_id, problem=f"the safety snapshot cannot be used: {problem}", approval=dropped)
 
 
 def _resource_ids(approval: Approval) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a guarded call does next and how it ends, decided from what is known about it (GUARD.md, "A call"). Pure."""
+"""Decides what a guarded call does next and how it ends, from what is known about it (GUARD.md, "A call"). Pure."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -16,10 +16,10 @@ from snapshot_mcp.guard.plan.rules import Refusal
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The plan as it is now, the rule that forbids it, if one does, and what its disks can be restored from.
+    """The plan as of now, the rule that forbids it, if any, and its disks' restore points.
 
-    `call`: what was asked for, as strict as the rules are now. `obstacles`: the errors that the zone would answer now,
-    whatever a person says.
+    `call`: what was requested, as strict as the rules are now. `obstacles`: errors that the zone would answer now, whatever a
+    person decides.
     """
 
     call: Call
@@ -30,7 +30,7 @@ class Look:
 
     @property
     def good(self) -> frozenset[str]:
-        """The ids of the good restore points."""
+        """Ids of the good restore points."""
         return frozenset[str]().union(*(tree.good for tree in self.trees))
 
 
@@ -38,8 +38,8 @@ class Look:
 class Found:
     """What people have decided about the call so far.
 
-    `ended_id`: a spent approval whose job is known to be over; what it did may have come after the look, so the call looks
-    again. `ended_job` is that job, None where the zone does not know it any more.
+    `ended_id`: a spent approval whose job is known to have ended, possibly after the look, so the call looks again.
+    `ended_job`: that job, None if the zone no longer knows it.
     """
 
     approval: Approval | None = None
@@ -48,30 +48,28 @@ class Found:
 
     @property
     def known(self) -> Approval:
-        """The approval, where the step is about one."""
+        """The approval, in a step that has one."""
         assert self.approval is not None
         return self.approval
 
 
-class Step(Enum):
+class NextStep(Enum):
     """What a call does next."""
 
     REFUSE = "a rule forbids it"
-    DECLINE = "a person said no of late"
-    FOLLOW_SPENT = "the same call was agreed to before: see what became of that"
+    DECLINE = "a person said no recently"
+    FOLLOW_SPENT = "the same call was approved before: check what became of it"
     RECORD_NO = "a person has just said no"
     CARRY_OUT = "a person has agreed"
-    REPORT_OBSTACLE = "the zone would refuse it: nobody is asked in vain"
+    REPORT_OBSTACLE = "the zone would refuse it, so nobody is asked"
     WAIT_OUTSIDE = "an approval waits for a person"
-    OPEN_APPROVAL = "only a person outside of the conversation can decide"
+    OPEN_APPROVAL = "only a person outside the conversation can decide"
     ASK = "ask through the client"
 
 
 @dataclass(frozen=True, slots=True)
 class SafetyState:
-    """How far a roll-back's safety snapshot is.
-
-    `is_there`: it is the way back. `is_running`: look again later. Else `problem` says why there is none."""
+    """The state of a roll-back's safety snapshot: ready (`is_there`), not ready yet (`is_running`), or missing (`problem`)."""
 
     is_there: bool = False
     is_running: bool = False
@@ -82,21 +80,21 @@ class SafetyState:
 
 
 class Ending(Enum):
-    """How a call can end; the value is its status and what tells endings of one status apart."""
+    """How a call can end: its status, and what distinguishes endings of one status."""
 
     STARTED = ("started", "")
     WAITS = ("needs_approval", "")
     DECLINED = ("declined", "")
     FORBIDDEN = ("refused", "by a rule")
-    UNDER_WAY = ("refused", "another call is carrying it out, or has started it")
-    NOT_SPENT = ("refused", "the consent could not be used just now")
-    NO_SAFETY = ("refused", "no safety snapshot, the way back, could be taken")
+    UNDER_WAY = ("refused", "another call is carrying it out or has started it")
+    NOT_SPENT = ("refused", "the consent could not be spent")
+    NO_SAFETY = ("refused", "no safety snapshot could be taken")
     CHANGED = ("plan_changed", "")
     SAFETY_RUNNING = ("safety_running", "")
 
     @property
     def status(self) -> Status:
-        """What the caller is told."""
+        """The status that the caller gets."""
         status: Status = self.value[0]
         return status
 
@@ -105,8 +103,8 @@ class Ending(Enum):
 class Decided:
     """What was decided about a call.
 
-    `approval`: the one that it is about, or that waits for a person by now. `refusal` goes with `FORBIDDEN`. `job` was started
-    just now; `earlier` is the ended job of the same call, agreed to before. `reason` is why, where the ending does not say it.
+    `approval`: the one in question, or the one that now waits for a person. `refusal` belongs to `FORBIDDEN`. `job` was just
+    started; `earlier` is the ended job of the same call. `reason` says why, if the ending does not.
     """
 
     ending: Ending
@@ -120,30 +118,30 @@ class Decided:
 
     @property
     def waiting(self) -> Approval | None:
-        """The approval that waits for a person outside of the conversation."""
+        """The approval that waits for a person outside the conversation."""
         return self.approval if self.ending in {Ending.WAITS, Ending.CHANGED} else None
 
 
-def next_step(found: Found, client: Client, look: Look) -> Step:
+def next_step(found: Found, client: Client, look: Look) -> NextStep:
     """Return the first step that applies; the order is what makes a later one safe.
 
-    A rule comes before every consent, a no before every yes, and a yes before an obstacle, because it says what becomes of it.
+    A rule precedes every consent, a no every yes, and a yes an obstacle, whose message then says how long the yes is kept.
     """
     state = found.approval.state if found.approval else None
     if look.refusal:
-        return Step.REFUSE
+        return NextStep.REFUSE
     if state is State.DENIED:
-        return Step.DECLINE
+        return NextStep.DECLINE
     if state is State.SPENT and found.known.id != found.ended_id:
-        return Step.FOLLOW_SPENT
+        return NextStep.FOLLOW_SPENT
     if client.said_no:
-        return Step.RECORD_NO
+        return NextStep.RECORD_NO
     if state is State.GRANTED:
-        return Step.CARRY_OUT
+        return NextStep.CARRY_OUT
     if look.obstacles:
-        return Step.REPORT_OBSTACLE
+        return NextStep.REPORT_OBSTACLE
     if state is State.PENDING:
-        return Step.WAIT_OUTSIDE
+        return NextStep.WAIT_OUTSIDE
     if look.call.is_strict or not client.can_ask:
-        return Step.OPEN_APPROVAL
-    return Step.ASK
+        return NextStep.OPEN_APPROVAL
+    return NextStep.ASK

@@ -1,4 +1,4 @@
-"""What guarded calls are planned and carried out in."""
+"""What all guarded calls of a guard share."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from snapshot_mcp.guard.plan.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The operator's rules for a zone as they are by now, the records, the time, and how long a safety snapshot is waited for."""
+    """The operator's current rules for a zone, the records, the clock, and how long to wait for a safety snapshot."""
 
     rules: Callable[[str], Awaitable[Policy]]
     records: Records

@@ -1,6 +1,6 @@
-"""What was agreed to, in the form that travels with the change (`contract.terms`). Pure.
+"""Builds the terms that a change carries to the zone (`contract.terms`). Pure.
 
-It says what the consented plan allows, and what the last look saw: what is so after it is for the zone to compare.
+They state what the consented plan allows and what the last look saw; the zone compares them with what it finds.
 """
 
 from collections.abc import Set as AbstractSet
@@ -9,21 +9,21 @@ from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
 from snapshot_mcp.contract.tree import SnapshotTree
 from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
-from snapshot_mcp.guard.plan.plan import DeletionLoss, Head, Overwrite, RollbackLoss
+from snapshot_mcp.guard.plan.plan import DeletionLoss, Head, RollbackLoss
 
 MUST_STAY = 20
-"""As many of the good restore points that remain are named; one of them must be good, so the newest few say enough."""
+"""Remaining good restore points named in the terms; at least one must still be good, so the newest few suffice."""
 
 
 def agreed_terms(agreement: str, spent: Moment | None) -> Terms:
-    """Terms of any change: the approval, and how long after its consent was spent it may begin."""
+    """Return the terms of any change: the approval, and how long after spending its consent it may begin."""
     if spent is None or not spent.boot:
         return Terms(agreement=agreement)
     return Terms(agreement=agreement, not_after=Uptime(boot=spent.boot, seconds=spent.uptime + HELD_SECONDS))
 
 
 def deletion_terms(terms: Terms, consented: DeletionLoss, now: DeletionLoss, tree: SnapshotTree) -> Terms:
-    """`consented` is what a person agreed to; `now` and `tree` are what the last look saw."""
+    """Add what a person agreed to (`consented`) and what the last look saw (`now`, `tree`)."""
     going = {one.snapshot_id for one in now.snapshots}
     is_last = consented.takes_last_good_copy
     must_stay = () if is_last else _newest(tree, tree.good - going)
@@ -43,10 +43,9 @@ def _newest(tree: SnapshotTree, ids: AbstractSet[str]) -> tuple[str, ...]:
 
 
 def rollback_terms(terms: Terms, now: RollbackLoss, heads: tuple[Head, ...]) -> Terms:
-    """The disks as the last look saw them; that it is no worse than what was agreed to is decided before."""
-    pairs = zip(now.overwrites, heads, strict=True)
-    return terms.model_copy(update={"resources": {one.resource_id: _resource_terms(one, head) for one, head in pairs}})
-
-
-def _resource_terms(one: Overwrite, head: Head) -> ResourceTerms:
-    return ResourceTerms(identity=one.identity, head_id=head.lineage[0][0] if head.lineage else "")
+    """Add the disks as the last look saw them, which was found no worse than what was agreed to."""
+    resources = {
+        one.resource_id: ResourceTerms(identity=one.identity, head_id=head.lineage[0][0] if head.lineage else "")
+        for one, head in zip(now.overwrites, heads, strict=True)
+    }
+    return terms.model_copy(update={"resources": resources})

@@ -1,1 +1,1 @@
-"""What people decided, and the record of it: HOME/guard.sqlite with audit.head and audit.key. It knows no zone."""
+"""Keeps what people decided, and the audit record: HOME/guard.sqlite with audit.head and audit.key. It never talks to a zone."""

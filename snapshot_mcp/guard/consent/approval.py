@@ -1,4 +1,4 @@
-"""One approval: what was asked for, the plan that a person saw, and what became of it; and its row in the database."""
+"""An approval: what was requested, the plan that a person saw, and what became of it; and its row in the database."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ PENDING_SECONDS = 24 * 3600.0
 GRANTED_SECONDS = 15 * 60.0
 """A granted approval must be used within this time."""
 SAFETY_SECONDS = 24 * 3600.0
-"""The same once its safety snapshot is begun: a full one of a large disk takes long."""
+"""The same once its safety snapshot has been started: a full one of a large disk takes long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What was asked for, and by whom. `is_strict`: only a proven door is enough."""
+    """What was requested, and by whom. `is_strict`: the approval must come through a door that proves a person."""
 
     operation: Literal["delete", "rollback"]
     arguments: tuple[tuple[str, Any], ...]
@@ -35,16 +35,16 @@ class Call:
 
     @property
     def key(self) -> str:
-        """The same for the same call of the same principal in the same zone, whatever client program makes it."""
+        """The identity of the call: operation, arguments, zone and principal, whichever client program makes it."""
         parts = [self.operation, self.arguments, self.zone, self.location, self.principal]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Safety:
-    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can lay one out beforehand.
+    """The safety snapshot of a roll-back. `name` is secret until it is taken, so that nobody can plant one.
 
-    `begun` is when the first call set about it, `claimed` when the last one did.
+    `begun`: when the first call started on it, `claimed`: when the last one did.
     """
 
     name: str = ""
@@ -55,13 +55,16 @@ class Safety:
 
     @property
     def is_started(self) -> bool:
+        """Whether the zone is taking it, or has."""
         return bool(self.job_id or self.snapshot_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class JobEnd:
-    """How a job ended, in the zone's words, cleaned: `status` is `successful`, `failed`, or `unknown` for a job that the zone
-    no longer knows. `at` is the zone's time of it, "" where it gives none."""
+    """How a job ended, in the zone's words, cleaned.
+
+    `status`: `successful`, `failed`, or `unknown` if the zone no longer knows the job. `at`: the zone's time, or "".
+    """
 
     status: str
     code: str = ""
@@ -70,6 +73,7 @@ class JobEnd:
 
     @property
     def in_words(self) -> str:
+        """The end as a clause for people."""
         if self.status == "unknown":
             return f"end unknown: {self.reason}"
         if self.status == "successful":
@@ -79,6 +83,8 @@ class JobEnd:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
+    """A person's consent to one call and one plan, from the request for it to the end of its job."""
+
     id: str
     call: Call
     state: State
@@ -100,22 +106,22 @@ class Approval:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The whole effect, as of the last call."""
+        """The whole effect as of the last call, one entry per line."""
         return plan_lines(self.plan)
 
     @property
     def question(self) -> Question:
-        """What a person answers before it is granted outside of the conversation."""
+        """The question to a person who grants it outside the conversation."""
         return question_for(self.plan, self.id)
 
     @property
-    def standing(self) -> str:
-        """Its state, as a person reads it."""
+    def state_in_words(self) -> str:
+        """The state as people read it."""
         return IN_WORDS[self.state]
 
     @property
-    def aftermath(self) -> str:
-        """What comes next for one that waits no longer, in words for a person."""
+    def what_next(self) -> str:
+        """What happened and what happens next, for a person, once it is decided."""
         if self.state is State.GRANTED:
             return "The assistant can repeat its call."
         again = "The assistant has to ask again." if self.state in {State.DENIED, State.EXPIRED} else ""
@@ -123,40 +129,40 @@ class Approval:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When it runs out if nothing happens to it; None for one that is closed."""
+        """When it expires if nothing happens; None once it is closed."""
         since, seconds = self._lifetime
         return since.after(seconds) if self.state in OPEN else None
 
     def is_alive(self, now: Moment) -> bool:
+        """Whether it is pending or granted and has not expired."""
         since, seconds = self._lifetime
         return self.state in OPEN and since.is_within(now, seconds)
 
-    def kept(self, now: Moment) -> str:
-        """What became of the consent after a refusal, in words."""
+    def validity(self, now: Moment) -> str:
+        """Return, in words, how long the consent is still valid after a refusal."""
         expires_at = self.expires_at
         if expires_at is None or expires_at <= now.time or not self.is_alive(now):
-            return "The approval's time is over; a repeated call asks anew."
+            return "The approval has expired; repeating the call asks again."
         day = "" if expires_at.date() == now.time.date() else f"{expires_at:%Y-%m-%d} "
-        return f"The approval is kept until {day}{expires_at:%H:%M} UTC; repeat the same call until then."
+        return f"The approval is valid until {day}{expires_at:%H:%M} UTC; repeat the same call before then."
 
     @property
     def decision(self) -> str:
-        """By whom it was decided, through which door; "" while it waits."""
+        """Who decided it, and through which door; "" while it is pending."""
         if self.door is None:
             return ""
         who = f"by {clean_text(self.decided_by)} {DOORS_IN_WORDS[self.door]}"
-        return (
-            f"Denied {who}." if self.state is State.DENIED else f"Approved {who}{PROOFS_IN_WORDS.get(self.door, '')}."
-        )
+        proof = PROOFS_IN_WORDS.get(self.door, "")
+        return f"Denied {who}." if self.state is State.DENIED else f"Approved {who}{proof}."
 
     @property
     def course(self) -> str:
-        """What was started under it, and how that ended; "" where nothing was."""
+        """What was started under it and how that ended; "" if nothing was."""
         if self.job_id:
             end = self.job_end.in_words if self.job_end else "end not known yet"
             return f"It was started as job {clean_text(self.job_id)}: {end}."
         is_spent = self.state is State.SPENT
-        return "The zone was asked to carry it out, and its answer is not known." if is_spent else ""
+        return "The zone was asked to carry it out; its answer is unknown." if is_spent else ""
 
     @property
     def _lifetime(self) -> tuple[Moment, float]:
@@ -166,7 +172,9 @@ class Approval:
 
 
 def write_row(connection: sqlite3.Connection, approval: Approval) -> None:
-    safety = asdict(approval.safety)
+    """Insert the approval's row, or update it."""
+    safety = approval.safety
+    moments = {"begun": moment_to_text(safety.begun), "claimed": moment_to_text(safety.claimed)}
     columns = {
         "id": approval.id,
         "call_key": approval.call.key,
@@ -179,9 +187,7 @@ def write_row(connection: sqlite3.Connection, approval: Approval) -> None:
         "opened": moment_to_text(approval.opened),
         "decided": moment_to_text(approval.decided),
         "ended": moment_to_text(approval.ended),
-        "safety": json.dumps(
-            safety | {name: moment_to_text(getattr(approval.safety, name)) for name in ("begun", "claimed")}
-        ),
+        "safety": json.dumps(asdict(safety) | moments),
         "job_id": approval.job_id,
         "job_end": json.dumps(asdict(approval.job_end)) if approval.job_end else "",
     }
@@ -194,8 +200,10 @@ def write_row(connection: sqlite3.Connection, approval: Approval) -> None:
 
 
 def read_row(row: sqlite3.Row) -> Approval:
+    """Return the approval that a row holds."""
     call = json.loads(row["call"])
     safety = json.loads(row["safety"])
+    moments = {name: _moment(safety.get(name, "")) for name in ("begun", "claimed")}
     return Approval(
         id=row["id"],
         call=Call(**call | {"arguments": _tuples(call["arguments"])}),
@@ -204,16 +212,10 @@ def read_row(row: sqlite3.Row) -> Approval:
         opened=moment_from_text(row["opened"]),
         door=Door(row["door"]) if row["door"] else None,
         decided_by=row["decided_by"],
-        decided=moment_from_text(row["decided"]) if row["decided"] else None,
-        ended=moment_from_text(row["ended"]) if row["ended"] else None,
+        decided=_moment(row["decided"]),
+        ended=_moment(row["ended"]),
         reason=row["reason"],
-        safety=Safety(
-            name=safety["name"],
-            begun=moment_from_text(safety["begun"]) if safety.get("begun") else None,
-            claimed=moment_from_text(safety["claimed"]) if safety["claimed"] else None,
-            job_id=safety["job_id"],
-            snapshot_ids=tuple(safety["snapshot_ids"]),
-        ),
+        safety=Safety(**safety | moments | {"snapshot_ids": tuple(safety["snapshot_ids"])}),
         job_id=row["job_id"],
         job_end=JobEnd(**json.loads(row["job_end"])) if row["job_end"] else None,
     )
@@ -223,9 +225,15 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def _moment(text: str) -> Moment | None:
+    return moment_from_text(text) if text else None
+
+
 def moment_to_text(moment: Moment | None) -> str:
+    """Return a moment as the database stores it, "" for None."""
     return json.dumps([moment.wall, moment.boot, moment.uptime]) if moment else ""
 
 
 def moment_from_text(text: str) -> Moment:
+    """Return the moment that `moment_to_text` stored."""
     return Moment(*json.loads(text))

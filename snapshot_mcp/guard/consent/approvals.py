@@ -1,8 +1,7 @@
-"""Approvals: what people were asked to consent to, and what became of it (`states.py`). One row each in HOME/guard.sqlite.
+"""Opens, decides, spends and closes approvals (`states.py`), one row each in HOME/guard.sqlite.
 
-An approval is bound to its call and to the plan that the person saw, and is spent in one transaction, before the provider is
-called, together with the epoch of each target (GUARD.md, "Consent", "Order of spending"). Blocking; callers go through a worker
-thread.
+An approval is bound to its call and to the plan that the person saw. It is spent in one transaction that raises the epoch of
+each target, before the provider is called (GUARD.md, "Consent", "Order of spending"). Blocking; call it in a worker thread.
 """
 
 from collections.abc import Iterable
@@ -24,31 +23,30 @@ from snapshot_mcp.guard.consent.approval import (
 from snapshot_mcp.guard.consent.errors import NotDecidable
 from snapshot_mcp.guard.consent.journal import recent_renames
 from snapshot_mcp.guard.consent.register import Register, Rows, new_id, unknown
-from snapshot_mcp.guard.consent.standing import ReadRoles, Roles, Standing, void_fallen
+from snapshot_mcp.guard.consent.standing import ReadRoles, Roles, Standing, void_revoked
 from snapshot_mcp.guard.consent.states import OPEN, Door, State
 from snapshot_mcp.guard.plan.plan import Plan
 
 DENIED_SECONDS = 10 * 60.0
-"""So long a person's no is remembered and not asked again."""
+"""How long a person's no holds before the same question may be asked again."""
 HELD_SECONDS = 120.0
-"""A provider's change answers within seconds; a hold older than this belongs to a process that died."""
+"""A hold older than this belongs to a process that died; providers answer within seconds."""
 
 
 class SpendRefusal(StrEnum):
-    """Why a consent could not be spent just now."""
+    """Why a consent could not be spent."""
 
-    NOT_GRANTED = "it is not granted any more"
-    MOVED = "another approval for the same disk or snapshot was used meanwhile"
-    HELD = "another call is changing the same disk, or was cut off while it did"
+    NOT_GRANTED = "it is no longer granted"
+    MOVED = "another approval for the same disk or snapshot was used in the meantime"
+    HELD = "another call is changing the same disk, or was interrupted while doing so"
     TOO_MANY = "too many deletions in the last hour"
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What was done before that a plan depends on.
+    """Earlier acts that a plan depends on.
 
-    `epochs`: how often a consent was spent on each target. `renames`: by snapshot what it was called until lately, and until
-    when (`journal.recent_renames`).
+    `epochs`: by target, how often a consent was spent on it. `renames`: by snapshot, its former name and when that was changed.
     """
 
     epochs: dict[str, int]
@@ -57,7 +55,7 @@ class History:
 
 
 class Approvals:
-    """The rows, each method one transaction. `roles` says who still counts."""
+    """The approvals; each method is one transaction. `roles` returns the current roles of people."""
 
     def __init__(self, register: Register, roles: ReadRoles = lambda: None) -> None:
         self._register = register
@@ -66,7 +64,7 @@ class Approvals:
     # What a call finds
 
     def history(self, location: str, targets: Iterable[str]) -> History:
-        """Return what the records say that a plan for these targets depends on."""
+        """Return the recorded acts that a plan for these targets depends on."""
         if not self._register.exists:
             return History({}, {}, 0)
         with self._register.transaction() as rows:
@@ -74,16 +72,16 @@ class Approvals:
             return History(epochs, recent_renames(rows, location), _deletions_last_hour(rows))
 
     def look(self, call: Call, plan: Plan) -> Approval | None:
-        """Record the plan, and return what is there for this call: granted, else pending, else denied, else spent lately."""
+        """Record the plan, and return the call's approval: granted, else pending, else recently denied, else recently spent."""
         standing = Standing(self._roles())
         with self._register.transaction() as rows:
             rows.sweep()
             rows.record_call("plan", call, loss=plan.loss.model_dump(mode="json"), digest=plan.digest)
             found = [one for one in rows.find("call_key = ?", (call.key,)) if _still_counts(one, rows.now)]
-            return min(void_fallen(rows, found, standing), key=_relevance, default=None)
+            return min(void_revoked(rows, found, standing), key=_relevance, default=None)
 
     def refresh(self, approval: Approval, call: Call, plan: Plan) -> Approval:
-        """Let a pending approval show the plan as it is now; who looked at the old one has to look again."""
+        """Update the plan of a pending approval; a person who saw the old plan has to look again."""
         if approval.plan.digest == plan.digest and approval.call.is_strict == call.is_strict:
             return approval
         with self._register.transaction() as rows:
@@ -95,13 +93,14 @@ class Approvals:
             return current
 
     def record_refusal(self, call: Call, rule: str) -> None:
+        """Record that a rule forbade the call."""
         with self._register.transaction() as rows:
             rows.record_call("refused", call, rule=rule)
 
-    # Door (b): a person decides outside of the conversation
+    # Decisions outside the conversation
 
     def open(self, call: Call, plan: Plan) -> Approval:
-        """Return the open approval of this call, or open a pending one."""
+        """Return the open approval of this call, or create a pending one."""
         with self._register.transaction() as rows:
             rows.sweep()
             existing = rows.open_of(call)
@@ -113,7 +112,7 @@ class Approvals:
             return approval
 
     def grant(self, id_: str, *, digest: str, door: Door, by: str) -> Approval:
-        """Grant what the person saw. Raises: NotFound, NotDecidable."""
+        """Grant the plan that the person saw. Raises: NotFound, NotDecidable."""
         standing = Standing(self._roles())
         with self._register.transaction() as rows:
             rows.sweep()
@@ -121,42 +120,42 @@ class Approvals:
             if objection := standing.objection_to_grant(approval, door, by):
                 raise NotDecidable(f"Approval {id_} cannot be granted: {objection}.", hint="Nothing was done.")
             if approval.state is not State.PENDING:
-                raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
+                raise NotDecidable(f"Approval {id_} is already {approval.state_in_words}.", hint=approval.what_next)
             if approval.plan.digest != digest:
                 raise NotDecidable(
-                    f"The plan of {id_} has changed since it was shown.", hint="Look at it again and decide then."
+                    f"The plan of {id_} has changed since it was shown.", hint="Review it again, then decide."
                 )
             granted = replace(approval, state=State.GRANTED, door=door, decided_by=by, decided=rows.now)
             rows.move(approval, granted, "granted")
             return granted
 
     def deny(self, id_: str, *, door: Door, by: str) -> Approval:
-        """Deny what is pending, or withdraw what was granted and not yet used. Raises: NotFound, NotDecidable."""
+        """Deny a pending approval, or revoke a granted one that is not used yet. Raises: NotFound, NotDecidable."""
         with self._register.transaction() as rows:
             rows.sweep()
             approval = rows.get(id_)
             if approval.state not in OPEN:
                 raise NotDecidable(
-                    f"Approval {id_} is {approval.standing} already; there is nothing to deny.",
-                    hint=approval.aftermath,
+                    f"Approval {id_} is already {approval.state_in_words}; there is nothing to deny.",
+                    hint=approval.what_next,
                 )
             return rows.deny(approval, door=door, by=by)
 
     # Carrying out
 
     def void(self, id_: str, reason: str) -> None:
-        """End a granted approval that covers the present plan no longer."""
+        """Void a granted approval that no longer covers the plan."""
         with self._register.transaction() as rows:
             approval = rows.get(id_)
             if approval.state is State.GRANTED:
                 rows.expire(approval, reason, "voided")
 
     def spend(self, id_: str, plan: Plan, *, deletions_per_hour: int) -> SpendRefusal | None:
-        """Use the approval up for `plan` and raise its targets' epochs, all or nothing."""
+        """Spend the approval on `plan` and raise its targets' epochs, atomically; return why not, None if spent."""
         standing = Standing(self._roles())
         with self._register.transaction() as rows:
             rows.sweep()
-            void_fallen(rows, [rows.get(id_)], standing)
+            void_revoked(rows, [rows.get(id_)], standing)
             approval = rows.get(id_)
             refusal = _spend_refusal(rows, approval, plan, deletions_per_hour)
             if refusal:
@@ -172,24 +171,24 @@ class Approvals:
             return None
 
     def objection(self, approval: Approval) -> str:
-        """Return why the people behind the approval no longer count, "" if they do."""
+        """Return why the people behind the approval no longer have their roles, "" if they do."""
         return Standing(self._roles()).objection(approval)
 
     def void_departed(self, before: Roles, now: Roles) -> None:
-        """End the open approvals that counted before the operator's file was changed and do not count now."""
+        """Void the open approvals whose people lost their role when the operator's file was changed."""
         if self._register.exists:
             with self._register.transaction() as rows:
-                void_fallen(rows, [one for one in rows.find() if not Standing(before).objection(one)], Standing(now))
+                void_revoked(rows, [one for one in rows.find() if not Standing(before).objection(one)], Standing(now))
 
     def jobs_on(self, disks: Iterable[str]) -> frozenset[str]:
-        """The jobs that consents were lately spent on for these disks; some may still run."""
+        """Return the jobs recently approved for these disks; some may still run."""
         wanted = set(disks)
         with self._register.transaction() as rows:
             spent = (one for one in rows.find("state = 'spent' AND job_id != ''") if _still_counts(one, rows.now))
             return frozenset(one.job_id for one in spent if wanted & set(one.plan.disks))
 
     def settle(self, id_: str, job_id: str, remark: str = "", safety_snapshot_ids: tuple[str, ...] = ()) -> None:
-        """The zone has accepted the change as `job_id`, which takes these safety snapshots; the record gets the remark."""
+        """Record that the zone accepted the change as `job_id`, which takes these safety snapshots, and release the hold."""
         with self._register.transaction() as rows:
             approval = rows.get(id_)
             safety = replace(approval.safety, snapshot_ids=safety_snapshot_ids or approval.safety.snapshot_ids)
@@ -199,20 +198,20 @@ class Approvals:
             rows.record("started", approval, job_id=job_id, **({"reason": remark} if remark else {}))
 
     def give_back(self, id_: str, reason: str) -> Approval:
-        """The zone refused for certain: nothing happened, and the consent is as before."""
+        """Make a spent consent usable again after a definite refusal, if no other decision was made in the meantime."""
         with self._register.transaction() as rows:
             approval = rows.get(id_)
             if approval.state is not State.SPENT:
-                rows.record("not given back", approval, reason=reason)  # a person took it back meanwhile
+                rows.record("not given back", approval, reason=reason)  # a person took it back in the meantime
                 return approval
             for target in approval.plan.targets:
                 rows.execute("UPDATE targets SET epoch = epoch - 1 WHERE held_by = ? AND target = ?", (id_, target))
             _release(rows, id_)
             newer = rows.open_of(approval.call)
             if newer and newer.state is State.PENDING:
-                rows.expire(newer, "an earlier approval holds again")
+                rows.expire(newer, "an earlier approval is valid again")
             elif newer:
-                # A person has agreed anew meanwhile; a call has one open approval.
+                # A person has agreed again in the meantime; a call has at most one open approval.
                 rows.record("not given back", approval, reason=reason)
                 return approval
             granted = replace(approval, state=State.GRANTED, ended=None)
@@ -220,11 +219,11 @@ class Approvals:
             return granted
 
     def take_back(self, id_: str, end: JobEnd, *, door: Door, by: str) -> Approval:
-        """A person takes back what was spent, and the zone has cancelled its job. Raises: NotDecidable."""
+        """Record that a person took back a spent approval whose job the zone cancelled. Raises: NotDecidable."""
         with self._register.transaction() as rows:
             approval = rows.get(id_)
             if approval.state is not State.SPENT or (approval.job_end and approval.job_end.code != end.code):
-                raise NotDecidable(f"Approval {id_} is {approval.standing} already.", hint=approval.aftermath)
+                raise NotDecidable(f"Approval {id_} is already {approval.state_in_words}.", hint=approval.what_next)
             reason = f"taken back before it had an effect (before: {approval.decision.removesuffix('.')})"
             denied = replace(
                 approval, state=State.DENIED, door=door, decided_by=by, decided=rows.now, ended=rows.now, reason=reason
@@ -233,7 +232,7 @@ class Approvals:
             return denied if denied.job_end else rows.end(denied, end)
 
     def leave_unknown(self, id_: str, reason: str) -> None:
-        """What became of the change is not known: the consent stays spent."""
+        """Record that the outcome of the change is unknown; the consent stays spent."""
         with self._register.transaction() as rows:
             approval = replace(rows.get(id_), reason="outcome unknown")
             rows.write(approval)
@@ -242,37 +241,33 @@ class Approvals:
     # The safety snapshot
 
     def claim_safety(self, id_: str) -> tuple[Safety, bool] | None:
-        """Become the one that starts the safety snapshot. None while another call is at it.
+        """Claim the start of the safety snapshot; return None while another call holds the claim.
 
-        With it, whether somebody was at it before, who may have started it and died.
+        The flag says whether an earlier claim exists, whose call may have started the snapshot and died.
         """
         with self._register.transaction() as rows:
             rows.sweep()
             approval = rows.get(id_)
             safety = approval.safety
-            if approval.state is not State.GRANTED or safety.is_started:
+            is_claimed = safety.claimed and safety.claimed.is_within(rows.now, HELD_SECONDS)
+            if approval.state is not State.GRANTED or safety.is_started or is_claimed:
                 return None
-            if safety.claimed and safety.claimed.is_within(rows.now, HELD_SECONDS):
-                return None
-            claimed = replace(
-                safety,
-                name=safety.name or f"before roll-back {new_id(10)}",
-                begun=safety.begun or rows.now,
-                claimed=rows.now,
-            )
+            name = safety.name or f"before roll-back {new_id(10)}"
+            claimed = replace(safety, name=name, begun=safety.begun or rows.now, claimed=rows.now)
             rows.write(replace(approval, safety=claimed))
             rows.record("safety snapshot wanted", approval, name=claimed.name)
             return claimed, safety.claimed is not None
 
     def start_safety(self, id_: str, job_id: str, snapshot_ids: tuple[str, ...] = ()) -> Approval:
-        """The safety snapshot is being taken by `job_id`, or is there already as `snapshot_ids`."""
+        """Record that `job_id` is taking the safety snapshot, or that it exists as `snapshot_ids`."""
         return self._change_safety(id_, "safety snapshot started", job_id=job_id, snapshot_ids=snapshot_ids)
 
     def finish_safety(self, id_: str, snapshot_ids: tuple[str, ...]) -> Approval:
+        """Record the verified safety snapshots."""
         return self._change_safety(id_, "safety snapshot taken", snapshot_ids=snapshot_ids)
 
     def drop_safety(self, id_: str, reason: str) -> Approval:
-        """There will be no safety snapshot from this attempt; the next one begins anew while the approval holds."""
+        """Record that this attempt gave no safety snapshot; the next one starts over while the approval is valid."""
         with self._register.transaction() as rows:
             approval = rows.get(id_)
             if approval.state is State.GRANTED:
@@ -284,7 +279,7 @@ class Approvals:
     # Looking
 
     def list_all(self) -> tuple[Approval, ...]:
-        """Open ones first, then by age, newest first."""
+        """Return all approvals, open ones first, then the newest first."""
         if not self._register.exists:
             return ()
         with self._register.transaction() as rows:
@@ -292,7 +287,7 @@ class Approvals:
             return tuple(sorted(rows.find(), key=lambda one: (one.state not in OPEN, -one.opened.wall, one.id)))
 
     def get(self, id_: str) -> Approval:
-        """Raises: NotFound."""
+        """Return an approval. Raises: NotFound."""
         if not self._register.exists:
             raise unknown(id_)
         with self._register.transaction() as rows:

@@ -1,15 +1,14 @@
-"""The record: every plan, question, answer and outcome, in the order in which they happened (GUARD.md, "The chain", "What
-verify finds").
+"""The audit record: every plan, question, answer and outcome in order (GUARD.md, "The chain", "What verify finds").
 
-A record is written in the same transaction as the change that it is of. Each carries a MAC over itself and the MAC before it;
-the head and the mark (`seals.py`) name the last one.
+A record is written in the transaction of the change that it describes. Its MAC covers it and the MAC before it; the head and
+the mark (`seals.py`) name the last record.
 """
 
 import hashlib
 import hmac
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ NAMERS = {HEAD: "the head record (audit.head)", MARK: "the mark in the key's fil
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `verify` found: `problem` is "" when all is well, else what is wrong, and `sequence` where."""
+    """The result of `verify`: `problem` is "" if the record is intact, else what is wrong, and `sequence` where."""
 
     records: int
     problem: str = ""
@@ -33,7 +32,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """All that `verify` compares, as it is at one moment: the records, the approvals' states, the head."""
+    """A consistent view of all that `verify` compares."""
 
     rows: list[tuple[int, str, str]] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)
@@ -42,14 +41,14 @@ class _Content:
 
 
 class Audit:
-    """Appends inside the transactions of others; blocking."""
+    """Appends to the record in the callers' transactions, and verifies it. Blocking."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._seals = Seals(database.folder)
 
     def append(self, connection: sqlite3.Connection, now: Moment, event: str, **fields: Any) -> None:
-        """Add one record in the caller's transaction; `seal` is due after its commit."""
+        """Add a record in the caller's transaction; call `seal` after its commit."""
         last = _last(connection)
         sequence = last[0] + 1 if last else 1
         body = {"sequence": sequence, "at": now.time.isoformat(timespec="milliseconds"), "event": event} | fields
@@ -58,19 +57,19 @@ class Audit:
         connection.execute("INSERT INTO audit (sequence, record, mac) VALUES (?, ?, ?)", (sequence, record, mac))
 
     def seal(self) -> None:
-        """Let head and mark name the last record."""
+        """Advance head and mark to the last record."""
         with self._database.transaction() as connection:
             last = _last(connection)
             if last is not None:
                 self._seals.advance(last, lambda named: _holds(connection, named))
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Every record, oldest first, as it stands (verified or not)."""
+        """Yield every record, oldest first, without verifying it."""
         for _, record, _ in self._read().rows:
             yield _body(record)
 
     def verify(self) -> Verdict:
-        """Read the whole record and say where it was tampered with, if it was."""
+        """Check the whole record for tampering."""
         try:
             content = self._read(with_mark=True)
             if not content.rows and content.head is None:
@@ -83,21 +82,21 @@ class Audit:
             if sequence != expected:
                 return Verdict(count, f"record {expected} is missing", expected)
             if not hmac.compare_digest(_mac(key, before, record), mac):
-                return Verdict(count, f"record {sequence} was changed, moved or put in", sequence)
+                return Verdict(count, f"record {sequence} was changed, moved or inserted", sequence)
             before = macs[sequence] = mac
         return self._verify_ends(content, macs)
 
     def _verify_nothing(self, content: _Content) -> Verdict:
-        """No records and no head: nothing was ever recorded, or the key that is left shows that something was."""
+        """Judge an empty record without a head: a key that was used proves that records were removed."""
         never_began = content.mark is not None and content.mark.sequence == 0 and self._database.exists
         if not self._seals.has_key or never_began:
             return Verdict(0)
-        return Verdict(0, "the key (audit.key) is there and there are no records: they were removed", 1)
+        return Verdict(0, "the key (audit.key) exists but there are no records: they were removed", 1)
 
     def _verify_ends(self, content: _Content, macs: dict[int, str]) -> Verdict:
         count = len(content.rows)
         if content.head is None:
-            return Verdict(count, f"{NAMERS[HEAD]} is missing, so a cut tail would not show", count)
+            return Verdict(count, f"{NAMERS[HEAD]} is missing, so removed last records would go unnoticed", count)
         head = Named.parse(content.head)
         if head is None:
             return Verdict(count, f"{NAMERS[HEAD]} cannot be read", count)
@@ -107,10 +106,12 @@ class Audit:
         if found := _verify_states(content, count):
             return found
         late = count - head.sequence
-        return Verdict(count, note=f"{late} newer than the head: a process was stopped in between" if late else "")
+        return Verdict(
+            count, note=f"{late} newer than the head: a process was stopped before it sealed them" if late else ""
+        )
 
     def _verify_named(self, kind: str, named: Named, count: int, macs: dict[int, str]) -> Verdict | None:
-        """What is wrong with the record that a head or a mark names."""
+        """Return what is wrong with a head or mark, or with the record that it names."""
         if not self._seals.is_genuine(kind, named):
             return Verdict(count, f"{NAMERS[kind]} was changed", count)
         if named.sequence > count:
@@ -122,40 +123,31 @@ class Audit:
         return None
 
     def _read(self, *, with_mark: bool = False) -> _Content:
-        """Everything as it is at one moment: writers hold the same lock. Raises GuardBroken, for the mark alone."""
+        """Read everything under the lock that writers hold. Raises GuardBroken if the mark is unreadable."""
         if not self._database.exists:
             return _Content(head=self._seals.head(), mark=self._mark() if with_mark else None)
         with self._database.transaction() as connection:
-            rows = connection.execute("SELECT sequence, record, mac FROM audit ORDER BY sequence")
-            states = connection.execute("SELECT id, state FROM approvals")
-            return _Content(
-                [tuple(row) for row in rows],
-                {row[0]: row[1] for row in states},
-                self._seals.head(),
-                self._mark() if with_mark else None,
-            )
+            rows = connection.execute("SELECT sequence, record, mac FROM audit ORDER BY sequence").fetchall()
+            states = {row[0]: row[1] for row in connection.execute("SELECT id, state FROM approvals")}
+            mark = self._mark() if with_mark else None
+            return _Content([tuple(row) for row in rows], states, self._seals.head(), mark)
 
     def _mark(self) -> Named | None:
         return self._seals.mark() if self._seals.has_key else None
 
 
 def _verify_states(content: _Content, count: int) -> Verdict | None:
-    """Compare each approval's row with the last record about it; both are written in one transaction."""
-    said = _last_states(_body(record) for _, record, _ in content.rows)
+    """Compare each approval's row with the last record about it, which was written in the same transaction."""
+    said: dict[str, tuple[str, int]] = {}
+    for body in (_body(record) for _, record, _ in content.rows):
+        if "approval" in body and "state" in body:
+            said[str(body["approval"])] = str(body["state"]), int(body["sequence"])
     for approval, state in content.states.items():
         if said.get(approval, ("", 0))[0] != state:
             last, sequence = said.get(approval, ("nothing", count))
             problem = f"approval {approval} is {state}, and the last record about it says {last}"
             return Verdict(count, problem, sequence)
     return None
-
-
-def _last_states(bodies: Iterable[dict[str, Any]]) -> dict[str, tuple[str, int]]:
-    return {
-        str(one["approval"]): (str(one["state"]), int(one["sequence"]))
-        for one in bodies
-        if "approval" in one and "state" in one
-    }
 
 
 def _body(record: str) -> dict[str, Any]:

@@ -1,51 +1,55 @@
-"""What the guard needs of whoever calls it: a name, and a way to put a question to the person behind it.
-
-The guard knows no MCP. The server gives it a `Client` for each call.
-"""
+"""The guard's view of its caller: a name, and a way to ask the person behind it. The server provides one for each call."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from snapshot_mcp.guard.plan.question import Answer, Question
+from snapshot_mcp.guard.plan.question import Question, QuestionAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class UrlAnswer:
-    """Whether the person agreed to open the approval page; never that anything was approved."""
+    """Whether the person agreed to open the approval page; it approves nothing."""
 
     outcome: Literal["accepted", "declined", "cancelled", "unanswered"]
 
 
 class Client(Protocol):
-    """The caller of one guarded call. `principal` is "local" on stdio, the token's client id over HTTP.
+    """The caller of one guarded call.
 
-    `name` and `version` are the client's own words, cleaned, for the audit. `ask` and `open_url` may leave by an exception of
-    the server's own (a round that ends with a question); nothing is held open while they wait. `said_no`: a person has
-    answered `KEEP` to this very call, now or in an earlier round. `seconds_left`: how long the call may still take before
-    its host gives it up.
+    `ask` and `open_url` may raise an exception of the server's own, which ends a round with a question; the guard holds nothing
+    open while they wait.
     """
 
     @property
-    def principal(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def said_no(self) -> bool: ...
-    @property
-    def seconds_left(self) -> float: ...
-    @property
-    def can_ask(self) -> bool: ...
-    @property
-    def can_open_url(self) -> bool: ...
+    def principal(self) -> str:
+        """ "local" on stdio, the token's client id over HTTP."""
 
-    async def ask(self, question: Question) -> Answer: ...
+    @property
+    def name(self) -> str:
+        """The client program's own name, cleaned, for the audit record."""
 
-    async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer: ...
+    @property
+    def version(self) -> str:
+        """The client program's own version, cleaned."""
 
+    @property
+    def said_no(self) -> bool:
+        """Whether a person answered `KEEP` to this call, now or in an earlier round."""
 
-class ApprovalLinks(Protocol):
-    """The approval page, started when the first link is wanted."""
+    @property
+    def seconds_left(self) -> float:
+        """How long the call may still take before its host gives up."""
 
-    async def link(self, approval_id: str) -> str: ...
+    @property
+    def can_ask(self) -> bool:
+        """Whether the client can put a question to a person."""
+
+    @property
+    def can_open_url(self) -> bool:
+        """Whether the client can offer a link to a person."""
+
+    async def ask(self, question: Question) -> QuestionAnswer:
+        """Put the question to the person."""
+
+    async def open_url(self, approval_id: str, message: str, url: str) -> UrlAnswer:
+        """Offer the link to an approval's page to the person."""

@@ -1,12 +1,13 @@
-"""HOME/guard.sqlite: what people decided, shared by every process on one home (GUARD.md, "Records").
+"""HOME/guard.sqlite: what people decided, shared by all processes of a home (GUARD.md, "Records").
 
-One connection a transaction, every transaction IMMEDIATE and synchronous to the disk: what was answered to a person or to a
-caller is on the disk before. Blocking; callers go through a worker thread.
+Each transaction has its own connection, is IMMEDIATE and is synced to disk before anybody is answered. Blocking; call it in a
+worker thread.
 """
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from snapshot_mcp.ground import sqlite
@@ -14,11 +15,7 @@ from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.guard.consent.errors import GuardBroken
 
 BUSY_SECONDS = 15.0
-"""A transaction here takes milliseconds; who waits longer than this stands behind something broken."""
-
-
-def _create_tables(connection: sqlite3.Connection) -> None:
-    sqlite.execute_script(connection, _TABLES)
+"""How long to wait for the lock; transactions take milliseconds, so a longer wait means that something is broken."""
 
 
 _TABLES = """
@@ -79,10 +76,6 @@ CREATE TRIGGER audit_is_not_removed BEFORE DELETE ON audit BEGIN SELECT RAISE(AB
 """
 
 
-def _add_ends(connection: sqlite3.Connection) -> None:
-    sqlite.execute_script(connection, _ENDS)
-
-
 _ENDS = """
 ALTER TABLE approvals ADD COLUMN job_end TEXT NOT NULL DEFAULT '';
 
@@ -102,12 +95,12 @@ CREATE TABLE renames (
 )
 """
 
-MIGRATIONS: tuple[sqlite.Migration, ...] = (_create_tables, _add_ends)
-"""Each brings the file from its index to the next version (`PRAGMA user_version`), in a transaction of its own."""
+MIGRATIONS: tuple[sqlite.Migration, ...] = tuple(partial(sqlite.execute_script, script=one) for one in (_TABLES, _ENDS))
+"""Each migrates the file from the version of its index (`PRAGMA user_version`) to the next, in its own transaction."""
 
 
 class Database:
-    """The file. Cheap to construct: nothing is opened before the first transaction."""
+    """The database file, which is opened by the first transaction."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -116,14 +109,12 @@ class Database:
 
     @property
     def exists(self) -> bool:
+        """Whether the file has been created."""
         return self.path.exists()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One writer at a time over all processes; committed when the block ends well, else as if it had not been.
-
-        Raises: GuardBroken when the file cannot be used.
-        """
+        """Run the block as the only writer of all processes; roll back if it raises. Raises: GuardBroken."""
         try:
             with closing(self._connect()) as connection, sqlite.transaction(connection):
                 yield connection
@@ -131,7 +122,7 @@ class Database:
             self._is_ready = False
             raise GuardBroken(
                 f"The guard's records in {str(self.path)!r} cannot be used: {error}.",
-                hint="Nothing is destroyed without them. Check the folder's permissions and the room on its disk.",
+                hint="Nothing is destroyed without them. Check the folder's permissions and the free space on its disk.",
             ) from error
 
     def _connect(self) -> sqlite3.Connection:

@@ -1,9 +1,9 @@
-"""The guard's own errors, beside the contract's.
+"""The guard's own errors, in the contract's tree.
 
 ZoneError
 ├── BadRequest
-│   ├── WrongPin        the PIN is not the one that was set, or none was given
-│   └── NotDecidable    the approval is no longer pending, or not what the person saw
+│   ├── WrongPin        the PIN is wrong or missing
+│   └── NotDecidable    the approval is no longer pending, or its plan is not what the person saw
 ├── TooManyRequests
 │   └── PinLocked       too many wrong PINs
 └── InternalError
@@ -14,7 +14,7 @@ from snapshot_mcp.contract.errors import BadRequest, InternalError, TooManyReque
 
 
 class WrongPin(BadRequest):
-    """`attempts_left` before the PIN is locked."""
+    """The PIN is wrong or missing. `attempts_left`: tries before it is locked."""
 
     def __init__(self, message: str, *, hint: str = "", attempts_left: int = 0) -> None:
         super().__init__(message, hint=hint)
@@ -22,12 +22,12 @@ class WrongPin(BadRequest):
 
 
 class NotDecidable(BadRequest):
-    pass
+    """The approval cannot be decided this way, or no longer."""
 
 
 class PinLocked(TooManyRequests):
-    pass
+    """Too many wrong PINs were entered."""
 
 
 class GuardBroken(InternalError):
-    pass
+    """The guard's records cannot be read or written."""

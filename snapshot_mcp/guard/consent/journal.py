@@ -1,7 +1,7 @@
-"""Acts that need no approval of their own and stand in the record all the same: renames, registrations, purges.
+"""Records acts that need no approval: renames, registrations, purges.
 
-Each is recorded twice: that it begins, before the zone is asked, and how it ended. A rename is also remembered for a day, because
-a name can be changed right before a person is asked about the snapshot. Blocking; callers go through a worker thread.
+Each is recorded before the zone is asked, and again when it has ended. Renames are remembered for a day, because a name can be
+changed right before a person is asked about the snapshot. Blocking; call it in a worker thread.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from snapshot_mcp.guard.consent.states import Door
 
 RENAME = "rename"
 RECENT_SECONDS = 24 * 3600.0
-"""How long a snapshot's earlier name is remembered for the question to a person."""
+"""How long a snapshot's former name is shown in the question to a person."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What is done, where, and by whom. `arguments` are its own words, cleaned; a rename has `old_name` and `name`."""
+    """What is done, where, and by whom. `arguments` are cleaned; a rename has `old_name` and `name`."""
 
     operation: str
     zone: str
@@ -35,13 +35,13 @@ class Deed:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """As the record has it; whoever does it themselves is also the one who asked."""
+        """The fields of its record; the one who does it is also the one who asked."""
         about = {"operation": self.operation, "arguments": self.arguments, "zone": self.zone, "location": self.location}
         return about | {"principal": self.by, "client": self.client, "door": self.door, "by": self.by}
 
 
 def rename_deed(zone: str, location: str, snapshot: Snapshot, name: str, client: Client) -> Deed:
-    """Return what `rename_snapshot` is about to do, and who asked for it."""
+    """Describe what `rename_snapshot` is about to do."""
     names = {"old_name": snapshot.snapshot_name, "name": name}
     return Deed(
         operation=RENAME,
@@ -56,13 +56,13 @@ def rename_deed(zone: str, location: str, snapshot: Snapshot, name: str, client:
 
 
 class Journal:
-    """Each method one transaction."""
+    """The journal; each method is one transaction."""
 
     def __init__(self, register: Register) -> None:
         self._register = register
 
     def begin(self, deed: Deed) -> str:
-        """Record that the act begins; return its id."""
+        """Record the start of an act; return its id."""
         act = new_id(8, "act-")
         with self._register.transaction() as rows:
             rows.append(deed.operation, **deed.fields, act=act)
@@ -71,30 +71,27 @@ class Journal:
         return act
 
     def end(self, act: str, deed: Deed, error: BaseException | None = None, **found: Any) -> None:
-        """Record how it ended: successfully with what was found, failed for certain, or in a way that is not known."""
+        """Record how it ended: successful with what was found, failed for certain, or unknown."""
         is_refused = isinstance(error, ZoneError) and error.is_definite
         status = "successful" if error is None else "failed" if is_refused else "unknown"
         said = {"status": status, **found}
         if isinstance(error, ZoneError):
             said |= {"code": error.code, "reason": clean_text(error.message, MESSAGE_CHARACTERS)}
         elif error is not None:
-            said |= {"reason": "it was cut off"}
+            said |= {"reason": "it was interrupted"}
         with self._register.transaction() as rows:
             rows.append("ended", **deed.fields, act=act, **said)
             if is_refused:
                 rows.execute("DELETE FROM renames WHERE act = ?", (act,))
 
     def note(self, event: str, deed: Deed, **fields: Any) -> None:
-        """Record what came of an act that did not begin."""
+        """Record an act that was not started."""
         with self._register.transaction() as rows:
             rows.append(event, **deed.fields, **fields)
 
 
 def recent_renames(rows: Rows, location: str) -> dict[str, tuple[str, datetime]]:
-    """Return what snapshots of a zone were called until lately: by id, the oldest name of the last day and when it ended.
-
-    One that has its old name again is left out.
-    """
+    """Return by snapshot id the oldest name of the last day and when it was changed, unless it is the name again."""
     first: dict[str, tuple[str, datetime]] = {}
     last: dict[str, str] = {}
     for row in rows.execute("SELECT * FROM renames WHERE location = ? ORDER BY rowid", (location,)):

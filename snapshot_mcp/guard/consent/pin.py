@@ -1,7 +1,7 @@
-"""The operator's PIN: proof, at the terminal and on the approval page, that a person decides and not a program.
+"""The operator's PIN: proof, in a terminal and on the approval page, that a person decides and not a program.
 
-An attempt is entered before it is checked, in the database that all processes share, and counts as a wrong one until its check
-has ended, so parallel guesses, other doors and restarts win nothing (GUARD.md, "PIN"). Blocking.
+An attempt is recorded before it is checked, in the database that all processes share, and counts as wrong until its check has
+ended, so parallel guesses, other doors and restarts gain nothing (GUARD.md, "PIN"). Blocking.
 """
 
 import hashlib
@@ -20,12 +20,13 @@ MAX_CHARACTERS = 128
 FREE_ATTEMPTS = 5
 LOCKED_SECONDS = 15 * 60.0
 """96 attempts a day: guessing six digits takes fourteen years on average."""
+LOCKED_HINT = f"It can be tried again {LOCKED_SECONDS / 60:.0f} minutes after the last attempt."
 
 CUT_OFF_SECONDS = 60.0
-"""A check takes a tenth of a second; an attempt older than this was cut off with its process."""
+"""An attempt older than this was interrupted with its process; a check takes a tenth of a second."""
 
 _N, _R, _P = 1 << 15, 8, 1
-"""32 MiB and about 0.1 s an attempt."""
+"""The cost of scrypt: 32 MiB and about 0.1 s per attempt."""
 
 
 class Pin:
@@ -35,7 +36,7 @@ class Pin:
         self._register = register
 
     def is_set(self) -> bool:
-        """Whether there is one; to look makes no file."""
+        """Whether there is one; does not create the database."""
         if not self._register.exists:
             return False
         with self._register.transaction() as rows:
@@ -45,9 +46,9 @@ class Pin:
         """Set the first PIN, or change it with the old one. Raises: BadRequest, WrongPin, PinLocked."""
         if not MIN_CHARACTERS <= len(new) <= MAX_CHARACTERS or new.strip() != new or len(set(new)) < 3:
             raise BadRequest(
-                f"A PIN has {MIN_CHARACTERS} to {MAX_CHARACTERS} characters, at least three different ones,"
-                " and no blank at its ends.",
-                hint="Choose another one.",
+                f"A PIN must have {MIN_CHARACTERS} to {MAX_CHARACTERS} characters, at least three different ones,"
+                " and no blank at either end.",
+                hint="Choose another PIN.",
             )
         has_old = self.is_set()
         if has_old:
@@ -56,7 +57,7 @@ class Pin:
         digest = _hash(new, salt)
         with self._register.transaction() as rows:
             if not has_old and rows.execute("SELECT 1 FROM pin").fetchone():
-                raise WrongPin("A PIN was set meanwhile.", hint="Give it as the old one.")
+                raise WrongPin("A PIN was set in the meantime.", hint="Enter it as the old one.")
             rows.execute(
                 "INSERT OR REPLACE INTO pin (only, salt, hash, failures, last_failure) VALUES (1, ?, ?, 0, '')",
                 (salt, digest),
@@ -64,10 +65,10 @@ class Pin:
             rows.append("PIN changed" if has_old else "PIN set", door="terminal", by=by)
 
     def check(self, pin: str | None, *, door: str, about: Mapping[str, Any] | None = None) -> None:
-        """Return if `pin` is the PIN; the record says what it was given for (`about`). Raises: WrongPin, PinLocked."""
+        """Verify the PIN; the record says what it was given for (`about`). Raises: WrongPin, PinLocked."""
         fields = {**(about or {}), "door": door}
         if not pin:
-            raise WrongPin("The PIN is needed.", hint="Enter the PIN that was set in this home.")
+            raise WrongPin("The PIN is missing.", hint="Enter the PIN that was set in this home.")
         attempt, salt, expected = self._begin(fields)
         is_right = hmac.compare_digest(_hash(pin[: MAX_CHARACTERS + 1], salt), expected)
         failures = self._end(attempt, fields, expected, is_right=is_right)
@@ -75,16 +76,16 @@ class Pin:
             left = max(0, FREE_ATTEMPTS - failures)
             raise WrongPin(
                 "That is not the PIN.",
-                hint=f"{left} more attempts before it is locked." if left else _locked_hint(),
+                hint=f"Attempts left before it is locked: {left}." if left else LOCKED_HINT,
                 attempts_left=left,
             )
 
     def _begin(self, fields: Mapping[str, Any]) -> tuple[str, bytes, bytes]:
-        """Enter an attempt, and return its id with what it is checked against. Raises: WrongPin, PinLocked."""
+        """Record an attempt; return its id, the salt and the hash. Raises: WrongPin, PinLocked."""
         with self._register.transaction() as rows:
             row = rows.execute("SELECT * FROM pin").fetchone()
             if row is None:
-                raise WrongPin("No PIN is set.", hint="A person sets one with the command `pin` in this home.")
+                raise WrongPin("No PIN is set.", hint="The operator sets one with the command `pin` in this home.")
             _count_cut_off(rows)
             is_locked = _is_locked(rows)
             attempt = secrets.token_hex(8)
@@ -94,11 +95,11 @@ class Pin:
                 entry = (attempt, fields["door"], moment_to_text(rows.now))
                 rows.execute("INSERT INTO pin_attempts (id, door, begun) VALUES (?, ?, ?)", entry)
         if is_locked:
-            raise PinLocked("The PIN is locked after too many wrong attempts.", hint=_locked_hint())
+            raise PinLocked("The PIN is locked after too many wrong attempts.", hint=LOCKED_HINT)
         return attempt, row["salt"], row["hash"]
 
     def _end(self, attempt: str, fields: Mapping[str, Any], expected: bytes, *, is_right: bool) -> int:
-        """Record what came of an attempt, and return how many wrong ones there are in a row now."""
+        """Record the result of an attempt; return how many in a row were wrong."""
         with self._register.transaction() as rows:
             was_open = rows.execute("DELETE FROM pin_attempts WHERE id = ?", (attempt,)).rowcount
             if is_right:
@@ -110,7 +111,7 @@ class Pin:
 
 
 def _count_cut_off(rows: Rows) -> None:
-    """Count the attempts whose process ended before their check did."""
+    """Count attempts whose process ended before their check as wrong."""
     for row in rows.execute("SELECT * FROM pin_attempts").fetchall():
         if not moment_from_text(row["begun"]).is_within(rows.now, CUT_OFF_SECONDS):
             rows.execute("DELETE FROM pin_attempts WHERE id = ?", (row["id"],))
@@ -124,16 +125,12 @@ def _count_failure(rows: Rows, event: str, fields: Mapping[str, Any]) -> None:
 
 
 def _is_locked(rows: Rows) -> bool:
-    """Whether no further attempt may begin now; those that are being checked count as wrong ones."""
+    """Whether no further attempt may begin now; those being checked count as wrong."""
     failures, last = rows.execute("SELECT failures, last_failure FROM pin").fetchone()
     running = rows.execute("SELECT count(*) FROM pin_attempts").fetchone()[0]
     if failures + running < FREE_ATTEMPTS:
         return False
     return bool(running) or not moment_from_text(last).is_over(rows.now, LOCKED_SECONDS)
-
-
-def _locked_hint() -> str:
-    return f"It can be tried again {LOCKED_SECONDS / 60:.0f} minutes after the last attempt."
 
 
 def _hash(pin: str, salt: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Questions to a person through the client (door (a)): each is asked as one that was never asked before, and answered once.
+"""Questions to a person through the client: each is unique and answered once.
 
-A question is open for a call and the loss that it shows; whatever carries its answer (a round of the SDK's, a second
-conversation, a replay) uses it up. Blocking; callers go through a worker thread.
+A question belongs to a call and the loss that it shows; an answer uses it up, however it arrives (a round of the SDK's, a
+second conversation, a replay). Blocking; call it in a worker thread.
 """
 
 from dataclasses import dataclass, replace
@@ -12,32 +12,29 @@ from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.plan.plan import Plan
 
 QUESTION_SECONDS = 15 * 60.0
-"""So long an answer may take. An older host gives its call up much sooner."""
+"""How long an answer may take; some hosts give up their call much sooner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question that is open. `nonce` makes it one that was never asked before, `plan` is the one it was first asked with."""
+    """An open question. `nonce` makes it unique; `plan` is the one it was first asked with."""
 
     nonce: str
     plan: Plan
 
 
 class Questions:
-    """Each method one transaction."""
+    """The open questions; each method is one transaction."""
 
     def __init__(self, register: Register) -> None:
         self._register = register
 
     def ask(self, call: Call, plan: Plan) -> Asked:
-        """Return the question that is open for this call and this loss, or open one."""
+        """Return the open question for this call and this loss, or create one."""
         with self._register.transaction() as rows:
-            row = rows.execute("SELECT * FROM questions WHERE call_key = ?", (call.key,)).fetchone()
-            if (
-                row
-                and row["digest"] == plan.digest
-                and moment_from_text(row["asked"]).is_within(rows.now, QUESTION_SECONDS)
-            ):
+            query = "SELECT * FROM questions WHERE call_key = ? AND digest = ?"
+            row = rows.execute(query, (call.key, plan.digest)).fetchone()
+            if row and moment_from_text(row["asked"]).is_within(rows.now, QUESTION_SECONDS):
                 return Asked(row["nonce"], Plan.model_validate_json(row["plan"]))
             nonce = new_id(10)
             rows.execute(
@@ -48,9 +45,9 @@ class Questions:
             return Asked(nonce, plan)
 
     def answer(self, call: Call, asked: Asked, state: State, answer: str) -> Approval | None:
-        """Use up the question: its answer opens an approval in `state`. None when it was used up before.
+        """Use up the question and create an approval in `state`; return None if it was already used up.
 
-        A no counts even then: a person may have said yes in another conversation before, and takes it back here.
+        A no counts even then: it takes back a yes given in another conversation.
         """
         with self._register.transaction() as rows:
             rows.sweep()
@@ -65,7 +62,7 @@ class Questions:
             return _decide(rows, call, asked.plan, state, question=asked.nonce, answer=answer)
 
     def refuse(self, call: Call, plan: Plan) -> Approval:
-        """A person said no to this call, to whichever plan: nothing of it stays open."""
+        """Record a person's no to this call, whatever the plan; close its question and approval."""
         with self._register.transaction() as rows:
             rows.sweep()
             asked = rows.execute("SELECT nonce FROM questions WHERE call_key = ?", (call.key,)).fetchone()

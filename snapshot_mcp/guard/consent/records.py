@@ -1,4 +1,4 @@
-"""All that is kept in one home, put together. Cheap to construct: nothing is opened before the first transaction."""
+"""All records of a home; no file is opened before the first transaction."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from snapshot_mcp.guard.consent.standing import ReadRoles
 
 
 class Records:
-    """The records in `folder`. `roles` says which people the operator's file names by now."""
+    """The records in `folder`. `roles` returns the current roles of people."""
 
     def __init__(self, folder: Path, clock: Clock, roles: ReadRoles) -> None:
         database = Database(folder)

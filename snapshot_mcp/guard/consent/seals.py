@@ -1,7 +1,6 @@
-"""The record's key, and the two places beside it that name its last record: the head, and the mark behind the key (GUARD.md,
-"The seals"). Blocking; used under the database's lock.
+"""The audit key, and the two places that name the last record: the head, and the mark in the key's file (GUARD.md, "The seals").
 
-A key that an earlier version wrote has no mark yet; it gets one with the next record.
+A key from an earlier version has no mark until the next record. Blocking; used under the database's lock.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ HEAD, MARK = "head", "mark"
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The record that a head or a mark names; before the first one it is number 0, without a MAC."""
+    """The record that a head or mark names; number 0 without a MAC before the first record."""
 
     sequence: int
     mac: str
@@ -29,7 +28,7 @@ class Named:
 
     @classmethod
     def parse(cls, text: str) -> "Named | None":
-        """None for what cannot be read."""
+        """Return what the text names, None if it is unreadable."""
         try:
             body = json.loads(text)
             return cls(int(body["sequence"]), str(body["mac"]), str(body["seal"]))
@@ -38,6 +37,8 @@ class Named:
 
 
 class Seals:
+    """The files audit.key and audit.head."""
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._key_path = folder / "audit.key"
@@ -45,14 +46,15 @@ class Seals:
 
     @property
     def has_key(self) -> bool:
+        """Whether audit.key exists."""
         return self._key_path.exists()
 
     def key(self) -> bytes:
-        """Raises: GuardBroken."""
+        """Return the key. Raises: GuardBroken."""
         return self._key_file()[0]
 
     def head(self) -> str | None:
-        """The head's text; None where there is none, "" if it cannot be read."""
+        """Return the head's text; None if there is none, "" if it is unreadable."""
         try:
             return self._head_path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -61,14 +63,15 @@ class Seals:
             return ""
 
     def mark(self) -> Named | None:
-        """None where there is none yet. Raises: GuardBroken."""
+        """Return the mark, None if there is none yet. Raises: GuardBroken."""
         return self._key_file()[1]
 
     def is_genuine(self, kind: str, named: Named) -> bool:
+        """Whether the head or mark was sealed with the key."""
         return hmac.compare_digest(_seal(self.key(), kind, named.sequence, named.mac), named.seal)
 
     def prepare(self, last: tuple[int, str] | None) -> bytes:
-        """Return the key for the record after `last`, in its transaction; key, head and mark are made where they begin."""
+        """Return the key for the record after `last`, within its transaction; create key, head and mark for the first one."""
         if last is None and not self.has_key:
             replace_private(self._key_path, secrets.token_bytes(KEY_BYTES))
         key, mark = self._key_file()
@@ -80,8 +83,7 @@ class Seals:
         return key
 
     def advance(self, last: tuple[int, str], is_there: Callable[[Named], bool]) -> None:
-        """Let head and mark name the last record. One that names what is not there stays, as the evidence of a cut, and a
-        missing one stays missing."""
+        """Advance head and mark to the last record, except one that is missing or names a missing record: that is evidence."""
         key, mark = self._key_file()
         head = Named.parse(self.head() or "")
         if head and is_there(head):
@@ -95,13 +97,13 @@ class Seals:
             content = self._key_path.read_bytes()
         except FileNotFoundError:
             raise GuardBroken(
-                "The audit's key (audit.key) is missing.",
-                hint="Bring it back, or move guard.sqlite and audit.head away to begin a new record.",
+                "The audit key (audit.key) is missing.",
+                hint="Restore it from a backup, or move guard.sqlite and audit.head away to begin a new record.",
             ) from None
         key, text = content[:KEY_BYTES], content[KEY_BYTES:]
         mark = Named.parse(text.decode("utf-8", "replace")) if text else None
         if len(key) != KEY_BYTES or (text and mark is None):
-            raise GuardBroken("The audit's key (audit.key) is damaged.", hint="Bring it back from a backup.")
+            raise GuardBroken("The audit key (audit.key) is damaged.", hint="Restore it from a backup.")
         return key, mark
 
     def _write_head(self, key: bytes, sequence: int, mac: str) -> None:

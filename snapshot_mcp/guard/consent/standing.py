@@ -1,7 +1,7 @@
-"""Who still counts: the people that the operator's file names by now, and the approvals that they asked for or granted.
+"""Decides whether an approval's people still have their roles. Pure.
 
-An approval counts while the one who asked may still ask, and the one who granted it may still grant. A token that was
-replaced under the same name is still that person. Pure.
+An approval is valid only while the one who requested it may request, and the one who granted it may grant. A token replaced
+under the same name is still the same person.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,34 +13,33 @@ from snapshot_mcp.guard.consent.register import Rows
 from snapshot_mcp.guard.consent.states import OPEN, Door, State
 
 LOCAL = "local"
-"""Whoever calls without a token, and the person at this machine. The operator's file does not name them."""
+"""The principal of callers without a token and of the person at this machine; it needs no role."""
 MAY_ASK = "operator"
 MAY_GRANT = "approver"
 
-
 Roles = Mapping[str, frozenset[str]]
-"""The names in the operator's file, and their roles."""
+"""The roles of each person in the operator's file, by name."""
 
 ReadRoles = Callable[[], Roles | None]
-"""The roles by now. None while the operator's file cannot be read: nothing is voided then, and the rules refuse every act."""
+"""Reads the current roles; None if the operator's file is unreadable: the rules then refuse every act, nothing is voided."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Who counts by these roles; everybody while they are not known."""
+    """Checks approvals against these roles; while they are unknown, everybody passes."""
 
     roles: Roles | None
 
     def objection(self, approval: Approval) -> str:
-        """Return why the approval no longer counts, "" if it does."""
+        """Return why the approval is no longer valid, "" if it is."""
         if approval.state not in (*OPEN, State.SPENT):
             return ""
-        return self._lacks("asked for it", approval.call.principal, MAY_ASK) or (
+        return self._lacks("requested it", approval.call.principal, MAY_ASK) or (
             self._lacks("approved it", approval.decided_by, MAY_GRANT) if approval.door is Door.APPROVER else ""
         )
 
     def objection_to_grant(self, approval: Approval, door: Door, by: str) -> str:
-        """Return why the approval cannot be granted by this person, "" if it can."""
+        """Return why this person cannot grant the approval, "" if they can."""
         return self.objection(approval) or (self._lacks("approves it", by, MAY_GRANT) if door is Door.APPROVER else "")
 
     def _lacks(self, act: str, name: str, role: str) -> str:
@@ -51,8 +50,8 @@ class Standing:
         return f"{quoted(name)}, who {act}, is no longer in the operator's settings"
 
 
-def void_fallen(rows: Rows, found: list[Approval], standing: Standing) -> list[Approval]:
-    """End those of the open approvals that no longer count; return the rest."""
+def void_revoked(rows: Rows, found: list[Approval], standing: Standing) -> list[Approval]:
+    """Expire the open approvals whose people lost their role; return the others."""
     counting = []
     for approval in found:
         objection = standing.objection(approval) if approval.state in OPEN else ""

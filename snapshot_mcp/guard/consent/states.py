@@ -1,16 +1,18 @@
-"""An approval's states, as a table, and the doors that a consent can come through.
+"""An approval's states as a table, and the doors through which a consent can come.
 
 pending ──► granted ──► spent ──► denied, taken back: the zone cancelled the job before it had an effect
    │          │  ▲        │ given back: the zone refused for certain, nothing happened
    │          │  └────────┘
    ├──► denied ◄─┤ withdrawn
-   └──► expired ◄┘ its time is over, or the plan became worse
+   └──► expired ◄┘ timed out, or voided
 """
 
 from enum import StrEnum
 
 
 class State(StrEnum):
+    """The state of an approval."""
+
     PENDING = "pending"
     GRANTED = "granted"
     DENIED = "denied"
@@ -19,13 +21,13 @@ class State(StrEnum):
 
 
 IN_WORDS = {
-    State.PENDING: "waits for you",
+    State.PENDING: "waiting for you",
     State.GRANTED: "approved",
     State.DENIED: "denied",
     State.SPENT: "used",
     State.EXPIRED: "expired",
 }
-"""As people read them."""
+"""The states as people read them."""
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.GRANTED, State.DENIED, State.EXPIRED}),
@@ -34,16 +36,16 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.DENIED: frozenset(),
     State.EXPIRED: frozenset(),
 }
-"""A state and those that may follow it.
+"""The states that may follow each state.
 
-`spent` goes back to `granted` only on a definite refusal of the zone, and to `denied` only when the zone has cancelled the job.
+`spent` returns to `granted` only after a definite refusal by the zone, and becomes `denied` only if the zone cancelled the job.
 """
 
 OPEN = (State.PENDING, State.GRANTED)
 
 
 class Door(StrEnum):
-    """Where a consent came from. The first two prove no person."""
+    """How a consent was given. The first two do not prove that a person gave it."""
 
     CLIENT = "client"
     UNPROVEN = "terminal without a PIN"
@@ -61,7 +63,7 @@ DOORS_IN_WORDS = {
     Door.PAGE: "on the approval page",
     Door.APPROVER: "as an approver over HTTP",
 }
-"""As people read them."""
+"""The doors as people read them."""
 
 PROOFS_IN_WORDS = {Door.UNPROVEN: ", without a PIN", Door.TERMINAL: ", with the PIN", Door.PAGE: ", with the PIN"}
-"""What a yes through them was proved with; a no needs no proof."""
+"""What proved a yes through these doors; a no needs no proof."""

@@ -1,7 +1,7 @@
-"""The page's requests. Each is checked before it is looked at: it was meant for this server (Host), it does not come from
-another site (Origin), and a decision carries the token of the page that was shown.
+"""The page's requests. Each is checked first: it is meant for this server (Host), it does not come from another site (Origin),
+and a decision carries the token of the page that was shown.
 
-What a wrong request gets is a plain page without detail; what decides is the guard alone.
+A rejected request gets a plain page without detail. Only the guard decides.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.ground.web import Gatekeeper, Refused, read_body
 from snapshot_mcp.guard.consent.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
 from snapshot_mcp.guard.consent.states import Door, State
-from snapshot_mcp.guard.page.html import STYLE_HASH, View, render_approval, render_list, render_message
+from snapshot_mcp.guard.page.html import STYLE_HASH, render_approval, render_list, render_message
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard.guard import Guard
 
 MAX_BODY_BYTES = 4096
-"""A decision has four short fields."""
+"""A decision has five short fields."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -51,8 +51,8 @@ STATUS_BY_ERROR: dict[type[ZoneError], int] = {
 }
 
 WORDS = {
-    421: "This page has another address.",
-    403: "The request comes from another site.",
+    421: "This page has a different address.",
+    403: "The request came from another site.",
     413: "The request is too long.",
 }
 
@@ -60,7 +60,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def build_app(guard: "Guard") -> Starlette:
-    """Return the page's application."""
+    """Return the page's web application."""
     page = _Page(guard)
     return Starlette(
         routes=[
@@ -73,7 +73,7 @@ def build_app(guard: "Guard") -> Starlette:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return _answer(render_message("There is nothing here."), getattr(error, "status_code", 404))
+    return _answer(render_message("This page does not exist."), getattr(error, "status_code", 404))
 
 
 class _Page:
@@ -83,7 +83,7 @@ class _Page:
         self._gatekeeper = Gatekeeper()
 
     def checked(self, handler: Handler) -> Handler:
-        """Let only requests through that were meant for this page and do not come from another one."""
+        """Reject requests that are not meant for this page or come from another site."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -98,7 +98,7 @@ class _Page:
 
     async def show_list(self, request: Request) -> Response:
         waiting = [one for one in await self._guard.list_approvals() if one.state is State.PENDING]
-        return _answer(render_list([(one.id, one.title) for one in waiting]))
+        return _answer(render_list(waiting))
 
     async def show(self, request: Request) -> Response:
         return await self._show(request.path_params["approval_id"])
@@ -110,14 +110,14 @@ class _Page:
             return _answer(render_message("The request is not a form."), 400)
         digest = form.get("digest", "")
         if not hmac.compare_digest(form.get("token", "").encode(), self._token(approval_id, digest).encode()):
-            return await self._show(approval_id, "Your page was out of date. Please decide again.", 403)
+            return await self._show(approval_id, "Your page was out of date. Please review it and decide again.", 403)
         try:
             if form.get("decision") == "deny":
                 await self._guard.deny(approval_id, door=Door.PAGE)
             elif form.get("decision") == "approve":
                 await self._approve(approval_id, digest, form)
             else:
-                return await self._show(approval_id, "Choose one of the two.", 400)
+                return await self._show(approval_id, "Choose either to approve or to deny.", 400)
         except (WrongPin, PinLocked, NotDecidable) as error:
             return await self._show(approval_id, f"{error.message} {error.hint}", STATUS_BY_ERROR[type(error)])
         return Response(status_code=303, headers=HEADERS | {"Location": f"/approvals/{approval_id}"})
@@ -125,7 +125,7 @@ class _Page:
     async def _approve(self, approval_id: str, digest: str, form: dict[str, str]) -> None:
         question = (await self._guard.get_approval(approval_id)).question
         if question.kind == "typed_name" and form.get("name", "").strip() != question.expected_name:
-            raise NotDecidable("That is not the name.", hint=f"To approve this, type {question.expected_name}.")
+            raise NotDecidable("The name is wrong.", hint=f"To approve this, type {question.expected_name}.")
         await self._guard.approve(approval_id, form.get("pin", ""), digest=digest, door=Door.PAGE)
 
     async def _show(self, approval_id: str, problem: str = "", status: int = 200) -> Response:
@@ -133,17 +133,17 @@ class _Page:
         if approval.state is State.SPENT and approval.job_end is None:
             await self._guard.note_all_ends()
             approval = await self._guard.get_approval(approval_id)
-        view = View(
-            approval=approval,
+        page = render_approval(
+            approval,
             token=self._token(approval.id, approval.plan.digest),
             has_pin=await self._guard.has_pin(),
             command=self._guard.command,
             problem=problem,
         )
-        return _answer(render_approval(view), status)
+        return _answer(page, status)
 
     def _token(self, approval_id: str, digest: str) -> str:
-        """What only a page that this process has shown can know, for this approval and this plan."""
+        """Return the token for this approval and plan, which only a page served by this process contains."""
         return hmac.new(self._secret, f"{approval_id} {digest}".encode(), hashlib.sha256).hexdigest()
 
 

@@ -1,1 +1,1 @@
-"""What a destructive act would take, decided without I/O and without a clock; `gather.py` alone reads a zone."""
+"""Plans what a destructive act would destroy, without I/O and without a clock; only `gather.py` reads a zone."""

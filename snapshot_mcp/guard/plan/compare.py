@@ -4,7 +4,7 @@ from snapshot_mcp.guard.plan.plan import DeletionLoss, Head, Overwrite, Plan, Ro
 
 
 def is_no_worse(now: Plan, consented: Plan) -> bool:
-    """Whether a consent given to `consented` covers `now`: the same act, and nothing more would be lost by it."""
+    """Whether a consent given to `consented` covers `now`: the same act, and it would destroy no more."""
     match now.loss, consented.loss:
         case DeletionLoss() as ours, DeletionLoss() as theirs:
             return _is_deletion_no_worse(ours, theirs)
@@ -53,7 +53,7 @@ def _heads_moved_by_creates_only(now: tuple[Head, ...], consented: tuple[Head, .
 
 
 def _moved_by_creates_only(now: Head, consented: Head) -> bool:
-    """Whether everything between the old head and the new one was made since: on the old head, or as a new chain."""
+    """Whether all snapshots from the old head to the new one were made since, on the old head or as a new chain."""
     old_head = consented.lineage[0][0] if consented.lineage else None
     for id_, made_at in now.lineage:
         if id_ == old_head:

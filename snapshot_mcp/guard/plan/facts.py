@@ -1,4 +1,4 @@
-"""The facts that a plan is made from, as data (`gather.py` reads them), and what of them is in the way of a roll-back."""
+"""Facts that a plan is made from, as data (`gather.py` reads them), and the obstacles to a roll-back among them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ Disk = Volume | Instance
 
 @dataclass(frozen=True)
 class DeletionFacts:
-    """`restore_points`: every snapshot of the same resource and of the same chain that is not gone, `snapshot` among them."""
+    """What a deletion touches. `restore_points`: all existing snapshots of the disk and of the chain, `snapshot` too."""
 
     zone: str
     location: str
@@ -24,29 +24,27 @@ class DeletionFacts:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """What the guard counts epochs of."""
+        """Ids of the targets whose epochs are counted."""
         return (self.snapshot.snapshot_id,)
 
     @property
     def trees(self) -> tuple[SnapshotTree, ...]:
-        """What the disk can be restored from."""
+        """The disk's restore points."""
         return (self.tree,)
 
     def obstacles(self, *, safety_snapshot: bool) -> tuple[ZoneError, ...]:
-        """Nothing is in the way of a deletion that the zone would say beforehand."""
+        """Return nothing: no zone reports an obstacle to a deletion in advance."""
         return ()
 
     @cached_property
     def tree(self) -> SnapshotTree:
+        """The restore points by what they build on."""
         return SnapshotTree(self.restore_points)
 
 
 @dataclass(frozen=True)
 class RollbackTarget:
-    """One disk that would be overwritten. `host` is the name of the running machine that restarts with it, "" for none.
-
-    `in_the_way` is the error that a roll-back would end with just now, because something has the disk.
-    """
+    """A disk to overwrite. `host`: the running machine that would restart, "" for none. `in_the_way`: why the disk is busy."""
 
     snapshot: Snapshot
     resource: Disk
@@ -57,27 +55,30 @@ class RollbackTarget:
 
     @cached_property
     def tree(self) -> SnapshotTree:
+        """The restore points by what they build on."""
         return SnapshotTree(self.restore_points)
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackFacts:
+    """What a roll-back touches."""
+
     zone: str
     location: str
     targets: tuple[RollbackTarget, ...]
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """What the guard counts epochs of."""
+        """Ids of the targets whose epochs are counted."""
         return tuple(one.resource.id for one in self.targets)
 
     @property
     def trees(self) -> tuple[SnapshotTree, ...]:
-        """What each disk can be restored from."""
+        """Each disk's restore points."""
         return tuple(one.tree for one in self.targets)
 
     def obstacles(self, *, safety_snapshot: bool) -> tuple[ZoneError, ...]:
-        """Why it cannot be now, whatever a person says; empty if it can, as far as the zone says."""
+        """Return why the zone would refuse a roll-back now; empty if it reports no reason."""
         found: list[ZoneError | None] = []
         for target in self.targets:
             found += [target.in_the_way, unwritable(target.resource)]
@@ -87,22 +88,22 @@ class RollbackFacts:
 
 
 def without_way_back(disk: Disk) -> NotUsable | None:
-    """Why no sound safety snapshot of the disk can be taken, as an error; None if one can, as far as the zone says.
+    """Return why no sound safety snapshot of the disk can be taken, None if the zone reports no reason.
 
-    A disk that is `pending` is half overwritten, or not made yet: what it holds is no state to go back to.
+    A `pending` disk is half overwritten or not complete yet, so its content is not a state to return to.
     """
     if disk.status != "pending":
         return None
-    why = clean_text(disk.problem or "what was begun on it is not finished", MESSAGE_CHARACTERS).rstrip(".")
+    why = clean_text(disk.problem or "an operation on it is unfinished", MESSAGE_CHARACTERS).rstrip(".")
     return NotUsable(
         f"No sound safety snapshot of disk {label_of(disk)} can be taken: {why}.",
-        hint="Nothing was done. A roll-back without one needs a person's yes to that: repeat the call with"
+        hint="Nothing was done. To roll back without a safety snapshot, which a person has to agree to, repeat the call with"
         " safety_snapshot=false.",
     )
 
 
 def unwritable(disk: Disk) -> NotUsable | None:
-    """Why the disk cannot be overwritten at all, as an error: a zone that knows its disks does not know this one."""
+    """Return why the disk cannot be overwritten at all: the zone identifies its disks, but not this one."""
     if not disk.problem or disk.identity is not None or disk.status == "pending":
         return None
     why = clean_text(disk.problem, MESSAGE_CHARACTERS).rstrip(".")
@@ -113,4 +114,5 @@ def unwritable(disk: Disk) -> NotUsable | None:
 
 
 def label_of(disk: Disk) -> str:
+    """Return the disk's name and id as messages show them."""
     return f"{quoted(disk.name)} ({clean_text(disk.id)})" if disk.name else clean_text(disk.id)

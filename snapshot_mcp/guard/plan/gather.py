@@ -1,8 +1,7 @@
 """Reads the facts that a plan is made from through the Provider: the only file of this room with I/O. It decides nothing.
 
-Lists are read whole (`verbose=1`, for exact sizes and known damage) and read again when they moved between two pages: a
-snapshot that slipped through would be a loss that nobody was told of. What a zone says of a disk that it looks at closely:
-GUARD.md, "Zones without terms".
+Lists are read whole (`verbose=1`, for exact sizes and known damage) and read again if they changed between two pages: a
+snapshot that was missed would be destroyed without having been shown. See GUARD.md, "Zones without terms".
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,6 @@ from snapshot_mcp.contract.errors import (
     NotFound,
     NotUsable,
     ResourceBusy,
-    Unavailable,
     Unsupported,
     WrongResourceType,
 )
@@ -35,28 +33,28 @@ from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, JobAction, Reso
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 from snapshot_mcp.contract.tree import SnapshotTree
 from snapshot_mcp.guard.plan.facts import DeletionFacts, Disk, RollbackFacts, RollbackTarget, label_of
-from snapshot_mcp.zones.finding import MAX_LISTED, find_snapshots, read_whole
+from snapshot_mcp.zones.finding import find_snapshots, read_list, read_whole
 
 STOPPED = frozenset({"stopped", "suspended", "terminated", "ceased"})
 
-SHARING = frozenset({JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME})
-"""Exports read a snapshot and leave its disk alone (CONTRACT.md, "Busy")."""
+READING = frozenset({JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME})
+"""Exports read a snapshot and do not touch its disk (CONTRACT.md, "Busy")."""
 
 
 async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str) -> DeletionFacts:
     """Read what a deletion of `snapshot_id` touches.
 
-    Raises: NotFound, NotUsable for one that is already gone, ResourceBusy for one that is still being made.
+    Raises: NotFound; NotUsable if it is already deleted; ResourceBusy if it is still being created.
     """
     snapshot = (await _get_snapshots(provider, [snapshot_id]))[0]
     if snapshot.status == SnapshotStatus.PENDING:
-        await _refuse_in_the_making(provider, snapshot)
+        await _refuse_unfinished(provider, snapshot)
     disk = await _disk_of(provider, zone, snapshot)
     resource_id = disk.resource_id
     root_id = snapshot.snapshot_id if snapshot.is_full else snapshot.root_id
     if not root_id and not resource_id:
         raise NotUsable(
-            f"Zone {zone} does not say which chain snapshot {snapshot_id} belongs to, so what goes with it is unknown.",
+            f"Zone {zone} does not report which chain snapshot {snapshot_id} belongs to; what else would be deleted is unknown.",
             hint="Nothing was deleted.",
         )
     chain = await _list_all(provider, SnapshotFilter(root_id=root_id)) if root_id else ()
@@ -73,53 +71,53 @@ async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str)
     )
 
 
-async def _refuse_in_the_making(provider: Provider, snapshot: Snapshot) -> None:
-    """A person is not asked about what has no content yet; where the zone lists no jobs, it is the zone that refuses."""
+async def _refuse_unfinished(provider: Provider, snapshot: Snapshot) -> None:
+    """Raise ResourceBusy if a job is still creating the snapshot. A zone that lists no jobs refuses the deletion itself."""
     with suppress(Unsupported, Forbidden):
         for job in await provider.list_unfinished_jobs():
             if snapshot.snapshot_id in job.resource_ids:
                 raise ResourceBusy(
-                    f"Snapshot {quoted(snapshot.snapshot_id)} is still being made, by job {clean_text(job.job_id)}.",
+                    f"Snapshot {quoted(snapshot.snapshot_id)} is still being created by job {clean_text(job.job_id)}.",
                     hint="Nothing was deleted. Wait for the job with wait_for_job.",
                     job_id=job.job_id,
                 )
 
 
 def _named(one: Snapshot, disk: SnapshotResource) -> Snapshot:
-    """The snapshot with its disk, where the zone left that out; a name that it tells stays, for rules know the disk by it."""
-    told = one.resource
-    return one if told.resource_id and told.resource_name else one.model_copy(update={"resource": disk})
+    """Return the snapshot with `disk` filled in, unless the zone reported both its id and its name."""
+    known = one.resource
+    return one if known.resource_id and known.resource_name else one.model_copy(update={"resource": disk})
 
 
 def _refuse_unplaced(zone: str, snapshot: Snapshot, tree: SnapshotTree) -> None:
-    """Raises: NotUsable where something may be built on the snapshot without the zone's saying so."""
+    """Raise NotUsable if another snapshot may build on this one without the zone reporting it."""
     goes_anyway = {snapshot.snapshot_id, *tree.descendants(snapshot.snapshot_id)}
     root_id = snapshot.snapshot_id if snapshot.is_full else snapshot.root_id
     for one in tree.points:
         if one.snapshot_id not in goes_anyway and not tree.is_placed(one.snapshot_id) and one.root_id in {"", root_id}:
             raise NotUsable(
-                f"Zone {zone} does not say what snapshot {quoted(one.snapshot_id)} is built on, so whether it would go with"
-                f" {snapshot.snapshot_id} is unknown.",
+                f"Zone {zone} does not report what snapshot {quoted(one.snapshot_id)} builds on, so it may be deleted"
+                f" together with {snapshot.snapshot_id}.",
                 hint="Nothing was deleted.",
             )
 
 
 async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Sequence[str]) -> RollbackFacts:
-    """Read what a roll-back to `snapshot_ids` touches. Raises: NotFound, NotUsable, BadRequest for two of one resource."""
+    """Read what a roll-back to `snapshot_ids` touches. Raises: NotFound; NotUsable; BadRequest for two of one disk."""
     targets: list[RollbackTarget] = []
     for snapshot in await _get_snapshots(provider, snapshot_ids):
         if not snapshot.is_available:
             state = snapshot.transition_status or snapshot.status
             raise NotUsable(
-                f"Snapshot {snapshot.snapshot_id} is {quoted(state)}; only an available one can be rolled back to.",
-                hint="See list_snapshots with status available.",
+                f"Snapshot {snapshot.snapshot_id} is {quoted(state)}; only an available snapshot can be rolled back to.",
+                hint="List usable ones with list_snapshots and status available.",
             )
         targets.append(await _gather_target(provider, zone, snapshot))
     repeated = first_repeated(target.resource.id for target in targets)
     if repeated:
         raise BadRequest(
-            f"Two of the snapshots are of the same resource {quoted(repeated)}.",
-            hint="Give at most one snapshot of a resource.",
+            f"Two of the snapshots belong to the same disk, {quoted(repeated)}.",
+            hint="Pass at most one snapshot per disk.",
         )
     return RollbackFacts(zone=zone, location=provider.location, targets=tuple(targets))
 
@@ -139,42 +137,42 @@ async def _gather_target(provider: Provider, zone: str, snapshot: Snapshot) -> R
 
 
 def _refuse_damaged(snapshot: Snapshot, tree: SnapshotTree) -> None:
-    """Nobody is asked for what is known to fail. Raises: Damaged, naming which of the snapshots it stands on."""
+    """Raise Damaged if the snapshot, or one that it builds on, is known to be damaged."""
     for one in (snapshot, *tree.ancestors(snapshot.snapshot_id)):
         if one.is_damaged:
             on = "" if one is snapshot else f" builds on {quoted(one.snapshot_id)}, which"
             raise Damaged(
-                f"Snapshot {quoted(snapshot.snapshot_id)}{on} is known to be damaged, so it cannot be rolled back to.",
-                hint="Nothing was done. show_chain marks what is damaged; what neither is nor builds on it can be restored.",
+                f"Snapshot {quoted(snapshot.snapshot_id)}{on} is known to be damaged; rolling back to it would fail.",
+                hint="Nothing was done. show_chain marks damaged snapshots; choose one that does not build on any of them.",
             )
 
 
 async def _points_of(provider: Provider, resource_id: str) -> tuple[Snapshot, ...]:
-    """A disk's snapshots; of a zone that answers more than it was asked for, not another disk's."""
+    """Return the disk's snapshots, dropping those of other disks that the zone may have added."""
     points = await _list_all(provider, SnapshotFilter(resource_id=resource_id))
     return tuple(one for one in points if one.resource.resource_id in {"", resource_id})
 
 
 async def _disk_of(provider: Provider, zone: str, snapshot: Snapshot) -> SnapshotResource:
-    """What the snapshot is of, looked up where the zone leaves it out: rules protect disks by id and name. Empty if unknown."""
-    told = snapshot.resource
-    if told.resource_id and told.resource_name:
-        return told
+    """Return the snapshot's disk, looked up if the zone left it out, because rules protect disks; empty if unknown."""
+    known = snapshot.resource
+    if known.resource_id and known.resource_name:
+        return known
     try:
         resource, kind = await find_disk(provider, zone, snapshot)
     except NotUsable:
-        return told
+        return known
     return SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=kind)
 
 
 async def _get_snapshots(provider: Provider, ids: Sequence[str]) -> list[Snapshot]:
-    """The snapshots in the order asked, all or none."""
+    """Return the snapshots in the given order. Raises: NotFound; NotUsable if one is already deleted."""
     found = await find_snapshots(provider, ids)
     for one in found:
         if one.status in GONE_SNAPSHOT_STATUSES:
             raise NotUsable(
                 f"Snapshot {one.snapshot_id} is already {one.status}.",
-                hint="recover_snapshots may bring a deleted one back." if one.status == "deleted" else "",
+                hint="recover_snapshots may restore it." if one.status == "deleted" else "",
             )
     return found
 
@@ -195,26 +193,26 @@ def _recovery_seconds(provider: Provider, snapshot: Snapshot) -> int:
 async def find_disk(
     provider: Provider, zone: str, snapshot: Snapshot, *, closely: bool = False
 ) -> tuple[Disk, ResourceType]:
-    """The disk that a snapshot is of; where the provider left it out, by listing every resource's snapshots.
+    """Return the snapshot's disk, found by listing every disk's snapshots if the provider left it out.
 
-    A zone that does not look at the filter would claim it for the first: it does so for what is no resource at all, too.
+    A zone that ignores the filter would match the first disk; asking for an id that cannot exist reveals that.
     """
     resource_id = snapshot.resource.resource_id
     is_unclear = not resource_id and await _is_of_anything(provider, snapshot)
     found = None if is_unclear else await _search(provider, snapshot)
     if found is None:
-        none_there = f": there is no resource {quoted(resource_id)} in zone {zone}" if resource_id else ""
-        why = f": zone {zone} says the same of every id" if is_unclear else none_there
+        missing = f": zone {zone} has no disk {quoted(resource_id)}" if resource_id else ""
+        why = f": zone {zone} gives the same answer for every id" if is_unclear else missing
         raise NotUsable(
-            f"Which disk snapshot {snapshot.snapshot_id} is of is unknown{why}.",
-            hint="Nothing was changed. export_to_volume restores it into a new volume.",
+            f"The disk of snapshot {snapshot.snapshot_id} is unknown{why}.",
+            hint="Nothing was changed. export_to_volume restores the snapshot into a new volume.",
         )
     disk, kind = found
     return (await _look_closely(provider, disk) if closely else disk), kind
 
 
 async def running_host(provider: Provider, disk: Disk) -> str:
-    """The machine that a roll-back restarts, "" for none; one whose state is unknown counts as running."""
+    """Return the machine that a roll-back restarts, "" for none; an unknown state counts as running."""
     if isinstance(disk, Instance):
         return "" if _is_stopped(disk) else disk.name or disk.id
     attached = disk.instance
@@ -226,7 +224,7 @@ async def running_host(provider: Provider, disk: Disk) -> str:
 
 
 async def in_the_way(provider: Provider, disk: Disk, snapshot_ids: Iterable[str]) -> ResourceBusy | None:
-    """Who has the disk, or which job changes it or a snapshot of it, as the error that would come of a roll-back now."""
+    """Return the error that a roll-back would fail with now, because a program or a job uses the disk; None if free."""
     ids = {disk.id, *snapshot_ids}
     busy: Job | None = None
     if disk.held_by or Feature.TERMS not in provider.features:
@@ -235,7 +233,7 @@ async def in_the_way(provider: Provider, disk: Disk, snapshot_ids: Iterable[str]
         holder = clean_text(disk.held_by, MESSAGE_CHARACTERS)
         return ResourceBusy(
             f"Disk {label_of(disk)} is in use, so it cannot be rolled back now: {holder}.",
-            hint="Nothing was done. Stop what uses it, or wait until the job has ended, then repeat the call.",
+            hint="Nothing was done. Stop what uses it, or wait for the job to end, then repeat the call.",
             job_id=busy.job_id if busy else "",
         )
     if busy:
@@ -248,9 +246,9 @@ async def in_the_way(provider: Provider, disk: Disk, snapshot_ids: Iterable[str]
 
 
 async def _changing_jobs(provider: Provider) -> tuple[Job, ...]:
-    """Unfinished jobs that do not only read; none where the zone lists no jobs, or not to us."""
+    """Return the unfinished jobs that do more than read; none if the zone does not list jobs to us."""
     with suppress(Unsupported, Forbidden, NotFound):
-        return tuple(job for job in await provider.list_unfinished_jobs() if job.action not in SHARING)
+        return tuple(job for job in await provider.list_unfinished_jobs() if job.action not in READING)
     return ()
 
 
@@ -258,42 +256,29 @@ async def _look_closely(provider: Provider, disk: Disk) -> Disk:
     if Feature.TERMS not in provider.features:
         return disk
     listing = provider.list_volumes if isinstance(disk, Volume) else provider.list_instances
-    page = await listing(ResourceFilter(ids=(disk.id,), verbose=1, limit=MAX_LIMIT))
-    for one in page.items:
+    for one in (await listing(ResourceFilter(ids=(disk.id,), verbose=1, limit=MAX_LIMIT))).items:
         if one.id == disk.id:
             return one
     raise NotUsable(
-        f"Disk {label_of(disk)} is not there any more.",
+        f"Disk {label_of(disk)} no longer exists.",
         hint="Nothing was changed. export_to_volume restores the snapshot into a new volume.",
     )
 
 
 async def _search(provider: Provider, snapshot: Snapshot) -> tuple[Disk, ResourceType] | None:
     resource_id = snapshot.resource.resource_id
-    query = ResourceFilter(ids=(resource_id,) if resource_id else (), limit=MAX_LIMIT)
-    for listing, kind in (
-        (provider.list_volumes, ResourceType.VOLUME),
-        (provider.list_instances, ResourceType.INSTANCE),
-    ):
-        offset = 0
-        while True:
-            page = await listing(query.model_copy(update={"offset": offset}))
-            for disk in page.items:
-                if resource_id == disk.id or (not resource_id and await _is_of(provider, snapshot, disk.id)):
-                    return disk, kind
-            offset += len(page.items)
-            if not page.items or offset >= page.total_count:
-                break
-            refuse_endless(offset, "disks and machines")
+    query = ResourceFilter(ids=(resource_id,) if resource_id else ())
+    for kind in (ResourceType.VOLUME, ResourceType.INSTANCE):
+        for disk in await _list_disks(provider, kind, query):
+            if resource_id == disk.id or (not resource_id and await _is_of(provider, snapshot, disk.id)):
+                return disk, kind
     return None
 
 
-def refuse_endless(count: int, what: str) -> None:
-    """Raises: Unavailable."""
-    if count > MAX_LISTED:
-        raise Unavailable(
-            f"The zone lists more than {MAX_LISTED} {what}, too many to make a plan from.", hint="Nothing was done."
-        )
+async def _list_disks(provider: Provider, kind: ResourceType, query: ResourceFilter) -> Sequence[Disk]:
+    if kind is ResourceType.VOLUME:
+        return (await read_list(provider.list_volumes, query))[0]
+    return (await read_list(provider.list_instances, query))[0]
 
 
 async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bool:
@@ -302,7 +287,7 @@ async def _is_of(provider: Provider, snapshot: Snapshot, resource_id: str) -> bo
 
 
 async def _is_of_anything(provider: Provider, snapshot: Snapshot) -> bool:
-    """Whether the zone claims the snapshot for what is no resource; one that refuses to look for that does not."""
+    """Whether the zone reports the snapshot even for an id that is not a disk, as one that ignores the filter does."""
     try:
         return await _is_of(provider, snapshot, snapshot.snapshot_id)
     except (BadRequest, NotFound, WrongResourceType):
@@ -310,5 +295,5 @@ async def _is_of_anything(provider: Provider, snapshot: Snapshot) -> bool:
 
 
 def _is_stopped(instance: Instance) -> bool:
-    """Whether it stands still for certain: one that is just being started does not."""
+    """Whether it is certainly not running; one that is just starting is not."""
     return instance.status in STOPPED and not instance.transition_status

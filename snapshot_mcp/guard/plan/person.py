@@ -1,6 +1,6 @@
-"""Acts that only a person starts, in a terminal: what they take, and which rule forbids it. Pure.
+"""Acts that only a person starts, in a terminal: what they destroy, and which rule forbids it. Pure.
 
-They are shown, agreed to with a typed word (and the PIN, where one is set), carried out for exactly what was shown, and recorded.
+They are shown, confirmed with a typed word (and the PIN, if one is set), carried out for exactly what was shown, and recorded.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.guard.plan.policy import Policy
-from snapshot_mcp.guard.plan.rules import Refusal, refuse_purge
-from snapshot_mcp.guard.plan.wording import format_moment
+from snapshot_mcp.guard.plan.rules import Refusal, refuse_protected
+from snapshot_mcp.guard.plan.wording import counted, format_moment
 
 PURGE = "zone purge"
 SHOWN = 40
-"""More restore points than this are counted in a plan."""
+"""Restore points listed in a plan; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class PersonAct:
-    """What a person is shown: `title` as a question, `lines` the whole effect, `word` what is typed to agree.
+    """What a person is shown: `title` as a question, `lines` the whole effect, `word` what is typed to confirm.
 
-    `ids` are what the act may take; `refusal` is the rule that forbids all of it. `is_strict`: a PIN has to be set.
+    `ids`: what the act may destroy; `refusal`: the rule that forbids all of it; `is_strict`: a PIN is required.
     """
 
     operation: str
@@ -34,20 +34,20 @@ class PersonAct:
 
 
 def plan_purge(zone: str, deleted: Sequence[Snapshot], policy: Policy) -> PersonAct:
-    """Plan to end the recovery of deleted snapshots at once; protected ones are left out and said."""
-    refusals = {one.snapshot_id: refuse_purge(policy, one) for one in deleted}
+    """Plan to destroy deleted snapshots permanently; protected ones are excluded and named."""
+    refusals = {one.snapshot_id: refuse_protected(policy, one) for one in deleted}
     going = [one for one in deleted if not refusals[one.snapshot_id]]
     kept = [one for one in deleted if refusals[one.snapshot_id]]
     size = format_bytes(sum(one.stored_bytes for one in going))
     lines = [
         *_disks(going),
-        "Until now they can be recovered. That ends with this: nothing brings them back afterwards.",
+        "They can still be recovered now. After the purge nothing can restore them.",
         f"Space freed: {size}.",
-        *(f"Protected, so it stays: {_one(snapshot)}" for snapshot in kept),
+        *(f"Protected, not purged: {_one(snapshot)}" for snapshot in kept),
     ]
     return PersonAct(
         operation=PURGE,
-        title=f"Purge {_count(len(going))} in zone {zone}, {size}?",
+        title=f"Purge {counted(len(going), 'deleted restore point')} in zone {zone}, {size}?",
         lines=tuple(lines),
         word="purge",
         ids=tuple(one.snapshot_id for one in going),
@@ -63,10 +63,10 @@ def _disks(snapshots: Sequence[Snapshot]) -> list[str]:
     lines, shown = [], 0
     for (name, id_), some in by_disk.items():
         size = format_bytes(sum(one.stored_bytes for one in some))
-        lines.append(f"{quoted(name)} ({clean_text(id_)}): {_count(len(some))}, {size}")
+        lines.append(f"{quoted(name)} ({clean_text(id_)}): {counted(len(some), 'deleted restore point')}, {size}")
         lines += [f"- {_one(one)}" for one in some[: max(0, SHOWN - shown)]]
         shown += len(some)
-    return [*lines, f"… {shown - SHOWN} more restore points …"] if shown > SHOWN else lines
+    return [*lines, f"… and {shown - SHOWN} more restore points"] if shown > SHOWN else lines
 
 
 def _one(snapshot: Snapshot) -> str:
@@ -75,7 +75,3 @@ def _one(snapshot: Snapshot) -> str:
         f" {format_bytes(snapshot.stored_bytes)}, deleted {format_moment(snapshot.status_time)},"
         f" {clean_text(snapshot.snapshot_id)}"
     )
-
-
-def _count(number: int) -> str:
-    return f"{number} deleted restore point" + ("" if number == 1 else "s")

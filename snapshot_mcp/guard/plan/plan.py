@@ -1,8 +1,8 @@
-"""The plan: what a destructive call takes, decided from facts without I/O and without a clock.
+"""The plan: what a destructive call destroys, decided from facts without I/O and without a clock.
 
-*Loss* is what a person consents to: the question and its digest hold it alone, so it contains nothing that moves by itself.
-*Heads* are what the loss of a roll-back stood on and what backups move; they are kept with a consent and compared (`compare.py`).
-*Rest* is shown beside them: what remains, what is gained.
+*Loss* is what a person consents to. The question and its digest cover only the loss, so it holds nothing that changes by itself.
+*Heads* (roll-back) are what the disks' present content grew from; backups move them, so they are compared (`compare.py`).
+*Rest* is shown as well, but never compared: what remains and what is freed.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ CHAIN_LIMIT = 30
 """Available snapshots in a chain before a create starts a new one (CONTRACT.md, "Limit")."""
 
 MANY_SNAPSHOTS = 5
-"""From here on a yes takes the disk's name, not a word (GUARD.md, "Doors")."""
+"""From this many on, a person confirms with the disk's name instead of a word (GUARD.md, "Doors")."""
 
 Renames = Mapping[str, tuple[str, datetime]]
-"""What was renamed of late: snapshot id → the name before, and when it ended."""
+"""Recent renames: snapshot id → the former name, and when it was changed."""
 
 
 class _Frozen(BaseModel):
-    # Built when the first plan is made: a server that only lists its tools pays nothing for it.
+    # Build the schema with the first plan; a server that only lists its tools does not need it.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Warn(StrEnum):
-    """What a person must not overlook; `wording` has the sentence for each."""
+    """A consequence that a person must not overlook; `wording` has its sentence."""
 
     LAST_POINTS = "last_points"
     LAST_GOOD_POINT = "last_good_point"
@@ -45,9 +45,9 @@ class Warn(StrEnum):
 
 
 class LostSnapshot(_Frozen):
-    """One restore point that goes; `parent_id` is the one it builds on, "" for a full one.
+    """A restore point that would be deleted. `parent_id`: the one it builds on, "" for a full one.
 
-    `consistency` is the zone's word for how far it is one state. `renamed_from` is the name that it had until `renamed_at`.
+    `consistency`: the zone's word for how consistent its content is. `renamed_from`: its name until `renamed_at`.
     """
 
     snapshot_id: str
@@ -61,10 +61,10 @@ class LostSnapshot(_Frozen):
 
 
 class DeletionLoss(_Frozen):
-    """What a deletion takes. `undo_seconds`: for so long after it the zone can bring it back, 0 for never.
+    """What a deletion destroys. `undo_seconds`: how long afterwards the zone can restore it, 0 for not at all.
 
-    `takes_last_good_copy`: a good one goes and none remains, or nothing at all remains; `is_none_good`: the latter, and none
-    was good before.
+    `takes_last_good_copy`: it deletes a good restore point and none remains, or nothing at all remains; `is_none_good`: the
+    latter, and there was no good one before.
     """
 
     operation: Literal["delete"] = "delete"
@@ -82,22 +82,22 @@ class DeletionLoss(_Frozen):
 
     @property
     def is_grave(self) -> bool:
-        """Whether a yes takes a typed name."""
+        """Whether a person has to confirm with a typed name."""
         return self.takes_last_good_copy or self.is_whole_chain or len(self.snapshots) >= MANY_SNAPSHOTS
 
     @property
     def warnings(self) -> tuple[Warn, ...]:
-        """What is grave or final about it."""
+        """What is grave or irreversible about it."""
         last = Warn.LAST_POINTS if self.is_none_good else Warn.LAST_GOOD_POINT
         return (last,) * self.takes_last_good_copy + (Warn.NO_UNDO,) * (not self.undo_seconds)
 
 
 class Overwrite(_Frozen):
-    """One disk that a roll-back overwrites with the snapshot: what was written since `since` goes.
+    """A disk that a roll-back overwrites with the snapshot, losing what was written after `since`.
 
-    `restarts`: the running machine that restarts, "" for none. The sizes are the disk's, in bytes; equal means unchanged.
-    `identity` says which disk it is, in a form that only the zone can read, None where it does not say; `hard_links` how many
-    names its file has (0: unknown). `consistency`, `renamed_from` and `renamed_at` are the snapshot's, as in `LostSnapshot`.
+    `restarts`: the running machine that restarts, "" for none. The sizes are the disk's, in bytes.
+    `identity`: the zone's opaque identifier of the file or device, None if it gives none; `hard_links`: the number of names of
+    its file, 0 if unknown. `consistency`, `renamed_from` and `renamed_at` are the snapshot's, as in `LostSnapshot`.
     """
 
     resource_id: str
@@ -136,12 +136,12 @@ class RollbackLoss(_Frozen):
 
     @property
     def is_grave(self) -> bool:
-        """Whether a yes takes a typed name."""
+        """Whether a person has to confirm with a typed name."""
         return not self.has_safety_snapshot
 
     @property
     def warnings(self) -> tuple[Warn, ...]:
-        """What is grave about the whole; each overwrite has its own."""
+        """What is grave about the roll-back as a whole; each overwrite has warnings of its own."""
         return (Warn.NO_SAFETY_SNAPSHOT,) * (not self.has_safety_snapshot)
 
 
@@ -149,8 +149,7 @@ Loss = Annotated[DeletionLoss | RollbackLoss, Field(discriminator="operation")]
 
 
 class Head(_Frozen):
-    """Where a disk's present content grew from: the head and its ancestors with the times they were made at, and every
-    snapshot known then."""
+    """What a disk's present content grew from: the head and its ancestors with their creation times, and all known snapshots."""
 
     resource_id: str
     lineage: tuple[tuple[str, datetime | None], ...]
@@ -159,9 +158,9 @@ class Head(_Frozen):
 
 
 class Rest(_Frozen):
-    """What is shown beside the loss: it moves by itself and voids nothing.
+    """What is shown with the loss but changes by itself, so it never voids a consent.
 
-    `fuzzy_remaining`: those that could be restored from but are not counted as good, because they may be a mixture.
+    `fuzzy_remaining`: restore points that are sound but not counted as good, because they may be inconsistent.
     """
 
     good_remaining: int
@@ -175,45 +174,48 @@ class Rest(_Frozen):
 
 
 class Plan(_Frozen):
+    """What a destructive call would do."""
+
     loss: Loss
     heads: tuple[Head, ...] = ()
     rest: Rest
 
     @property
     def digest(self) -> str:
-        """Of the loss alone."""
+        """The SHA-256 of the loss, in hex."""
         return hashlib.sha256(self.loss.model_dump_json().encode()).hexdigest()
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What the guard counts epochs of: a deletion's snapshot, a roll-back's disks."""
+        """Keys of the targets whose epochs are counted: a deletion's snapshot, a roll-back's disks."""
         if isinstance(self.loss, DeletionLoss):
             return (target_key(self.loss.location, self.loss.snapshot_id),)
         return tuple(target_key(self.loss.location, one.resource_id) for one in self.loss.overwrites)
 
     @property
     def disks(self) -> tuple[str, ...]:
-        """What one call at a time may change: two deletions of one disk share its last good copy."""
+        """Keys of the disks, which one call at a time may change: two deletions could each spare the other's last good copy."""
         if isinstance(self.loss, DeletionLoss):
             return (target_key(self.loss.location, self.loss.resource_id),)
         return self.targets
 
     @property
     def ids(self) -> frozenset[str]:
-        """Every snapshot and disk that the act is about."""
+        """Ids of all snapshots and disks that the act concerns."""
         if isinstance(self.loss, DeletionLoss):
             return frozenset({self.loss.resource_id, *(one.snapshot_id for one in self.loss.snapshots)})
         return frozenset(id_ for one in self.loss.overwrites for id_ in (one.resource_id, one.snapshot_id))
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """The epochs of `targets` that this plan was made at."""
+        """The epochs of `targets` when this plan was made."""
         if isinstance(self.loss, DeletionLoss):
             return (self.loss.epoch,)
         return tuple(one.epoch for one in self.loss.overwrites)
 
 
 def target_key(location: str, id_: str) -> str:
+    """Return the key of a snapshot or disk in the zone at `location`."""
     return f"{location} {id_}"
 
 
@@ -270,7 +272,7 @@ def _head(target: RollbackTarget) -> Head:
 
 
 def _lineage(tree: SnapshotTree) -> tuple[Snapshot, ...]:
-    """The head and what it builds on, as far as the zone says so."""
+    """Return the head and its ancestors, as far as the zone reports them."""
     if tree.head is None:
         return ()
     lineage = [tree.head]
@@ -320,7 +322,7 @@ def _overwrite(target: RollbackTarget, location: str, epochs: Mapping[str, int],
 
 
 def _looks(one: Snapshot, renames: Renames) -> dict[str, Any]:
-    """What a person should know of a snapshot beside its name: how far it is one state, and what it was called lately."""
+    """Return what a person should know of a snapshot besides its name: its consistency and its recent former name."""
     old_name, renamed_at = renames.get(one.snapshot_id, ("", None))
     return {"consistency": one.consistency or "", "renamed_from": old_name, "renamed_at": renamed_at}
 

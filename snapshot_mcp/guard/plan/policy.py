@@ -1,8 +1,8 @@
-"""The operator's rules: the `[guard]` table. What policy refuses, no consent allows.
+"""The operator's rules: the `[guard]` table. No consent overrides them.
 
-A rule comes from the operator's file; an environment variable can make it stricter and never looser. Each field declares both
-with a `Tightens`; a field without one fails at import. A refusal names the rule and that the operator can change it, not how:
-what reads it may be a model looking for a way round.
+A rule comes from the operator's file; an environment variable can only tighten it. Each field declares both with a `Tightens`;
+a field without one fails at import. A refusal names the rule but not how to change it, because its reader may be a model
+looking for a way around it.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from snapshot_mcp.contract.text import quoted
 class Tightens:
     """Declares a rule: `stricter` returns the stricter of two values, `variable` names the variable that can tighten it.
 
-    On a field that is a group of rules, `variable` is what their variables begin with.
+    For a group of rules, `variable` is the prefix of their variables.
     """
 
     stricter: Callable[[Any, Any], Any]
@@ -27,21 +27,19 @@ class Tightens:
 
 
 def either(strict: str) -> Callable[[str, str], str]:
-    """Return a choice of the stricter of two words: `strict` if it is one of them."""
+    """Return a function that picks the stricter of two words: `strict` if it is one of them."""
     return lambda one, other: strict if strict in (one, other) else one
 
 
 class Rules(BaseModel):
-    """A group of rules, each field of which declares how it tightens. Raises TypeError for a subclass where one does not."""
+    """A group of rules. Raises TypeError for a subclass with a field that does not declare how it tightens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         if undeclared := cls.model_fields.keys() - cls.declared().keys():
-            raise TypeError(
-                f"{cls.__name__}: {', '.join(sorted(undeclared))} should declare how it tightens (Tightens)."
-            )
+            raise TypeError(f"{cls.__name__}: {', '.join(sorted(undeclared))} must declare how it tightens (Tightens).")
 
     @classmethod
     def declared(cls) -> dict[str, Tightens]:
@@ -55,7 +53,7 @@ class Rules(BaseModel):
 
     @classmethod
     def variables(cls, prefix: str = "SNAPSHOT_MCP_") -> dict[str, tuple[str, ...]]:
-        """Return the variables that tighten a rule, each with the rule's path from here."""
+        """Return each variable that tightens a rule, with the rule's path in this group."""
         found: dict[str, tuple[str, ...]] = {}
         for name, rule in cls.declared().items():
             group = cls.model_fields[name].annotation
@@ -74,7 +72,7 @@ class Rules(BaseModel):
         return self.model_copy(update=stricter)
 
     def tightened(self, path: tuple[str, ...], value: str) -> Self:
-        """Return these rules with the one at `path` as strict as `value` says, at least. Raises ValidationError."""
+        """Return these rules with the one at `path` at least as strict as `value`. Raises ValidationError."""
         name, *rest = path
         here = getattr(self, name)
         if rest:
@@ -85,9 +83,9 @@ class Rules(BaseModel):
 
 
 class Protect(Rules):
-    """What is never destroyed: snapshots by id, name pattern or tag, disks by id or name pattern.
+    """What must never be destroyed: snapshots by id, name pattern or tag; disks by id or name pattern.
 
-    Patterns are shell patterns (`prod-*`), compared without regard to case.
+    Patterns are shell patterns (`prod-*`), case-insensitive.
     """
 
     ids: Annotated[frozenset[str], Tightens(frozenset.union, "IDS")] = frozenset()
@@ -100,14 +98,14 @@ class Policy(Rules):
 
     read_only: Annotated[bool, Tightens(max, "READ_ONLY")] = False
     consent: Annotated[Literal["ask", "human"], Tightens(either("human"), "CONSENT")] = "ask"
-    """`ask` takes a person's answer through the client, `human` only an approval outside of it."""
+    """`ask` accepts a person's answer through the client, `human` only an approval given outside it."""
     protect: Annotated[Protect, Tightens(Protect.merged, "PROTECT_")] = Protect()
     last_good_copy: Annotated[Literal["human", "refuse"], Tightens(either("refuse"), "LAST_GOOD_COPY")] = "human"
-    """What may become of a disk's last good restore point: `human` (with a typed name) or `refuse`."""
+    """Whether a disk's last good restore point may be deleted: `human` (confirmed with a typed name) or `refuse`."""
     minimum_age_hours: Annotated[float, Field(ge=0, allow_inf_nan=False), Tightens(max, "MINIMUM_AGE_HOURS")] = 0
     deletions_per_hour: Annotated[int, Field(ge=0), Tightens(min, "DELETIONS_PER_HOUR")] = 10
     snapshots_per_approval: Annotated[int, Field(ge=0), Tightens(min, "SNAPSHOTS_PER_APPROVAL")] = 100
-    """The most that one yes can take."""
+    """Upper bound on what one consent covers."""
     safety_snapshot: Annotated[Literal["default", "required"], Tightens(either("required"), "SAFETY_SNAPSHOT")] = (
         "default"
     )
@@ -115,13 +113,13 @@ class Policy(Rules):
 
 
 VARIABLES = Policy.variables()
-"""The variables that tighten a rule, and the rule's path. Lists are separated by commas."""
+"""Variables that tighten a rule, and the rule's path. Lists are comma-separated."""
 
 
 def tighten_policy(policy: Policy, environ: Mapping[str, str]) -> Policy:
-    """Return `policy` as the environment's variables tighten it; one that would loosen a rule changes nothing.
+    """Return `policy` tightened by the environment's variables; one that would loosen a rule has no effect.
 
-    Raises: BadRequest, naming the variable, for a value that the rule cannot have.
+    Raises: BadRequest, naming the variable, for an invalid value.
     """
     for variable, path in VARIABLES.items():
         value = environ.get(variable, "").strip()
@@ -131,7 +129,7 @@ def tighten_policy(policy: Policy, environ: Mapping[str, str]) -> Policy:
             policy = policy.tightened(path, value)
         except ValidationError as error:
             raise BadRequest(
-                f"{variable}={quoted(value)} is not a value of {'.'.join(path)}: {error.errors()[0]['msg']}.",
+                f"{variable}={quoted(value)} is not a valid value of {'.'.join(path)}: {error.errors()[0]['msg']}.",
                 hint=f"Correct {variable} or unset it.",
             ) from None
     return policy

@@ -1,19 +1,19 @@
-"""The question that a plan puts to a person, and the answer that comes back. An answer proves no human."""
+"""The question that a plan puts to a person, and the answer that comes back. An answer does not prove that a person gave it."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 KEEP = "keep"
-"""The word that answers every question with no."""
+"""The word that answers any question with no."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a person is asked: plain text of a few lines, the consequence first.
+    """What a person is asked: a few lines of plain text, the consequence first.
 
-    `word`: answered with one of `words`, the first of which destroys and the second keeps. `typed_name`: answered by typing
-    `expected_name`; the second of `words` keeps here too. An answer counts for exactly this question, so a front end that
-    asks in rounds compares the whole of it.
+    `word`: answered with one of `words`; the first destroys, the second keeps. `typed_name`: answered by typing
+    `expected_name`; the second of `words` keeps. An answer counts only for exactly this question, so a front end that asks
+    in rounds compares all of it.
     """
 
     message: str
@@ -23,11 +23,11 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class QuestionAnswer:
     """What came back; `text` is the raw word or name, uncleaned.
 
-    `declined` and `cancelled` are what the client reports of its dialog, `unusable` an answer of the wrong shape,
-    `unanswered` none within the time. None of these four is a person's no.
+    `declined` and `cancelled` are the client's words for its dialog, `unusable` is an answer of the wrong shape, `unanswered`
+    is none in time. None of these four is a person's no.
     """
 
     outcome: Literal["answered", "declined", "cancelled", "unusable", "unanswered"]

@@ -1,7 +1,7 @@
-"""Whether policy forbids a plan. Pure: the facts and the time come in.
+"""Decides whether policy forbids a plan. Pure: the facts and the time are passed in.
 
-A protected name is compared as a person sees it (without invisible characters, compatibility forms folded), so that a
-look-alike spelling is no way round.
+Protected names are compared as a person sees them (no invisible characters, compatibility forms folded), so a look-alike
+spelling does not evade a rule.
 """
 
 import unicodedata
@@ -19,26 +19,27 @@ from snapshot_mcp.guard.plan.policy import Policy, Protect
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """`rule` is the setting's name, `reason` what of the plan runs against it."""
+    """`rule` is the name of the setting, `reason` how the plan violates it."""
 
     rule: str
     reason: str
 
     @property
     def message(self) -> str:
+        """The refusal in full, for the caller."""
         return (
             f"Refused by the rule {self.rule}: {self.reason} Nothing was changed. "
-            "No approval can lift a rule; the operator of this server can change it."
+            "No approval overrides a rule; only the operator of this server can change it."
         )
 
 
-READS_ONLY = Refusal("read_only", "this server only reads.")
+READS_ONLY = Refusal("read_only", "this server is read-only.")
 
 
 def refuse(
     policy: Policy, plan: Plan, facts: DeletionFacts | RollbackFacts, now: datetime, deletions_last_hour: int
 ) -> Refusal | None:
-    """Return the first rule that forbids the plan."""
+    """Return the first rule that forbids the plan, None if none does."""
     if policy.read_only:
         return READS_ONLY
     if isinstance(plan.loss, RollbackLoss):
@@ -47,17 +48,12 @@ def refuse(
     return _refuse_deletion(policy, plan.loss, facts, now, deletions_last_hour)
 
 
-def refuse_rename(policy: Policy, snapshot: Snapshot) -> Refusal | None:
-    """A protected snapshot keeps its name: a new one could end its protection."""
+def refuse_protected(policy: Policy, snapshot: Snapshot) -> Refusal | None:
+    """Return why the snapshot must keep its name, which may protect it, and, if deleted, stay recoverable."""
     if policy.read_only:
         return READS_ONLY
     reason = _protected(policy.protect, [snapshot])
     return Refusal("protect", reason) if reason else None
-
-
-def refuse_purge(policy: Policy, snapshot: Snapshot) -> Refusal | None:
-    """A protected snapshot that was deleted before stays recoverable until its grace is over."""
-    return refuse_rename(policy, snapshot)
 
 
 def _refuse_deletion(
@@ -70,15 +66,11 @@ def _refuse_deletion(
         return Refusal("protect", reason)
     if not loss.resource_id and (policy.protect.ids or policy.protect.names):
         return Refusal(
-            "protect", "the zone does not say which disk this is a snapshot of, so the disk may be protected."
+            "protect", "the zone does not report which disk this is a snapshot of, and the disk may be protected."
         )
     if loss.takes_last_good_copy and policy.last_good_copy == "refuse":
-        what = (
-            "restore points of this disk, though none counts as good"
-            if loss.is_none_good
-            else "good restore point of this disk"
-        )
-        return Refusal("last_good_copy", f"it would take the last {what}.")
+        last = "restore points of this disk" if loss.is_none_good else "good restore point of this disk"
+        return Refusal("last_good_copy", f"it would delete the last {last}.")
     if policy.minimum_age_hours:
         newest_allowed = now - timedelta(hours=policy.minimum_age_hours)
         for one in going:
@@ -91,12 +83,12 @@ def _refuse_deletion(
     if len(going) > policy.snapshots_per_approval:
         return Refusal(
             "snapshots_per_approval",
-            f"{len(going)} snapshots would go at once, more than the {policy.snapshots_per_approval} that are allowed.",
+            f"{len(going)} snapshots would be deleted at once; at most {policy.snapshots_per_approval} are allowed.",
         )
     if deletions_last_hour >= policy.deletions_per_hour:
         return Refusal(
             "deletions_per_hour",
-            f"{deletions_last_hour} deletions in the last hour, {policy.deletions_per_hour} are allowed.",
+            f"{deletions_last_hour} deletions in the last hour; at most {policy.deletions_per_hour} are allowed.",
         )
     return None
 
@@ -106,18 +98,18 @@ def _refuse_rollback(policy: Policy, loss: RollbackLoss) -> Refusal | None:
         if one.resource_id in policy.protect.ids or _matches(one.resource_name, policy.protect.names):
             return Refusal("protect", f"disk {quoted(one.resource_name or one.resource_id)} is protected.")
     if policy.safety_snapshot == "required" and not loss.has_safety_snapshot:
-        return Refusal("safety_snapshot", "a roll-back takes a safety snapshot here.")
+        return Refusal("safety_snapshot", "a roll-back must take a safety snapshot first.")
     if len(loss.overwrites) > policy.snapshots_per_approval:
         return Refusal(
             "snapshots_per_approval",
-            f"{len(loss.overwrites)} disks would be overwritten at once, more than the"
-            f" {policy.snapshots_per_approval} that are allowed.",
+            f"{len(loss.overwrites)} disks would be overwritten at once; at most"
+            f" {policy.snapshots_per_approval} are allowed.",
         )
     return None
 
 
 def _protected(protect: Protect, snapshots: Iterable[Snapshot]) -> str:
-    """Why one of them must stay, "" if none."""
+    """Return why one of them must be kept, "" if none."""
     for one in snapshots:
         resource = one.resource
         if {one.snapshot_id, one.root_id, resource.resource_id} & protect.ids:
@@ -125,7 +117,7 @@ def _protected(protect: Protect, snapshots: Iterable[Snapshot]) -> str:
         if _matches(one.snapshot_name, protect.names) or _matches(resource.resource_name, protect.names):
             return f"snapshot {quoted(one.snapshot_name)} or its disk is protected."
         if {_folded(tag) for tag in one.tags} & {_folded(tag) for tag in protect.tags}:
-            return f"snapshot {quoted(one.snapshot_id)} carries a protected tag."
+            return f"snapshot {quoted(one.snapshot_id)} has a protected tag."
     return ""
 
 

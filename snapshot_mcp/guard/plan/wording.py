@@ -1,7 +1,7 @@
-"""The guard's words: the plan as lines, the question to a person, the rules' refusals. Pure; names are cleaned here.
+"""Words a plan: as lines, and as the question to a person. Pure; names are cleaned here.
 
-Names come from other people, so each stands between quotes, on one line, and capped. A question says the consequence first
-and the ids last, and holds nothing that moves by itself.
+Names are untrusted, so each is quoted, put on one line and capped. A question states the consequence first and the ids last,
+and contains nothing that changes by itself.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from datetime import datetime
 
 from snapshot_mcp.contract.text import CONSISTENCIES, clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.guard.plan.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss, Warn
-from snapshot_mcp.guard.plan.question import KEEP, Answer, Question
+from snapshot_mcp.guard.plan.question import KEEP, Question, QuestionAnswer
 
 DESTROY = {"delete": "delete", "rollback": "roll back"}
 """The words that answer a question, by operation."""
@@ -20,12 +20,12 @@ ANSWERS = frozenset(
     " n no nope not none nothing never false cancel stop abort quit exit decline deny reject dont skip back help here"
     " keepit keepall keepeverything".split()
 )
-"""What a person may type without meaning a disk of that name: who types “no” must not agree by it."""
+"""Words a person may type without meaning a disk of that name: typing “no” must never confirm."""
 
 SHOWN_DISKS = 6
-"""More disks than this are counted in a question."""
+"""Disks listed in a question; the rest are counted."""
 SHOWN_IN_QUESTION = 3
-"""First and last ones of a long list; the rest is counted. Keeps a question within 12 lines."""
+"""First and last restore points of a long list; the rest are counted. Keeps a question within 12 lines."""
 
 NAME_IN_QUESTION = 60
 OLD_NAME_CHARACTERS = 30
@@ -33,38 +33,38 @@ FUZZY = CONSISTENCIES["fuzzy"]
 TYPEABLE_CHARACTERS = 40
 
 SENTENCES = {
-    Warn.LAST_POINTS: "This takes the last restore points of this disk; none of them counts as good.",
-    Warn.LAST_GOOD_POINT: "This takes the last good restore point of this disk.",
+    Warn.LAST_POINTS: "This deletes the last restore points of this disk; none of them counts as good.",
+    Warn.LAST_GOOD_POINT: "This deletes the last good restore point of this disk.",
     Warn.NO_UNDO: "It cannot be undone.",
-    Warn.NO_SAFETY_SNAPSHOT: "WITHOUT A SAFETY SNAPSHOT: there is no way back to the present content.",
+    Warn.NO_SAFETY_SNAPSHOT: "NO SAFETY SNAPSHOT: the current content cannot be restored afterwards.",
 }
-"""The warnings that say the same of every plan."""
-SAFETY_FIRST = "A safety snapshot of the present content is taken first: the way back. If it fails, nothing is changed."
+"""Warnings with the same wording in every plan."""
+SAFETY_FIRST = "A safety snapshot of the current content is taken first, to return to. If it fails, nothing is changed."
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a plan, and the warning that it words, if it is one."""
+    """One line of a plan, and the warning that it words, if any."""
 
     text: str
     warning: Warn | None = None
 
 
 def plan_lines(plan: Plan) -> tuple[str, ...]:
-    """The whole effect: the loss, then what remains and is gained."""
+    """Return the whole effect: the loss, then what remains and is freed."""
     going = _going(plan.loss) if isinstance(plan.loss, DeletionLoss) else []
     return (*going, *(one.text for one in effects(plan)))
 
 
 def effects(plan: Plan) -> tuple[Line, ...]:
-    """What it means: all of the plan but the list of the snapshots that a deletion takes."""
+    """Return the plan without the list of snapshots that a deletion destroys."""
     if isinstance(plan.loss, DeletionLoss):
         return (*_deletion_effects(plan.loss), *map(Line, _deletion_rest(plan)))
     return (*_rollback_effects(plan.loss), *map(Line, _rollback_rest(plan)))
 
 
 def question_for(plan: Plan, nonce: str) -> Question:
-    """The question about this loss; `nonce` makes it one that is asked once."""
+    """Return the question about this loss; `nonce` makes it unique."""
     loss = plan.loss
     words = (DESTROY[loss.operation], KEEP)
     lines = _deletion_question(loss) if isinstance(loss, DeletionLoss) else _rollback_question(loss)
@@ -77,8 +77,8 @@ def question_for(plan: Plan, nonce: str) -> Question:
     return Question("\n".join([*lines, _ids_line(loss, reference)]), "word", words)
 
 
-def is_yes(question: Question, answer: Answer) -> bool:
-    """Whether the answer agrees: the very word, or the very name."""
+def is_yes(question: Question, answer: QuestionAnswer) -> bool:
+    """Whether the answer agrees: exactly the word, or exactly the name."""
     expected = question.words[0] if question.kind == "word" else question.expected_name
     given = answer.text.strip()
     return answer.outcome == "answered" and (
@@ -87,7 +87,7 @@ def is_yes(question: Question, answer: Answer) -> bool:
 
 
 def title_of(plan: Plan) -> str:
-    """The act in one line, for a list."""
+    """Return the act in one line, for a list."""
     loss = plan.loss
     if isinstance(loss, DeletionLoss):
         return f"Delete {_count(loss)} of {_disk(loss, NAME_IN_QUESTION)}"
@@ -95,20 +95,22 @@ def title_of(plan: Plan) -> str:
 
 
 def what_changed(now: Loss, consented: Loss) -> str:
-    """Why a consent does not hold any more; what the lines of a plan cannot show is named."""
+    """Return why a consent no longer covers the loss, naming a replaced disk, which the lines of a plan do not show."""
     if isinstance(now, RollbackLoss) and isinstance(consented, RollbackLoss):
         before = {one.resource_id: one.identity for one in consented.overwrites}
         for one in now.overwrites:
             if before.get(one.resource_id) not in {None, one.identity}:
-                return f"disk {_disk(one)} is not the same file or device that it was when this was agreed to"
-    return "what was agreed to is not what would be lost now"
+                return f"disk {_disk(one)} is no longer the file or device that was agreed to"
+    return "what would be lost now is not what was agreed to"
 
 
 def format_moment(moment: datetime | None) -> str:
+    """Return a time as people read it, in UTC."""
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "unknown time"
 
 
 def format_duration(seconds: int) -> str:
+    """Return a duration in its largest unit, up to hours."""
     if seconds >= 3600:
         return f"{seconds / 3600:g} h"
     return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds} s"
@@ -121,7 +123,7 @@ def _going(loss: DeletionLoss) -> list[str]:
     lines = [f"Delete {_count(loss)} of {_disk(loss)} in zone {loss.zone}:"]
     for one in loss.snapshots:
         mark = "" if one.snapshot_id == loss.snapshot_id else " (built on it)"
-        lines.append(f"{_lost(one)}, {_id(one.snapshot_id)}{mark}")
+        lines.append(f"{_lost(one)}, {clean_text(one.snapshot_id)}{mark}")
     return lines
 
 
@@ -139,11 +141,9 @@ def _deletion_rest(plan: Plan) -> list[str]:
 def _newest_good(rest: Rest) -> str:
     if not rest.good_remaining:
         return ""
+    name = f"{quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)}"
     consistency = consistency_in_words(rest.newest_good_consistency)
-    return (
-        f", the newest {quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)} ({_id(rest.newest_good_id)})"
-        + (f", {consistency}" if consistency else "")
-    )
+    return f", the newest {name} ({clean_text(rest.newest_good_id)})" + (f", {consistency}" if consistency else "")
 
 
 def _not_good(rest: Rest) -> list[str]:
@@ -153,7 +153,7 @@ def _not_good(rest: Rest) -> list[str]:
 def _deletion_question(loss: DeletionLoss) -> list[str]:
     lines = [f"Delete {_count(loss)} of {_disk(loss, NAME_IN_QUESTION)}?"]
     if loss.is_none_good:
-        lines.append("NO RESTORE POINT OF THIS DISK WOULD REMAIN. None of those that go counts as good.")
+        lines.append("NO RESTORE POINT OF THIS DISK WOULD REMAIN. None of those deleted counts as good.")
     elif loss.takes_last_good_copy:
         lines.append("NO GOOD RESTORE POINT OF THIS DISK WOULD REMAIN.")
     lines.append(_undo(loss))
@@ -166,7 +166,7 @@ def _deletion_question(loss: DeletionLoss) -> list[str]:
 
 def _count(loss: DeletionLoss) -> str:
     if len(loss.snapshots) == 1:
-        return "1 restore point" if not loss.is_whole_chain else "1 restore point (a full one, the whole of its chain)"
+        return "1 restore point" if not loss.is_whole_chain else "1 restore point (full, the whole chain)"
     size = format_bytes(sum(one.size_bytes for one in loss.snapshots))
     what = "the whole chain, " if loss.is_whole_chain else ""
     return f"{what}{len(loss.snapshots)} restore points ({size})"
@@ -174,7 +174,7 @@ def _count(loss: DeletionLoss) -> str:
 
 def _undo(loss: DeletionLoss) -> str:
     if loss.undo_seconds:
-        return f"It can be undone for {format_duration(loss.undo_seconds)} after the deletion, then never."
+        return f"It can be undone for {format_duration(loss.undo_seconds)} after the deletion, not later."
     return SENTENCES[Warn.NO_UNDO]
 
 
@@ -183,7 +183,7 @@ def _lost(one: LostSnapshot, limit: int = 80) -> str:
 
 
 def about(one: LostSnapshot | Overwrite, lead: str = ", ") -> str:
-    """What a person should know of a snapshot beside its name: how far it is one state, and what it was called lately."""
+    """Return what a person should know of a snapshot besides its name: its consistency and its recent former name."""
     notes = [consistency_in_words(one.consistency)]
     if one.renamed_from:
         when = f" at {one.renamed_at:%Y-%m-%d %H:%M} UTC" if one.renamed_at else ""
@@ -198,7 +198,7 @@ def about(one: LostSnapshot | Overwrite, lead: str = ", ") -> str:
 def _rollback_effects(loss: RollbackLoss) -> list[Line]:
     lines: list[Line] = []
     for one in loss.overwrites:
-        what = f"snapshot {quoted(one.snapshot_name)} ({_id(one.snapshot_id)}){about(one)}"
+        what = f"snapshot {quoted(one.snapshot_name)} ({clean_text(one.snapshot_id)}){about(one)}"
         lines.append(Line(f"Overwrite {_disk(one)} in zone {loss.zone} with {what}."))
         lines.append(Line(f"Everything written to it since {format_moment(one.since)} is lost."))
         lines += _warned(one.warnings, one)
@@ -231,17 +231,19 @@ def _rollback_question(loss: RollbackLoss) -> list[str]:
         hidden = loss.overwrites[len(named) :]
         if hidden:
             oldest = min((one.since for one in hidden if one.since), default=None)
-            lines.append(f"- … {len(hidden)} more …: what was written is lost, back to {format_moment(oldest)}")
+            lines.append(
+                f"- … and {len(hidden)} more: everything written since {format_moment(oldest)} or later is lost"
+            )
         hosts = list(dict.fromkeys(one.restarts for one in loss.overwrites if one.restarts))
         if hosts:
             shown = ", ".join(quoted(host, 30) for host in hosts[:3]) + (" …" if len(hosts) > 3 else "")
-            lines.append(f"{_number(len(hosts), 'running machine')} will restart: {shown}.")
+            lines.append(f"{counted(len(hosts), 'running machine')} will restart: {shown}.")
         lines += filter(None, [_changes_of_many(loss)])
     else:
         for one in loss.overwrites:
             lines.append(f"Overwrite {_disk(one, NAME_IN_QUESTION)}?")
             lines.append(
-                f"Everything written to it since {format_moment(one.since)} is lost: it goes back to"
+                f"Everything written to it since {format_moment(one.since)} is lost; it returns to"
                 f" {quoted(one.snapshot_name, NAME_IN_QUESTION)}{about(one)}."
             )
             side_effects = {line.warning: line.text for line in _warned(one.warnings, one)}
@@ -253,16 +255,16 @@ def _rollback_question(loss: RollbackLoss) -> list[str]:
 def _changes_of_many(loss: RollbackLoss) -> str:
     resized = sum(Warn.RESIZE in one.warnings for one in loss.overwrites)
     linked = sum(Warn.HARD_LINKS in one.warnings for one in loss.overwrites)
-    sizes = f"{_number(resized, 'disk')} will change in size." if resized else ""
+    sizes = f"{counted(resized, 'disk')} will change in size." if resized else ""
     names = (
-        f"The files of {_number(linked, 'disk')} have further names (hard links), overwritten too." if linked else ""
+        f"The files of {counted(linked, 'disk')} have additional names (hard links), overwritten too." if linked else ""
     )
     return f"{sizes} {names}".strip()
 
 
 def _disk(one: Overwrite | DeletionLoss, limit: int = 80) -> str:
-    name = f"{quoted(one.resource_name, limit)} ({_id(one.resource_id)})" if one.resource_name else ""
-    return name or _id(one.resource_id) or "an unnamed disk"
+    name = f"{quoted(one.resource_name, limit)} ({clean_text(one.resource_id)})" if one.resource_name else ""
+    return name or clean_text(one.resource_id) or "an unnamed disk"
 
 
 # Common
@@ -282,14 +284,11 @@ def _sentences_of(one: Overwrite) -> dict[Warn, str]:
     }
 
 
-def _id(id_: str) -> str:
-    """An id as it is shown: ids come from a provider."""
-    return clean_text(id_)
-
-
 def _typeable_name(loss: DeletionLoss | RollbackLoss, code: str) -> str:
-    """What a person types: the resource's name if they can type it and mean it by it, else its id, else the snapshot's, and
-    where those are words too, a code of this plan. Names and ids come from outside: `yes` may be one."""
+    """Return what a person types to confirm: the disk's name, else its id, else the snapshot's id, else `code`.
+
+    Names and ids are untrusted: one may be untypeable, or an answer such as `yes`.
+    """
     if isinstance(loss, DeletionLoss):
         candidates = [loss.resource_name, loss.resource_id, loss.snapshot_id]
     else:
@@ -299,7 +298,7 @@ def _typeable_name(loss: DeletionLoss | RollbackLoss, code: str) -> str:
 
 
 def _is_typeable(text: str) -> bool:
-    """Whether it can be typed as it is shown, and nobody would type it to answer."""
+    """Whether it can be typed as shown, and is not something that people type to answer."""
     letters = "".join(one for one in text.casefold() if one.isalnum())
     is_plain = text.isprintable() and text.isascii() and clean_text(text) == text and len(text) <= TYPEABLE_CHARACTERS
     return is_plain and letters not in {"", *ANSWERS}
@@ -307,9 +306,9 @@ def _is_typeable(text: str) -> bool:
 
 def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:
     if isinstance(loss, DeletionLoss):
-        ids = f"snapshot {_id(loss.snapshot_id)}"
+        ids = f"snapshot {clean_text(loss.snapshot_id)}"
     else:
-        shown = [_id(one.snapshot_id) for one in loss.overwrites]
+        shown = [clean_text(one.snapshot_id) for one in loss.overwrites]
         ids = (
             ("snapshot " if len(shown) == 1 else "snapshots ")
             + ", ".join(shown[:3])
@@ -318,7 +317,8 @@ def _ids_line(loss: DeletionLoss | RollbackLoss, reference: str) -> str:
     return f"Zone {loss.zone}, {ids}, question {reference}"
 
 
-def _number(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it belongs."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
