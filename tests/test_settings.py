@@ -166,7 +166,7 @@ def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: s
         ({"READONLY": "1"}, "SNAPSHOT_MCP_READONLY is no setting"),
         (
             {"READ_ONLY": "maybe"},
-            "SNAPSHOT_MCP_READ_ONLY=“maybe” is not a value of read_only: Input should be a valid boolean",
+            "SNAPSHOT_MCP_READ_ONLY=“maybe” is not a valid value of read_only: Input should be a valid boolean",
         ),
         ({"CONSENT": "maybe"}, "SNAPSHOT_MCP_CONSENT=“maybe”"),
         (

@@ -272,7 +272,7 @@ async def test_another_zones_files_are_no_disks_wherever_it_is(local_zone: Local
     volume = await other.add_resource(make_image(tmp_path / "disk.img", MIB))
     snapshot_id = await back_up(other, volume.id)
     path = other.folder / "snapshots" / f"{snapshot_id}.snap"
-    with pytest.raises(BadRequest, match="belongs to another snapshot-mcp zone"):
+    with pytest.raises(BadRequest, match="belongs to another zone of this program"):
         await local_zone.add_resource(path)
     (tmp_path / "linked.img").hardlink_to(path)
     with pytest.raises(BadRequest, match="is a snapshot file of snapshot-mcp"):

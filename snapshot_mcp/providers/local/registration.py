@@ -63,7 +63,7 @@ def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: 
         raise BadRequest(f"The file {shown(real)} belongs to the zone itself and is not a disk.", hint=GIVE_RAW_IMAGE)
     if other := next((one for one in real.parents if _is_zone(one)), None):
         raise BadRequest(
-            f"The file {shown(real)} belongs to another snapshot-mcp zone, in {shown(other)}.",
+            f"The file {shown(real)} belongs to another zone of this program, in {shown(other)}.",
             hint="Copy it out of that folder and register the copy, or give the path of another raw disk image.",
         )
     if home and real.is_relative_to(home.resolve()):
