@@ -92,7 +92,7 @@ async def test_a_person_approves_with_the_word_and_the_call_goes_through(bench: 
 async def test_any_other_word_leaves_it(bench: Bench, answer: str) -> None:
     approval_id, _ = await waiting(bench)
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", answer))
-    assert (status, "Left as it is" in shown) == (1, True)
+    assert (status, "Still pending" in shown) == (1, True)
     assert (await bench.guard().get_approval(approval_id)).state == "pending"
 
 
@@ -126,7 +126,7 @@ async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:
 
 async def test_with_a_pin_the_terminal_proves_a_person(bench: Bench) -> None:
     approval_id, _ = await waiting(bench)
-    status, shown = await in_terminal(bench.home, ["pin"], ("New PIN", PIN), ("Once more", PIN))
+    status, shown = await in_terminal(bench.home, ["pin"], ("New PIN", PIN), ("Repeat the new PIN", PIN))
     assert (status, PIN in shown) == (0, False), shown
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", "delete"), ("PIN", "999111"))
     assert (status, "4 more attempts" in shown) == (1, True)
@@ -152,7 +152,7 @@ async def test_changing_the_pin_needs_the_old_one(bench: Bench) -> None:
     await bench.guard().set_pin(PIN)
     for old, expected in (("000111", 1), (PIN, 0)):
         status, _ = await in_terminal(
-            bench.home, ["pin"], ("Present PIN", old), ("New PIN", "new-secret"), ("Once more", "new-secret")
+            bench.home, ["pin"], ("Current PIN", old), ("New PIN", "new-secret"), ("Repeat the new PIN", "new-secret")
         )
         assert status == expected
 
@@ -168,7 +168,7 @@ async def test_denying_needs_no_terminal_and_no_pin(bench: Bench) -> None:
 
 async def test_nothing_waits_in_an_empty_home(tmp_path: Path) -> None:
     listed = await anyio.to_thread.run_sync(lambda: run(tmp_path / "none", "approvals"))
-    assert (listed.returncode, listed.stdout) == (0, f"Nothing waits for you in '{tmp_path / 'none'}'.\n")
+    assert (listed.returncode, listed.stdout) == (0, f"No approval is waiting in '{tmp_path / 'none'}'.\n")
     unknown = await anyio.to_thread.run_sync(lambda: run(tmp_path / "none", "approve", "ap-x"))
     assert unknown.returncode == 1
     assert unknown.stderr.startswith(f"snapshot-mcp: There is no approval “ap-x” in '{tmp_path / 'none'}'.")

@@ -1,8 +1,8 @@
-"""Watch a zone's jobs: over its stream while it is connected, by polling while it is not.
+"""Watch a zone's jobs: over its stream while connected, else by polling.
 
-The stream begins with no list of its own, so after every connect the unfinished jobs are listed, and jobs that were last
-seen unfinished and are not in the list are read one by one; only then is the stream read. A job's end that falls into a
-gap between two connections is reported late, but is never lost.
+The stream does not start with a list, so after each connect the unfinished jobs are listed, and known unfinished jobs that are
+not in the list are read one by one; only then is the stream read. A job that ends between two connections is reported late,
+but never lost.
 """
 
 import json
@@ -35,15 +35,15 @@ from snapshot_mcp.providers.anchcloud.session import Response, Session
 logger = logging.getLogger(__name__)
 
 HOPELESS = (Unauthorized, Forbidden, UnknownZone)
-"""Waiting does not help."""
+"""Errors that retrying does not fix."""
 
 
 class NoStream(Exception):
-    """The provider has none, or not under this address: poll, and ask again much later."""
+    """The provider has no stream, or not at this address: poll, and retry much later."""
 
 
 class Watch:
-    """One subscription to a zone's jobs, as `Provider.watch_jobs` describes it."""
+    """A subscription to a zone's jobs, as `Provider.watch_jobs` describes it."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Watch:
         self._heard_at = time.monotonic()
 
     async def jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
-        """Yield the unfinished jobs, then what changes. Ends only by being closed, or by a ZoneError."""
+        """Yield the unfinished jobs, then all changes. Ends only when closed, or with a ZoneError."""
         failures, streams_again_at = 0, 0.0
         while True:
             error: ZoneError | None = None
@@ -85,7 +85,7 @@ class Watch:
             if error is not None:
                 failures += 1
                 self._give_up_or_log(error)
-                # until the stream is back, changes are found by polling, where that works
+                # poll until the stream is back
                 try:
                     for jobs in await self._look():
                         yield jobs
@@ -104,7 +104,7 @@ class Watch:
                 try:
                     events = list(reader.feed(chunk))
                 except ValueError as error:
-                    raise Unavailable(f"{self._call.what}: the stream makes no sense ({error}).") from None
+                    raise Unavailable(f"{self._call.what}: the stream is invalid ({error}).") from None
                 if changed := self._changed(job for job in map(self._job_of, events) if job):
                     yield changed
         raise Unavailable(f"{self._call.what}: the stream ended.")
@@ -122,7 +122,7 @@ class Watch:
         raise error
 
     async def _look(self) -> list[tuple[Job, ...]]:
-        """List and read jobs; return the items to yield: the first time the unfinished jobs, then what has changed."""
+        """List and read jobs; return the items to yield: the unfinished jobs the first time, and the changes."""
         try:
             unfinished = await self._list_unfinished()
         except (Forbidden, Unsupported):
@@ -152,7 +152,7 @@ class Watch:
         try:
             return parsed(Job, bounded(json.loads(event.data), self._call.what), self._call.what)
         except (ValueError, RecursionError, Unavailable):
-            logger.warning("%s: an event was no job and is passed over", self._call.what)
+            logger.warning("%s: ignored an event that is not a job", self._call.what)
             return None
 
     def _give_up_or_log(self, error: ZoneError) -> None:
@@ -161,7 +161,7 @@ class Watch:
         logger.info("%s: %s", self._call.what, error)
 
     def _pause(self, failures: int) -> float:
-        """The polling interval; shorter just after a break, so that a stream that only ended is soon there again."""
+        """Return the polling interval; it is shorter after a few failures, so that a closed stream is reopened soon."""
         longest = self._patience.poll_seconds
         if failures:
             longest = min(longest, self._patience.first_pause_seconds * 2 ** min(failures, 10))
