@@ -245,7 +245,6 @@ def test_whatever_happens_only_what_was_agreed_to_is_done() -> None:
     run_state_machine_as_test(WholeWay, settings=SHORT)
 
 
-@pytest.mark.long
 def test_a_roll_back_that_is_carried_on_right_before_the_next_one_is_no_loss() -> None:
     """A worker that starts carries the broken-off one on by itself: what the next one saves is not what was seen last."""
     way = WholeWay()
@@ -255,10 +254,12 @@ def test_a_roll_back_that_is_carried_on_right_before_the_next_one_is_no_loss() -
         way.nothing_was_done_that_nobody_agreed_to()
         way.lead_the_path("back")
         way.nothing_was_done_that_nobody_agreed_to()
-        way.doom_the_worker(step=24, how=signal.SIGKILL, operation="roll back", index=1, safety=True)
+        workers.kill(way.scene.zone_folder)
+        NURSERY[0].start(way.scene.zone_folder)
+        workers.until(lambda: way.scene.resumptions("successful"))
+        way.agree_to_a_roll_back(index=1, safety=True)
         way.nothing_was_done_that_nobody_agreed_to()
         assert [one["status"] for one in way.scene.acts("ApplySnapshots")] == ["failed", "successful"]
-        assert way.scene.resumptions("successful")
     finally:
         way.teardown()
 

@@ -310,6 +310,26 @@ async def test_a_half_rolled_back_file_that_comes_back_after_another_was_rolled_
     assert (await scene.disk()).status == "pending"
 
 
+async def test_what_was_written_since_to_the_end_of_a_chunk_is_not_taken_for_half_written(
+    scene: Scene, nursery: Nursery
+) -> None:
+    """A chunk that begins as the snapshot has it may hold somebody's sector by now; no safety snapshot holds that."""
+    snapshot_id = await scene.back_up("friday")
+    scene.path.write_bytes(scene.path.read_bytes()[::-1])
+    workers.kill(scene.zone_folder)
+    nursery.start(scene.zone_folder, step=2, kind="write")
+    outcome = await agreed(scene, snapshot_id, safety=False)
+    until(lambda: workers.worker_pid(scene.zone_folder) is None)
+    with scene.path.open("r+b") as file:
+        file.seek(2 * CHUNK - 512)
+        file.write(b"since".ljust(512, b"."))
+    present = scene.path.read_bytes()
+    nursery.start(scene.zone_folder)
+    await ends_as(scene, outcome, "terms_changed")
+    assert scene.path.read_bytes() == present
+    await scene.verify(scene.guard())
+
+
 async def test_two_half_rolled_back_files_of_a_disk_are_each_told_from_a_whole_one(
     scene: Scene, nursery: Nursery
 ) -> None:

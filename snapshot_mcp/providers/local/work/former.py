@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import Final, Self
 
 from snapshot_mcp.ground.files import fsync_folder, replace_private
-from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.capture import THREADS, WINDOW_SIZE, read_exactly
+from snapshot_mcp.providers.local.capture import WINDOW_SIZE, read_exactly
 from snapshot_mcp.providers.local.platform import data_extents
 from snapshot_mcp.providers.local.snapshot_file.format import LENGTH, hash_of
 from snapshot_mcp.providers.local.work.overwriting import Disk
 
 MAGIC: Final = b"former\x00\x01"
 HASH_BYTES: Final = 32
-PAGE_SIZE: Final = 4096
-
-MAX_TORN: Final = THREADS
-"""A process that is killed leaves at most one chunk a thread half written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +63,10 @@ class FormerContent:
         return cls(header["snapshot_id"], header["size_bytes"], flags, rest[:-HASH_BYTES], rest[-HASH_BYTES:])
 
     def accounts_for(self, disk: Disk) -> bool:
-        """Whether the disk holds nothing but what it held, what the roll-back has written, and what a kill left of both."""
+        """Whether each chunk of the disk is what it was or what the roll-back writes.
+
+        A chunk that is neither may be half written, which a kill hardly ever leaves, or somebody's since: no hash tells which.
+        """
         target_size, size = disk.chain.header.virtual_size_bytes, os.fstat(disk.target.fd).st_size
         if self.snapshot_id != disk.chain.tip.snapshot_id or len(self.flags) != len(disk.differences.flags):
             return False
@@ -76,14 +74,9 @@ class FormerContent:
             return False
         if size > target_size and _hash_beyond(disk.target.fd, target_size, size) != self.tail:
             return False
-        torn = 0
         former = dict(_by_chunk(self.flags, self.hashes))
-        for index, digest in _by_chunk(disk.differences.flags, disk.differences.hashes):
-            if former.get(index) != digest:
-                torn += 1
-                if index not in former or torn > MAX_TORN or not _begins_as_written(disk, index):
-                    return False
-        return True
+        present = _by_chunk(disk.differences.flags, disk.differences.hashes)
+        return all(former.get(index) == digest for index, digest in present)
 
 
 def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
@@ -93,13 +86,6 @@ def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[t
     while index >= 0:
         yield index, bytes(hashes[at : at + HASH_BYTES])
         at, index = at + HASH_BYTES, flags.find(1, index + 1)
-
-
-def _begins_as_written(disk: Disk, index: int) -> bool:
-    """Whether the chunk begins as the snapshot has it: what is written is written from its start."""
-    offset = index * disk.differences.chunk_size
-    length = min(PAGE_SIZE, disk.chain.header.virtual_size_bytes - offset)
-    return read_exactly(disk.target.fd, length, offset) == restore.content_at(disk.chain, offset, length)
 
 
 def _hash_beyond(fd: int, start: int, size: int) -> bytes:
