@@ -42,13 +42,18 @@ def own_settings() -> Settings:
     return load_settings(os.environ)
 
 
+def log_to_stderr() -> None:
+    """Write warnings and errors of all modules to stderr."""
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
 def build_zones(settings: Settings) -> Zones:
     """Return all zones; each is built when it is first used."""
     from snapshot_mcp.zones import Zones
 
-    factories: dict[str, Callable[[], Provider]] = {
-        name: partial(_build_zone, settings, name) for name in settings.zones
-    }
+    factories = {name: partial(_build_zone, settings, name) for name in settings.zones}
     return Zones(factories, default=settings.first_zone, production=settings.production_zones)
 
 

@@ -25,30 +25,26 @@ class OperatorFile:
         self._lock = threading.Lock()
         self._stamp: Stamp | None = None
         self._problem: SettingsError | None = None
-        self._last_good = settings
-
-    @property
-    def last_good(self) -> Settings:
+        self.last_good = settings
         """The settings that were last loaded without an error."""
-        return self._last_good
 
     def now(self) -> Settings:
         """Return the settings, reloaded if the file has changed. Raises SettingsError while it is unusable."""
         if self._path is None:
-            return self._last_good
+            return self.last_good
         with self._lock:
             if self._stamp is None or self._stamp != _stamp(self._path):
                 self._stamp = self._read(self._path)
             if self._problem is not None:
                 raise SettingsError(self._problem.message, hint=self._problem.hint)
-            return self._last_good
+            return self.last_good
 
     def _read(self, path: Path) -> Stamp:
         """Read the file until it stops changing; return its stamp."""
         for _ in range(MAX_READS):
             before = _stamp(path)
             try:
-                self._last_good, self._problem = self._last_good.reread(), None
+                self.last_good, self._problem = self.last_good.reread(), None
             except SettingsError as error:
                 self._problem = error
             if before == _stamp(path) and _is_settled(before):

@@ -75,7 +75,9 @@ def _list(guard: "Guard", args: argparse.Namespace) -> int:
 def _approve(guard: "Guard", args: argparse.Namespace) -> int:
     approval = anyio.run(guard.get_approval, args.approval_id)
     if approval.state != "pending":
-        raise BadRequest(f"Approval {approval.id} is not pending: it is {approval.standing}.", hint=approval.aftermath)
+        raise BadRequest(
+            f"Approval {approval.id} is {approval.standing} already and cannot be approved.", hint=approval.aftermath
+        )
     has_pin = anyio.run(guard.has_pin)
     if approval.call.is_strict and not has_pin:
         raise BadRequest("This approval needs a PIN, but none is set.", hint=f"Set one with `{guard.command} pin`.")

@@ -65,13 +65,9 @@ def snippet(host: str, words: list[str], environ: dict[str, str]) -> tuple[str, 
 
 
 def _claude_desktop_file() -> str:
-    match sys.platform:
-        case "darwin":
-            return "~/Library/Application Support/Claude/claude_desktop_config.json"
-        case "win32":
-            return r"%APPDATA%\Claude\claude_desktop_config.json"
-        case _:
-            return "~/.config/Claude/claude_desktop_config.json"
+    mac, windows = "~/Library/Application Support/Claude/", "%APPDATA%\\Claude\\"
+    folder = {"darwin": mac, "win32": windows}.get(sys.platform, "~/.config/Claude/")
+    return f"{folder}claude_desktop_config.json"
 
 
 def _json(value: Any) -> str:

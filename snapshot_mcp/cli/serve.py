@@ -1,7 +1,6 @@
 """`snapshot-mcp serve`: run the MCP server, on stdio for the host that starts it, or on loopback HTTP."""
 
 import argparse
-import logging
 import sys
 
 
@@ -15,9 +14,7 @@ def run(args: argparse.Namespace) -> int:
     from snapshot_mcp import app
 
     settings = app.own_settings()
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    app.log_to_stderr()
     if args.http:
         app.serve_http(settings, args.http)
         return 0

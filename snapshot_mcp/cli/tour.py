@@ -27,16 +27,8 @@ from mcp.client.stdio import stdio_client
 from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
 
 from snapshot_mcp import app
-from snapshot_mcp.cli.tour_disk import (
-    DISK_BYTES,
-    LETTER,
-    LETTER_TEXT,
-    change_disk,
-    copy_sparse,
-    first_difference,
-    make_disk,
-    read_letter,
-)
+from snapshot_mcp.cli import tour_disk
+from snapshot_mcp.cli.tour_disk import DISK_BYTES, LETTER
 from snapshot_mcp.cli.tour_screen import Screen
 from snapshot_mcp.contract.errors import BadRequest, StorageFull
 from snapshot_mcp.contract.text import format_bytes
@@ -149,9 +141,9 @@ class Tour:
     async def _story(self) -> None:
         full = await self._back_up("Back up: a full snapshot", "before the upgrade")
         with self.screen.step("An upgrade goes wrong") as step:
-            changed = await _in_thread(change_disk, self.disk)
-            await _in_thread(copy_sparse, self.disk, self.changed)
-            if await _in_thread(read_letter, self.disk):
+            changed = await _in_thread(tour_disk.change_disk, self.disk)
+            await _in_thread(tour_disk.copy_sparse, self.disk, self.changed)
+            if await _in_thread(tour_disk.read_letter, self.disk):
                 raise TourFailed(f"{LETTER} can still be read from the changed disk.")
             step.result = f"{format_bytes(changed)} overwritten, {Path(LETTER).name} cannot be read"
         incremental = await self._back_up("Back up: an incremental", "after the upgrade")
@@ -163,8 +155,8 @@ class Tour:
         safety = await self._roll_back(full)
         with self.screen.step("Compare it with the original") as step:
             step.result = await self._compare(self.disk, self.original)
-            letter = await _in_thread(read_letter, self.disk)
-            if letter != LETTER_TEXT:
+            letter = await _in_thread(tour_disk.read_letter, self.disk)
+            if letter != tour_disk.LETTER_TEXT:
                 raise TourFailed(f"{LETTER} on the disk reads {letter!r}.")
             self.screen.say(f"{LETTER}: {letter.strip()}", "italic")
         copy = await self._export(incremental)
@@ -173,9 +165,9 @@ class Tour:
         await self._delete(incremental, [incremental, *safety])
 
     async def _make_disk(self) -> str:
-        with self.screen.bar("write") as bar:
-            files = await _in_thread(make_disk, self.disk, bar.move)
-        await _in_thread(copy_sparse, self.disk, self.original)
+        with self.screen.bar("write") as move:
+            files = await _in_thread(tour_disk.make_disk, self.disk, move)
+        await _in_thread(tour_disk.copy_sparse, self.disk, self.original)
         async with aclosing(app.open_local_zone(load_settings(self._environment()))) as zone:
             await zone.add_resource(self.disk, DISK)
         self.screen.say(f"$ snapshot-mcp zone add {self.disk.name} --name {DISK}", "dim")
@@ -237,10 +229,12 @@ class Tour:
         await self._wait(done["job_id"], title)
         return done
 
-    async def _call(self, tool: str, arguments: dict[str, Any], *, is_shown: bool = True) -> dict[str, Any]:
+    async def _call(
+        self, tool: str, arguments: dict[str, Any], *, is_shown: bool = True, on_progress: Any = None
+    ) -> dict[str, Any]:
         if is_shown:
             self.screen.call(tool, arguments)
-        result = await self.client.call_tool(tool, arguments)
+        result = await self.client.call_tool(tool, arguments, progress_callback=on_progress)
         text = "\n".join(block.text for block in result.content if block.type == "text")
         if result.is_error or result.structured_content is None:
             raise TourFailed(f"{tool} failed: {text}")
@@ -251,25 +245,21 @@ class Tour:
 
     async def _wait(self, job_id: str, title: str) -> None:
         """Wait for the end of a job as a model does, with repeated bounded waits."""
-        outcome = "still_running"
-        with self.screen.bar(title) as bar:
+        waited: dict[str, Any] = {"outcome": "still_running"}
+        with self.screen.bar(title) as move:
 
             async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-                bar.move(progress, total or 100, message or "" if progress < 100 else "")
+                move(progress, total or 100, message or "" if progress < 100 else "")
 
-            while outcome == "still_running":
-                result = await self.client.call_tool(
-                    "wait_for_job", {"job_ids": [job_id]}, progress_callback=on_progress
-                )
-                if result.is_error or result.structured_content is None:
-                    raise TourFailed(f"wait_for_job failed: {result.content}")
-                outcome = result.structured_content["outcome"]
-        if outcome != "successful":
-            raise TourFailed(f"Job {job_id} failed: {result.structured_content['jobs'][0].get('error')}")
+            while waited["outcome"] == "still_running":
+                ids = {"job_ids": [job_id]}
+                waited = await self._call("wait_for_job", ids, is_shown=False, on_progress=on_progress)
+        if waited["outcome"] != "successful":
+            raise TourFailed(f"Job {job_id} failed: {waited['jobs'][0].get('error')}")
 
     async def _compare(self, path: Path, reference: Path) -> str:
-        with self.screen.bar("compare") as bar:
-            at = await _in_thread(first_difference, path, reference, bar.move)
+        with self.screen.bar("compare") as move:
+            at = await _in_thread(tour_disk.first_difference, path, reference, move)
         if at is not None:
             raise TourFailed(f"{path.name} differs from {reference.name} at byte {at:,}.")
         return f"all {DISK_BYTES:,} bytes are equal"

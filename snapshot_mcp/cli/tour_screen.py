@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +21,8 @@ from rich.text import Text
 PIPE_COLUMNS = 100
 """The width in a pipe, which has none of its own."""
 INDENT = 3
+Move = Callable[..., None]
+"""Takes how much is done and the total, in any unit, and a `detail` to show."""
 
 
 @dataclass
@@ -30,25 +32,6 @@ class TourStep:
     title: str
     result: str = ""
     seconds: float = 0.0
-
-
-class _Seconds(ProgressColumn):
-    """The elapsed time of a task."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.elapsed or 0.0:.1f} s")
-
-
-class Bar:
-    """A progress bar of one task."""
-
-    def __init__(self, progress: Progress, title: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(title, total=1.0, detail="")
-
-    def move(self, done: float, total: float, detail: str = "") -> None:
-        """Show how much is done, in any unit."""
-        self._progress.update(self._task, completed=done, total=total, detail=detail)
 
 
 class Screen:
@@ -105,17 +88,18 @@ class Screen:
         self.console.print(Text(" " * INDENT + text, style="yellow"), end="")
 
     @contextmanager
-    def bar(self, title: str) -> Iterator[Bar]:
-        """Show a progress bar, which remains when it is full."""
+    def bar(self, title: str) -> Iterator[Move]:
+        """Show a progress bar, which remains when it is full; yield the function that moves it."""
         columns = (
             TextColumn(" " * INDENT + "{task.description:<16}"),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
-            _Seconds(),
+            TextColumn("{task.elapsed:.1f} s"),
             TextColumn("{task.fields[detail]}", style="dim"),
         )
         with Progress(*columns, console=self.console) as progress:
-            yield Bar(progress, title)
+            task = progress.add_task(title, total=1.0, detail="")
+            yield lambda done, total, detail="": progress.update(task, completed=done, total=total, detail=detail)
 
     def end(self, lines: Sequence[str]) -> None:
         """Print the table of all steps, then `lines`."""

@@ -1,7 +1,6 @@
 """`snapshot-mcp zone serve --http HOST:PORT`: serve the embedded zone as the volume-snapshot REST API."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -26,9 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from snapshot_mcp import app
 
     settings = app.own_settings()
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    app.log_to_stderr()
     app.serve_zone(
         settings,
         args.zone,

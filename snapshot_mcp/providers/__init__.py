@@ -61,12 +61,10 @@ class ZoneSettings(BaseModel):
     @abstractmethod
     def place(self, site: Site) -> str:
         """Return what identifies the zone within the provider: two names of the same zone have the same place."""
-        raise NotImplementedError
 
     @abstractmethod
     def build(self, site: Site) -> "Provider":
         """Build the zone, without I/O; its code is imported here. Raises ZoneError for unusable settings."""
-        raise NotImplementedError
 
     @classmethod
     def variables(cls) -> dict[str, Variable]:

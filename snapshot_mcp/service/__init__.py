@@ -10,14 +10,4 @@ from snapshot_mcp.service.keys import TokenBook
 from snapshot_mcp.service.roles import Role
 from snapshot_mcp.service.run import bind, parse_address, running, serve
 
-__all__ = [
-    "KeyFile",
-    "KeyPair",
-    "Role",
-    "TokenBook",
-    "bind",
-    "build_service",
-    "parse_address",
-    "running",
-    "serve",
-]
+__all__ = ["KeyFile", "KeyPair", "Role", "TokenBook", "bind", "build_service", "parse_address", "running", "serve"]

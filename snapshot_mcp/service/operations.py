@@ -23,7 +23,9 @@ ZONE_PATH = "/v2/zone/{zone}"
 _SNAPSHOTS = f"{ZONE_PATH}/volume_snapshots"
 _SNAPSHOT = f"{_SNAPSHOTS}/{{snapshot_id}}"
 _IMAGE = f"{_SNAPSHOTS}/capture_instance"
+_IMAGE_OF = f"{_IMAGE}/{{snapshot_id}}"
 _VOLUME = f"{_SNAPSHOTS}/create_volume"
+_VOLUME_OF = f"{_VOLUME}/{{snapshot_id}}"
 _JOB = f"{ZONE_PATH}/job/{{job_id}}"
 _LATER = " (revision 2016-12)"
 
@@ -119,26 +121,14 @@ async def apply_snapshots(call: ApiRequest) -> Response:
     return _job_answer(call, job)
 
 
-@_operation(
-    "CaptureInstanceFromNamedSnapshot",
-    "POST",
-    f"{_IMAGE}/{{snapshot_id}}",
-    body=requests.CaptureInstanceNamedBody,
-    note=_LATER,
-)
+@_operation("CaptureInstanceFromNamedSnapshot", "POST", _IMAGE_OF, body=requests.CaptureInstanceNamedBody, note=_LATER)
 @_operation("CaptureInstanceFromSnapshot", "POST", _IMAGE, body=requests.CaptureInstanceBody)
 async def capture_instance(call: ApiRequest) -> Response:
     """Export an instance's snapshot to an image."""
     return _job_answer(call, await call.provider.capture_instance(_snapshot_id(call), call.body.image_name))
 
 
-@_operation(
-    "CreateVolumeFromNamedSnapshot",
-    "POST",
-    f"{_VOLUME}/{{snapshot_id}}",
-    body=requests.CreateVolumeNamedBody,
-    note=_LATER,
-)
+@_operation("CreateVolumeFromNamedSnapshot", "POST", _VOLUME_OF, body=requests.CreateVolumeNamedBody, note=_LATER)
 @_operation("CreateVolumeFromSnapshot", "POST", _VOLUME, body=requests.CreateVolumeBody)
 async def create_volume(call: ApiRequest) -> Response:
     """Export a volume's snapshot to a new volume."""

@@ -103,26 +103,14 @@ def _terms(value: str) -> Terms:
 Id = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 Text = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS)]
-Values = Annotated[
-    tuple[Text, ...],
-    Field(max_length=MAX_IDS),
-    BeforeValidator(_split),
-    WithJsonSchema(
-        {
-            "type": "array",
-            "items": {"type": "string", "maxLength": MAX_NAME_CHARACTERS, "pattern": "[^,]"},
-            "maxItems": MAX_IDS,
-        }
-    ),
-]
+_VALUE = {"type": "string", "maxLength": MAX_NAME_CHARACTERS, "pattern": "[^,]"}
+_VALUES = WithJsonSchema({"type": "array", "items": _VALUE, "maxItems": MAX_IDS})
+Values = Annotated[tuple[Text, ...], Field(max_length=MAX_IDS), BeforeValidator(_split), _VALUES]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET), BeforeValidator(_digits)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_digits)]
 Flag = Annotated[int, Field(ge=0, le=1), BeforeValidator(_digits)]
-Type = Annotated[
-    SnapshotType | None,
-    BeforeValidator(_snapshot_type),
-    WithJsonSchema({"enum": [0, 1, "IS_INCREMENTAL", "IS_FULL"]}),
-]
+_TYPES = WithJsonSchema({"enum": [0, 1, "IS_INCREMENTAL", "IS_FULL"]})
+Type = Annotated[SnapshotType | None, BeforeValidator(_snapshot_type), _TYPES]
 Full = Annotated[int, BeforeValidator(_is_full), WithJsonSchema({"enum": [0, 1, "IS_AUTH", "IS_FULL"]})]
 JSON_TEXT = {"type": "string", "contentMediaType": "application/json"}
 QueryTerms = Annotated[Terms | None, Needs(Feature.TERMS), BeforeValidator(_terms), WithJsonSchema(JSON_TEXT)]

@@ -103,7 +103,7 @@ async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: B
         result = await anyio.to_thread.run_sync(lambda words=words: run(bench.home, *words, stdin="delete\ndelete\n"))
         assert (result.returncode, "needs a terminal" in result.stderr) == (1, True)
     piped = await anyio.to_thread.run_sync(lambda: run(bench.home, "approve", approval_id, "--pin-stdin", stdin="\n"))
-    assert (piped.returncode, "no PIN" in piped.stderr) == (1, True)
+    assert (piped.returncode, "none is set" in piped.stderr) == (1, True)
     assert (await bench.guard().get_approval(approval_id)).state == "pending"
     assert not await bench.guard().has_pin()
 
@@ -111,7 +111,7 @@ async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: B
 async def test_that_a_pin_is_missing_is_said_before_anything_is_typed(bench: Bench) -> None:
     approval_id, _ = await waiting(bench, Policy(consent="human"))
     status, shown = await in_terminal(bench.home, ["approve", approval_id])
-    assert (status, "needs a PIN, and none is set" in shown, " pin`" in shown) == (1, True, True)
+    assert (status, "needs a PIN, but none is set" in shown, " pin`" in shown) == (1, True, True)
 
 
 async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:

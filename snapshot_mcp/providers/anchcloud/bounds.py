@@ -23,19 +23,8 @@ MAX_EXTRA_CHARACTERS = 65_536
 MAX_DEPTH = 20
 """For nested lists and objects; deeper ones are dropped."""
 
-IDS = frozenset(
-    {
-        "snapshot_id",
-        "volume_id",
-        "instance_id",
-        "image_id",
-        "job_id",
-        "root_id",
-        "parent_id",
-        "resource_id",
-        "resource_ids",
-    }
-)
+_THINGS = ("snapshot", "volume", "instance", "image", "job", "root", "parent", "resource")
+IDS = frozenset({f"{thing}_id" for thing in _THINGS} | {"resource_ids"})
 
 
 def is_within_bounds(body: bytes) -> bool:

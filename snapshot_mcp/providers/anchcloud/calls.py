@@ -6,7 +6,7 @@ values, `IS_FULL` and the like, and the id in the path (CONTRACT.md, "Difference
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -25,6 +25,16 @@ class ApiCall:
     target: str
     what: str
     body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request ready to send, with absolute URL, headers and body."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
 
 
 def path_id(value: str, what: str) -> str:

@@ -12,17 +12,8 @@ from typing import Any, TypeVar
 
 import anyio
 
-from snapshot_mcp.contract.errors import (
-    BadRequest,
-    Cancelled,
-    Forbidden,
-    NotFound,
-    NotUsable,
-    OutcomeUnknown,
-    Unavailable,
-    Unsupported,
-    ZoneError,
-)
+from snapshot_mcp.contract import errors
+from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Answer, Job, Snapshot, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import JobAction
@@ -97,7 +88,7 @@ class Changes:
         for feature in needed:
             if feature not in self._zone.features:
                 message = f"The zone {self._zone.zone!r} does not support {feature.value!r}."
-                raise Unsupported(f"{message} {NOT_STARTED}")
+                raise errors.Unsupported(f"{message} {NOT_STARTED}")
 
     async def _wait_cancelled(self, call: ApiCall, job_id: str, reason: str) -> Job:
         """Read the job until it has ended. Raises NotUsable if it was not cancelled, OutcomeUnknown if time is up."""
@@ -108,11 +99,11 @@ class Changes:
 
         job = await self._poll(read_ended, call)
         if job is None:
-            raise OutcomeUnknown(
+            raise errors.OutcomeUnknown(
                 f"{call.what}: the answer was lost ({reason}), and the job has not ended yet.",
                 hint=f"Look at job {clean_text(job_id)!r}; cancelling it again is safe.",
             )
-        if job.error is None or job.error.code != Cancelled.code:
+        if job.error is None or job.error.code != errors.Cancelled.code:
             raise _ended(job)
         return job
 
@@ -139,7 +130,7 @@ class Changes:
         except ZoneError as error:
             reason = f"{reason}; looking it up failed too"
             logger.info("%s: %s", call.what, error)
-        raise OutcomeUnknown(
+        raise errors.OutcomeUnknown(
             f"{call.what}: the answer was lost ({reason}), so it is unknown whether it was carried out.",
             hint=f"Look at snapshot {clean_text(snapshot_id)!r}; repeating the same change is safe.",
         )
@@ -162,7 +153,7 @@ class Changes:
         """Return a change's answer. Raises Lost for one that does not parse: a proxy's page proves nothing."""
         try:
             return parsed(model, decoded(reply, call.what), call.what)
-        except Unavailable as error:
+        except errors.Unavailable as error:
             raise _lost(error, call) from None
 
     async def _picture_before(self, change: ChangeRequest) -> Picture | None:
@@ -170,32 +161,32 @@ class Changes:
         with _nothing_sent():
             try:
                 return await self._take_picture(change)
-            except (Forbidden, NotFound, Unsupported, BadRequest, FilterIgnored) as error:
+            except (errors.Forbidden, errors.NotFound, errors.Unsupported, errors.BadRequest, FilterIgnored) as error:
                 logger.info("The zone %r cannot be read before a change: %s", self._zone.zone, error)
                 return None
 
     async def _take_picture(self, change: ChangeRequest) -> Picture:
         results: dict[str, Any] = {}
-        errors: list[ZoneError] = []
+        failed: list[ZoneError] = []
 
         async def note(name: str, look: Callable[[], Awaitable[Any]]) -> None:
             try:
                 results[name] = await look()
             except ZoneError as error:
-                errors.append(error)
+                failed.append(error)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(note, "jobs", self._jobs_if_listed)
             tasks.start_soon(note, "items", partial(self._items, change))
-        if errors:
-            raise errors[0]
+        if failed:
+            raise failed[0]
         return Picture({job.job_id: job for job in results["jobs"]}, results["items"])
 
     async def _jobs_if_listed(self) -> tuple[Job, ...]:
         """Return the unfinished jobs; none from a zone without that list, where the items are the only evidence."""
         try:
             return await self._zone.list_unfinished_jobs()
-        except Unsupported:
+        except errors.Unsupported:
             return ()
 
     async def _items(self, change: ChangeRequest) -> dict[str, lookup.Item]:
@@ -251,5 +242,7 @@ def _lost(error: ZoneError, call: ApiCall) -> Lost:
     return Lost(clean_text(error.message.removeprefix(f"{call.what}: "), 200))
 
 
-def _ended(job: Job) -> NotUsable:
-    return NotUsable(f"Job {clean_text(job.job_id)!r} has ended as {quoted(job.status)} and cannot be cancelled.")
+def _ended(job: Job) -> errors.NotUsable:
+    return errors.NotUsable(
+        f"Job {clean_text(job.job_id)!r} has ended as {quoted(job.status)} and cannot be cancelled."
+    )

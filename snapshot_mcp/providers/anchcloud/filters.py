@@ -39,10 +39,10 @@ def resources_page(query: ResourceFilter, items: Sequence[Listed], total_count: 
     """Return the page of resources that `query` asks for. Raises FilterIgnored."""
 
     def is_other(one: Listed) -> bool:
-        return _is_other(query.ids, _id_of(one)) or _is_other(query.status, one.status)
+        return _is_other(query.ids, id_of(one)) or _is_other(query.status, one.status)
 
     def fits(one: Listed) -> bool:
-        return _has_word(query.search_word, _id_of(one), getattr(one, "name", ""))
+        return _has_word(query.search_word, id_of(one), getattr(one, "name", ""))
 
     return _page(query, items, total_count, is_other, fits, what)
 
@@ -61,7 +61,7 @@ def _page(
     is_cut_here = bool(strangers) or (is_whole and len(items) > query.limit)
     if strangers:
         if not is_whole:
-            raise _ignored(_id_of(strangers[0]), what)
+            raise _ignored(id_of(strangers[0]), what)
         items = [one for one in items if not is_other(one) and fits(one)]
         total_count = len(items)
     start = query.offset if is_cut_here else 0
@@ -88,7 +88,8 @@ def _has_word(word: str, *places: str) -> bool:
     return any(word.casefold() in place.casefold() for place in places)
 
 
-def _id_of(item: object) -> str:
+def id_of(item: object) -> str:
+    """Return the id of a snapshot or a resource."""
     return item.snapshot_id if isinstance(item, Snapshot) else str(getattr(item, "id", ""))
 
 

@@ -13,6 +13,7 @@ from snapshot_mcp.contract.errors import OutcomeUnknown
 from snapshot_mcp.contract.models import Image, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, JobAction, JobStatus, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
+from snapshot_mcp.providers.anchcloud.filters import id_of
 
 Item = Snapshot | Volume | Image
 
@@ -133,7 +134,7 @@ def _touches(job: Job, change: ChangeRequest, effect: Collection[str], after: Pi
 
 def _is_effect(change: ChangeRequest, before: Picture, item: Item) -> bool:
     """Return whether the item shows the effect of the change, and did not show it before."""
-    was = before.items.get(_id_of(item))
+    was = before.items.get(id_of(item))
     if change.is_making:
         name = item.snapshot_name if isinstance(item, Snapshot) else item.name
         return was is None and name.strip() == change.name.strip() and not before.is_newer_than(item)
@@ -146,10 +147,6 @@ def _is_effect(change: ChangeRequest, before: Picture, item: Item) -> bool:
             return bool(item.is_head) and not was.is_head
         case _:
             return item.is_available and was.status in GONE_SNAPSHOT_STATUSES
-
-
-def _id_of(item: Item) -> str:
-    return item.snapshot_id if isinstance(item, Snapshot) else item.id
 
 
 def _by_effect(change: ChangeRequest, before: Picture, after: Picture, items: Mapping[str, Item]) -> Match:

@@ -21,7 +21,7 @@ import anyio
 from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable, ZoneError
-from snapshot_mcp.providers.anchcloud.calls import ApiCall
+from snapshot_mcp.providers.anchcloud.calls import ApiCall, Outgoing
 from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import (
     CHECK_URL,
@@ -39,7 +39,7 @@ from snapshot_mcp.providers.anchcloud.replies import (
 from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 
 if TYPE_CHECKING:
-    from snapshot_mcp.providers.anchcloud.transport import Outgoing, Transport
+    from snapshot_mcp.providers.anchcloud.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class Session:
         assert reply is not None
         return reply
 
-    async def _send(self, outgoing: "Outgoing", seconds: float, what: str, limit: str) -> Reply:
+    async def _send(self, outgoing: Outgoing, seconds: float, what: str, limit: str) -> Reply:
         """Send a request and return the reply. Raises Lost; TooManyRequests or Unavailable if it was not sent."""
         self._check_rate_limit(limit, what)
         assert self._transport is not None
@@ -200,9 +200,7 @@ class Session:
         if status in {429, 503} and (wish := retry_after(headers)):
             self._limited_until[limit] = time.monotonic() + min(wish, LONGEST_RATE_LIMIT_SECONDS)
 
-    def _outgoing(self, call: ApiCall, token: _Token, accept: str = "application/json") -> "Outgoing":
-        from snapshot_mcp.providers.anchcloud.transport import Outgoing
-
+    def _outgoing(self, call: ApiCall, token: _Token, accept: str = "application/json") -> Outgoing:
         headers = {"authorization": f"Bearer {token.text.get_secret_value()}", "accept": accept}
         if call.body is not None:
             headers["content-type"] = "application/json"
@@ -247,8 +245,6 @@ class Session:
             raise
 
     async def _fetch_token_once(self, deadline: float) -> _Token:
-        from snapshot_mcp.providers.anchcloud.transport import Outgoing
-
         headers = {
             "authorization": f"Basic {self._settings.key_pair.get_secret_value()}",
             "content-type": "application/x-www-form-urlencoded",
@@ -290,13 +286,10 @@ class Session:
 
     def _pause(self, error: ZoneError, tried: int) -> float:
         """Return the seconds before the next try: the zone's `Retry-After`, else exponential backoff, with jitter."""
-        longest: float = min(
-            self._patience.longest_pause_seconds, self._patience.first_pause_seconds * 2 ** (tried - 1)
-        )
+        patience = self._patience
+        longest = min(patience.longest_pause_seconds, patience.first_pause_seconds * 2.0 ** (tried - 1))
         jitter = random.uniform(0.5, 1.0) * longest
-        if error.retry_after_seconds is not None:
-            return error.retry_after_seconds + jitter * 0.1
-        return jitter
+        return jitter if error.retry_after_seconds is None else error.retry_after_seconds + jitter * 0.1
 
 
 def _without(secrets: Iterable[SecretStr], reply: Reply) -> Reply:

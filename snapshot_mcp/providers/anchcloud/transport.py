@@ -4,15 +4,15 @@ Redirects are not followed, because they would take the token with them; answers
 """
 
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
 import httpx
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.anchcloud.calls import Outgoing
 from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import Lost, NotSent, Reply, TooLarge
 from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
@@ -27,16 +27,6 @@ CONNECTIONS = 20
 """httpx scans its whole pool for every request, so 100 are slower than 20; providers limit the rate anyway."""
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A request ready to send, with absolute URL, headers and body."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes | None = field(default=None, repr=False)
 
 
 class Transport:

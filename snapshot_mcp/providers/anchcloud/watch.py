@@ -14,15 +14,8 @@ from contextlib import aclosing
 
 import anyio
 
-from snapshot_mcp.contract.errors import (
-    Forbidden,
-    NotFound,
-    Unauthorized,
-    Unavailable,
-    UnknownZone,
-    Unsupported,
-    ZoneError,
-)
+from snapshot_mcp.contract import errors
+from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.providers.anchcloud.bounds import bounded
 from snapshot_mcp.providers.anchcloud.calls import ApiCall
@@ -34,7 +27,7 @@ from snapshot_mcp.providers.anchcloud.session import Response, Session
 
 logger = logging.getLogger(__name__)
 
-HOPELESS = (Unauthorized, Forbidden, UnknownZone)
+HOPELESS = (errors.Unauthorized, errors.Forbidden, errors.UnknownZone)
 """Errors that retrying does not fix."""
 
 
@@ -104,10 +97,10 @@ class Watch:
                 try:
                     events = list(reader.feed(chunk))
                 except ValueError as error:
-                    raise Unavailable(f"{self._call.what}: the stream is invalid ({error}).") from None
+                    raise errors.Unavailable(f"{self._call.what}: the stream is invalid ({error}).") from None
                 if changed := self._changed(job for job in map(self._job_of, events) if job):
                     yield changed
-        raise Unavailable(f"{self._call.what}: the stream ended.")
+        raise errors.Unavailable(f"{self._call.what}: the stream ended.")
 
     async def _check(self, response: Response) -> None:
         kind = response.headers.get("content-type", "")
@@ -117,7 +110,9 @@ class Watch:
         error = error_of(self._session.without_secrets(reply), self._call.what)
         if isinstance(error, HOPELESS):
             raise error
-        if response.status_code in {200, 204, 400, 404, 405, 406, 501} or isinstance(error, (NotFound, Unsupported)):
+        if response.status_code in {200, 204, 400, 404, 405, 406, 501} or isinstance(
+            error, (errors.NotFound, errors.Unsupported)
+        ):
             raise NoStream
         raise error
 
@@ -125,7 +120,7 @@ class Watch:
         """List and read jobs; return the items to yield: the unfinished jobs the first time, and the changes."""
         try:
             unfinished = await self._list_unfinished()
-        except (Forbidden, Unsupported):
+        except (errors.Forbidden, errors.Unsupported):
             unfinished = ()
         self._heard_at = time.monotonic()
         listed = {job.job_id for job in unfinished}
@@ -135,7 +130,7 @@ class Watch:
                 continue
             try:
                 jobs.append(await self._get_job(job_id))
-            except NotFound:
+            except errors.NotFound:
                 self._reported.forget(job_id)
         jobs += unfinished
         items = [self._changed(job for job in jobs if not job.is_finished)] if self._is_first else []
@@ -151,7 +146,7 @@ class Watch:
             return None
         try:
             return parsed(Job, bounded(json.loads(event.data), self._call.what), self._call.what)
-        except (ValueError, RecursionError, Unavailable):
+        except (ValueError, RecursionError, errors.Unavailable):
             logger.warning("%s: ignored an event that is not a job", self._call.what)
             return None
 

@@ -163,9 +163,8 @@ class AnchCloudZone:
         """Delete a snapshot and everything that was built on it."""
         needed = () if terms is None else (Feature.TERMS,)
         call = self._calls.delete_snapshot(snapshot_id, terms)
-        return await self._changes.carry_out(
-            call, ChangeRequest(JobAction.DELETE, (snapshot_id,), agreement=_agreement(terms)), needed
-        )
+        change = ChangeRequest(JobAction.DELETE, (snapshot_id,), agreement=_agreement(terms))
+        return await self._changes.carry_out(call, change, needed)
 
     async def apply_snapshots(
         self, snapshot_ids: Sequence[str], *, terms: Terms | None = None, safety_snapshot_name: str = ""
@@ -184,9 +183,8 @@ class AnchCloudZone:
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
         """Export an instance's snapshot to an image."""
         call = self._calls.capture_instance(snapshot_id, image_name)
-        return await self._changes.carry_out(
-            call, ChangeRequest(JobAction.CAPTURE_INSTANCE, (snapshot_id,), image_name)
-        )
+        change = ChangeRequest(JobAction.CAPTURE_INSTANCE, (snapshot_id,), image_name)
+        return await self._changes.carry_out(call, change)
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
         """Export a volume's snapshot to a new volume."""
@@ -199,9 +197,8 @@ class AnchCloudZone:
             raise BadRequest("Nothing to recover.", hint="Give at least one snapshot id.")
         if Feature.RECOVER not in self.features:
             raise Unsupported(f"The zone {self._zone!r} does not support recovery.")
-        return await self._changes.carry_out(
-            self._calls.lease(snapshot_ids), ChangeRequest(JobAction.LEASE, tuple(snapshot_ids))
-        )
+        change = ChangeRequest(JobAction.LEASE, tuple(snapshot_ids))
+        return await self._changes.carry_out(self._calls.lease(snapshot_ids), change)
 
     async def cancel_job(self, job_id: str) -> Job:
         """Cancel a job."""
