@@ -98,12 +98,8 @@ class RestFace:
         if request.method == "HEAD":
             return Response(headers=feature_headers(provider), media_type=EVENT_STREAM)
         grant: Grant = request.scope["grant"]
-        body = partial(
-            events,
-            zone_id=hub.zone_id,
-            heartbeat_seconds=self._heartbeat_seconds,
-            may_go_on=lambda: self._tokens.is_still_valid(grant),
-        )
+        may_go_on = partial(self._tokens.is_still_valid, grant)
+        body = partial(events, zone_id=hub.zone_id, heartbeat_seconds=self._heartbeat_seconds, may_go_on=may_go_on)
         return EventStream(hub, body, feature_headers(provider))
 
     async def token(self, request: Request) -> Response:
