@@ -1,6 +1,6 @@
-"""The composition root: the one place that knows which parts there are and puts them together.
+"""The composition root: the one place that knows all parts and connects them.
 
-The commands call these functions and nothing below them. Imports are inside, because a command pays for what it uses.
+Commands call these functions and nothing below them. Imports are inside the functions, so a command loads only what it uses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
-from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError
+from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -37,36 +37,42 @@ SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pairs of `zone serve`."""
 
 
+def own_settings() -> Settings:
+    """Load the settings with this process's environment. Raises SettingsError."""
+    return load_settings(os.environ)
+
+
+def log_to_stderr() -> None:
+    """Write warnings and errors of all modules to stderr."""
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
 def build_zones(settings: Settings) -> Zones:
-    """Name all zones; each is built when it is first asked for."""
+    """Return all zones; each is built when it is first used."""
     from snapshot_mcp.zones import Zones
 
-    factories: dict[str, Callable[[], Provider]] = {
-        name: partial(_build_zone, settings, name) for name in settings.zones
-    }
+    factories = {name: partial(_build_zone, settings, name) for name in settings.zones}
     return Zones(factories, default=settings.first_zone, production=settings.production_zones)
 
 
-def build_guard(settings: Settings) -> Guard:
-    """Return the guard of this home, for a person's own commands: a person at this machine decides for every principal."""
-    from snapshot_mcp.operator_file import OperatorFile
-
-    return _build_guard(settings, OperatorFile(settings))
-
-
-def _build_guard(
+def build_guard(
     settings: Settings,
-    file: OperatorFile,
+    file: OperatorFile | None = None,
     roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
     url: str = "",
 ) -> Guard:
-    """Return a guard that creates nothing before it is needed. What the operator tightens later holds at once.
+    """Return a guard that creates files only when needed, and follows the operator's file.
 
-    With the `url` of a server over HTTP approvers decide there, once the settings have any.
+    Without `roles` a person at this machine decides for every principal. With the `url` of a server over HTTP, approvers
+    decide there once the settings name one.
     """
     from snapshot_mcp.guard import Guard
     from snapshot_mcp.guard.consent.doors import Doors
+    from snapshot_mcp.operator_file import OperatorFile
 
+    file = file or OperatorFile(settings)
     shell_command = command(settings.variables)
 
     def doors() -> Doors:
@@ -83,8 +89,8 @@ def _build_guard(
             now = file.now()
         except SettingsError as error:
             raise InternalError(
-                f"The operator's settings cannot be used any more ({error.message}), so their rules are unknown.",
-                hint="Nothing was done. The operator of this server has to correct them.",
+                f"The operator's settings have become unusable ({error.message}), so their rules are unknown.",
+                hint="Nothing was done. The operator of this server must correct them.",
             ) from None
         is_human = zone in settings.production_zones_by(now)
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
@@ -101,31 +107,28 @@ def command(variables: Mapping[str, str]) -> str:
 
 
 def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
-    """Return what a command does, for the record: `by` whom, through no door that asks anybody."""
+    """Return the record of an act by a command, which nobody else has to approve; `by` is the user."""
     from snapshot_mcp.guard.consent.journal import Deed
 
     return Deed(operation, zone.zone, zone.location, by, "command line", arguments)
 
 
-def build_server(settings: Settings, *, url: str = "") -> MCPServer[Any]:
-    """Return the MCP server over all zones, for stdio; with a `url`, as one over HTTP that asks for no token."""
-    from snapshot_mcp.operator_file import OperatorFile
-
-    return _build_server(settings, OperatorFile(settings), url=url)
-
-
-def _build_server(
-    settings: Settings, file: OperatorFile, callers: Callers | None = None, url: str = ""
+def build_server(
+    settings: Settings, *, file: OperatorFile | None = None, callers: Callers | None = None, url: str = ""
 ) -> MCPServer[Any]:
+    """Return the MCP server over all zones: for stdio, or with a `url` for HTTP, where `callers` have tokens."""
+    from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.server.build import build_server
 
+    operator_file = file or OperatorFile(settings)
+
     def roles() -> Mapping[str, frozenset[str]] | None:
-        roll = _roll(file)
+        roll = _roll(operator_file)
         return None if roll.problem else roll.roles
 
     return build_server(
         build_zones(settings),
-        partial(_build_guard, settings, file, roles, url),
+        partial(build_guard, settings, operator_file, roles, url),
         read_only=settings.read_only,
         callers=callers,
         url=url,
@@ -133,7 +136,7 @@ def _build_server(
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
-    """Return an embedded zone for its own commands. Raises UnknownZone, BadRequest for one of another kind."""
+    """Return an embedded zone for its own commands. Raises UnknownZone, or BadRequest if it is not embedded."""
     is_local = {one: isinstance(zone, LocalZoneSettings) for one, zone in settings.zones.items()}
     name = name or next((one for one in is_local if is_local[one]), settings.first_zone)
     zone = _zone_settings(settings, name)
@@ -145,7 +148,7 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
 
 
 def serve_stdio(settings: Settings) -> None:
-    """Serve MCP on stdin and stdout until the host closes them, which it may do in the middle of a call."""
+    """Serve MCP on stdin and stdout until the host closes them, even during a call."""
     import anyio
 
     server = build_server(settings)
@@ -168,7 +171,7 @@ def serve_http(settings: Settings, address: str) -> None:
         host, port = address.rpartition(":")[0], listener.getsockname()[1]  # for port 0 a free one was taken
         file = OperatorFile(settings)
         callers = Callers(_roll(file), partial(_roll, file))
-        server = _build_server(settings, file, callers, url=f"http://{host}:{port}{PATH}")
+        server = build_server(settings, file=file, callers=callers, url=f"http://{host}:{port}{PATH}")
         _settle_memory()
         anyio.run(serve_http, server, listener, callers)
 
@@ -184,9 +187,9 @@ def serve_zone(
     until_stdin_closes: bool = False,
     say: Callable[[str], None],
 ) -> None:
-    """Serve an embedded zone as the REST API until a signal ends it; `say` gets what a person should know.
+    """Serve an embedded zone as the REST API until a signal; `say` receives messages for a person.
 
-    `until_stdin_closes`: a pipe's end is what a parent leaves behind however it ends, SIGKILL included.
+    `until_stdin_closes` ends it with its parent, however that ends: its end of the pipe closes even after SIGKILL.
     """
     import anyio
 
@@ -196,15 +199,15 @@ def serve_zone(
     zone = open_local_zone(settings, name)
     host, port = service.parse_address(address, is_encrypted=certificate is not None)
     listener = service.bind(host, port)
-    key_file = _key_file(settings)
-    pairs, is_new = key_file.read_or_create()
-    tokens = service.TokenBook(key_file)
+    keys = key_file(settings)
+    pairs, is_new = keys.read_or_create()
+    tokens = service.TokenBook(keys)
     url = url_of(listener, is_encrypted=certificate is not None)
 
     def announce() -> None:
         say(f"zone {zone.zone!r} at {url}/v2/zone/{zone.zone}")
         where = "wrote a new key pair to" if is_new else "the key pairs are in"
-        say(f"{where} {key_file.path} (client_id {', '.join(f'{one.client_id}: {one.role}' for one in pairs)})")
+        say(f"{where} {keys.path} (client_id {', '.join(f'{one.client_id}: {one.role}' for one in pairs)})")
 
     async def serve() -> None:
         app = service.build_service(
@@ -235,34 +238,15 @@ async def _stdin_closes() -> None:
             return
 
 
-def list_service_keys(settings: Settings) -> list[tuple[str, str]]:
-    """Return client_id and role of each key pair of `zone serve`."""
-    file = _key_file(settings)
-    return [(pair.client_id, str(pair.role)) for pair in file.read()] if file.stamp() else []
-
-
-def add_service_key(settings: Settings, role: str) -> tuple[dict[str, Any], Path]:
-    """Make a key pair for `zone serve` and return it, with its secret, and the file that it is in."""
-    from snapshot_mcp.service import Role, as_json
-
-    file = _key_file(settings)
-    return as_json(file.add(Role(role))), file.path
-
-
-def remove_service_key(settings: Settings, client_id: str) -> tuple[str, Path]:
-    """Remove a key pair of `zone serve`; returns its role and the file. Raises NotFound."""
-    file = _key_file(settings)
-    return str(file.remove(client_id).role), file.path
-
-
-def _key_file(settings: Settings) -> KeyFile:
+def key_file(settings: Settings) -> KeyFile:
+    """Return the file with the key pairs of `zone serve`."""
     from snapshot_mcp.service import KeyFile
 
     return KeyFile(settings.home / SERVICE_KEY_FILE, command(settings.variables))
 
 
 def _roll(file: OperatorFile) -> Roll:
-    """The tokens as the operator's file says by now. Blocking."""
+    """Return the tokens in the operator's file as it is now. Blocking."""
     from snapshot_mcp.server.callers import Caller, Roll
 
     problem = ""
@@ -276,7 +260,7 @@ def _roll(file: OperatorFile) -> Roll:
 
 def _zone_settings(settings: Settings, name: str) -> ZoneSettings:
     if name not in settings.zones:
-        raise UnknownZone(f"There is no zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
+        raise UnknownZone(f"Unknown zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
     zone = settings.zones[name]
     if os.name == "nt" and not zone.runs_on_windows:
         others = ", ".join(f'"{one}"' for one, model in zone_models().items() if model.runs_on_windows)
@@ -292,7 +276,7 @@ def _build_zone(settings: Settings, name: str) -> Provider:
 
 
 def _settle_memory() -> None:
-    """Start collecting garbage now, and leave alone what the imports made: it lives as long as the process."""
+    """Start collecting garbage, without the objects that the imports made: they live as long as the process."""
     import gc
 
     gc.enable()

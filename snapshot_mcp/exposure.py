@@ -1,13 +1,13 @@
-"""Whether other users of this machine can read the secrets in the operator's file, or change its rules.
+"""Check whether other users of this machine can read the secrets in the operator's file, or change its rules.
 
-A file that nobody else can touch costs one `stat`, a missing one too.
+For a private or missing file that costs one `stat`.
 """
 
 import os
 import shlex
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def describe_exposure(environ: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with the settings file's owner and mode, each with the command that mends it."""
+    """Return the problems with the settings file's owner and mode, each with the command that fixes it."""
     if os.name == "nt":
         return []
     path = config_path(environ)
@@ -37,13 +37,13 @@ def describe_exposure(environ: Mapping[str, str]) -> list[str]:
         )
     if mode & OTHERS_WRITE:
         lines.append(f"Other users can change {path} (mode {mode:04o}) and the rules in it. Run: chmod 600 {shown}")
-    elif mode & OTHERS and any(_secrets(_read(path))):
+    elif mode & OTHERS and _has_secret(_read(path)):
         lines.append(f"{path} holds secrets, and other users can read it (mode {mode:04o}). Run: chmod 600 {shown}")
     return lines
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's tables; none where it cannot be read, which whoever needs them says."""
+    """Return the file's tables, none if it cannot be read: loading the settings reports that."""
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
@@ -51,15 +51,14 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _secrets(table: dict[str, Any]) -> Iterator[bool]:
-    """Whether each table that can hold a secret does: a token, or any field of a zone that a provider keeps secret."""
-    for token in _tables(table, "tokens"):
-        yield bool(token.get("token"))
+def _has_secret(table: dict[str, Any]) -> bool:
+    """Return whether a token or a secret field of a zone is set."""
     names = {
         name for model in MODELS.values() for name, field in model.model_fields.items() if field.annotation is SecretStr
     }
-    for zone in _tables(table, "zones"):
-        yield any(zone.get(name) for name in names)
+    return any(token.get("token") for token in _tables(table, "tokens")) or any(
+        zone.get(name) for zone in _tables(table, "zones") for name in names
+    )
 
 
 def _tables(table: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""The operator's file under a running server: the settings as it says them now, read again when it has changed.
+"""The operator's file while a server runs: the settings, reloaded when the file has changed.
 
-To look costs one `stat`. Everything here blocks and may be called from any thread.
+A check costs one `stat`. Everything here blocks and may be called from any thread.
 """
 
 import threading
@@ -10,45 +10,41 @@ from pathlib import Path
 from snapshot_mcp.settings import Settings, SettingsError
 
 SETTLED_SECONDS = 0.05
-"""A file that was changed more recently may still be being written, or change again within one tick of its clock."""
-LOOKS = 20
-"""A file that is written all the time is taken as it is after so many looks."""
+"""A file changed more recently may be incomplete, or change again within one tick of the filesystem's clock."""
+MAX_READS = 20
+"""After this many reads a file that keeps changing is used as it is."""
 
 Stamp = tuple[int, ...]
 
 
 class OperatorFile:
-    """`settings` is what was read at the start; the environment of then stays."""
+    """The settings as the file has them; `settings` are those of the start, whose environment stays in force."""
 
     def __init__(self, settings: Settings) -> None:
         self._path = settings.path
         self._lock = threading.Lock()
         self._stamp: Stamp | None = None
         self._problem: SettingsError | None = None
-        self._last_good = settings
-
-    @property
-    def last_good(self) -> Settings:
-        """What the file said when it could last be read."""
-        return self._last_good
+        self.last_good = settings
+        """The settings that were last loaded without an error."""
 
     def now(self) -> Settings:
-        """Return the settings as the file says them now. Raises SettingsError while it cannot be read or understood."""
+        """Return the settings, reloaded if the file has changed. Raises SettingsError while it is unusable."""
         if self._path is None:
-            return self._last_good
+            return self.last_good
         with self._lock:
             if self._stamp is None or self._stamp != _stamp(self._path):
                 self._stamp = self._read(self._path)
             if self._problem is not None:
                 raise SettingsError(self._problem.message, hint=self._problem.hint)
-            return self._last_good
+            return self.last_good
 
     def _read(self, path: Path) -> Stamp:
-        """Read the file once it holds still; return its stamp."""
-        for _ in range(LOOKS):
+        """Read the file until it stops changing; return its stamp."""
+        for _ in range(MAX_READS):
             before = _stamp(path)
             try:
-                self._last_good, self._problem = self._last_good.reread(), None
+                self.last_good, self._problem = self.last_good.reread(), None
             except SettingsError as error:
                 self._problem = error
             if before == _stamp(path) and _is_settled(before):
@@ -58,7 +54,7 @@ class OperatorFile:
 
 
 def _stamp(path: Path) -> Stamp:
-    """What changes whenever the file is changed or replaced; empty while there is none."""
+    """Return a value that changes with the file; empty if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -67,5 +63,5 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _is_settled(stamp: Stamp) -> bool:
-    """Whether the change is old enough; one in the future comes from a clock that was set, and says nothing."""
+    """Return whether the last change is not recent; a time in the future means that the clock was set."""
     return all(abs(time.time() - nanoseconds / 1e9) > SETTLED_SECONDS for nanoseconds in stamp[3:5])

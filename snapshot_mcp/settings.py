@@ -1,8 +1,8 @@
-"""Settings: the operator's file and the environment, made one frozen model.
+"""Settings: the operator's file and the environment, merged into one frozen model.
 
 `load_settings(environ)` reads `config.toml` (`SNAPSHOT_MCP_CONFIG`, else the platform's config folder) and the
-`SNAPSHOT_MCP_…` variables, which win; `read_only` and the guard's rules they can only tighten. It creates nothing.
-Unknown keys and unknown variables are errors, because a misspelt safety setting must not pass in silence.
+`SNAPSHOT_MCP_…` variables, which take precedence, but can only tighten `read_only` and the guard's rules. It creates nothing.
+Unknown keys and variables are errors, so that a misspelt safety setting is noticed.
 """
 
 import tomllib
@@ -37,13 +37,13 @@ APP = "snapshot-mcp"
 PREFIX = "SNAPSHOT_MCP_"
 
 TEST_PREFIX = f"{PREFIX}TEST_"
-"""Variables of the test suite, which a server that it starts inherits."""
+"""Variables of the test suite, inherited by the servers that it starts."""
 
 LOCAL = "local"
-"""The zone there is when nothing is set."""
+"""The zone that exists without any settings."""
 
 LOCAL_PRINCIPAL = "local"
-"""Whoever calls without a token: approvals belong to a principal, and no token may be this one."""
+"""The principal of callers without a token; no token may have this name."""
 
 MODELS = zone_models()
 """Each provider's settings model."""
@@ -51,7 +51,7 @@ MODELS = zone_models()
 ENVIRONMENT = {"HOME", "CONFIG", "DEFAULT_ZONE"} | {
     variable.name for model in MODELS.values() for variable in model.variables().values()
 }
-"""The variables of this module and of the providers, without their prefix; the guard has its own."""
+"""The variables of this module and of the providers, without their prefix; the guard's are apart."""
 
 ZONE_VARIABLES = tuple(
     f"{PREFIX}{variable.name}"
@@ -63,7 +63,7 @@ ZONE_VARIABLES = tuple(
 
 
 class SettingsError(Exception):
-    """The settings cannot be used; `hint` says what to do about it."""
+    """The settings cannot be used; `hint` is the next step."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class SettingsError(Exception):
 
 
 class _Environ(dict[str, str]):
-    """The variables of the start. Some are secrets, so it does not print them."""
+    """The variables of the start, hidden in output because some are secrets."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} variables>"
@@ -90,11 +90,11 @@ ZoneName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 class TokenSettings(_Table):
-    """A bearer token for the MCP server over HTTP; its name is the principal. `serve --http` takes no other caller then."""
+    """A bearer token for the MCP server over HTTP, named for its principal. With tokens, `serve --http` requires one."""
 
     token: SecretStr = Field(min_length=24)
     roles: frozenset[Literal["viewer", "operator", "approver"]] = Field(min_length=1)
-    """viewer: look. operator: change as well. approver: decide at /approvals what others asked for."""
+    """viewer: read. operator: also change. approver: decide at /approvals what others requested."""
 
 
 class Settings(_Table):
@@ -110,36 +110,36 @@ class Settings(_Table):
 
     @property
     def path(self) -> Path | None:
-        """Where the file is, or would be; None for settings that were not loaded."""
+        """The path of the settings file, which may not exist; None for settings that were not loaded."""
         return None if self._environ is None else config_path(self._environ)
 
     @property
     def own_paths(self) -> tuple[Path, ...]:
-        """The settings file, and the folder that is snapshot-mcp's own for it, whether the file is there or elsewhere."""
+        """The settings file, and the default folder for it, even if the file is elsewhere."""
         return () if self.path is None else (self.path, user_config_path(APP))
 
     def reread(self) -> "Settings":
-        """The settings as the file is now, under the variables of the start. Raises SettingsError."""
+        """Load the file again, with the environment of the start. Raises SettingsError."""
         return self if self._environ is None else load_settings(self._environ)
 
     @field_validator("tokens")
     @classmethod
     def _tokens_are_different_people(cls, tokens: dict[str, TokenSettings]) -> dict[str, TokenSettings]:
         if LOCAL_PRINCIPAL in tokens:
-            raise ValueError(f"{LOCAL_PRINCIPAL!r} is who calls on stdio; give this token another name")
+            raise ValueError(f"{LOCAL_PRINCIPAL!r} is the name of callers on stdio; rename this token")
         if len({one.token.get_secret_value() for one in tokens.values()}) < len(tokens):
-            raise ValueError("two names have the same token, so who asks could approve")
+            raise ValueError("two names have the same token, so a caller could approve its own requests")
         return tokens
 
     @model_validator(mode="after")
     def _default_zone_exists(self) -> "Settings":
         if self.default_zone and self.default_zone not in self.zones:
-            raise ValueError(f"default_zone {self.default_zone!r} is none of the zones: {', '.join(self.zones)}")
+            raise ValueError(f"default_zone {self.default_zone!r} is unknown; the zones are {', '.join(self.zones)}")
         return self
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that another program needs to use the same home and settings file, where they are not the default."""
+        """The variables that make another program use the same home and settings file, unless these are the default."""
         environ: Mapping[str, str] = self._environ or {}
         found = {f"{PREFIX}HOME": str(self.home)}
         if self.home == user_data_path(APP) and "XDG_DATA_HOME" not in environ:
@@ -150,20 +150,20 @@ class Settings(_Table):
 
     @property
     def first_zone(self) -> str:
-        """The zone that is meant when none is named: `default_zone`, else `local` if there is one, else the file's first."""
+        """The zone of calls that name none: `default_zone`, else `local` if it exists, else the first in the file."""
         return self.default_zone or (LOCAL if LOCAL in self.zones else next(iter(self.zones)))
 
     def site(self, name: str) -> Site:
-        """Return what the zone `name` is built from beside its own settings."""
+        """Return what the zone `name` needs besides its own settings."""
         return Site(name, self.home, self.own_paths)
 
     @property
     def production_zones(self) -> frozenset[str]:
-        """Those that are marked so, under every name that leads to the same place."""
+        """The zones marked as production, under all names of the same place."""
         return self.production_zones_by(self)
 
     def production_zones_by(self, now: "Settings") -> frozenset[str]:
-        """Those of these settings that the operator marks `now`, whatever they are called there."""
+        """Return these settings' zones that the settings `now` mark as production, under any name."""
         marked = {now._place(name) for name, zone in now.zones.items() if zone.production}
         return frozenset(name for name in self.zones if self._place(name) in marked)
 
@@ -173,7 +173,7 @@ class Settings(_Table):
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
-    """Return where the settings file is, or would be."""
+    """Return the path of the settings file, which may not exist."""
     named = environ.get(f"{PREFIX}CONFIG", "")
     return Path(named).expanduser() if named else user_config_path(APP) / "config.toml"
 
@@ -183,7 +183,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     path = config_path(environ)
     table = _read(path, must_exist=bool(environ.get(f"{PREFIX}CONFIG")))
     _refuse_unknown(environ)
-    variables = _complete(table, environ, path)
+    variables = _merge_environment(table, environ, path)
     home = environ.get(f"{PREFIX}HOME", "")
     table["home"] = Path(home).expanduser().absolute() if home else user_data_path(APP)
     try:
@@ -201,11 +201,11 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     return settings
 
 
-def _complete(table: dict[str, Any], environ: Mapping[str, str], path: Path) -> dict[str, str]:
-    """Put what the environment says into the file's table; return the keys that come from a variable, with its name."""
+def _merge_environment(table: dict[str, Any], environ: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Add the environment's values to the file's table; return the keys that come from a variable, with its name."""
     zones = table.setdefault("zones", {})
     if not isinstance(zones, dict):
-        raise SettingsError(f"{path}: zones is no table.", hint="Write [zones.NAME].")
+        raise SettingsError(f"{path}: zones must be a table.", hint="Write [zones.NAME].")
     for name, zone in zones.items():
         if isinstance(zone, dict) and "provider" not in zone:
             known = " or ".join(f'"{provider}"' for provider in MODELS)
@@ -227,14 +227,16 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
             table = tomllib.load(file)
     except FileNotFoundError:
         if must_exist:
-            raise SettingsError(f"There is no settings file {str(path)!r}.", hint=f"Check {PREFIX}CONFIG.") from None
+            raise SettingsError(
+                f"The settings file {str(path)!r} does not exist.", hint=f"Check {PREFIX}CONFIG."
+            ) from None
         return {}
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from None
+        raise SettingsError(f"Cannot read {path}: {error.strerror}.", hint="Check its permissions.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no valid TOML: {error}.") from None
+        raise SettingsError(f"{path} is not valid TOML: {error}.") from None
     if "home" in table:
-        raise SettingsError(f"{path}: home is no setting of the file.", hint=f"Set {PREFIX}HOME.")
+        raise SettingsError(f"{path}: `home` cannot be set in the settings file.", hint=f"Set {PREFIX}HOME.")
     return table
 
 
@@ -242,13 +244,13 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
     known = {f"{PREFIX}{name}" for name in ENVIRONMENT} | GUARD_VARIABLES.keys()
     for key in environ:
         if key.startswith(PREFIX) and key not in known and not key.startswith(TEST_PREFIX):
-            raise SettingsError(f"{key} is no setting.", hint=f"Known: {', '.join(sorted(known))}.")
+            raise SettingsError(f"Unknown setting {key}.", hint=f"Known: {', '.join(sorted(known))}.")
 
 
 def _add_zone_of_environment(
     environ: Mapping[str, str], provider: str, marks: Mapping[str, Variable], table: dict[str, Any]
 ) -> dict[str, str]:
-    """Add the one zone that the environment alone describes; return which variable each of its keys comes from."""
+    """Add the zone that the environment describes, if any; return its keys, with the variable that sets each."""
     values = {field: value for field, mark in marks.items() if (value := environ.get(PREFIX + mark.name, ""))}
     if not values:
         return {}
@@ -270,15 +272,12 @@ def _add_zone_of_environment(
 
 
 def _describe(error: ValidationError, path: Path, variables: Mapping[str, str]) -> str:
-    """Name each key of the file, or the variable that it came from, and what is wrong with it.
-
-    Without its value: it may be a secret.
-    """
+    """Say which keys or variables are wrong, and why, without their values, which may be secrets."""
     of_file, of_environment = [], []
     for one in error.errors(include_input=False, include_url=False):
         parts = [str(part) for part in one["loc"]]
         if parts[:1] == ["zones"]:
-            del parts[2:3]  # the provider, which the reader did not write there
+            del parts[2:3]  # the provider, which pydantic adds
         key = ".".join(part for part in parts if part != "[key]")
         if key in variables:
             of_environment.append(f"{variables[key]}: {_in_words(one)}")
@@ -290,7 +289,7 @@ def _describe(error: ValidationError, path: Path, variables: Mapping[str, str]) 
 def _in_words(error: "ErrorDetails") -> str:
     match error["type"]:
         case "extra_forbidden":
-            return "is no setting"
+            return "unknown setting"
         case "missing":
             return "is missing"
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -300,6 +299,6 @@ def _in_words(error: "ErrorDetails") -> str:
         case "too_short" if error["loc"][-1] == "token":
             return f"should have at least {error['ctx']['min_length']} characters, not {error['ctx']['actual_length']}"
         case "string_pattern_mismatch" if error["loc"][-1] == "[key]":
-            return "a name has letters, digits, '.', '_' and '-', begins with one of the first two, and has at most 63"
+            return "a name has up to 63 letters, digits, '.', '_' and '-', and starts with a letter or digit"
         case _:
             return error["msg"].removeprefix("Value error, ")

@@ -157,11 +157,11 @@ ROOMS_OF_LOCAL = {
 """Room of the embedded zone → rooms of it that it may import: the Provider reaches files through these alone."""
 
 ROOMS_OF_ANCHCLOUD = {
-    "transport": {"patience", "replies", "settings"},
+    "transport": {"calls", "patience", "replies", "settings"},
     "session": {"calls", "patience", "replies", "settings", "transport"},
-    "changes": {"asked", "calls", "lookup", "memory", "patience", "replies", "session"},
+    "changes": {"calls", "filters", "lookup", "memory", "patience", "replies", "session"},
     "watch": {"bounds", "calls", "events", "memory", "patience", "replies", "session"},
-    "zone": {"asked", "calls", "changes", "lookup", "memory", "patience", "replies", "session", "settings", "watch"},
+    "zone": {"calls", "changes", "filters", "lookup", "memory", "patience", "replies", "session", "settings", "watch"},
 }
 """The same of the REST client: HTTP below the session, the session below what changes and what watches."""
 

@@ -120,15 +120,15 @@ def test_a_wrong_size_to_keep_free_says_what_to_write(tmp_path: Path, written: s
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("redonly = true", "redonly: is no setting"),
-        ("[zones.a]\nprovider = 'local'\nrecovery = 1", "zones.a.recovery: is no setting"),
+        ("redonly = true", "redonly: unknown setting"),
+        ("[zones.a]\nprovider = 'local'\nrecovery = 1", "zones.a.recovery: unknown setting"),
         ("[zones.a]\nfolder = 'x'", "zones.a has no provider"),
         ("[zones.a]\nprovider = 'ceph'", "zones.a: provider should be 'local' or 'anchcloud'"),
-        ("[zones.'a/b']\nprovider = 'local'", "zones.a/b: a name has letters, digits"),
+        ("[zones.'a/b']\nprovider = 'local'", "zones.a/b: a name has up to 63 letters"),
         ("[zones.local]\nprovider = 'local'\nrecovery_hours = -1", "zones.local.recovery_hours: Input should be"),
         (
             "[tokens.local]\ntoken = 'a-token-with-24-characters'\nroles = ['operator']",
-            "tokens: 'local' is who calls on stdio; give this token another name",
+            "tokens: 'local' is the name of callers on stdio; rename this token",
         ),
         (
             "".join(f"[tokens.{one}]\ntoken = 'hush-hush-hush-hush-hush'\nroles = ['viewer']\n" for one in "ab"),
@@ -145,11 +145,11 @@ def test_a_wrong_size_to_keep_free_says_what_to_write(tmp_path: Path, written: s
         ("[zones.a]\nprovider = 'anchcloud'\nurl = 'https://x'", "zones.a.client_id: is missing"),
         ("[zones]\na = 5", "zones.a: should be a table"),
         ("guard = 5", "guard: should be a table"),
-        ("[guard]\nwhatever = 1", "guard.whatever: is no setting"),
-        ("default_zone = 'nowhere'", "default_zone 'nowhere' is none of the zones: local"),
-        ("home = '/x'", "home is no setting of the file"),
-        ("read_only = ", "no valid TOML"),
-        ("zones = 1", "zones is no table"),
+        ("[guard]\nwhatever = 1", "guard.whatever: unknown setting"),
+        ("default_zone = 'nowhere'", "default_zone 'nowhere' is unknown; the zones are local"),
+        ("home = '/x'", "`home` cannot be set in the settings file"),
+        ("read_only = ", "is not valid TOML"),
+        ("zones = 1", "zones must be a table"),
     ],
 )
 def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: str, expected: str) -> None:
@@ -163,7 +163,7 @@ def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: s
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"READONLY": "1"}, "SNAPSHOT_MCP_READONLY is no setting"),
+        ({"READONLY": "1"}, "Unknown setting SNAPSHOT_MCP_READONLY"),
         (
             {"READ_ONLY": "maybe"},
             "SNAPSHOT_MCP_READ_ONLY=“maybe” is not a valid value of read_only: Input should be a valid boolean",
@@ -178,8 +178,8 @@ def test_a_wrong_key_is_an_error_that_names_key_and_file(tmp_path: Path, text: s
         ({"ZONE": "ac1"}, "SNAPSHOT_MCP_ZONE is set, but SNAPSHOT_MCP_API_URL and"),
         ({**API, "API_URL": "api.example.com"}, "SNAPSHOT_MCP_API_URL: should be https://HOST"),
         ({**API, "API_REVISION": "2017"}, "SNAPSHOT_MCP_API_REVISION: Input should be 'specification' or '2016-12'"),
-        ({**API, "ZONE": "a b"}, "SNAPSHOT_MCP_ZONE: a name has letters"),
-        ({"CONFIG": "/nowhere/config.toml"}, "There is no settings file '/nowhere/config.toml'"),
+        ({**API, "ZONE": "a b"}, "SNAPSHOT_MCP_ZONE: a name has up to 63 letters"),
+        ({"CONFIG": "/nowhere/config.toml"}, "The settings file '/nowhere/config.toml' does not exist"),
         ({"DEFAULT_ZONE": "nowhere"}, "SNAPSHOT_MCP_DEFAULT_ZONE: default_zone 'nowhere'"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Commands for people. `main` finds the command and imports it alone, because every server start pays for imports.
+"""Commands for people. `main` imports only the command that runs, because imports delay every server start.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> int`. Errors that a person can act on are two lines
-on stderr and exit status 1; wrong usage is 2, Ctrl-C and Ctrl-D are 130.
+A command is a module with `add_arguments(parser)` and `run(args) -> int`. An expected error prints its message and hint on
+stderr and exits with status 1; wrong usage exits with 2, Ctrl-C and Ctrl-D with 130.
 """
 
 import argparse
@@ -15,19 +15,19 @@ from snapshot_mcp import __version__
 
 COMMANDS = {
     "serve": ("snapshot_mcp.cli.serve", "run the MCP server (stdio; this is the default)"),
-    "tour": ("snapshot_mcp.cli.tour", "see it work: back a scratch disk up, change it, bring it back"),
-    "config": ("snapshot_mcp.cli.config", "print what to paste into Claude, VS Code or Cursor"),
+    "tour": ("snapshot_mcp.cli.tour", "see it work: back up a scratch disk, change it, roll it back"),
+    "config": ("snapshot_mcp.cli.config", "print the configuration for Claude, VS Code or Cursor"),
     "zone": ("snapshot_mcp.cli.zone", "the embedded zone: add, remove, list, check and purge disks, serve it"),
-    "approvals": ("snapshot_mcp.cli.approvals", "list what waits for a person's yes"),
-    "approve": ("snapshot_mcp.cli.approvals", "say yes to one of them"),
-    "deny": ("snapshot_mcp.cli.approvals", "say no to one of them"),
-    "pin": ("snapshot_mcp.cli.approvals", "enrol the PIN that proves it is you"),
+    "approvals": ("snapshot_mcp.cli.approvals", "list the requests that wait for a person's approval"),
+    "approve": ("snapshot_mcp.cli.approvals", "approve one of them"),
+    "deny": ("snapshot_mcp.cli.approvals", "deny one of them"),
+    "pin": ("snapshot_mcp.cli.approvals", "set the PIN that proves that you approve"),
     "audit": ("snapshot_mcp.cli.audit", "the record of what was planned, asked, answered and done"),
 }
-"""Command → module and help."""
+"""Each command with its module and its help text."""
 
 WITHOUT_SETTINGS = {"tour", "config"}
-"""They read no settings file."""
+"""Commands that do not read the settings file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(command: str) -> argparse.ArgumentParser:
-    """Return the parser; only `command` has its arguments, the others only their names."""
+    """Return the parser; only `command` has its arguments, for the others it knows just the name."""
     parser = argparse.ArgumentParser(prog="snapshot-mcp", description="Volume snapshots for assistants.")
     parser.add_argument("--version", action="version", version=f"snapshot-mcp {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

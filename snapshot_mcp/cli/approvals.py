@@ -1,14 +1,13 @@
-"""`snapshot-mcp approvals`, `approve ID`, `deny ID`, `pin`: the human's side of the guard.
+"""`snapshot-mcp approvals`, `approve ID`, `deny ID`, `pin`: the guard's commands for a person.
 
-Meant for a terminal that no assistant types into. An approval shows the plan, takes the same word or name as the question
-through a host, and then the PIN, which is read from the terminal itself, never from an argument or the environment.
-`--pin-stdin` reads it from a pipe instead, for a password manager; there the PIN alone is the proof, so one must be set.
+They belong in a terminal that no assistant controls. `approve` shows the plan and asks for the same word or name as a host
+does, then for the PIN, which is read from the terminal, never from an argument or the environment. `--pin-stdin` reads it
+from a pipe, for a password manager; then the PIN is the only proof, so one must be set.
 """
 
 import argparse
 import getpass
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,21 +29,22 @@ Run = Callable[["Guard", argparse.Namespace], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     command = parser.get_default("command")
     if command == "approvals":
-        parser.add_argument("--all", action="store_true", help="also those that are closed")
-        parser.add_argument("--json", action="store_true", help="for a program")
+        parser.add_argument("--all", action="store_true", help="include closed ones")
+        parser.add_argument("--json", action="store_true", help="print JSON")
     elif command in {"approve", "deny"}:
         parser.add_argument("approval_id", metavar="ID", help="as the command `approvals` lists it")
     if command == "approve":
-        parser.add_argument("--pin-stdin", action="store_true", help="read the PIN from a pipe; nothing else is asked")
+        parser.add_argument("--pin-stdin", action="store_true", help="read the PIN from a pipe, and ask nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from snapshot_mcp import app
-    from snapshot_mcp.settings import load_settings
 
-    guard = app.build_guard(load_settings(os.environ))
+    guard = app.build_guard(app.own_settings())
     commands: dict[str, Run] = {"approvals": _list, "approve": _approve, "deny": _deny, "pin": _pin}
     try:
         return commands[args.command](guard, args)
@@ -63,16 +63,12 @@ def _list(guard: "Guard", args: argparse.Namespace) -> int:
         print(json.dumps([_to_json(one) for one in shown], indent=2))
         return 0
     if not shown:
-        print(f"Nothing waits for you in {str(guard.home)!r}.")
+        print(f"No approval is waiting in {str(guard.home)!r}.")
         return 0
-    from rich.console import Console
-
-    console = Console(highlight=False)
     for approval in shown:
-        _draw(console, approval)
+        _draw(approval)
     if any(one.state == "pending" for one in shown):
-        console.print("Say yes or no with one of these:")
-        console.print(f"{guard.command} approve ID\n{guard.command} deny ID", markup=False, soft_wrap=True)
+        print(f"To approve or deny one:\n{guard.command} approve ID\n{guard.command} deny ID")
     return 0
 
 
@@ -80,20 +76,20 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
     approval = anyio.run(guard.get_approval, args.approval_id)
     if approval.state != "pending":
         raise BadRequest(
-            f"Approval {approval.id} is already {approval.state_in_words}; there is nothing to decide.",
+            f"Approval {approval.id} is already {approval.state_in_words} and cannot be approved.",
             hint=approval.what_next,
         )
     has_pin = anyio.run(guard.has_pin)
     if approval.call.is_strict and not has_pin:
-        raise BadRequest("This approval needs a PIN, and none is set.", hint=f"Set one with `{guard.command} pin`.")
+        raise BadRequest("This approval needs a PIN, but none is set.", hint=f"Set one with `{guard.command} pin`.")
     if args.pin_stdin:
         if not has_pin:
-            raise BadRequest("There is no PIN to read.", hint=f"Set one with `{guard.command} pin`.")
-        _show_plan(approval)
+            raise BadRequest("--pin-stdin needs a PIN, but none is set.", hint=f"Set one with `{guard.command} pin`.")
+        _draw(approval)
         pin: str | None = sys.stdin.readline().rstrip("\r\n")
     else:
         need_terminal("approve")
-        _show_plan(approval)
+        _draw(approval)
         if not _agrees(guard, approval):
             return 1
         pin = getpass.getpass("PIN: ") if has_pin else None
@@ -105,7 +101,7 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
     until = granted.expires_at
     print(f"Approved, until {until:%H:%M} UTC. The assistant can repeat its call now." if until else "Approved.")
     if not has_pin:
-        note = f"No PIN is set, so nothing proves that a person was here; `{guard.command} pin` sets one."
+        note = f"No PIN is set, so nothing proves that a person approved; `{guard.command} pin` sets one."
         print(note, file=sys.stderr)
     return 0
 
@@ -113,45 +109,40 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
 def _deny(guard: "Guard", args: argparse.Namespace) -> int:
     denied = anyio.run(partial(guard.deny, args.approval_id, by=user_name()))
     if denied.job_id:
-        print(f"Taken back: {denied.title}. Job {clean_text(denied.job_id)} was cancelled before it had an effect.")
+        print(f"Withdrawn: {denied.title}. Job {clean_text(denied.job_id)} was cancelled before it had an effect.")
     else:
-        print(f"Denied: {denied.title}. It is not carried out.")
-    if denied.safety.job_id:  # one of its own; the one that a roll-back takes itself is gone with it
-        print("The safety snapshot that was begun for it stays; delete it if you do not need it.")
-    print("The assistant cannot ask for it again for ten minutes.")
+        print(f"Denied: {denied.title}. It will not be carried out.")
+    if denied.safety.job_id:  # a separate one; the one that a roll-back takes itself is removed with it
+        print("The safety snapshot that was started for it remains; delete it if you do not need it.")
+    print("The assistant cannot request it again for ten minutes.")
     return 0
 
 
 def _pin(guard: "Guard", args: argparse.Namespace) -> int:
     need_terminal("pin")
-    old = getpass.getpass("Present PIN: ") if anyio.run(guard.has_pin) else None
+    old = getpass.getpass("Current PIN: ") if anyio.run(guard.has_pin) else None
     new = getpass.getpass("New PIN (6 characters or more): ")
-    if getpass.getpass("Once more: ") != new:
-        raise BadRequest("The two are not the same.", hint="Nothing was changed; try again.")
+    if getpass.getpass("Repeat the new PIN: ") != new:
+        raise BadRequest("The two PINs differ.", hint="Nothing was changed; try again.")
     anyio.run(partial(guard.set_pin, new, old, by=user_name()))
-    print("The PIN is set. It is asked for when you approve; tell it to no assistant.")
+    print("The PIN is set. You enter it when you approve; never give it to an assistant.")
     return 0
 
 
 def _agrees(guard: "Guard", approval: "Approval") -> bool:
-    """Put the question as a host would; anything but the very word or name keeps everything."""
+    """Ask the question as a host does; any answer but the exact word or name leaves the approval pending."""
     question = approval.question
     wanted = question.expected_name or question.words[0]
-    answer = input(f"Type {wanted} to agree, anything else to leave it: ").strip()
+    answer = input(f"Type {wanted} to agree, anything else to cancel: ").strip()
     if answer == wanted:
         return True
-    print(f"Left as it is: not approved, not denied. To say no: {guard.command} deny {approval.id}")
+    print(f"Still pending: neither approved nor denied. To say no: {guard.command} deny {approval.id}")
     return False
 
 
-def _show_plan(approval: "Approval") -> None:
+def _draw(approval: "Approval") -> None:
+    """Print an approval as a panel: who requests what, the whole plan, and when it expires."""
     from rich.console import Console
-
-    _draw(Console(highlight=False), approval)
-
-
-def _draw(console: Any, approval: "Approval") -> None:
-    """One approval as a panel: who wants what, the whole plan, and how long it waits."""
     from rich.panel import Panel
     from rich.text import Text
 
@@ -165,7 +156,7 @@ def _draw(console: Any, approval: "Approval") -> None:
             body.append(f"\n{line}", "dim")
     colour = {"pending": "yellow", "granted": "green"}.get(approval.state, "dim")
     until = f" until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else ""
-    console.print(
+    Console(highlight=False).print(
         Panel(
             body,
             title=Text.assemble((approval.id, "bold"), "  ", (f"{approval.state_in_words}{until}", colour)),
@@ -197,7 +188,7 @@ def _to_json(approval: "Approval") -> dict[str, Any]:
 
 
 def _end_to_json(approval: "Approval") -> dict[str, str] | None:
-    """How its job ended; None where nothing was started."""
+    """Return how the approval's job ended, None if none was started."""
     if not approval.job_id:
         return None
     return asdict(approval.job_end) if approval.job_end else {"status": "not known yet"}

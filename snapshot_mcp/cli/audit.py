@@ -1,8 +1,7 @@
-"""`snapshot-mcp audit`: what was planned, asked, answered and done, oldest first; `audit verify`: whether it is untouched."""
+"""`snapshot-mcp audit`: show what was planned, asked, answered and done; `audit verify`: check that it was not altered."""
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +12,7 @@ from snapshot_mcp.contract.text import clean_text, quoted
 
 SHOWN = 50
 DAY, SECOND = len("2026-11-23"), len("2026-11-23T18:07:39")
-"""Of a time as the record writes it: where the day ends, and the second."""
+"""Where the day and the second end in a recorded time."""
 NOT_KNOWN_YET = "not known yet"
 ACT, ENDED = "act", "ended"
 BEGINS = {
@@ -22,44 +21,39 @@ BEGINS = {
     "outcome unknown": frozenset({ENDED}),
     ACT: frozenset({ENDED}),
 }
-"""The events after which one of others has to follow; `act` stands for each that begins an act without an approval."""
-SHOWN_KEYS = [
-    "answer",
-    "door",
-    "rule",
-    "job_id",
-    "status",
-    "code",
-    "reason",
-    "name",
-    "resource_id",
-    "snapshot_ids",
-    "in_a_row",
-    "end",
-    "approval",
-]
+"""The events that must follow each event; `act` means any that begins an act without an approval."""
 LABELS = {
-    "end": "end",
+    "answer": "answer",
     "door": "through the",
+    "rule": "rule",
     "job_id": "job",
+    "status": "status",
+    "code": "code",
+    "reason": "reason",
+    "name": "name",
+    "resource_id": "resource_id",
     "snapshot_ids": "snapshots",
-    "in_a_row": "wrong ones in a row:",
+    "in_a_row": "consecutive failures:",
+    "end": "end",
+    "approval": "approval",
 }
+"""The details that are shown of a record, in this order, each with its label."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument(
         "action", nargs="?", choices=["show", "verify"], default="show", help="show (default) or verify"
     )
-    parser.add_argument("--all", action="store_true", help=f"everything, not only the last {SHOWN} records")
-    parser.add_argument("--json", action="store_true", help="a record a line, for a program")
+    parser.add_argument("--all", action="store_true", help=f"show all records, not only the last {SHOWN}")
+    parser.add_argument("--json", action="store_true", help="print one JSON record per line")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from snapshot_mcp import app
-    from snapshot_mcp.settings import load_settings
 
-    guard = app.build_guard(load_settings(os.environ))
+    guard = app.build_guard(app.own_settings())
     if args.action == "verify":
         return _verify(guard.audit.verify())
     anyio.run(guard.note_all_ends)
@@ -71,12 +65,13 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         print("The record is empty.")
         return 0
-    _draw(records if args.all else records[-SHOWN:], hidden=0 if args.all else max(0, len(records) - SHOWN))
+    shown = records if args.all else records[-SHOWN:]
+    _draw(shown, hidden=len(records) - len(shown))
     return 0
 
 
 def with_ends(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records; one of an act whose end is not in them yet says so in `end`."""
+    """Return the records; that of an act whose end is missing says so in `end`."""
     listed = list(records)
     closed: set[tuple[Any, str]] = set()
     for number, record in reversed(list(enumerate(listed))):
@@ -96,7 +91,7 @@ def _verify(verdict: Any) -> int:
         print(f"The record does not verify: {verdict.problem.removesuffix('.')}.", file=sys.stderr)
         return 1
     note = f" ({verdict.note})" if verdict.note else ""
-    print(f"All {verdict.records} records are whole and in order{note}.")
+    print(f"All {verdict.records} records are complete and in order{note}.")
     return 0
 
 
@@ -127,16 +122,15 @@ def _draw(records: list[dict[str, Any]], *, hidden: int) -> None:
 
 
 def _details(record: dict[str, Any]) -> str:
-    """What the event is about, in one line: the act, what is particular to it, under which approval, and who."""
+    """Return the details of an event in one line: the act, its particulars, its approval, and who did it."""
     parts = []
     if record.get("operation"):
         parts.append(f"{record['operation']} {_arguments(record.get('arguments', {}))} in {record.get('zone', '')}")
     if record.get("status") == "unknown":
         record = record | {"status": "", "reason": "", "end": f"unknown: {record.get('reason', '')}"}
-    for key in SHOWN_KEYS:
+    for key, label in LABELS.items():
         if value := record.get(key):
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            parts.append(f"{LABELS.get(key, key)} {shown}")
+            parts.append(f"{label} {', '.join(map(str, value)) if isinstance(value, list) else value}")
     principal = record.get("principal", "")
     if (by := record.get("by")) and by != principal:
         parts.append(f"decided by {by}")
@@ -147,7 +141,7 @@ def _details(record: dict[str, Any]) -> str:
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    """The ids, the path and the names that an act is about."""
+    """Return the ids, the path and the names in an act's arguments."""
     ids = arguments.get("snapshot_ids") or [
         arguments[key] for key in ("snapshot_id", "resource_id") if key in arguments
     ]

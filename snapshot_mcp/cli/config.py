@@ -1,4 +1,4 @@
-"""`snapshot-mcp config HOST`: what to paste. The text to paste goes to stdout, where it belongs to stderr."""
+"""`snapshot-mcp config HOST`: print the configuration for a host on stdout, and where to paste it on stderr."""
 
 import argparse
 import json
@@ -14,10 +14,12 @@ HOSTS = ("claude-desktop", "claude-code", "vscode", "cursor")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("host", choices=HOSTS, metavar="HOST", help=", ".join(HOSTS))
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     where, text = snippet(args.host, command(), environment())
     print(where, file=sys.stderr)
     print(text)
@@ -25,14 +27,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def command() -> list[str]:
-    """Return how this very installation is started: hosts do not know the shell's PATH."""
+    """Return the command that starts this installation, with its full path: hosts do not use the shell's PATH."""
     beside = Path(sys.executable).parent / (NAME + (".exe" if os.name == "nt" else ""))
     found = str(beside) if beside.is_file() else shutil.which(NAME)
     return [found] if found else [sys.executable, "-m", "snapshot_mcp"]
 
 
 def environment() -> dict[str, str]:
-    """Return the settings' paths that are set here, so that the host's server uses the same; secrets are left out."""
+    """Return the variables with the paths of settings and home, for the host's server; secrets are left out."""
     return {
         key: str(Path(os.environ[key]).expanduser().absolute())
         for key in ("SNAPSHOT_MCP_CONFIG", "SNAPSHOT_MCP_HOME")
@@ -41,7 +43,7 @@ def environment() -> dict[str, str]:
 
 
 def snippet(host: str, words: list[str], environ: dict[str, str]) -> tuple[str, str]:
-    """Return where the text belongs, and the text."""
+    """Return where to paste the text, and the text."""
     entry: dict[str, Any] = {"command": words[0]}
     if words[1:]:
         entry["args"] = words[1:]
@@ -53,24 +55,19 @@ def snippet(host: str, words: list[str], environ: dict[str, str]) -> tuple[str, 
             line = shlex.join(["claude", "mcp", "add", "--scope", "user", NAME, *options, "--", *words])
             return "Run this in a terminal:", line
         case "vscode":
-            where = "Put this into .vscode/mcp.json of a workspace (or run “MCP: Open User Configuration”):"
+            where = "Add this to .vscode/mcp.json of a workspace (or run “MCP: Open User Configuration”):"
             return where, _json({"servers": {NAME: {"type": "stdio", **entry}}})
         case "cursor":
-            return "Put this into ~/.cursor/mcp.json (or .cursor/mcp.json of a project):", _json(
-                {"mcpServers": {NAME: entry}}
-            )
+            where = "Add this to ~/.cursor/mcp.json (or .cursor/mcp.json of a project):"
         case _:
-            return f"Put this into {_claude_desktop_file()} and restart Claude:", _json({"mcpServers": {NAME: entry}})
+            where = f"Add this to {_claude_desktop_file()} and restart Claude:"
+    return where, _json({"mcpServers": {NAME: entry}})
 
 
 def _claude_desktop_file() -> str:
-    match sys.platform:
-        case "darwin":
-            return "~/Library/Application Support/Claude/claude_desktop_config.json"
-        case "win32":
-            return r"%APPDATA%\Claude\claude_desktop_config.json"
-        case _:
-            return "~/.config/Claude/claude_desktop_config.json"
+    mac, windows = "~/Library/Application Support/Claude/", "%APPDATA%\\Claude\\"
+    folder = {"darwin": mac, "win32": windows}.get(sys.platform, "~/.config/Claude/")
+    return f"{folder}claude_desktop_config.json"
 
 
 def _json(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""A person at a terminal: who it is, and how they agree to an act that no assistant can ask for.
+"""The person at the terminal: who it is, and how they confirm an act that no assistant can request.
 
-What is agreed to here is a word that was typed, and the PIN where one is set; both are read from the terminal. No flag and
-no pipe agrees: without a terminal nothing happens.
+A person confirms with a typed word, and the PIN if one is set, both read from the terminal. No flag or pipe can confirm:
+without a terminal nothing happens.
 """
 
 import getpass
@@ -16,11 +16,11 @@ from snapshot_mcp.contract.errors import BadRequest, Forbidden
 if TYPE_CHECKING:
     from snapshot_mcp.app import Deed, Door, Guard, PersonAct
 
-NO_TERMINAL_HINT = "Run it in a terminal of your own: what is approved here must be a person's answer."
+NO_TERMINAL_HINT = "Run it in your own terminal: only a person may answer here."
 
 
 def user_name() -> str:
-    """Return who runs this command, as the system knows them: what the environment says anybody can set."""
+    """Return the user's name from the system, not from the environment, which anybody can set."""
     try:
         import pwd
 
@@ -30,16 +30,15 @@ def user_name() -> str:
 
 
 def need_terminal(command: str) -> None:
-    """Raises: BadRequest where nobody can type."""
+    """Raise BadRequest if there is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise BadRequest(f"`{command}` needs a terminal.", hint=NO_TERMINAL_HINT)
 
 
 def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
-    """Show the act and take the person's word, and the PIN where one is set; return the door, None where they left it.
+    """Show an act and have the person confirm it; return the door, None if they did not.
 
-    Raises: Forbidden for what a rule forbids; BadRequest without a terminal, or without a PIN where one has to be set;
-    WrongPin, PinLocked.
+    Raises Forbidden if a rule forbids the act, BadRequest without a terminal or without a required PIN, WrongPin, PinLocked.
     """
     if act.refusal:
         anyio.run(guard.note_refusal, deed, act.refusal.rule)
@@ -52,7 +51,7 @@ def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
     print("\n".join([act.title, *act.lines]))
     pin = None
     try:
-        has_agreed = input(f"Type {act.word} to agree, anything else to leave it: ").strip() == act.word
+        has_agreed = input(f"Type {act.word} to agree, anything else to cancel: ").strip() == act.word
         if has_agreed and has_pin:
             has_agreed = bool(pin := getpass.getpass("PIN: "))
     except (KeyboardInterrupt, EOFError):
@@ -60,6 +59,6 @@ def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
         raise
     if not has_agreed:
         anyio.run(guard.note_no, deed)
-        print("Left as it is: nothing was done.")
+        print("Not confirmed: nothing was done.")
         return None
     return anyio.run(guard.prove_person, pin, deed.fields)

@@ -1,8 +1,8 @@
-"""`snapshot-mcp tour`: the main job, shown on a scratch disk with a real server process and a real MCP client.
+"""`snapshot-mcp tour`: show the main functions on a scratch disk, with a real server process and a real MCP client.
 
-The tour is a host: it starts the server as hosts do, calls its tools, and puts the server's questions to the person at the
-terminal. `--yes` is the tour's client answering by itself; the server has no such switch. Everything lives in a temporary
-folder that is gone afterwards, the worker with it.
+The tour acts as a host: it starts the server, calls its tools, and asks the person at the terminal the server's questions.
+With `--yes` the tour's client answers them; the server has no such option. Everything is in a temporary folder, which is
+removed at the end together with the worker.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -27,58 +27,44 @@ from mcp.client.stdio import stdio_client
 from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
 
 from snapshot_mcp import app
-from snapshot_mcp.cli import config
-from snapshot_mcp.cli.tour_disk import (
-    DISK_BYTES,
-    LETTER,
-    LETTER_TEXT,
-    change_disk,
-    copy_sparse,
-    first_difference,
-    make_disk,
-    read_letter,
-)
+from snapshot_mcp.cli import config, tour_disk
+from snapshot_mcp.cli.tour_disk import DISK_BYTES, LETTER
 from snapshot_mcp.cli.tour_screen import Screen
+from snapshot_mcp.contract.errors import BadRequest, StorageFull
 from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.settings import load_settings
 
 DISK = "web"
 SCRATCH_BYTES = 1 << 30
-"""What the tour may take on the disk, and what must be free before it begins."""
+"""The free space that the tour needs."""
 WORKER_END_SECONDS = 5.0
 FACE_START_SECONDS = 20.0
+SERVED = re.compile(r"at (http://\S+?)/v2/zone/local")
 ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
-"""A closed terminal ends the tour as Ctrl-C does: half a gigabyte must not stay behind."""
+"""Signals that end the tour as Ctrl-C does, so that half a gigabyte is not left behind."""
 AGAIN_SECONDS = 10
-"""An interruption that met a finalizer is swallowed by the interpreter, so it is repeated."""
+"""An interruption is repeated after this time, because the interpreter ignores one raised in a finalizer."""
 
 
 class TourFailed(Exception):
-    """Something was not as it must be; the message says what."""
+    """A step had an unexpected result; the message says which."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("--yes", action="store_true", help="let the tour's client answer the server's questions")
-    parser.add_argument(
-        "--over-rest",
-        action="store_true",
-        help="put the REST API between the server and the zone: every step over the wire",
-    )
+    parser.add_argument("--over-rest", action="store_true", help="use the zone over its REST API")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     if not args.yes and not sys.stdin.isatty():
-        print("snapshot-mcp: the tour asks you questions, and there is no terminal to ask on.", file=sys.stderr)
-        print(f"  Run it in a terminal, or as `{app.command(config.environment())} tour --yes`.", file=sys.stderr)
-        return 1
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if free < SCRATCH_BYTES:
-        print(
-            f"snapshot-mcp: {format_bytes(free)} free in {tempfile.gettempdir()}, the tour needs 1 GiB.",
-            file=sys.stderr,
-        )
-        print("  Set TMPDIR to a folder with more room.", file=sys.stderr)
-        return 1
+        hint = f"Run it in a terminal, or as `{app.command(config.environment())} tour --yes`."
+        raise BadRequest("The tour asks questions, but there is no terminal to answer them.", hint=hint)
+    folder = tempfile.gettempdir()
+    if (free := shutil.disk_usage(folder).free) < SCRATCH_BYTES:
+        message = f"The tour needs {format_bytes(SCRATCH_BYTES)}, but {folder} has only {format_bytes(free)} free."
+        raise StorageFull(message, hint="Set TMPDIR to a folder with more space.")
 
     screen = Screen()
     scratch = Path(tempfile.mkdtemp(prefix="snapshot-mcp-tour-"))
@@ -99,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Tour:
-    """The story. `scratch` holds the disk, the reference copies and the server's home."""
+    """The steps of the tour. `scratch` has the disk, the reference copies and the server's home."""
 
     def __init__(self, screen: Screen, scratch: Path, *, answers_itself: bool, over_rest: bool) -> None:
         self.screen = screen
@@ -114,10 +100,11 @@ class Tour:
         self.client: Client
 
     async def go(self) -> None:
+        """Run all steps. Raises TourFailed."""
         self.screen.begin(
             "snapshot-mcp tour",
-            "A scratch disk is backed up, damaged and brought back, by the server and through the protocol that an "
-            f"assistant uses.\nEverything happens in {self.scratch} and is gone afterwards.",
+            "A scratch disk is backed up, damaged and rolled back by the server, over the protocol that assistants use.\n"
+            f"Everything is in {self.scratch}, which is removed at the end.",
         )
         with self.screen.step("Make a disk") as step:
             step.result = await self._make_disk()
@@ -136,17 +123,17 @@ class Tour:
                     step.result = f"{len((await self.client.list_tools()).tools)} tools"
                 await self._story()
         if log_path.read_text().strip():
-            raise TourFailed("The server should have had nothing to log.")
+            raise TourFailed("The server logged something, which it should not.")
         command = app.command(config.environment())
         self.screen.end(
             [
-                f"Next: {command} zone add PATH registers a disk image of yours,",
-                f"      {command} config claude-code (or claude-desktop, vscode, cursor) prints what to paste.",
+                f"Next: {command} zone add PATH registers one of your disk images,",
+                f"      {command} config claude-code (or claude-desktop, vscode, cursor) prints a host's configuration.",
             ]
         )
 
     def describe(self, error: BaseException) -> str:
-        """What went wrong, with what the server logged about it."""
+        """Return the error as text, with the server's log."""
         log_path = self.scratch / "server.log"
         logged = log_path.read_text().strip() if log_path.exists() else ""
         what = str(error) if isinstance(error, TourFailed) else f"{type(error).__name__}: {error}"
@@ -155,9 +142,9 @@ class Tour:
     async def _story(self) -> None:
         full = await self._back_up("Back up: a full snapshot", "before the upgrade")
         with self.screen.step("An upgrade goes wrong") as step:
-            changed = await _in_thread(change_disk, self.disk)
-            await _in_thread(copy_sparse, self.disk, self.changed)
-            if await _in_thread(read_letter, self.disk):
+            changed = await _in_thread(tour_disk.change_disk, self.disk)
+            await _in_thread(tour_disk.copy_sparse, self.disk, self.changed)
+            if await _in_thread(tour_disk.read_letter, self.disk):
                 raise TourFailed(f"{LETTER} can still be read from the changed disk.")
             step.result = f"{format_bytes(changed)} overwritten, {Path(LETTER).name} cannot be read"
         incremental = await self._back_up("Back up: an incremental", "after the upgrade")
@@ -169,8 +156,8 @@ class Tour:
         safety = await self._roll_back(full)
         with self.screen.step("Compare it with the original") as step:
             step.result = await self._compare(self.disk, self.original)
-            letter = await _in_thread(read_letter, self.disk)
-            if letter != LETTER_TEXT:
+            letter = await _in_thread(tour_disk.read_letter, self.disk)
+            if letter != tour_disk.LETTER_TEXT:
                 raise TourFailed(f"{LETTER} on the disk reads {letter!r}.")
             self.screen.say(f"{LETTER}: {letter.strip()}", "italic")
         copy = await self._export(incremental)
@@ -179,12 +166,11 @@ class Tour:
         await self._delete(incremental, [incremental, *safety])
 
     async def _make_disk(self) -> str:
-        with self.screen.bar("write") as bar:
-            files = await _in_thread(make_disk, self.disk, bar.move)
-        await _in_thread(copy_sparse, self.disk, self.original)
-        zone = app.open_local_zone(load_settings(self._environment()))
-        await zone.add_resource(self.disk, DISK)
-        await zone.aclose()
+        with self.screen.bar("write") as move:
+            files = await _in_thread(tour_disk.make_disk, self.disk, move)
+        await _in_thread(tour_disk.copy_sparse, self.disk, self.original)
+        async with aclosing(app.open_local_zone(load_settings(self._environment()))) as zone:
+            await zone.add_resource(self.disk, DISK)
         self.screen.say(f"$ snapshot-mcp zone add {self.disk.name} --name {DISK}", "dim")
         data = format_bytes(self.disk.stat().st_blocks * 512)
         return f"{format_bytes(DISK_BYTES)}, {data} of it data: {files} files, text, random, zeros"
@@ -195,7 +181,7 @@ class Tour:
             await self._wait(made["job_id"], "back up")
             listed = await self._call("list_snapshots", {"resource_id": DISK, "search": name}, is_shown=False)
             if [row["status"] for row in listed["snapshots"]] != ["available"]:
-                raise TourFailed(f"after the backup the list is {listed['snapshots']}.")
+                raise TourFailed(f"After the backup the list is {listed['snapshots']}.")
             (row,) = listed["snapshots"]
             step.result = f"{row['snapshot_id']}, {row['type']}, stores {format_bytes(row['size_bytes'])}"
             return str(row["snapshot_id"])
@@ -205,7 +191,7 @@ class Tour:
             done = await self._guarded("rollback_to_snapshots", {"snapshot_ids": [snapshot_id]}, "roll back")
             safety = list(done.get("safety_snapshot_ids", []))
             if not safety:
-                raise TourFailed("the roll-back took no safety snapshot.")
+                raise TourFailed("The roll-back took no safety snapshot.")
             step.result = f"at {snapshot_id}; safety snapshot {', '.join(safety)}"
             return safety
 
@@ -225,29 +211,31 @@ class Tour:
             gone = await self._call("list_snapshots", {"resource_id": DISK, "status": ["deleted"]}, is_shown=False)
             ids = {row["snapshot_id"]: row["name"] for row in gone["snapshots"]}
             if ids.keys() != set(expected):
-                raise TourFailed(f"the deletion took {sorted(ids)}, it should have taken {sorted(expected)}.")
-            self.screen.say("What went with it (recover_snapshots brings it back for two hours):")
+                raise TourFailed(f"{sorted(ids)} were deleted instead of {sorted(expected)}.")
+            self.screen.say("Deleted with it (recover_snapshots brings it back for two hours):")
             for one, name in ids.items():
                 self.screen.say(f"  {one}  “{name}”")
-            step.result = f"{len(ids)} went: it and the safety snapshot built on it"
+            step.result = f"{len(ids)} deleted: it and the safety snapshot built on it"
 
     async def _guarded(self, tool: str, arguments: dict[str, Any], title: str) -> dict[str, Any]:
-        """Call a guarded tool, again while its safety snapshot is under way, and wait for its job."""
+        """Call a guarded tool, repeat it while its safety snapshot runs, and wait for its job."""
         done = await self._call(tool, arguments)
         while done["status"] == "safety_running":
             await self._wait(done["safety_job_id"], "safety snapshot")
             done = await self._call(tool, arguments)
         if done["status"] == "declined":
-            raise TourFailed("You said no, so nothing was done, and the tour ends here.")
+            raise TourFailed("You declined, so nothing was done, and the tour ends here.")
         if done["status"] != "started":
-            raise TourFailed(f"{tool} answered {done['status']}; without a yes to the question nothing was done.")
+            raise TourFailed(f"{tool} returned {done['status']}; without your consent nothing was done.")
         await self._wait(done["job_id"], title)
         return done
 
-    async def _call(self, tool: str, arguments: dict[str, Any], *, is_shown: bool = True) -> dict[str, Any]:
+    async def _call(
+        self, tool: str, arguments: dict[str, Any], *, is_shown: bool = True, on_progress: Any = None
+    ) -> dict[str, Any]:
         if is_shown:
             self.screen.call(tool, arguments)
-        result = await self.client.call_tool(tool, arguments)
+        result = await self.client.call_tool(tool, arguments, progress_callback=on_progress)
         text = "\n".join(block.text for block in result.content if block.type == "text")
         if result.is_error or result.structured_content is None:
             raise TourFailed(f"{tool} failed: {text}")
@@ -257,32 +245,28 @@ class Tour:
         return content
 
     async def _wait(self, job_id: str, title: str) -> None:
-        """Follow a job to its end, as a model would: one bounded wait after the other."""
-        outcome = "still_running"
-        with self.screen.bar(title) as bar:
+        """Wait for the end of a job as a model does, with repeated bounded waits."""
+        waited: dict[str, Any] = {"outcome": "still_running"}
+        with self.screen.bar(title) as move:
 
             async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-                bar.move(progress, total or 100, message or "" if progress < 100 else "")
+                move(progress, total or 100, message or "" if progress < 100 else "")
 
-            while outcome == "still_running":
-                result = await self.client.call_tool(
-                    "wait_for_job", {"job_ids": [job_id]}, progress_callback=on_progress
-                )
-                if result.is_error or result.structured_content is None:
-                    raise TourFailed(f"wait_for_job failed: {result.content}")
-                outcome = result.structured_content["outcome"]
-        if outcome != "successful":
-            raise TourFailed(f"job {job_id} failed: {result.structured_content['jobs'][0].get('error')}")
+            while waited["outcome"] == "still_running":
+                ids = {"job_ids": [job_id]}
+                waited = await self._call("wait_for_job", ids, is_shown=False, on_progress=on_progress)
+        if waited["outcome"] != "successful":
+            raise TourFailed(f"Job {job_id} failed: {waited['jobs'][0].get('error')}")
 
     async def _compare(self, path: Path, reference: Path) -> str:
-        with self.screen.bar("compare") as bar:
-            at = await _in_thread(first_difference, path, reference, bar.move)
+        with self.screen.bar("compare") as move:
+            at = await _in_thread(tour_disk.first_difference, path, reference, move)
         if at is not None:
             raise TourFailed(f"{path.name} differs from {reference.name} at byte {at:,}.")
         return f"all {DISK_BYTES:,} bytes are equal"
 
     async def _answer(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
-        """A host's side of a question: show it, and take the person's word."""
+        """Show a question of the server and return the person's answer."""
         if not isinstance(params, ElicitRequestFormParams):
             return ElicitResult(action="decline")
         self.screen.ask(params.message)
@@ -291,12 +275,12 @@ class Tour:
         if self.answers_itself:
             if not words:
                 return ElicitResult(action="decline")
-            agrees = words[-1]  # the first choice keeps everything
+            agrees = words[-1]  # the first choice declines
             self.screen.say(f"{agrees}   (answered by --yes)", "yellow")
             return ElicitResult(action="accept", content={field: agrees})
         while True:
             self.screen.prompt("your answer: ")
-            await anyio.wait_readable(sys.stdin)  # not in a thread: Ctrl-C must end it
+            await anyio.wait_readable(sys.stdin)  # a thread would not end with Ctrl-C
             line = sys.stdin.readline()
             if not line:
                 return ElicitResult(action="cancel")
@@ -307,7 +291,7 @@ class Tour:
 
     @asynccontextmanager
     async def _zone_served(self) -> AsyncIterator[tuple[str, dict[str, str]]]:
-        """Serve the zone in a process of its own; yields its URL and what a server needs to have it as its provider."""
+        """Serve the zone in a process of its own; yield its URL and the environment of a server that uses it."""
         serve = ["zone", "serve", "--http", "127.0.0.1:0", "--until-stdin-closes"]  # whatever ends the tour ends it
         command = [sys.executable, "-m", "snapshot_mcp", *serve]
         self.screen.say("$ snapshot-mcp zone serve --http 127.0.0.1:0", "dim")
@@ -317,7 +301,7 @@ class Tour:
         async with face:
             try:
                 with anyio.move_on_after(FACE_START_SECONDS):
-                    while not (found := re.search(r"at (http://\S+?)/v2/zone/local", log_path.read_text())):
+                    while not (found := SERVED.search(log_path.read_text())):
                         if face.returncode is not None:
                             break
                         await anyio.sleep(0.05)
@@ -336,7 +320,7 @@ class Tour:
                 face.terminate()
 
     def _environment(self) -> dict[str, str]:
-        """What the server gets: a home of its own and none of the user's settings."""
+        """Return the server's environment, with a home of its own and without the user's settings."""
         config = self.scratch / "config.toml"
         config.touch()
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SNAPSHOT_MCP_")}
@@ -364,7 +348,7 @@ def _set_alarm(seconds: int) -> None:
 
 
 def _clean_up(scratch: Path) -> None:
-    """Remove the scratch folder; the worker ends when its folder is gone, and is ended if it does not."""
+    """Remove the scratch folder; the worker ends when its folder is gone, and is killed if it does not."""
     pids = [int(text) for lock in scratch.glob("home/zones/*/worker.lock") if (text := lock.read_text().strip())]
     shutil.rmtree(scratch, ignore_errors=True)
     deadline = monotonic() + WORKER_END_SECONDS

@@ -1,14 +1,15 @@
-"""The tour's disk: a raw image with what a filesystem holds, made without root and without any tool, and compared to the byte.
+"""The tour's disk: a raw image with content like a filesystem's, made without root or tools, and compared to the byte.
 
-It begins with an archive of real files (this Python's own library and a letter), so that one can look whether a file on
-the disk is readable; behind it lie compressible, random and zeroed regions, and the rest are holes.
+It starts with an archive of real files (this Python's library and a letter), so that it shows whether a file is readable;
+compressible, random and zeroed regions follow, and the rest are holes.
 """
 
 import io
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from itertools import count
+from functools import partial
+from itertools import count, repeat
 from pathlib import Path
 from random import Random
 
@@ -16,28 +17,28 @@ MIB = 1 << 20
 
 DISK_BYTES = 256 * MIB
 FILES_BYTES = 48 * MIB
-"""The archive's region; what the library does not fill is left a hole."""
+"""The archive's region; the part that the library does not fill is a hole."""
 MAX_FILES = 4000
 TEXT_BYTES = 24 * MIB
 RANDOM_BYTES = 48 * MIB
 ZERO_BYTES = 24 * MIB
-"""Zeros that are written, which look like a hole and are none."""
+"""Written zeros, which read like a hole but are not one."""
 
 LETTER = "home/ada/letter.txt"
 LETTER_TEXT = "Dear Charles, the engine weaves algebraical patterns. Keep this safe. Ada\n"
 
 CHUNK_BYTES = 4 * MIB
 Report = Callable[[int, int], None]
-"""Called with what is done and what there is, in bytes."""
+"""Called with the bytes done and their total."""
 
 
 def make_disk(path: Path, report: Report) -> int:
-    """Write the image; return how many files are on it."""
+    """Write the image; return the number of files in it."""
     with path.open("wb") as disk:
         disk.truncate(DISK_BYTES)
         files = _write_files(disk, report)
-        position = FILES_BYTES
-        for size, blocks in ((TEXT_BYTES, _text()), (RANDOM_BYTES, _random()), (ZERO_BYTES, _zeros())):
+        position, random = FILES_BYTES, iter(partial(os.urandom, MIB), b"")
+        for size, blocks in ((TEXT_BYTES, _text()), (RANDOM_BYTES, random), (ZERO_BYTES, repeat(bytes(MIB)))):
             end = position + size
             disk.seek(position)
             while position < end:
@@ -51,7 +52,7 @@ def make_disk(path: Path, report: Report) -> int:
 
 
 def change_disk(path: Path) -> int:
-    """Do to the disk what an upgrade gone wrong does: overwrite its first files and scatter small writes. Returns the bytes."""
+    """Damage the disk as a failed upgrade does: overwrite its start and scattered blocks; return the bytes written."""
     random = Random(1815)
     changed = 0
     with path.open("r+b") as disk:
@@ -65,7 +66,7 @@ def change_disk(path: Path) -> int:
 
 
 def read_letter(path: Path) -> str:
-    """Return the letter that is on the disk, "" if the disk no longer has it."""
+    """Return the letter on the disk, "" if it cannot be read."""
     try:
         with tarfile.open(path, "r:") as archive:
             file = archive.extractfile(LETTER)
@@ -75,19 +76,18 @@ def read_letter(path: Path) -> str:
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy an image, holes as holes."""
+    """Copy an image, leaving holes for zeros."""
     with source.open("rb") as read, target.open("wb") as written:
-        size = os.fstat(read.fileno()).st_size
-        written.truncate(size)
-        for start, end in _data_ranges(read.fileno(), size):
-            read.seek(start)
-            written.seek(start)
-            while start < end:
-                start += written.write(read.read(min(CHUNK_BYTES, end - start)))
+        while block := read.read(MIB):
+            if any(block):
+                written.write(block)
+            else:
+                written.seek(len(block), os.SEEK_CUR)
+        written.truncate(read.tell())
 
 
 def first_difference(one: Path, other: Path, report: Report) -> int | None:
-    """Compare two files byte for byte; return where they differ first, None if they are equal."""
+    """Compare two files; return the offset of the first difference, None if they are equal."""
     size = one.stat().st_size
     if size != other.stat().st_size:
         return min(size, other.stat().st_size)
@@ -125,34 +125,8 @@ def _write_files(disk: io.BufferedWriter, report: Report) -> int:
 
 
 def _text() -> Iterator[bytes]:
-    """Log lines: what compresses well, and is nowhere twice the same."""
+    """Yield log lines, which compress well but never repeat."""
     for block in count():
         numbers = range(block * 8192, (block + 1) * 8192)
         lines = (f"2026-11-23 web[{one % 977}]: request {one} served in {one * 37 % 1000} ms\n" for one in numbers)
         yield "".join(lines).encode()
-
-
-def _random() -> Iterator[bytes]:
-    while True:
-        yield os.urandom(MIB)
-
-
-def _zeros() -> Iterator[bytes]:
-    block = bytes(MIB)
-    while True:
-        yield block
-
-
-def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The ranges that are no holes; the whole file where the system cannot tell."""
-    if not hasattr(os, "SEEK_DATA"):
-        yield 0, size
-        return
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:
-            return
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end

@@ -1,8 +1,8 @@
-"""What the tour shows: steps, calls, progress bars, and a table at the end; on a terminal and in a pipe."""
+"""The tour's output: steps, calls, progress bars, and a table at the end; for a terminal or a pipe."""
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -13,61 +13,46 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 PIPE_COLUMNS = 100
-"""A pipe has no width of its own; this one suits logs."""
+"""The width in a pipe, which has none of its own."""
 INDENT = 3
+Move = Callable[..., None]
+"""Takes how much is done and the total, in any unit, and a `detail` to show."""
 
 
 @dataclass
-class Step:
-    """A line of the table: what was done, what came of it, how long it took."""
+class TourStep:
+    """A row of the table: what was done, its result, and how long it took."""
 
     title: str
     result: str = ""
     seconds: float = 0.0
 
 
-class _Seconds(ProgressColumn):
-    """How long the task has been going on."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.elapsed or 0.0:.1f} s")
-
-
-class Bar:
-    """A progress bar of one task; `move` takes any unit."""
-
-    def __init__(self, progress: Progress, title: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(title, total=1.0, detail="")
-
-    def move(self, done: float, total: float, detail: str = "") -> None:
-        self._progress.update(self._task, completed=done, total=total, detail=detail)
-
-
 class Screen:
-    """Writes to stdout; everything from outside goes through `Text`, so that markup in it stays text."""
+    """Writes to stdout; text from outside is printed with `Text`, so that markup in it has no effect."""
 
     def __init__(self) -> None:
         is_terminal = sys.stdout.isatty()
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         self.console = Console(width=None if is_terminal else PIPE_COLUMNS, highlight=False, soft_wrap=False)
-        self.steps: list[Step] = []
+        self.steps: list[TourStep] = []
         self._began = monotonic()
 
     def begin(self, title: str, text: str) -> None:
+        """Print the title and the introduction."""
         self.console.print(Panel(Text(text), title=Text(title, style="bold"), title_align="left", border_style="cyan"))
 
     @contextmanager
-    def step(self, title: str) -> Iterator[Step]:
-        """Announce a step and time it; its `result` is for the table."""
-        step = Step(title)
+    def step(self, title: str) -> Iterator[TourStep]:
+        """Announce a step and time it; the block sets its `result`."""
+        step = TourStep(title)
         self.steps.append(step)
         self.console.print()
         heading = Text.assemble((f" {len(self.steps)} ", "bold cyan"), (title, "bold"))
@@ -79,59 +64,62 @@ class Screen:
             self.say(Text.assemble(("✓ ", "bold green"), step.result))
 
     def say(self, text: str | Text, style: str = "", indent: int = INDENT) -> None:
+        """Print an indented text."""
         line = text if isinstance(text, Text) else Text(text, style=style)
         self.console.print(Padding(line, (0, 0, 0, indent), expand=False))
 
     def call(self, tool: str, arguments: dict[str, Any]) -> None:
-        """Show a tool call as a host sends it."""
+        """Print a tool call."""
         words = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
         self.say(Text.assemble(("→ ", "cyan"), (tool, "cyan"), (f"({words})", "dim")))
 
     def answer(self, text: str) -> None:
-        """Show what the server answered."""
+        """Print the server's answer."""
         for line in text.splitlines():
             self.say(line, indent=INDENT + 2)
 
     def ask(self, message: str) -> None:
-        """Show a question as a host would: in a box of its own."""
+        """Print a question of the server in a box, as a host shows it."""
         box = Panel(Text(message), title="the server asks", title_align="left", border_style="yellow")
         self.console.print(Padding(box, (0, 0, 0, INDENT), expand=False))
 
     def prompt(self, text: str) -> None:
+        """Print a prompt for an answer."""
         self.console.print(Text(" " * INDENT + text, style="yellow"), end="")
 
     @contextmanager
-    def bar(self, title: str) -> Iterator[Bar]:
-        """A bar that stays when it is full."""
+    def bar(self, title: str) -> Iterator[Move]:
+        """Show a progress bar, which remains when it is full; yield the function that moves it."""
         columns = (
             TextColumn(" " * INDENT + "{task.description:<16}"),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
-            _Seconds(),
+            TextColumn("{task.elapsed:.1f} s"),
             TextColumn("{task.fields[detail]}", style="dim"),
         )
         with Progress(*columns, console=self.console) as progress:
-            yield Bar(progress, title)
+            task = progress.add_task(title, total=1.0, detail="")
+            yield lambda done, total, detail="": progress.update(task, completed=done, total=total, detail=detail)
 
     def end(self, lines: Sequence[str]) -> None:
+        """Print the table of all steps, then `lines`."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("", justify="right", style="cyan")
         table.add_column("Step")
-        table.add_column("What came of it")
+        table.add_column("Result")
         table.add_column("Time", justify="right")
         for number, step in enumerate(self.steps, 1):
             table.add_row(str(number), Text(step.title), Text(step.result), f"{step.seconds:.1f} s")
         table.add_section()
-        table.add_row("", "", Text("Everything was right to the byte.", style="bold green"), f"{self.elapsed:.1f} s")
+        table.add_row(
+            "", "", Text("Everything is correct to the byte.", style="bold green"), f"{monotonic() - self._began:.1f} s"
+        )
         self.console.print()
         self.console.print(table)
         for line in lines:
             self.console.print(Text(line), soft_wrap=True)
 
     def fail(self, message: str) -> None:
+        """Print why the tour failed."""
         self.console.print()
         self.console.print(Text.assemble(("✗ ", "bold red"), (message, "")))
-
-    @property
-    def elapsed(self) -> float:
-        return monotonic() - self._began

@@ -1,8 +1,8 @@
-"""`snapshot-mcp zone …`: the embedded zone, for the person whose disks it holds."""
+"""`snapshot-mcp zone …`: manage the embedded zone and its disks."""
 
 import argparse
-import os
 import sys
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,50 +17,48 @@ from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.zones.finding import read_whole
 
 SECTOR_BYTES = 512
-"""A machine sees whole sectors of a disk."""
+"""A machine reads and writes whole sectors of a disk."""
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import LocalZone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     commands = parser.add_subparsers(dest="zone_command", metavar="COMMAND", required=True)
     add = commands.add_parser("add", help="register a raw disk image as a volume, or as an instance")
     add.add_argument("path", type=Path, metavar="PATH", help="the image; it stays where it is")
-    add.add_argument("--name", default="", help="what people call it (default: the file's name)")
-    add.add_argument("--instance", action="store_true", help="it is an instance's disk: its snapshots export to images")
-    remove = commands.add_parser("remove", help="forget a disk; its file and its snapshots stay")
+    add.add_argument("--name", default="", help="its name (default: the file's name)")
+    add.add_argument(
+        "--instance", action="store_true", help="register an instance's disk: its snapshots export to images"
+    )
+    remove = commands.add_parser("remove", help="unregister a disk; its file and its snapshots remain")
     remove.add_argument("resource_id", metavar="ID")
-    commands.add_parser("list", help="the registered disks, who uses them, and what is wrong with them")
-    commands.add_parser("check", help="read back and verify every byte of every snapshot")
+    commands.add_parser("list", help="list the registered disks, their users and their problems")
+    commands.add_parser("check", help="read and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
-    cancel = commands.add_parser("cancel", help="end a job that has had no effect yet; it leaves nothing behind")
+    cancel = commands.add_parser("cancel", help="cancel a job that has had no effect yet; it leaves nothing behind")
     cancel.add_argument("job_id", metavar="JOB")
-    zone_serve.add_arguments(commands.add_parser("serve", help="serve it as the volume-snapshot REST API"))
-    keys = commands.add_parser("keys", help="the key pairs of `zone serve`: list them, make one, remove one")
+    zone_serve.add_arguments(commands.add_parser("serve", help="serve the zone as the volume-snapshot REST API"))
+    keys = commands.add_parser("keys", help="list, create and remove the key pairs of `zone serve`")
     zone_keys.add_arguments(keys)
     for command in set(commands.choices.values()) - {keys}:
-        command.add_argument("--zone", default="", help="the zone's name, where settings list several")
+        command.add_argument("--zone", default="", help="the zone's name, if the settings have several")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.zone_command == "serve":
-        return zone_serve.run(args)
-    if args.zone_command == "keys":
-        return zone_keys.run(args)
-    if args.zone_command == "purge":
-        return zone_purge.run(args)
-    return anyio.run(_run, args)
+    """Run the command."""
+    commands = {"serve": zone_serve.run, "keys": zone_keys.run, "purge": zone_purge.run}
+    command = commands.get(args.zone_command)
+    return command(args) if command else anyio.run(_run, args)
 
 
 async def _run(args: argparse.Namespace) -> int:
     from snapshot_mcp import app
-    from snapshot_mcp.settings import load_settings
 
-    settings = load_settings(os.environ)
+    settings = app.own_settings()
     guard = app.build_guard(settings)
-    zone = app.open_local_zone(settings, args.zone)
-    try:
+    async with aclosing(app.open_local_zone(settings, args.zone)) as zone:
         match args.zone_command:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
@@ -71,10 +69,8 @@ async def _run(args: argparse.Namespace) -> int:
                     found["resource_id"] = added.id
                 print(_line(added))
                 if odd := added.byte_size % SECTOR_BYTES:
-                    print(
-                        f"Its last {odd} bytes are not a whole sector of {SECTOR_BYTES}: is it complete?",
-                        file=sys.stderr,
-                    )
+                    note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
+                    print(note, file=sys.stderr)
             case "remove":
                 deed = app.deed("zone remove", zone, user_name(), resource_id=args.resource_id)
                 try:
@@ -82,17 +78,15 @@ async def _run(args: argparse.Namespace) -> int:
                         removed = await zone.remove_resource(args.resource_id)
                 except NotFound as error:
                     raise NotFound(error.message, hint=f"`{guard.command} zone list` shows the ids.") from None
-                print(f"{removed.id} is forgotten; its file {removed.path} and its snapshots are as they were.")
+                print(f"{removed.id} is unregistered; its file {removed.path} and its snapshots remain.")
             case "cancel":
                 job = await zone.cancel_job(args.job_id)
-                done = "is cancelled" if job.is_finished else "has been told to stop, and ends in a moment"
+                done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
                 print(f"Job {job.job_id} ({job.action}) {done}.")
             case "list":
                 await _list(zone, guard.command)
             case "check":
                 return await _check(zone)
-    finally:
-        await zone.aclose()
     return 0
 
 
@@ -130,12 +124,12 @@ async def _check(zone: "LocalZone") -> int:
         print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
     size = format_bytes(report.byte_count)
     print(
-        f"{report.snapshot_count} snapshot{'' if report.snapshot_count == 1 else 's'}, {size} read back: "
+        f"{report.snapshot_count} snapshot{'' if report.snapshot_count == 1 else 's'}, {size} read: "
         + ("all verified." if report.is_clean else "see above.")
     )
     if any(finding.is_damage for finding in report.findings):
         print(
-            "Snapshots that build on a damaged one are affected; the next backup of such a disk is a full one.",
+            "Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.",
             file=sys.stderr,
         )
     return 0 if report.is_clean else 1

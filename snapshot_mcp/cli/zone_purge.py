@@ -1,7 +1,7 @@
-"""`snapshot-mcp zone purge`: end the recovery of what was deleted, and free its space, once a person has agreed to it."""
+"""`snapshot-mcp zone purge`: free the space of deleted snapshots for ever, once a person has confirmed it."""
 
 import argparse
-import os
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from snapshot_mcp import app
-    from snapshot_mcp.settings import load_settings
 
-    settings = load_settings(os.environ)
+    settings = app.own_settings()
     guard = app.build_guard(settings)
     act, deed = anyio.run(_plan, settings, guard, args.zone)
     if not act.ids and not act.refusal:
@@ -44,32 +44,25 @@ def run(args: argparse.Namespace) -> int:
 async def _plan(settings: "Settings", guard: "Guard", name: str) -> "tuple[PersonAct, Deed]":
     from snapshot_mcp import app
 
-    zone = app.open_local_zone(settings, name)
-    try:
-        deleted = await _deleted(zone)
-        act = await guard.plan_purge(zone.zone, deleted)
+    async with aclosing(app.open_local_zone(settings, name)) as zone:
+        act = await guard.plan_purge(zone.zone, await _list_deleted(zone))
         return act, app.deed(act.operation, zone, user_name(), snapshot_ids=list(act.ids))
-    finally:
-        await zone.aclose()
 
 
 async def _purge(settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Purge what was agreed to and no rule forbids by now, and nothing else before its grace is over."""
+    """Purge what was confirmed and no rule forbids now; nothing else is purged before its grace period ends."""
     from snapshot_mcp import app
 
-    zone = app.open_local_zone(settings, deed.zone)
-    try:
-        again = await guard.plan_purge(zone.zone, await _deleted(zone))
+    async with aclosing(app.open_local_zone(settings, deed.zone)) as zone:
+        again = await guard.plan_purge(zone.zone, await _list_deleted(zone))
         async with guard.recorded(deed) as found:
             if again.refusal:
                 raise Forbidden(again.refusal.message)
             purged = await zone.purge(set(ids) & set(again.ids))
             found["snapshot_ids"] = list(purged)
         return tuple(one for one in purged if one in ids)
-    finally:
-        await zone.aclose()
 
 
-async def _deleted(zone: "LocalZone") -> tuple[Snapshot, ...]:
-    """Everything that waits for the end of its grace."""
+async def _list_deleted(zone: "LocalZone") -> tuple[Snapshot, ...]:
+    """Return all snapshots in their grace period."""
     return await read_whole(zone.list_snapshots, SnapshotFilter(status=("deleted",), verbose=1))

@@ -1,38 +1,31 @@
-"""`snapshot-mcp zone serve --http HOST:PORT`: the embedded zone as the volume-snapshot REST API, for other programs."""
+"""`snapshot-mcp zone serve --http HOST:PORT`: serve the embedded zone as the volume-snapshot REST API."""
 
 import argparse
-import logging
-import os
 import sys
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--http", metavar="HOST:PORT", required=True, help="where to listen; port 0 takes a free one")
+    """Add the command's arguments."""
     parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a host name that clients use for it; repeatable",
+        "--http", metavar="HOST:PORT", required=True, help="address to listen on; port 0 picks a free one"
     )
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate (PEM); needed beyond this machine")
+    names = "host name that clients use for this service; repeatable"
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=names)
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="certificate (PEM); required except on loopback addresses"
+    )
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
-    parser.add_argument(
-        "--until-stdin-closes",
-        action="store_true",
-        help="end with the program that started it: when the other side of standard input is closed",
-    )
+    end = "exit when standard input closes, so with the program that started it"
+    parser.add_argument("--until-stdin-closes", action="store_true", help=end)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from snapshot_mcp import app
-    from snapshot_mcp.settings import load_settings
 
-    settings = load_settings(os.environ)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    settings = app.own_settings()
+    app.log_to_stderr()
     app.serve_zone(
         settings,
         args.zone,

@@ -1,9 +1,8 @@
-"""The providers, one folder and one line each; no other module names them.
+"""The registry of providers, with one folder and one line each; no other module names them.
 
-To add one: write a folder with `settings.py`, which holds a subclass of `ZoneSettings`, and `zone.py`, which holds the
-`Provider`; add its line to `PROVIDERS`, its row to README's settings table, and `tests/NAME/subject.py`, which gives the
-contract suite a zone to run over. Every start of the server loads each `settings.py`, so it does no I/O and imports no
-library but pydantic; all that `zone.py` calls on the event loop must not block.
+To add one, write a folder with `settings.py` (a subclass of `ZoneSettings`) and `zone.py` (the `Provider`), and add its line to
+`PROVIDERS`, its row to README's settings table, and `tests/NAME/subject.py`, which gives the contract suite a zone. Every
+server start loads `settings.py`, so it does no I/O and imports only pydantic. `zone.py` must not block the event loop.
 """
 
 from abc import abstractmethod
@@ -22,14 +21,14 @@ PROVIDERS = {
     "local": "LocalZoneSettings",
     "anchcloud": "AnchCloudZoneSettings",
 }
-"""Each provider's folder here, which is its name in the settings, and the class in its `settings.py`."""
+"""The folder of each provider, which is its name in the settings, and the class in its `settings.py`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a zone is built from beside its own settings.
+    """What a zone needs besides its own settings.
 
-    `name`: the zone's name; `home`: the data folder; `configuration`: paths that are snapshot-mcp's own, so never disks.
+    `name`: the zone's name; `home`: the data folder; `configuration`: files and folders that must never become disks.
     """
 
     name: str
@@ -39,9 +38,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """Marks a field that an environment variable sets when the environment alone describes one zone of the provider.
+    """Marks a field that an environment variable can set, for one zone described by the environment alone.
 
-    `name` has no prefix. Variables that are needed must be set together; the one that `names_zone` is also the zone's name.
+    `name` has no prefix. The needed variables must be set together; the one that `names_zone` also gives the zone its name.
     """
 
     name: str
@@ -61,17 +60,15 @@ class ZoneSettings(BaseModel):
 
     @abstractmethod
     def place(self, site: Site) -> str:
-        """Return what tells this zone's place from all others of the provider: two names of one zone have the same place."""
-        raise NotImplementedError
+        """Return what identifies the zone within the provider: two names of the same zone have the same place."""
 
     @abstractmethod
     def build(self, site: Site) -> "Provider":
-        """Build the zone; imports its code here, and does no I/O. Raises ZoneError for settings that cannot be used."""
-        raise NotImplementedError
+        """Build the zone, without I/O; its code is imported here. Raises ZoneError for unusable settings."""
 
     @classmethod
     def variables(cls) -> dict[str, Variable]:
-        """Return the fields that a variable can set, with their variables."""
+        """Return the fields that have a variable, with that variable."""
         return {
             name: mark
             for name, field in cls.model_fields.items()

@@ -1,11 +1,11 @@
-"""The REST face put together: routes over Providers, behind the gate.
+"""The REST face: routes over Providers, behind the gate.
 
-`build_service` makes the Starlette application; nothing here listens (`service.run` does).
+`build_service` builds the Starlette application; `service.run` listens.
 """
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from urllib.parse import parse_qs
@@ -35,31 +35,21 @@ from snapshot_mcp.service.roles import refuse_without
 from snapshot_mcp.service.stream import Hub, events
 
 HEARTBEAT_SECONDS = 15.0
-"""Below what proxies and clients take for silence (30 to 60 s)."""
-
+"""Shorter than the idle timeout of proxies and clients (30 to 60 s)."""
 
 MAX_BODY_BYTES = 1 << 20
-"""The largest legitimate body, a hundred ids and names, has about 10 KB."""
+"""The largest legitimate body, with a hundred ids and names, has about 10 KB."""
 
 MAX_FORM_FIELDS = 20
-"""Nobody has shown a key pair yet: a body of separators must not keep the event loop busy."""
-
-METHODS_BY_PATH: dict[str, list[str]] = {}
-for _operation in OPERATIONS:
-    METHODS_BY_PATH.setdefault(_operation.path, []).append(_operation.method)
-
+"""The token route is open to anyone: a body of separators must not block the event loop."""
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 Body = Callable[[MemoryObjectReceiveStream[Job]], AsyncGenerator[bytes, None]]
 
 
-class MethodNotAllowed(BadRequest):
-    http_status = 405
-
-
 class RestFace:
-    """The handlers of every route: the zones that are served, by their id in the path, behind the tokens' book."""
+    """The handlers of every route; `zones` maps the id in the path to its provider."""
 
     def __init__(self, zones: Mapping[str, Provider], tokens: TokenBook, heartbeat_seconds: float) -> None:
         self._zones = dict(zones)
@@ -69,6 +59,7 @@ class RestFace:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Run the hubs while the application runs."""
         async with anyio.create_task_group() as tasks:
             for hub in self._hubs.values():
                 tasks.start_soon(hub.run)
@@ -77,12 +68,12 @@ class RestFace:
             tasks.cancel_scope.cancel()
 
     def close_streams(self) -> None:
-        """End the streams, so that the server can go down at once."""
+        """End all streams, so that the server can shut down at once."""
         for hub in self._hubs.values():
             hub.close()
 
-    def route(self, path: str) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of all of a path's methods, so that a 405 names them all."""
+    def route(self, path: str) -> Route:
+        """Return one route for all methods of a path, so that a 405 lists them all."""
         operations = {one.method: one for one in OPERATIONS if one.path == path}
 
         async def endpoint(request: Request) -> Response:
@@ -92,41 +83,34 @@ class RestFace:
             provider, _ = self._zone(request, operation.feature)
             features = provider.features
             query = read_query(operation.query or NoQuery, request.scope["query_string"], features)
-            body = (
-                read_json(operation.body, await read_body(request, MAX_BODY_BYTES), features)
-                if operation.body
-                else None
-            )
+            body = None
+            if operation.body:
+                body = read_json(operation.body, await read_body(request, MAX_BODY_BYTES), features)
             response = await operation.handle(ApiRequest(provider, request, query, body))
             response.headers.update(feature_headers(provider))
             return response
 
-        return endpoint
+        return Route(path, endpoint, methods=list(operations))
 
     async def stream(self, request: Request) -> Response:
+        """Stream the jobs of a zone as server-sent events, for as long as the token is valid."""
         provider, hub = self._zone(request, Feature.WATCH)
         if request.method == "HEAD":
             return Response(headers=feature_headers(provider), media_type=EVENT_STREAM)
         grant: Grant = request.scope["grant"]
-        body = partial(
-            events,
-            zone_id=hub.zone_id,
-            heartbeat_seconds=self._heartbeat_seconds,
-            may_go_on=lambda: self._tokens.still_stands(grant),
-        )
+        may_go_on = partial(self._tokens.is_still_valid, grant)
+        body = partial(events, zone_id=hub.zone_id, heartbeat_seconds=self._heartbeat_seconds, may_go_on=may_go_on)
         return EventStream(hub, body, feature_headers(provider))
 
     async def token(self, request: Request) -> Response:
-        """POST /v2/oauth2/token: HTTP Basic with the key pair, form `grant_type=client_credentials`."""
+        """Issue a token for a key pair, sent with HTTP Basic; the form has `grant_type=client_credentials`."""
         body = await read_body(request, MAX_BODY_BYTES)
         try:
             form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=MAX_FORM_FIELDS)
         except ValueError:
             form = {}
         if form.get("grant_type") != ["client_credentials"]:
-            raise BadRequest(
-                "The form's grant_type is not client_credentials.", hint="Send grant_type=client_credentials."
-            )
+            raise BadRequest("grant_type must be client_credentials.", hint="Send grant_type=client_credentials.")
         await self._tokens.refresh()
         try:
             token = self._tokens.issue(*_basic_credentials(request.headers.get("authorization", "")))
@@ -141,15 +125,15 @@ class RestFace:
         provider = self._zones.get(name)
         if provider is None:
             raise UnknownZone(
-                f"No zone {clean_text(name)!r} here.", hint=f"This service has: {', '.join(sorted(self._zones))}."
+                f"Unknown zone {clean_text(name)!r}.", hint=f"Zones served here: {', '.join(sorted(self._zones))}."
             )
         if feature is not None and feature not in provider.features:
-            raise Unsupported(f"The zone {name!r} has no {feature.value!r}.")
+            raise Unsupported(f"The zone {name!r} does not support {feature.value!r}.")
         return provider, self._hubs[name]
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events of one subscription, which stands before the answer begins and ends with the connection."""
+    """The events of one subscription, which is active before the response starts and ends with the connection."""
 
     def __init__(self, hub: Hub, body: Body, headers: Mapping[str, str]) -> None:
         super().__init__((), headers=headers, media_type=EVENT_STREAM)
@@ -163,7 +147,7 @@ class EventStream(StreamingResponse):
 
 
 def feature_headers(provider: Provider) -> dict[str, str]:
-    """What the zone can do, for clients that care: the contract has no place for it."""
+    """Return the headers that say what the zone supports; the contract has no field for it."""
     return {
         "x-snapshot-features": ", ".join(sorted(provider.features)),
         "x-snapshot-recovery-seconds": str(provider.recovery_seconds),
@@ -179,33 +163,28 @@ def _basic_credentials(header: str) -> tuple[str, str]:
     except (binascii.Error, ValueError):
         colon = ""
     if scheme.lower() != "basic" or not colon:
-        raise Unauthorized("No key pair was sent.", hint="Send client_id and client_secret with HTTP Basic.")
+        raise Unauthorized("The request has no key pair.", hint="Send client_id and client_secret with HTTP Basic.")
     return client_id, client_secret
 
 
 async def healthz(request: Request) -> Response:
+    """Answer that the service is running."""
     return json_answer({"status": "ok"})
 
 
-def _zone_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ZoneError)
-    return error_answer(error)
-
-
-def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return refusal_answer(error)
-
-
-def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own 404 and 405, in our envelope."""
+def _answer_error(request: Request, error: Exception) -> Response:
+    """Return the envelope of an error, also for Starlette's own 404 and 405."""
+    if isinstance(error, ZoneError):
+        return error_answer(error)
+    if isinstance(error, Refused):
+        return refusal_answer(error)
     assert isinstance(error, HTTPException)
     path = clean_text(request.url.path)
-    if error.status_code == 405:
-        return error_answer(MethodNotAllowed(f"{request.method} does not fit {path!r}."), headers=error.headers)
     if error.status_code == 404:
-        return error_answer(NotFound(f"Nothing is at {path!r}.", hint="/openapi.json lists what there is."))
-    return error_answer(BadRequest(clean_text(error.detail, 400)), status=error.status_code, headers=error.headers)
+        return error_answer(NotFound(f"Unknown path {path!r}.", hint="/openapi.json lists all paths."))
+    is_method = error.status_code == 405
+    message = f"{request.method} is not allowed for {path!r}." if is_method else clean_text(error.detail, 400)
+    return error_answer(BadRequest(message), error.status_code, error.headers)
 
 
 def build_service(
@@ -217,9 +196,9 @@ def build_service(
     any_address: bool = False,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> Starlette:
-    """Return the application that serves `zones` (id in the path → Provider) to whoever holds one of the key pairs.
+    """Return the application that serves `zones` (id in the path → Provider) to the holders of key pairs.
 
-    `any_address`: clients may reach it by any IP address, because it listens beyond this machine.
+    `any_address`: clients may use any IP address as the Host, because the service listens beyond this machine.
     """
     face = RestFace(zones, tokens, heartbeat_seconds)
 
@@ -231,7 +210,7 @@ def build_service(
         Route("/healthz", healthz),
         Route("/openapi.json", openapi),
         Route(f"{ZONE_PATH}/notifier/stream", face.stream),
-        *(Route(path, face.route(path), methods=methods) for path, methods in METHODS_BY_PATH.items()),
+        *map(face.route, dict.fromkeys(operation.path for operation in OPERATIONS)),
     ]
     gatekeeper = Gatekeeper(
         hosts=frozenset(host.lower() for host in allowed_hosts),
@@ -242,7 +221,7 @@ def build_service(
         routes=routes,
         lifespan=face.lifespan,
         middleware=[Middleware(Gate, tokens=tokens, gatekeeper=gatekeeper)],
-        exception_handlers={ZoneError: _zone_error, Refused: _refused, HTTPException: _http_error},
+        exception_handlers=dict.fromkeys((ZoneError, Refused, HTTPException), _answer_error),
     )
     app.router.redirect_slashes = False
     app.state.close_streams = face.close_streams

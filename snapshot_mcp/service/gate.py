@@ -1,6 +1,6 @@
-"""What every request passes before a route sees it: Host, Origin, and the token.
+"""The checks before any route: Host, Origin, and the token.
 
-Everything but token, health and OpenAPI answers 401 without a valid token, unknown routes too.
+Without a valid token everything but token, health and OpenAPI answers 401, unknown routes too.
 """
 
 from starlette.datastructures import Headers
@@ -16,7 +16,7 @@ PUBLIC_PATHS = frozenset({"/v2/oauth2/token", "/healthz", "/openapi.json"})
 
 
 class Gate:
-    """ASGI middleware around the whole face."""
+    """ASGI middleware that admits or refuses every request."""
 
     def __init__(self, app: ASGIApp, *, tokens: TokenBook, gatekeeper: Gatekeeper) -> None:
         self._app = app
@@ -44,21 +44,19 @@ class Gate:
 
         try:
             scope["grant"] = await self._admit(scope)
-        except Refused as refused:
-            await refusal_answer(refused)(scope, watched_receive, watched_send)
+            await self._app(scope, watched_receive, watched_send)
             return
+        except ClientDisconnect:
+            return
+        except Refused as refused:
+            answer = refusal_answer(refused)
         except ZoneError as error:
             headers = {"www-authenticate": 'Bearer realm="snapshot"'} if isinstance(error, Unauthorized) else {}
-            await error_answer(error, headers=headers)(scope, watched_receive, watched_send)
-            return
-        try:
-            await self._app(scope, watched_receive, watched_send)
-        except ClientDisconnect:
-            return  # nobody is there to read an answer
+            answer = error_answer(error, headers=headers)
         except Exception as error:
             answer = unexpected_answer(error)
-            if not started:
-                await answer(scope, watched_receive, watched_send)
+        if not started:
+            await answer(scope, watched_receive, watched_send)
 
     async def _admit(self, scope: Scope) -> Grant | None:
         headers = Headers(scope=scope)
@@ -69,5 +67,5 @@ class Gate:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         grant = self._tokens.grant_of(token.strip()) if scheme.lower() == "bearer" else None
         if grant is None:
-            raise Unauthorized("No valid token.", hint="Fetch one with POST /v2/oauth2/token and send it as Bearer.")
+            raise Unauthorized("No valid token.", hint="Get one with POST /v2/oauth2/token and send it as Bearer.")
         return grant

@@ -1,9 +1,9 @@
-"""The file of key pairs in the home folder, which its owner edits by hand or with `snapshot-mcp zone keys`. Blocking.
+"""The file of key pairs in the home folder, edited by hand or with `snapshot-mcp zone keys`. Blocking.
 
     [{"client_id": "key-…", "client_secret": "…", "role": "reader" | "writer" | "full"}, …]
 
-A single object without a role, as earlier versions wrote it, is one pair with the role `full`. Mode 0600; a file that others
-can read is not used. It is written whole or not at all, and only one process changes it at a time.
+A single object without a role, as earlier versions wrote it, is one pair with the role `full`. The mode is 0600; a file that
+other users can read is rejected. Writes are atomic, and only one process changes the file at a time.
 """
 
 import json
@@ -11,9 +11,8 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 
@@ -27,7 +26,7 @@ Stamp = tuple[int, ...]
 
 
 class KeyPair(BaseModel):
-    """What a program shows to get a token."""
+    """The credentials of a program, and what they permit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -35,19 +34,23 @@ class KeyPair(BaseModel):
     client_secret: SecretStr
     role: Role = Role.FULL
 
+    def to_json(self) -> dict[str, str]:
+        """Return the pair as the file stores it, with its secret."""
+        return {**self.model_dump(mode="json"), "client_secret": self.client_secret.get_secret_value()}
+
 
 _PAIRS = TypeAdapter(tuple[KeyPair, ...])
 
 
 class KeyFile:
-    """Reading raises Forbidden where others may read the file or it cannot be used: then nobody is served with it."""
+    """The key pairs on disk. Every method raises Forbidden for a file that is unusable, or that other users can read."""
 
     def __init__(self, path: Path, command: str = "snapshot-mcp") -> None:
         self.path = path
         self._command = command  # as a shell runs this program
 
     def stamp(self) -> Stamp | None:
-        """Return what differs once the file has changed, None where there is none. A stat, cheap enough for each request."""
+        """Return a value that changes with the file, None if there is no file. Costs one `stat`."""
         try:
             found = os.stat(self.path)  # noqa: PTH116
         except OSError:
@@ -55,60 +58,66 @@ class KeyFile:
         return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode
 
     def read(self) -> tuple[KeyPair, ...]:
-        with self._in_our_words():
+        """Return the pairs."""
+        with self._translating_errors():
             return self._read()
 
     def read_or_create(self) -> tuple[tuple[KeyPair, ...], bool]:
-        """Return the pairs, of which there is at least one, and whether a full one was made just now."""
-        with self._in_our_words():
+        """Return the pairs, at least one, and whether the file was created just now, with a full one."""
+        with self._translating_errors():
+            is_new = False
             if not self.path.exists():
                 make_private_folder(self.path.parent)
-                with written_beside(self.path, _as_bytes([new_pair(Role.FULL)])) as temporary:
-                    try:
-                        os.link(temporary, self.path)  # only one of two first starts wins
-                    except FileExistsError:
-                        return self._read(), False
-                return self._read(), True
+                content = _as_bytes([new_pair(Role.FULL)])
+                with written_beside(self.path, content) as temporary, suppress(FileExistsError):
+                    os.link(temporary, self.path)  # only one of two first starts wins
+                    is_new = True
             if not (pairs := self._read()):
                 raise Forbidden(
-                    f"The file {str(self.path)!r} holds no key pair, so nobody could use the zone.",
-                    hint=f"Make one with: {self._command} zone keys --new full",
+                    f"The file {str(self.path)!r} has no key pair, so no client could use the zone.",
+                    hint=f"Create one with: {self._command} zone keys --new full",
                 )
-            return pairs, False
+            return pairs, is_new
 
-    def add(self, role: Role) -> KeyPair:
-        """Make another pair, and the file where there is none."""
-        with self._in_our_words(), self._alone():
-            pairs = self._read() if self.path.exists() else ()
-            pair = new_pair(role)
-            self._replace([*pairs, pair])
+    def add(self, role: str) -> KeyPair:
+        """Create a pair, and the file if it is missing; return the pair."""
+        with self._translating_errors(), self._locked():
+            pair = new_pair(Role(role))
+            self._replace([*self._read_if_there(), pair])
         return pair
 
     def remove(self, client_id: str) -> KeyPair:
-        """Raises NotFound."""
-        with self._in_our_words(), self._alone():
-            pairs = self._read() if self.path.exists() else ()
+        """Remove a pair and return it. Raises NotFound."""
+        with self._translating_errors(), self._locked():
+            pairs = self._read_if_there()
             for pair in pairs:
                 if pair.client_id == client_id:
                     self._replace([one for one in pairs if one is not pair])
                     return pair
         raise NotFound(
-            f"There is no key pair {clean_text(client_id)!r} in {str(self.path)!r}.",
+            f"{str(self.path)!r} has no key pair {clean_text(client_id)!r}.",
             hint=f"`{self._command} zone keys` lists them.",
         )
+
+    def list_pairs(self) -> tuple[KeyPair, ...]:
+        """Return the pairs; none if there is no file."""
+        return self.read() if self.stamp() else ()
+
+    def _read_if_there(self) -> tuple[KeyPair, ...]:
+        return self._read() if self.path.exists() else ()
 
     def _read(self) -> tuple[KeyPair, ...]:
         if os.name == "posix" and self.path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise Forbidden(
-                f"The key pairs' file {str(self.path)!r} can be read by others.", hint=f"Run: chmod 600 {self.path}"
+                f"Other users can read the key file {str(self.path)!r}.", hint=f"Run: chmod 600 {self.path}"
             )
         try:
             value = json.loads(self.path.read_bytes())
             pairs = _PAIRS.validate_python([value] if isinstance(value, dict) else value)
         except (ValidationError, ValueError, RecursionError):
             raise Forbidden(
-                f"The file {str(self.path)!r} holds no list of key pairs.",
-                hint="Correct it, or move it away: the next start writes a new one.",
+                f"The file {str(self.path)!r} is not a valid list of key pairs.",
+                hint="Correct it, or move it away: the next start creates a new one.",
             ) from None
         if (repeated := first_repeated(pair.client_id for pair in pairs)) is not None:
             raise Forbidden(
@@ -122,9 +131,9 @@ class KeyFile:
         fsync_folder(self.path.parent)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the home folder's lock, so that of two changes none is lost."""
-        import fcntl  # the embedded zone does not run where it is missing
+    def _locked(self) -> Iterator[None]:
+        """Hold the home folder's lock, so that concurrent changes are not lost."""
+        import fcntl  # missing on Windows, where the embedded zone does not run
 
         make_private_folder(self.path.parent)
         folder = os.open(self.path.parent, os.O_RDONLY)
@@ -135,30 +144,22 @@ class KeyFile:
             os.close(folder)
 
     @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
+    def _translating_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise Forbidden(
-                f"The key pairs' file {str(self.path)!r} cannot be read or written: {error.strerror}.",
+                f"Cannot read or write the key file {str(self.path)!r}: {error.strerror}.",
                 hint="Make the home folder writable, or set SNAPSHOT_MCP_HOME to one that is.",
             ) from None
 
 
 def new_pair(role: Role) -> KeyPair:
+    """Return a new random key pair."""
     return KeyPair(
         client_id=f"key-{secrets.token_hex(6)}", client_secret=SecretStr(secrets.token_urlsafe(32)), role=role
     )
 
 
-def as_json(pair: KeyPair) -> dict[str, Any]:
-    """The pair as the file has it, with its secret."""
-    return {
-        "client_id": pair.client_id,
-        "client_secret": pair.client_secret.get_secret_value(),
-        "role": str(pair.role),
-    }
-
-
 def _as_bytes(pairs: Sequence[KeyPair]) -> bytes:
-    return json.dumps([as_json(pair) for pair in pairs], indent=2).encode() + b"\n"
+    return json.dumps([pair.to_json() for pair in pairs], indent=2).encode() + b"\n"

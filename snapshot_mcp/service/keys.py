@@ -1,8 +1,7 @@
-"""The tokens that key pairs buy: OAuth 2 client credentials (CONTRACT.md, "What surrounds them").
+"""The tokens of key pairs: OAuth 2 client credentials (CONTRACT.md, "What surrounds them").
 
-Tokens are random, live in memory only and are kept as hashes; a restart forgets them and clients fetch new ones. A token is
-good for as long as its key pair is: one that is removed from the file, or has another secret there, ends them at once.
-Nothing here prints a secret.
+Tokens are random and kept as hashes, in memory only: after a restart clients fetch new ones. A token is revoked at once when
+its key pair is removed from the file, or gets another secret there. Nothing here prints a secret.
 """
 
 import hashlib
@@ -10,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 import anyio.to_thread
@@ -22,12 +21,12 @@ from snapshot_mcp.service.roles import Role
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 10_000
-"""Of all key pairs; the oldest goes first. A client that fetches a token for every call cannot fill the memory."""
+"""For all key pairs together; the oldest is dropped first. Bounds the memory if a client fetches a token for every call."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A key pair as it is kept: its secret as a hash."""
+    """A key pair, with its secret as a hash."""
 
     secret: bytes = field(repr=False)
     role: Role
@@ -35,7 +34,7 @@ class _Key:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Whom a token stands for, what it may do, and until when (on the book's clock)."""
+    """The owner of a token, its role, and when it expires (on the book's clock)."""
 
     client_id: str
     role: Role
@@ -48,10 +47,10 @@ def _digest(text: str) -> bytes:
 
 
 class TokenBook:
-    """Issues tokens to key pairs and tells whose they are until they expire.
+    """The tokens issued to key pairs, until they expire or are revoked.
 
-    With a `KeyFile` the pairs are those of the file as it is now: `refresh` before each look. Raises Forbidden for a file
-    that cannot be used, ValueError for no pair at all.
+    With a `KeyFile`, call `refresh` before each use: it follows the file. Raises Forbidden for a file that cannot be used,
+    ValueError if there is no pair.
     """
 
     def __init__(
@@ -74,21 +73,21 @@ class TokenBook:
         self.clock = clock
 
     async def refresh(self) -> None:
-        """Take over a file that has changed. Raises Unavailable while it cannot be used: then nobody is let in."""
+        """Reload the file if it has changed. Raises Unavailable while it cannot be used: then nobody is admitted."""
         if self._file is not None and self._file.stamp() != self._stamp:
             async with self._rereading:
                 await anyio.to_thread.run_sync(self._reread, self._file)
         if not self._is_usable:
             raise Unavailable(
-                "The key pairs of this service cannot be read at the moment, so nobody is let in.",
-                hint="Its log says why. Try again when the operator has corrected it.",
+                "The key pairs of this service cannot be read at the moment, so no client is admitted.",
+                hint="See the service's log. Retry when the operator has corrected the file.",
             )
 
     def issue(self, client_id: str, client_secret: str) -> str:
-        """Return a new token. Raises Unauthorized, in the same time for a wrong id as for a wrong secret."""
+        """Return a new token. Raises Unauthorized, after the same time for an unknown id as for a wrong secret."""
         key = self._keys.get(client_id, self._nobody)
         if not secrets.compare_digest(key.secret, _digest(client_secret)):
-            raise Unauthorized("The key pair is not valid here.", hint="Check client_id and client_secret.")
+            raise Unauthorized("The key pair is not valid.", hint="Check client_id and client_secret.")
         now = self.clock()
         while self._grants:
             oldest, grant = next(iter(self._grants.items()))
@@ -100,34 +99,33 @@ class TokenBook:
         return token
 
     def grant_of(self, token: str) -> Grant | None:
-        """Return whom the token stands for, with the role that it has now; None once it or its key pair has ended."""
+        """Return the token's grant with the key pair's present role; None if it has expired or was revoked."""
         grant = self._grants.get(_digest(token))
-        if grant is None or not self.stands(grant):
+        if grant is None or not self._is_valid(grant):
             return None
-        return Grant(grant.client_id, self._keys[grant.client_id].role, grant.expires_at, grant.secret)
+        return replace(grant, role=self._keys[grant.client_id].role)
 
-    def stands(self, grant: Grant) -> bool:
-        """Whether the grant is still good: in its time, and its key pair there with the same secret."""
-        key = self._keys.get(grant.client_id)
-        return key is not None and key.secret == grant.secret and self.clock() < grant.expires_at
-
-    async def still_stands(self, grant: Grant) -> bool:
-        """The same by the file as it is now."""
+    async def is_still_valid(self, grant: Grant) -> bool:
+        """Return whether a grant is still valid according to the file as it is now."""
         try:
             await self.refresh()
         except Unavailable:
             return False
-        return self.stands(grant)
+        return self._is_valid(grant)
+
+    def _is_valid(self, grant: Grant) -> bool:
+        key = self._keys.get(grant.client_id)
+        return key is not None and key.secret == grant.secret and self.clock() < grant.expires_at
 
     def _reread(self, file: KeyFile) -> None:
-        stamp = file.stamp()  # before it is read: what changes meanwhile is read again
+        stamp = file.stamp()  # taken before reading: a change made during the read is seen next time
         if stamp == self._stamp:
             return
         try:
             self._keys, self._is_usable = _keys_of(file.read()), True
         except Forbidden as error:
             self._keys, self._is_usable = {}, False
-            logger.warning("Nobody is let in: %s", error)
+            logger.warning("No client is admitted: %s", error)
         self._stamp = stamp
 
 

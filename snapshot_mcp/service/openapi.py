@@ -1,6 +1,6 @@
-"""`/openapi.json`: OpenAPI 3.1, made from the table of operations and the models that really read and write.
+"""`/openapi.json`: OpenAPI 3.1, built from the table of operations and the models that read and write.
 
-What needs a feature is in it where a zone that is served declares it.
+Whatever needs a feature is included if one of the served zones declares that feature.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 import snapshot_mcp
-from snapshot_mcp.contract.models import Job, Quota
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.service import answers
 from snapshot_mcp.service.operations import OPERATIONS, ZONE_PATH, Operation
@@ -20,33 +19,34 @@ from snapshot_mcp.service.requests import JSON_TEXT, fields_without
 _REF = "#/components/schemas/{model}"
 
 _REASONS = {
-    400: "Malformed, or contradicts itself",
+    400: "The request is malformed or contradictory",
     401: "No valid token",
-    403: "The key pair's role does not allow it, or a quota is reached",
-    404: "No such id or zone",
-    405: "The method does not fit the path",
-    409: "A job is in the way, or the state forbids it",
+    403: "The key pair's role does not allow it, or a quota is exhausted",
+    404: "Unknown id or zone",
+    405: "The path does not support the method",
+    409: "Blocked by a job or by the present state",
     413: "The body is too large",
     421: "The Host is not served here",
-    429: "Throttled",
-    500: "The zone failed, or stored bytes are damaged",
-    501: "This zone cannot do that",
+    429: "Too many requests",
+    500: "Internal error, or stored bytes are damaged",
+    501: "Not supported by the zone",
     503: "The zone cannot be reached",
     504: "It is unknown whether the change was carried out",
-    507: "No room on the disk",
+    507: "The disk is full",
 }
 
-
 _SCOPES = {
-    "reader": "Look",
+    "reader": "Read",
     "writer": "Also back up, export, rename, recover and cancel",
     "full": "Also delete and roll back",
 }
-"""Roles of key pairs; a token has its key pair's role, whatever it is asked for with."""
+"""A token has its key pair's role, whatever scope is requested."""
+
+_Schemas = dict[Any, dict[str, Any]]
 
 
 class _Schema(GenerateJsonSchema):
-    """An answer leaves out what is unset, so only fields with a value of their own are always there."""
+    """JSON schemas in which a field of an answer is required unless its default is None: unset fields are left out."""
 
     def field_is_required(self, field: Any, total: bool) -> bool:
         schema = field.get("schema", {})
@@ -58,7 +58,7 @@ Zones = tuple[tuple[str, frozenset[Feature]], ...]
 
 
 def build_openapi(zones: Mapping[str, Collection[Feature]]) -> dict[str, Any]:
-    """Return the document for a face that serves `zones`, by id, with the features of each."""
+    """Return the document for a service with these zones; `zones` maps each id to the zone's features."""
     return _document(tuple((name, frozenset(features)) for name, features in zones.items()))
 
 
@@ -67,20 +67,7 @@ def _document(zones: Zones) -> dict[str, Any]:
     features = frozenset[Feature]().union(*(declared for _, declared in zones))
     offered = [one for one in OPERATIONS if one.feature is None or one.feature in features]
     read: list[tuple[Any, JsonSchemaMode]] = [(one.body, "validation") for one in offered if one.body]
-    written: list[tuple[Any, JsonSchemaMode]] = [
-        (model, "serialization")
-        for model in (
-            answers.Envelope,
-            answers.SnapshotsAnswer,
-            answers.VolumesAnswer,
-            answers.InstancesAnswer,
-            answers.ImagesAnswer,
-            answers.TokenAnswer,
-            answers.HealthAnswer,
-            Job,
-            Quota,
-        )
-    ]
+    written: list[tuple[Any, JsonSchemaMode]] = [(model, "serialization") for model in _written_models()]
     models, definitions = models_json_schema(read + written, ref_template=_REF, schema_generator=_Schema)
     names = {model: schema for (model, _), schema in models.items()}
     for model, _ in read:
@@ -92,14 +79,14 @@ def _document(zones: Zones) -> dict[str, Any]:
     if Feature.WATCH in features:
         paths[f"{ZONE_PATH}/notifier/stream"] = {"get": _stream(zones)}
     paths["/v2/oauth2/token"] = {"post": _token(names)}
-    paths["/healthz"] = {"get": _public("Health", "Whether it serves", names[answers.HealthAnswer])}
+    paths["/healthz"] = {"get": _public("Health", "Whether the service is running", names[answers.HealthAnswer])}
     paths["/openapi.json"] = {"get": _public("OpenApi", "This document", {"type": "object"})}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Volume snapshots",
             "version": snapshot_mcp.__version__,
-            "description": "Back disks up, look at their restore points, bring them back.",
+            "description": "Back up disks, list their restore points, and roll back to one.",
         },
         "security": [{"token": []}],
         "paths": paths,
@@ -116,7 +103,12 @@ def _document(zones: Zones) -> dict[str, Any]:
     }
 
 
-def _json(schema: dict[str, Any], description: str = "The answer") -> dict[str, Any]:
+def _written_models() -> list[Any]:
+    found = (item for one in OPERATIONS for item in getattr(one.answer, "__args__", (one.answer,)) if item)
+    return list(dict.fromkeys([answers.Envelope, answers.TokenAnswer, answers.HealthAnswer, *found]))
+
+
+def _json(schema: dict[str, Any], description: str = "Success") -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
@@ -134,9 +126,7 @@ def _path_parameters(path: str, zones: Zones, feature: Feature | None) -> list[d
     ]
 
 
-def _operation(
-    operation: Operation, names: dict[Any, dict[str, Any]], zones: Zones, features: frozenset[Feature]
-) -> dict[str, Any]:
+def _operation(operation: Operation, names: _Schemas, zones: Zones, features: frozenset[Feature]) -> dict[str, Any]:
     parameters = _path_parameters(operation.path, zones, operation.feature)
     if operation.query:
         absent = fields_without(operation.query, features)
@@ -144,7 +134,7 @@ def _operation(
         parameters += [
             _query_parameter(name, schema) for name, schema in query["properties"].items() if name not in absent
         ]
-    answer: dict[str, Any] = {"description": "Done"}
+    answer: dict[str, Any] = {"description": "Success"}
     if operation.answer is not None:
         answer = _json(names.get(operation.answer) or {"type": "array", "items": names[operation.answer.__args__[0]]})
     document: dict[str, Any] = {
@@ -160,22 +150,19 @@ def _operation(
 
 
 def _query_parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter that is JSON inside says so, with the schema of what is in it."""
+    """Describe a parameter; one that holds JSON text has the schema of its content."""
     parameter = {"name": name, "in": "query", "required": False}
     if schema.items() >= JSON_TEXT.items():
         return {**parameter, "content": {"application/json": {"schema": {"$ref": _REF.format(model="Terms")}}}}
-    return {**parameter, "schema": _plain(schema)}
-
-
-def _plain(schema: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in schema.items() if key != "title" and value is not None}
+    plain = {key: value for key, value in schema.items() if key != "title" and value is not None}
+    return {**parameter, "schema": plain}
 
 
 def _stream(zones: Zones) -> dict[str, Any]:
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     return {
         "operationId": "WatchJobs",
-        "summary": "A Job at each change of its status (event: message), and heartbeats (event: hb)",
+        "summary": "Send a Job at each change of its status (event: message), and heartbeats (event: hb)",
         "security": [{"token": ["reader"]}],
         "parameters": _path_parameters(f"{ZONE_PATH}/notifier/stream", zones, Feature.WATCH),
         "responses": {
@@ -185,7 +172,7 @@ def _stream(zones: Zones) -> dict[str, Any]:
     }
 
 
-def _token(names: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+def _token(names: _Schemas) -> dict[str, Any]:
     form = {
         "type": "object",
         "properties": {"grant_type": {"type": "string", "const": "client_credentials"}},
@@ -193,7 +180,7 @@ def _token(names: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     }
     return {
         "operationId": "IssueToken",
-        "summary": "A token for a key pair (OAuth 2 client credentials)",
+        "summary": "Issue a token for a key pair (OAuth 2 client credentials)",
         "security": [{"keyPair": []}],
         "requestBody": {"required": True, "content": {"application/x-www-form-urlencoded": {"schema": form}}},
         "responses": {"200": _json(names[answers.TokenAnswer]), **_errors(400, 401, 403, 413, 421)},

@@ -1,6 +1,6 @@
-"""The routes of CONTRACT.md as one table: what each reads, what it answers, and which Provider method it is.
+"""The routes of CONTRACT.md as one table: what each reads, what it returns, and which Provider method it calls.
 
-The router and the OpenAPI document are both made from it, so neither can say what the other does not.
+The router and the OpenAPI document are both built from the table, so they cannot disagree.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.contract.models import Job, ResourceFilter
+from snapshot_mcp.contract.models import Job, Page, Quota, ResourceFilter
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.service import answers, requests
@@ -20,6 +20,14 @@ from snapshot_mcp.service.answers import empty_answer, job_to_wire, json_answer,
 from snapshot_mcp.service.roles import Role
 
 ZONE_PATH = "/v2/zone/{zone}"
+_SNAPSHOTS = f"{ZONE_PATH}/volume_snapshots"
+_SNAPSHOT = f"{_SNAPSHOTS}/{{snapshot_id}}"
+_IMAGE = f"{_SNAPSHOTS}/capture_instance"
+_IMAGE_OF = f"{_IMAGE}/{{snapshot_id}}"
+_VOLUME = f"{_SNAPSHOTS}/create_volume"
+_VOLUME_OF = f"{_VOLUME}/{{snapshot_id}}"
+_JOB = f"{ZONE_PATH}/job/{{job_id}}"
+_LATER = " (revision 2016-12)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +40,18 @@ class ApiRequest:
     body: Any = None
 
     def path(self, name: str) -> str:
-        value = self.request.path_params[name]
-        assert isinstance(value, str)
-        return value
+        """Return a parameter of the path."""
+        return str(self.request.path_params[name])
+
+
+Handler = Callable[[ApiRequest], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of CONTRACT.md's tables. Without the `feature` the zone's face does not have the route.
+    """One row of CONTRACT.md's tables; a zone without its `feature` does not have the route.
 
-    `change_role` is the role that a change needs; whoever has a key pair may look.
+    `change_role` is the role that a change needs; every key pair may read.
     """
 
     name: str
@@ -49,7 +59,7 @@ class Operation:
     path: str
     summary: str
     answer: Any
-    handle: Callable[[ApiRequest], Awaitable[Response]]
+    handle: Handler
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     feature: Feature | None = None
@@ -59,31 +69,51 @@ class Operation:
 
     @property
     def role(self) -> Role:
+        """The least role that may call it."""
         return Role.READER if self.method == "GET" else self.change_role
+
+
+_table: list[Operation] = []
+
+
+def _operation(
+    name: str, method: str, path: str, answer: Any = Job, *, note: str = "", **options: Any
+) -> Callable[[Handler], Handler]:
+    """Add the decorated handler to the table; its docstring, with the `note`, is the operation's summary."""
+
+    def add(handle: Handler) -> Handler:
+        summary = (handle.__doc__ or name).removesuffix(".") + note
+        _table.append(Operation(name, method, path, summary, answer, handle, **options))
+        return handle
+
+    return add
 
 
 def _job_answer(call: ApiRequest, job: Job) -> Response:
     return json_answer(job_to_wire(job, call.path("zone")))
 
 
+def _page_answer(key: str, page: Page[Any]) -> Response:
+    return json_answer({key: [to_wire(item) for item in page.items], "total_count": page.total_count})
+
+
+@_operation("ListSnapshots", "GET", _SNAPSHOTS, answers.SnapshotsAnswer, query=requests.SnapshotsQuery)
 async def list_snapshots(call: ApiRequest) -> Response:
-    page = await call.provider.list_snapshots(call.query.filter())
-    return json_answer({"snapshots": [to_wire(item) for item in page.items], "total_count": page.total_count})
+    """List snapshots, newest first."""
+    return _page_answer("snapshots", await call.provider.list_snapshots(call.query.filter()))
 
 
+@_operation("CreateSnapshots", "POST", _SNAPSHOTS, body=requests.CreateBody)
 async def create_snapshots(call: ApiRequest) -> Response:
+    """Back resources up."""
     body: requests.CreateBody = call.body
     job = await call.provider.create_snapshots(body.resources, body.snapshot_name, is_full=bool(body.is_full))
     return _job_answer(call, job)
 
 
-async def delete_snapshot(call: ApiRequest) -> Response:
-    snapshot_id = call.path("snapshot_id")
-    _agree(snapshot_id, call.query.snapshot)
-    return _job_answer(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
-
-
+@_operation("ApplySnapshots", "POST", f"{_SNAPSHOTS}/apply", body=requests.ApplyBody, change_role=Role.FULL)
 async def apply_snapshots(call: ApiRequest) -> Response:
+    """Roll resources back."""
     body: requests.ApplyBody = call.body
     job = await call.provider.apply_snapshots(
         body.snapshots, terms=body.terms, safety_snapshot_name=body.safety_snapshot_name
@@ -91,225 +121,104 @@ async def apply_snapshots(call: ApiRequest) -> Response:
     return _job_answer(call, job)
 
 
+@_operation("CaptureInstanceFromNamedSnapshot", "POST", _IMAGE_OF, body=requests.CaptureInstanceNamedBody, note=_LATER)
+@_operation("CaptureInstanceFromSnapshot", "POST", _IMAGE, body=requests.CaptureInstanceBody)
 async def capture_instance(call: ApiRequest) -> Response:
+    """Export an instance's snapshot to an image."""
     return _job_answer(call, await call.provider.capture_instance(_snapshot_id(call), call.body.image_name))
 
 
+@_operation("CreateVolumeFromNamedSnapshot", "POST", _VOLUME_OF, body=requests.CreateVolumeNamedBody, note=_LATER)
+@_operation("CreateVolumeFromSnapshot", "POST", _VOLUME, body=requests.CreateVolumeBody)
 async def create_volume(call: ApiRequest) -> Response:
+    """Export a volume's snapshot to a new volume."""
     return _job_answer(call, await call.provider.create_volume(_snapshot_id(call), call.body.volume_name))
 
 
+@_operation("DeleteSnapshots", "DELETE", _SNAPSHOT, query=requests.DeleteQuery, change_role=Role.FULL)
+async def delete_snapshot(call: ApiRequest) -> Response:
+    """Delete a snapshot and everything that was built on it."""
+    snapshot_id = call.path("snapshot_id")
+    _check_same(snapshot_id, call.query.snapshot)
+    return _job_answer(call, await call.provider.delete_snapshot(snapshot_id, terms=call.query.terms))
+
+
+@_operation("UpdateSnapshot", "PUT", _SNAPSHOT, None, body=requests.UpdateBody, status=204)
 async def update_snapshot(call: ApiRequest) -> Response:
+    """Change name, description or tags."""
     await call.provider.update_snapshot(call.path("snapshot_id"), call.body.update())
     return empty_answer()
 
 
+@_operation("Lease", "POST", f"{ZONE_PATH}/lease", body=requests.LeaseBody, feature=Feature.RECOVER)
 async def lease(call: ApiRequest) -> Response:
+    """Bring deleted snapshots back."""
     return _job_answer(call, await call.provider.recover_snapshots(call.body.resources))
 
 
+@_operation("GetJob", "GET", _JOB)
 async def get_job(call: ApiRequest) -> Response:
+    """Return one job."""
     return _job_answer(call, await call.provider.get_job(call.path("job_id")))
 
 
+@_operation("CancelJob", "DELETE", _JOB, feature=Feature.CANCEL)
 async def cancel_job(call: ApiRequest) -> Response:
+    """End a job that has had no effect yet."""
     return _job_answer(call, await call.provider.cancel_job(call.path("job_id")))
 
 
+@_operation("ListUnfinishedJobs", "GET", f"{ZONE_PATH}/unfinished_jobs", list[Job])
 async def list_unfinished_jobs(call: ApiRequest) -> Response:
+    """List the unfinished jobs, oldest first."""
     jobs = await call.provider.list_unfinished_jobs()
     return json_answer([job_to_wire(job, call.path("zone")) for job in jobs])
 
 
+@_operation("ListVolumes", "GET", f"{ZONE_PATH}/volumes", answers.VolumesAnswer, query=requests.VolumesQuery)
+async def list_volumes(call: ApiRequest) -> Response:
+    """List volumes."""
+    return _page_answer("volumes", await call.provider.list_volumes(_filter(call.query, call.query.volumes)))
+
+
+@_operation("ListInstances", "GET", f"{ZONE_PATH}/instances", answers.InstancesAnswer, query=requests.InstancesQuery)
+async def list_instances(call: ApiRequest) -> Response:
+    """List instances."""
+    return _page_answer("instances", await call.provider.list_instances(_filter(call.query, call.query.instances)))
+
+
+@_operation("ListImages", "GET", f"{ZONE_PATH}/images", answers.ImagesAnswer, query=requests.ImagesQuery)
+async def list_images(call: ApiRequest) -> Response:
+    """List images."""
+    return _page_answer("images", await call.provider.list_images(_filter(call.query, call.query.images)))
+
+
+@_operation("ListQuotaLeft", "GET", f"{ZONE_PATH}/quota_left", list[Quota])
 async def list_quota_left(call: ApiRequest) -> Response:
+    """List how much the zone has room for."""
     return json_answer([to_wire(quota) for quota in await call.provider.list_quota_left()])
 
 
-async def list_volumes(call: ApiRequest) -> Response:
-    page = await call.provider.list_volumes(_resource_filter(call.query, call.query.volumes))
-    return json_answer({"volumes": [to_wire(item) for item in page.items], "total_count": page.total_count})
+OPERATIONS = tuple(_table)
+"""Every route of a zone but the event stream; `service.face` adds that one, and token, health and OpenAPI."""
 
 
-async def list_instances(call: ApiRequest) -> Response:
-    page = await call.provider.list_instances(_resource_filter(call.query, call.query.instances))
-    return json_answer({"instances": [to_wire(item) for item in page.items], "total_count": page.total_count})
-
-
-async def list_images(call: ApiRequest) -> Response:
-    page = await call.provider.list_images(_resource_filter(call.query, call.query.images))
-    return json_answer({"images": [to_wire(item) for item in page.items], "total_count": page.total_count})
-
-
-def _resource_filter(query: Any, ids: tuple[str, ...]) -> ResourceFilter:
+def _filter(query: Any, ids: tuple[str, ...]) -> ResourceFilter:
     return ResourceFilter.model_validate({"ids": ids, **query.model_dump(include=ResourceFilter.model_fields.keys())})
 
 
 def _snapshot_id(call: ApiRequest) -> str:
-    """The path's id in the later revision, else the body's."""
+    """Return the path's id in the later revision, else the body's."""
     if "snapshot_id" not in call.request.path_params:
         return str(call.body.snapshot)
     snapshot_id = call.path("snapshot_id")
-    _agree(snapshot_id, call.body.snapshot)
+    _check_same(snapshot_id, call.body.snapshot)
     return snapshot_id
 
 
-def _agree(path_id: str, other_id: str) -> None:
+def _check_same(path_id: str, other_id: str) -> None:
     if other_id and other_id != path_id:
         raise BadRequest(
-            f"The path names snapshot {clean_text(path_id)!r} and `snapshot` says {clean_text(other_id)!r}.",
-            hint="The path's id decides: leave `snapshot` out, or send the same.",
+            f"The path names snapshot {clean_text(path_id)!r}, but `snapshot` is {clean_text(other_id)!r}.",
+            hint="Leave `snapshot` out, or send the id of the path.",
         )
-
-
-_SNAPSHOTS = f"{ZONE_PATH}/volume_snapshots"
-
-OPERATIONS: tuple[Operation, ...] = (
-    Operation(
-        "ListSnapshots",
-        "GET",
-        _SNAPSHOTS,
-        "List snapshots, newest first",
-        answers.SnapshotsAnswer,
-        list_snapshots,
-        query=requests.SnapshotsQuery,
-    ),
-    Operation(
-        "CreateSnapshots",
-        "POST",
-        _SNAPSHOTS,
-        "Back resources up",
-        Job,
-        create_snapshots,
-        body=requests.CreateBody,
-    ),
-    Operation(
-        "ApplySnapshots",
-        "POST",
-        f"{_SNAPSHOTS}/apply",
-        "Roll resources back",
-        Job,
-        apply_snapshots,
-        body=requests.ApplyBody,
-        change_role=Role.FULL,
-    ),
-    Operation(
-        "CaptureInstanceFromSnapshot",
-        "POST",
-        f"{_SNAPSHOTS}/capture_instance",
-        "Export an instance's snapshot to an image",
-        Job,
-        capture_instance,
-        body=requests.CaptureInstanceBody,
-    ),
-    Operation(
-        "CaptureInstanceFromNamedSnapshot",
-        "POST",
-        f"{_SNAPSHOTS}/capture_instance/{{snapshot_id}}",
-        "Export an instance's snapshot to an image (revision 2016-12)",
-        Job,
-        capture_instance,
-        body=requests.CaptureInstanceNamedBody,
-    ),
-    Operation(
-        "CreateVolumeFromSnapshot",
-        "POST",
-        f"{_SNAPSHOTS}/create_volume",
-        "Export a volume's snapshot to a new volume",
-        Job,
-        create_volume,
-        body=requests.CreateVolumeBody,
-    ),
-    Operation(
-        "CreateVolumeFromNamedSnapshot",
-        "POST",
-        f"{_SNAPSHOTS}/create_volume/{{snapshot_id}}",
-        "Export a volume's snapshot to a new volume (revision 2016-12)",
-        Job,
-        create_volume,
-        body=requests.CreateVolumeNamedBody,
-    ),
-    Operation(
-        "DeleteSnapshots",
-        "DELETE",
-        f"{_SNAPSHOTS}/{{snapshot_id}}",
-        "Delete a snapshot and everything that was built on it",
-        Job,
-        delete_snapshot,
-        query=requests.DeleteQuery,
-        change_role=Role.FULL,
-    ),
-    Operation(
-        "UpdateSnapshot",
-        "PUT",
-        f"{_SNAPSHOTS}/{{snapshot_id}}",
-        "Change name, description or tags",
-        None,
-        update_snapshot,
-        body=requests.UpdateBody,
-        status=204,
-    ),
-    Operation(
-        "Lease",
-        "POST",
-        f"{ZONE_PATH}/lease",
-        "Bring deleted snapshots back",
-        Job,
-        lease,
-        body=requests.LeaseBody,
-        feature=Feature.RECOVER,
-    ),
-    Operation("GetJob", "GET", f"{ZONE_PATH}/job/{{job_id}}", "One job", Job, get_job),
-    Operation(
-        "CancelJob",
-        "DELETE",
-        f"{ZONE_PATH}/job/{{job_id}}",
-        "End a job that has had no effect yet",
-        Job,
-        cancel_job,
-        feature=Feature.CANCEL,
-    ),
-    Operation(
-        "ListUnfinishedJobs",
-        "GET",
-        f"{ZONE_PATH}/unfinished_jobs",
-        "Jobs under way, oldest first",
-        answers.JobsAnswer,
-        list_unfinished_jobs,
-    ),
-    Operation(
-        "ListVolumes",
-        "GET",
-        f"{ZONE_PATH}/volumes",
-        "List volumes",
-        answers.VolumesAnswer,
-        list_volumes,
-        query=requests.VolumesQuery,
-    ),
-    Operation(
-        "ListInstances",
-        "GET",
-        f"{ZONE_PATH}/instances",
-        "List instances",
-        answers.InstancesAnswer,
-        list_instances,
-        query=requests.InstancesQuery,
-    ),
-    Operation(
-        "ListImages",
-        "GET",
-        f"{ZONE_PATH}/images",
-        "List images",
-        answers.ImagesAnswer,
-        list_images,
-        query=requests.ImagesQuery,
-    ),
-    Operation(
-        "ListQuotaLeft",
-        "GET",
-        f"{ZONE_PATH}/quota_left",
-        "What the zone still has room for",
-        answers.QuotasAnswer,
-        list_quota_left,
-    ),
-)
-"""All but the token, the stream, health and the OpenAPI document, which are no zone's or no JSON (`service.face`)."""

@@ -1,4 +1,4 @@
-"""Listening: the REST face on a socket."""
+"""Serve the REST face on a socket, with or without TLS."""
 
 import socket
 import ssl
@@ -18,21 +18,19 @@ from snapshot_mcp.service.answers import error_answer
 from snapshot_mcp.service.requests import MAX_QUERY_BYTES
 
 MAX_HEAD_BYTES = MAX_QUERY_BYTES + 16_384
-"""Of a request line and its headers together."""
-
-HOW_TO_SEND = f"Send HTTP/1.1; the request line and the headers have at most {MAX_HEAD_BYTES} bytes together."
+"""Limit for the request line and the headers together."""
 
 
 def parse_address(text: str, *, is_encrypted: bool) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`. Raises BadRequest; beyond this machine only with TLS: a key pair travels."""
+    """Return host and port of `HOST:PORT`. Raises BadRequest, also for another host than loopback without TLS."""
     try:
         host, port = web.parse_address(text)
     except ValueError as error:
-        raise BadRequest(clean_text(error), hint="For example 127.0.0.1:8010; port 0 takes a free one.") from None
+        raise BadRequest(clean_text(error), hint="For example 127.0.0.1:8010; port 0 picks a free one.") from None
     if not is_encrypted and not web.is_loopback(host):
         raise BadRequest(
-            f"{clean_text(host)!r} is beyond this machine, and key pairs would travel unencrypted.",
-            hint="Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that has TLS.",
+            f"{clean_text(host)!r} is not a loopback address, so key pairs would be sent unencrypted.",
+            hint="Give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy with TLS.",
         )
     return host, port
 
@@ -44,7 +42,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise BadRequest(
             f"Cannot listen on {host}:{port}: {error.strerror}.",
-            hint="Give another address or port, or stop what listens there.",
+            hint="Give another address or port, or stop the process that uses it.",
         ) from None
 
 
@@ -63,7 +61,8 @@ def _server(app: Starlette, certificate: Path | None, key: Path | None, *, handl
 
 
 def _answer_malformed() -> Response:
-    return error_answer(BadRequest("The request is not well-formed HTTP.", hint=HOW_TO_SEND))
+    hint = f"Send HTTP/1.1; the request line and the headers have at most {MAX_HEAD_BYTES} bytes together."
+    return error_answer(BadRequest("The request is not well-formed HTTP.", hint=hint))
 
 
 def _check_tls(certificate: Path, key: Path | None) -> None:
@@ -71,7 +70,7 @@ def _check_tls(certificate: Path, key: Path | None) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         raise BadRequest(
-            f"The certificate {str(certificate)!r} cannot be used: {clean_text(error)}.",
+            f"Cannot use the certificate {str(certificate)!r}: {clean_text(error)}.",
             hint="Give PEM files: --tls-cert with the certificate chain, --tls-key with its private key.",
         ) from None
 
@@ -88,27 +87,23 @@ async def serve(
     """Serve until SIGINT or SIGTERM, or until `until` returns."""
     server = _server(app, certificate, key, handles_signals=True)
 
-    async def stop_in_time() -> None:
+    async def announce_and_stop() -> None:
+        await server.is_ready.wait()
+        on_ready()
         await until()
         server.stop()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stop_in_time)
-        tasks.start_soon(_announce, server, on_ready)
+        tasks.start_soon(announce_and_stop)
         await server.serve_on(listener)
         tasks.cancel_scope.cancel()
-
-
-async def _announce(server: HttpServer, on_ready: Callable[[], None]) -> None:
-    await server.is_ready.wait()
-    on_ready()
 
 
 @asynccontextmanager
 async def running(
     app: Starlette, listener: socket.socket, *, certificate: Path | None = None, key: Path | None = None
 ) -> AsyncIterator[str]:
-    """Serve inside the caller's task for the length of the block; yields the base URL."""
+    """Serve for the length of the block; yield the base URL."""
     server = _server(app, certificate, key, handles_signals=False)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve_on, listener)

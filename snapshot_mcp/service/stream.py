@@ -1,7 +1,7 @@
-"""`notifier/stream`: one upstream watch a zone, any number of subscribers, as server-sent events with heartbeats.
+"""`notifier/stream`: server-sent events with heartbeats, from one upstream watch per zone to any number of subscribers.
 
-A subscriber that reads too slowly is cut off, as are all when the watch breaks: a client connects again and looks up what
-it missed. A stream does not outlive the token that opened it, nor its key pair.
+A subscriber that reads too slowly is disconnected, as are all when the watch breaks: a client reconnects and lists the jobs
+it missed. A stream ends with the token that opened it, or with its key pair.
 """
 
 import json
@@ -21,7 +21,7 @@ from snapshot_mcp.service.answers import job_to_wire
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED = 1000
-"""Jobs queued for one subscriber; a subscriber that is further behind is cut off."""
+"""Per subscriber; one that is further behind is disconnected."""
 
 CHECK_SECONDS = 1.0
 """How often a quiet stream checks whether its token is still valid."""
@@ -31,12 +31,12 @@ CHECK_SECONDS = 1.0
 class _Subscriber:
     queue: MemoryObjectSendStream[Job]
     is_settled: anyio.Event = field(default_factory=anyio.Event)
-    """Set once the subscription stands, or cannot."""
+    """Set once the subscription is active or has failed."""
     error: ZoneError | None = None
 
 
 class Hub:
-    """Distribute a provider's `watch_jobs` to subscribers; it is watched only while there are any."""
+    """A provider's `watch_jobs` distributed to subscribers; the provider is watched only while there are any."""
 
     def __init__(self, zone_id: str, provider: Provider) -> None:
         self.zone_id = zone_id
@@ -56,20 +56,20 @@ class Hub:
                 tasks.start_soon(self._watch, tasks.cancel_scope)
                 while self._subscribers:
                     await self._changed.wait()
-                self._is_watching = False  # who subscribes from now on waits for the next watch
+                self._is_watching = False  # later subscribers wait for the next watch
                 tasks.cancel_scope.cancel()
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[MemoryObjectReceiveStream[Job]]:
-        """Yield a stream of every change from now on; it ends when the subscriber is cut off or the hub closes.
+        """Yield a stream of all further changes, until the subscriber is disconnected or the hub closes.
 
-        Raises the provider's error where the zone cannot be watched.
+        Raises the provider's error if the zone cannot be watched.
         """
         queue, changes = anyio.create_memory_object_stream[Job](MAX_QUEUED)
         subscriber = _Subscriber(queue)
         self._set(self._subscribers | {subscriber})
         if self._is_closed:
-            self._cut_off(subscriber)
+            self._disconnect(subscriber)
         elif self._is_watching:
             subscriber.is_settled.set()
         try:
@@ -79,19 +79,19 @@ class Hub:
                     raise subscriber.error
                 yield changes
         finally:
-            self._cut_off(subscriber)
+            self._disconnect(subscriber)
 
     def close(self) -> None:
         """End every stream: the server is shutting down."""
         self._is_closed = True
-        self._cut_off(*self._subscribers)
+        self._disconnect(*self._subscribers)
 
     def _set(self, subscribers: set[_Subscriber]) -> None:
         self._subscribers = subscribers
         self._changed.set()
         self._changed = anyio.Event()
 
-    def _cut_off(self, *subscribers: _Subscriber, error: ZoneError | None = None) -> None:
+    def _disconnect(self, *subscribers: _Subscriber, error: ZoneError | None = None) -> None:
         for subscriber in subscribers:
             subscriber.error = error
             subscriber.queue.close()
@@ -103,16 +103,16 @@ class Hub:
             try:
                 subscriber.queue.send_nowait(job)
             except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                self._cut_off(subscriber)
+                self._disconnect(subscriber)
 
     async def _watch(self, scope: anyio.CancelScope) -> None:
-        """Watch until it breaks; then cut all subscribers off, since changes before the next watch go unseen."""
-        error: ZoneError = Unavailable(f"The jobs of zone {self._provider.zone!r} can no longer be watched.")
+        """Watch until the watch breaks; then disconnect all subscribers, which would miss changes before the next watch."""
+        error: ZoneError = Unavailable(f"The watch on the jobs of zone {self._provider.zone!r} ended.")
         try:
             async with aclosing(self._provider.watch_jobs()) as items:
                 async for jobs in items:
                     if scope.cancel_called:
-                        return  # the last subscriber has left, and who has come since waits for the next watch
+                        return  # the last subscriber has left; later ones wait for the next watch
                     if self._is_watching:
                         for job in jobs:
                             self._publish(job)
@@ -122,11 +122,11 @@ class Hub:
             error = raised
         logger.warning("The zone %r cannot be watched: %s", self._provider.zone, error)
         self._is_watching = False
-        self._cut_off(*self._subscribers, error=error)
+        self._disconnect(*self._subscribers, error=error)
         scope.cancel()
 
     def _begin(self) -> None:
-        """The first item has the unfinished jobs: subscribers list them themselves, and need to know only that it came."""
+        """Activate the subscriptions; the first item is dropped, as clients list the unfinished jobs themselves."""
         self._is_watching = True
         for subscriber in self._subscribers:
             subscriber.is_settled.set()
@@ -147,7 +147,7 @@ async def events(
     heartbeat_seconds: float,
     may_go_on: Callable[[], Awaitable[bool]],
 ) -> AsyncGenerator[bytes, None]:
-    """Yield a subscription's bytes, a heartbeat first, until it ends or may not go on."""
+    """Yield a subscription's events, a heartbeat first, until it ends or `may_go_on` returns false."""
     yield HEARTBEAT
     beat_at = anyio.current_time() + heartbeat_seconds
     while await may_go_on():

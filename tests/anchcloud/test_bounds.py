@@ -64,7 +64,7 @@ async def test_an_item_with_an_endless_id_is_refused() -> None:
     async with strange_zone(patience=PATIENT) as (zone, client):
         for row in ({"snapshot_id": LONG}, {"snapshot_id": "x" * 256}, parent, disk):
             zone.answers = {"GET volume_snapshots": snapshots(row)}
-            with pytest.raises(Unavailable, match=r"id of the answer has \d+ characters") as refused:
+            with pytest.raises(Unavailable, match=r"id in the answer has \d+ characters") as refused:
                 await client.list_snapshots(SnapshotFilter())
             assert len(str(refused.value)) < 500
         zone.answers = {"GET volume_snapshots": snapshots({"snapshot_id": "x" * 255})}

@@ -28,7 +28,7 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.states import SnapshotType
 from snapshot_mcp.guard.plan.gather import gather_deletion_facts
-from snapshot_mcp.providers.anchcloud.asked import NotAsked, resources_page, snapshots_page
+from snapshot_mcp.providers.anchcloud.filters import FilterIgnored, resources_page, snapshots_page
 from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.zones import Zones
 from tests.patience import PATIENCE_SECONDS
@@ -101,17 +101,17 @@ async def test_a_pause_that_a_zone_asks_for_is_kept_by_every_call() -> None:
                 await client.list_snapshots(SnapshotFilter())
             asked = len(zone.proxy.seen)
             for _ in range(20):
-                with pytest.raises(TooManyRequests, match="asked for a pause"):
+                with pytest.raises(TooManyRequests, match="rate-limited by"):
                     await client.get_job("j")
             with pytest.raises(TooManyRequests, match="not carried out"):
                 await client.create_snapshots(["vol-a"], "nightly")
             assert len(zone.proxy.seen) == asked
-            client._session._quiet_until.clear()  # as if it were over
+            client._session._limited_until.clear()  # as if it were over
             zone.answers = {"POST volume_snapshots": throttled}
             with pytest.raises((TooManyRequests, OutcomeUnknown)):
                 await client.create_snapshots(["vol-a"], "nightly")
             assert (await client.list_snapshots(SnapshotFilter())).items == ()
-            client._session._quiet_until.clear()
+            client._session._limited_until.clear()
 
 
 async def test_a_short_pause_is_waited_for() -> None:
@@ -189,10 +189,10 @@ async def test_a_redirected_change_may_have_been_carried_out() -> None:
     async with strange_zone(patience=BRIEF) as (zone, client):
         for status in (301, 302, 303, 307, 308):
             zone.answers = {"POST volume_snapshots": page(status, "", "Location: /v2/zone/ac1/job/j")}
-            with pytest.raises(OutcomeUnknown, match=f"redirected \\({status}\\)"):
+            with pytest.raises(OutcomeUnknown, match=f"redirects are not followed \\({status}\\)"):
                 await client.create_snapshots(["vol-a"], "nightly")
         zone.answers = {"POST volume_snapshots": page(404, "nginx")}
-        with pytest.raises(Unavailable, match="not the API") as refused:
+        with pytest.raises(Unavailable, match="not from the API") as refused:
             await client.create_snapshots(["vol-a"], "nightly")
         assert "Nothing was sent" not in str(refused.value)
 
@@ -217,7 +217,7 @@ async def test_other_disks_do_not_count_where_a_zone_ignores_filters() -> None:
         facts = await gather_deletion_facts(client, "remote", "ss-a1")
         assert {one.snapshot_id for one in facts.restore_points} == {"ss-a1", "ss-a2"}
         zone.answers = {"GET volume_snapshots": snapshots(*TWO_DISKS, total_count=400)}
-        with pytest.raises(Unavailable, match="not asked for"):
+        with pytest.raises(Unavailable, match="ignores the filter"):
             await gather_deletion_facts(client, "remote", "ss-a1")
         zone.answers["POST volume_snapshots"] = answer({"job_id": "j"})
         assert (await client.create_snapshots(["vol-a"], "nightly")).job_id == "j", "backing up needs no list"
@@ -268,10 +268,10 @@ def test_a_page_that_keeps_the_filter_is_passed_on_as_it_came() -> None:
 
 
 def test_of_a_part_of_a_list_and_of_unnamed_disks_nothing_can_be_said() -> None:
-    with pytest.raises(NotAsked, match="ss-b1"):
+    with pytest.raises(FilterIgnored, match="ss-b1"):
         snapshots_page(SnapshotFilter(resource_id="vol-a"), ROWS, 5, "Listing")
     unnamed = [Snapshot(snapshot_id="ss-1", resource=SnapshotResource()), *ROWS]
-    with pytest.raises(NotAsked, match="ss-1"):
+    with pytest.raises(FilterIgnored, match="ss-1"):
         snapshots_page(SnapshotFilter(resource_id="vol-a"), unnamed, len(unnamed), "Listing")
 
 

@@ -336,7 +336,7 @@ def test_the_commands_read_well_and_fail_on_tampering(home: Path) -> None:
     assert [line.split()[0] for line in lines if line.strip().endswith("UTC")] == days, (
         "each day once, above its records"
     )
-    assert run("verify").stdout == "All 10 records are whole and in order.\n"
+    assert run("verify").stdout == "All 10 records are complete and in order.\n"
     tamper(home, "DELETE FROM audit WHERE sequence = 10")
     broken = run("verify")
     assert (broken.returncode, "cut off" in broken.stderr) == (1, True)

@@ -111,8 +111,8 @@ async def test_the_plan_names_disks_restore_points_sizes_and_the_end_of_their_re
 @pytest.mark.parametrize("answer", ["yes", long(""), long("y"), long("PURGE!")])
 async def test_any_other_word_leaves_it(lab: Lab, answer: str) -> None:
     ids = await deleted(lab, "monday")
-    status, shown = await in_terminal(lab, ["zone", "purge"], ("anything else to leave it", answer))
-    assert (status, "Left as it is: nothing was done." in shown) == (1, True)
+    status, shown = await in_terminal(lab, ["zone", "purge"], ("anything else to cancel", answer))
+    assert (status, "Not confirmed: nothing was done." in shown) == (1, True)
     assert await statuses(lab, ids) == ["deleted"]
     assert records(lab, "zone purge") == []
     await assert_recorded(lab, "declined", ids)

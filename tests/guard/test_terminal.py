@@ -92,7 +92,7 @@ async def test_a_person_approves_with_the_word_and_the_call_goes_through(bench: 
 async def test_any_other_word_leaves_it(bench: Bench, answer: str) -> None:
     approval_id, _ = await waiting(bench)
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", answer))
-    assert (status, "Left as it is" in shown) == (1, True)
+    assert (status, "Still pending" in shown) == (1, True)
     assert (await bench.guard().get_approval(approval_id)).state == "pending"
 
 
@@ -103,7 +103,7 @@ async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: B
         result = await anyio.to_thread.run_sync(lambda words=words: run(bench.home, *words, stdin="delete\ndelete\n"))
         assert (result.returncode, "needs a terminal" in result.stderr) == (1, True)
     piped = await anyio.to_thread.run_sync(lambda: run(bench.home, "approve", approval_id, "--pin-stdin", stdin="\n"))
-    assert (piped.returncode, "no PIN" in piped.stderr) == (1, True)
+    assert (piped.returncode, "none is set" in piped.stderr) == (1, True)
     assert (await bench.guard().get_approval(approval_id)).state == "pending"
     assert not await bench.guard().has_pin()
 
@@ -111,7 +111,7 @@ async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: B
 async def test_that_a_pin_is_missing_is_said_before_anything_is_typed(bench: Bench) -> None:
     approval_id, _ = await waiting(bench, Policy(consent="human"))
     status, shown = await in_terminal(bench.home, ["approve", approval_id])
-    assert (status, "needs a PIN, and none is set" in shown, " pin`" in shown) == (1, True, True)
+    assert (status, "needs a PIN, but none is set" in shown, " pin`" in shown) == (1, True, True)
 
 
 async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:
@@ -126,7 +126,7 @@ async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:
 
 async def test_with_a_pin_the_terminal_proves_a_person(bench: Bench) -> None:
     approval_id, _ = await waiting(bench)
-    status, shown = await in_terminal(bench.home, ["pin"], ("New PIN", PIN), ("Once more", PIN))
+    status, shown = await in_terminal(bench.home, ["pin"], ("New PIN", PIN), ("Repeat the new PIN", PIN))
     assert (status, PIN in shown) == (0, False), shown
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", "delete"), ("PIN", "999111"))
     (wrong,) = [one for one in bench.guard().audit.records() if one["event"] == "PIN wrong"]
@@ -154,7 +154,7 @@ async def test_changing_the_pin_needs_the_old_one(bench: Bench) -> None:
     await bench.guard().set_pin(PIN)
     for old, expected in (("000111", 1), (PIN, 0)):
         status, _ = await in_terminal(
-            bench.home, ["pin"], ("Present PIN", old), ("New PIN", "new-secret"), ("Once more", "new-secret")
+            bench.home, ["pin"], ("Current PIN", old), ("New PIN", "new-secret"), ("Repeat the new PIN", "new-secret")
         )
         assert status == expected
 
@@ -170,7 +170,7 @@ async def test_denying_needs_no_terminal_and_no_pin(bench: Bench) -> None:
 
 async def test_nothing_waits_in_an_empty_home(tmp_path: Path) -> None:
     listed = await anyio.to_thread.run_sync(lambda: run(tmp_path / "none", "approvals"))
-    assert (listed.returncode, listed.stdout) == (0, f"Nothing waits for you in '{tmp_path / 'none'}'.\n")
+    assert (listed.returncode, listed.stdout) == (0, f"No approval is waiting in '{tmp_path / 'none'}'.\n")
     unknown = await anyio.to_thread.run_sync(lambda: run(tmp_path / "none", "approve", "ap-x"))
     assert unknown.returncode == 1
     assert unknown.stderr.startswith(f"snapshot-mcp: There is no approval “ap-x” in '{tmp_path / 'none'}'.")

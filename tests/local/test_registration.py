@@ -225,7 +225,7 @@ def test_an_odd_size_is_pointed_out(
     monkeypatch.setenv("SNAPSHOT_MCP_CONFIG", "")
     (tmp_path / "disk.img").write_bytes(bytes(1025))
     assert main(["zone", "add", str(tmp_path / "disk.img")]) == 0
-    assert "Its last 1 bytes are not a whole sector" in capsys.readouterr().err
+    assert "Its size is not a multiple of 512 bytes" in capsys.readouterr().err
 
 
 # what lies in the home folder

@@ -145,7 +145,7 @@ def test_wrong_settings_are_two_lines_and_no_traceback(lab: Lab) -> None:
     environ = {**os.environ, **lab.environ, "SNAPSHOT_MCP_READONLY": "1"}
     done = subprocess.run(SERVE, env=environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("snapshot-mcp: SNAPSHOT_MCP_READONLY is no setting.")
+    assert done.stderr.startswith("snapshot-mcp: Unknown setting SNAPSHOT_MCP_READONLY.")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -197,9 +197,9 @@ def test_the_tour_runs_by_itself_and_leaves_nothing(way: list[str], tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Everything was right to the byte." in done.stdout
+    assert "Everything is correct to the byte." in done.stdout
     assert done.stdout.count("all 268,435,456 bytes are equal") >= 2
-    assert "2 went: it and the safety snapshot built on it" in done.stdout
+    assert "2 deleted: it and the safety snapshot built on it" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -153,7 +153,7 @@ class Carrier:
         if act.safety is not None:
             granted = await in_thread(self._approvals.drop_safety, approval.id, "the roll-back was not started")
         if isinstance(error, ZoneError):
-            error.hint = f"{error.hint} {granted.validity(self._clock.read())}".strip()
+            error.add(hint=granted.validity(self._clock.read()))
 
     async def _objection(self, approval: Approval, look: Look) -> Refusal | str:
         """Return why the consent does not cover what would happen now, under the current rules; "" if it does."""

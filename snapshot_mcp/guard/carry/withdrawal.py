@@ -134,12 +134,11 @@ async def _answer(question: Awaitable[Found]) -> Found:
 
 def _not_taken_back(approval: Approval, error: ZoneError, failure: str) -> ZoneError:
     """Return the zone's error with what it means for the approval, and what to do about it."""
-    error.message = f"Approval {approval.id} is already used, and {failure}: {error.message}"
     error.hint = (
         "The act may still be carried out. Deny it again at once, cancel the job in the conversation (`cancel_job`),"
         f" or stop the zone. {error.hint}"
     ).strip()
-    return error
+    return error.add(before=f"Approval {approval.id} is already used, and {failure}:")
 
 
 def unreachable(approval: Approval, why: str, doors: Doors) -> NotDecidable:

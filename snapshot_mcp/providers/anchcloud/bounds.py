@@ -1,7 +1,7 @@
-"""How long the texts of an answer may be: pure.
+"""Limits for the texts of an answer: pure.
 
-What a zone sends travels on into plans, records and logs, so it is cut when it is read. A text that is too long is cut and
-shows it with an ellipsis. An id is taken whole or not at all, because a part of it would be another thing's.
+A zone's texts end up in plans, records and logs, so a long one is cut when it is read, and ends with an ellipsis. An id is
+never cut, because a part of it could name another thing: an answer with too long an id is rejected.
 """
 
 from typing import Any
@@ -12,37 +12,26 @@ from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS
 MAX_ID_CHARACTERS = 255
 
 MAX_TEXT_CHARACTERS = 4096
-"""Of descriptions, reasons and what else is no name: the longest description of the contract."""
+"""For descriptions, reasons and all else but names: the longest description of the contract."""
 
 MAX_SECRET_CHARACTERS = 16_384
-"""Of a token; servers accept headers of 8 to 16 KB."""
+"""For a token; servers accept headers of 8 to 16 KB."""
 
 MAX_EXTRA_CHARACTERS = 65_536
-"""Of a job's `extra` where a provider sends it as JSON text; a longer one is left out, because a part of it is no JSON."""
+"""For a job's `extra` that a provider sends as JSON text; a longer one is dropped, because a part of it is not JSON."""
 
 MAX_DEPTH = 20
-"""Of lists and objects in each other. What lies deeper is left out."""
+"""For nested lists and objects; deeper ones are dropped."""
 
-IDS = frozenset(
-    {
-        "snapshot_id",
-        "volume_id",
-        "instance_id",
-        "image_id",
-        "job_id",
-        "root_id",
-        "parent_id",
-        "resource_id",
-        "resource_ids",
-    }
-)
+_THINGS = ("snapshot", "volume", "instance", "image", "job", "root", "parent", "resource")
+IDS = frozenset({f"{thing}_id" for thing in _THINGS} | {"resource_ids"})
 
 
 def is_within_bounds(body: bytes) -> bool:
-    """Whether no text in the JSON can be too long, for a cheap look at what is as usual.
+    """Return True if no text in the JSON can be too long: a cheap check that usual answers pass.
 
-    Without escaped quotes each text lies between two quotes; UTF-8 and escapes only make it longer than it is. So from
-    each quote there must be another one near enough, and the last of those is looked from next.
+    Without escaped quotes each text lies between two quotes, and UTF-8 and escapes only make it longer. So every quote must
+    be followed by another within the limit; the search continues from the last of those.
     """
     if b'\\"' in body:
         return False
@@ -56,7 +45,7 @@ def is_within_bounds(body: bytes) -> bool:
 
 
 def bounded(value: Any, what: str) -> Any:
-    """Return decoded JSON with its texts cut. Raises Unavailable for an id that is too long; `what` was asked for."""
+    """Return decoded JSON with its texts cut. Raises Unavailable for an id that is too long; `what` names the request."""
     return _bounded("", value, what, 0)
 
 
@@ -68,11 +57,8 @@ def _bounded(key: str, value: Any, what: str, depth: int) -> Any:
     if isinstance(value, list):
         return [_bounded(key, one, what, depth + 1) for one in value]
     if isinstance(value, dict):
-        return {
-            name: _bounded(name, one, what, depth + 1)
-            for name, one in value.items()
-            if len(name) <= MAX_NAME_CHARACTERS
-        }
+        short = {name: one for name, one in value.items() if len(name) <= MAX_NAME_CHARACTERS}
+        return {name: _bounded(name, one, what, depth + 1) for name, one in short.items()}
     return value
 
 
@@ -80,8 +66,8 @@ def _text(key: str, text: str, what: str) -> str | None:
     if key in IDS:
         if len(text) > MAX_ID_CHARACTERS:
             raise Unavailable(
-                f"{what}: a {key} of the answer has {len(text)} characters, and an id has at most {MAX_ID_CHARACTERS}.",
-                hint="The answer was not used. Report this to the operator of the zone.",
+                f"{what}: a {key} in the answer has {len(text)} characters; an id has at most {MAX_ID_CHARACTERS}.",
+                hint="The answer was rejected. Report this to the operator of the zone.",
             )
         return text
     if key == "extra":

@@ -1,12 +1,12 @@
-"""How each operation is written on the wire, in both revisions of the contract: pure.
+"""The requests of all operations, in both revisions of the contract: pure.
 
-The specification sends repeated keys, 0 and 1, and a snapshot's id in the body; the revision of 2016-12 sends
-comma-separated values, `IS_FULL` and its like, and the id in the path (CONTRACT.md, "Differences of the later revision").
+The specification has repeated keys, 0 and 1, and a snapshot's id in the body; the revision of 2016-12 has comma-separated
+values, `IS_FULL` and the like, and the id in the path (CONTRACT.md, "Differences of the later revision").
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -16,12 +16,10 @@ from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.anchcloud.settings import ApiRevision
 
-Query = Sequence[tuple[str, str]]
-
 
 @dataclass(frozen=True, slots=True)
 class ApiCall:
-    """One request of the zone: `target` is path and query below the zone's URL, `what` says it in words."""
+    """A request to the zone: `target` is path and query below the zone's URL, `what` describes it for messages."""
 
     method: str
     target: str
@@ -29,24 +27,25 @@ class ApiCall:
     body: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request ready to send, with absolute URL, headers and body."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+
 def path_id(value: str, what: str) -> str:
-    """Return an id as one path segment. Raises BadRequest for one that would name something else than itself."""
+    """Return an id as one path segment. Raises BadRequest for one that would change the path."""
     try:
         segment = quote(value, safe="")
     except UnicodeEncodeError:
         segment = ""
     if not segment.strip(".") or len(value) > 255:
-        raise BadRequest(f"{clean_text(value)!r} is no {what} id.", hint="Give an id as a list answered it.")
+        raise BadRequest(f"{clean_text(value)!r} is not a valid {what} id.", hint="Use an id from a list.")
     return segment
-
-
-def _query(pairs: Query) -> str:
-    return urlencode(pairs, errors="replace")
-
-
-def _terms(terms: Terms) -> dict[str, Any]:
-    """What is not compared is left out."""
-    return terms.model_dump(mode="json", exclude_none=True)
 
 
 def _body(values: Mapping[str, Any]) -> bytes:
@@ -55,7 +54,7 @@ def _body(values: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class ApiCalls:
-    """The operations in one revision's form."""
+    """The operations in one revision's form; each method builds the call of one."""
 
     revision: ApiRevision
 
@@ -63,38 +62,27 @@ class ApiCalls:
     def _is_later(self) -> bool:
         return self.revision is ApiRevision.LATER
 
-    def _many(self, key: str, values: Sequence[str]) -> Query:
-        if not values:
-            return []
-        return [(key, ",".join(values))] if self._is_later else [(key, value) for value in values]
+    def _list(self, path: str, what: str, filters: Mapping[str, Any]) -> ApiCall:
+        """Build the call of a list; a filter without a value is left out."""
+        pairs: list[tuple[str, str]] = []
+        for key, value in filters.items():
+            if isinstance(value, tuple) and value:
+                pairs += [(key, ",".join(value))] if self._is_later else [(key, one) for one in value]
+            elif value:
+                pairs.append((key, str(value)))
+        return ApiCall("GET", f"/{path}?{urlencode(pairs, errors='replace')}", what)
 
     def list_snapshots(self, query: SnapshotFilter) -> ApiCall:
-        pairs = [*self._many("snapshots", query.snapshots)]
-        if query.resource_id:
-            pairs.append(("resource_id", query.resource_id))
-        if query.snapshot_type is not None:
-            form = f"IS_{query.snapshot_type.name}" if self._is_later else str(int(query.snapshot_type))
-            pairs.append(("snapshot_type", form))
-        pairs += self._many("status", query.status)
-        if query.search_word:
-            pairs.append(("search_word", query.search_word))
-        pairs += self._many("tags", query.tags)
-        if query.verbose:
-            pairs.append(("verbose", str(query.verbose)))
-        if query.root_id:
-            pairs.append(("root_id", query.root_id))
-        pairs += [("offset", str(query.offset)), ("limit", str(query.limit))]
-        return ApiCall("GET", f"/volume_snapshots?{_query(pairs)}", "Listing snapshots")
+        """Build the call that lists snapshots."""
+        filters = dict(query) | {"offset": str(query.offset)}
+        if (kind := query.snapshot_type) is not None:
+            filters["snapshot_type"] = f"IS_{kind.name}" if self._is_later else str(int(kind))
+        return self._list("volume_snapshots", "Listing snapshots", filters)
 
     def list_resources(self, kind: str, query: ResourceFilter) -> ApiCall:
-        """`kind` is the path and the name of the ids' parameter: volumes, instances or images."""
-        pairs = [*self._many(kind, query.ids), *self._many("status", query.status)]
-        if query.search_word:
-            pairs.append(("search_word", query.search_word))
-        if query.verbose:
-            pairs.append(("verbose", str(query.verbose)))
-        pairs += [("offset", str(query.offset)), ("limit", str(query.limit))]
-        return ApiCall("GET", f"/{kind}?{_query(pairs)}", f"Listing {kind}")
+        """Build the call that lists resources; `kind` is volumes, instances or images, and names the parameter of the ids."""
+        filters = {kind if key == "ids" else key: value for key, value in query}
+        return self._list(kind, f"Listing {kind}", filters | {"offset": str(query.offset)})
 
     def create_snapshots(self, resource_ids: Sequence[str], name: str, *, is_full: bool) -> ApiCall:
         form: object = ("IS_FULL" if is_full else "IS_AUTH") if self._is_later else int(is_full)
@@ -104,8 +92,10 @@ class ApiCalls:
     def delete_snapshot(self, snapshot_id: str, terms: Terms | None = None) -> ApiCall:
         target = f"/volume_snapshots/{path_id(snapshot_id, 'snapshot')}"
         if terms is not None:
-            text = json.dumps(_terms(terms), ensure_ascii=False, separators=(",", ":"))
-            target += f"?{_query([('terms', text)])}"
+            text = json.dumps(
+                terms.model_dump(mode="json", exclude_none=True), ensure_ascii=False, separators=(",", ":")
+            )
+            target += f"?{urlencode({'terms': text}, errors='replace')}"
         return ApiCall("DELETE", target, f"Deleting snapshot {clean_text(snapshot_id)!r}")
 
     def apply_snapshots(
@@ -113,7 +103,7 @@ class ApiCalls:
     ) -> ApiCall:
         values: dict[str, Any] = {"snapshots": list(snapshot_ids)}
         if terms is not None:
-            values["terms"] = _terms(terms)
+            values["terms"] = terms.model_dump(mode="json", exclude_none=True)
         if safety_snapshot_name:
             values["safety_snapshot_name"] = safety_snapshot_name
         return ApiCall("POST", "/volume_snapshots/apply", f"Rolling back to {_ids(snapshot_ids)}", _body(values))
@@ -140,7 +130,7 @@ class ApiCalls:
         return ApiCall("POST", "/lease", f"Recovering {_ids(snapshot_ids)}", _body({"resources": list(snapshot_ids)}))
 
     def get_job(self, job_id: str) -> ApiCall:
-        return ApiCall("GET", f"/job/{path_id(job_id, 'job')}", f"Looking at job {clean_text(job_id)!r}")
+        return ApiCall("GET", f"/job/{path_id(job_id, 'job')}", f"Reading job {clean_text(job_id)!r}")
 
     def cancel_job(self, job_id: str) -> ApiCall:
         return ApiCall("DELETE", f"/job/{path_id(job_id, 'job')}", f"Cancelling job {clean_text(job_id)!r}")
@@ -149,7 +139,7 @@ class ApiCalls:
         return ApiCall("GET", "/unfinished_jobs", "Listing unfinished jobs")
 
     def list_quota_left(self) -> ApiCall:
-        return ApiCall("GET", "/quota_left", "Looking at the quota")
+        return ApiCall("GET", "/quota_left", "Reading the quota")
 
     def stream(self) -> ApiCall:
         return ApiCall("GET", "/notifier/stream", "Watching jobs")

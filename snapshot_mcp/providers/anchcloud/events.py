@@ -1,4 +1,4 @@
-"""Server-sent events, as far as the contract uses them: pure. Lines end with LF, CR LF or CR; a chunk may end anywhere."""
+"""Parse server-sent events, as far as the contract uses them: pure. Lines end with LF, CR LF or CR; a chunk may end anywhere."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +9,14 @@ MAX_EVENT_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Event:
+    """One server-sent event."""
+
     name: str
     data: str
 
 
 class EventReader:
-    """Bytes in, events out. Raises ValueError for an event beyond all measure."""
+    """Turns bytes into events. Raises ValueError for an event of more than MAX_EVENT_BYTES."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -25,15 +27,15 @@ class EventReader:
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Yield the events that end in this chunk, which is not empty; a comment counts as a heartbeat."""
-        if self._is_after_cr:  # that line has ended: no event is held back to see whether an LF follows
+        """Yield the events that end in this non-empty chunk; a comment counts as a heartbeat."""
+        if self._is_after_cr:  # the CR ended the line at once, so an LF that follows is part of it
             chunk = chunk.removeprefix(b"\n")
         self._is_after_cr = chunk.endswith(b"\r")
         lines = (self._rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._rest = lines.pop()
         self._size += len(chunk)
         if self._size > MAX_EVENT_BYTES:
-            raise ValueError("an event has no end")
+            raise ValueError(f"an event has more than {MAX_EVENT_BYTES} bytes")
         for line in lines:
             text = line.decode("utf-8", "replace")
             yield from self._line(text.removeprefix("\ufeff") if self._is_first_line else text)

@@ -1,9 +1,8 @@
-"""A change whose answer was lost: was it carried out? Decided from two pictures of the zone, without any clock: pure.
+"""Decide whether a change whose answer was lost was carried out, by comparing two pictures of the zone: pure.
 
-Before a change is sent, the zone is looked at: its unfinished jobs, and the things that the change would make or move. A
-lost answer is looked for against that picture: a new job of the same action that touches the same ids, or a new thing of
-the same name. What is found was carried out. What is not found proves nothing while the request may still be on its way,
-so it is unknown, and says what to look at.
+The first picture is taken before a change is sent: the unfinished jobs, and the items that the change would make or affect.
+The second is searched for a new job of the same action on the same ids, or a new item of the same name. If one is found, the
+change was carried out. If nothing is found, the request may still be in flight, so the outcome is unknown.
 """
 
 import uuid
@@ -14,20 +13,21 @@ from snapshot_mcp.contract.errors import OutcomeUnknown
 from snapshot_mcp.contract.models import Image, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, JobAction, JobStatus, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
+from snapshot_mcp.providers.anchcloud.filters import id_of
 
 Item = Snapshot | Volume | Image
 
 FOUND_JOB_PREFIX = "found-"
-"""Of a job id that we made up: the change is known to be over and its job can no longer be seen."""
+"""Marks a job id made up here for a change that has finished and whose job is no longer listed."""
 
 PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeRequest:
-    """What is asked: `ids` are resources for a create, snapshots otherwise; `name` of what is made.
+    """A requested change: `ids` are resources for a create, else snapshots; `name` is the name of what it makes.
 
-    `safety_name`: of the snapshots that a roll-back takes first. `agreement`: the job of a change with terms repeats it.
+    `safety_name` names the snapshots that a roll-back takes first; `agreement` is repeated by the job of a change with terms.
     """
 
     action: JobAction
@@ -38,12 +38,12 @@ class ChangeRequest:
 
     @property
     def is_making(self) -> bool:
-        """Whether something new comes of it, with the change's name."""
+        """Whether it makes an item with the change's name."""
         return self.action in {JobAction.CREATE, JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME}
 
     @property
     def snapshots_to_look_at(self) -> SnapshotFilter | None:
-        """All-or-nothing lets one resource of a create stand for all."""
+        """The snapshots that show the effect; a create is atomic, so checking one of its resources is enough."""
         match self.action:
             case JobAction.CREATE:
                 return SnapshotFilter(resource_id=self.ids[0], status=tuple(SnapshotStatus), limit=PAGE)
@@ -54,25 +54,26 @@ class ChangeRequest:
 
     @property
     def exports_to_look_at(self) -> ResourceFilter:
+        """The volumes or images that show the effect of an export."""
         return ResourceFilter(search_word=self.name, limit=PAGE)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What the zone showed at a moment: unfinished jobs (or others seen on the way), and items by id."""
+    """The state of the zone at one moment: unfinished jobs, and others seen since, and items by id."""
 
     jobs: Mapping[str, Job] = field(default_factory=dict)
     items: Mapping[str, Item] = field(default_factory=dict)
 
     def is_newer_than(self, item: Item) -> bool:
-        """Whether something here was made after the item: then it is an old one that moved into the page."""
+        """Return whether an item here is newer: then the given one is old, and only moved into the page."""
         times = [one.create_time for one in self.items.values() if one.create_time]
         return item.create_time is not None and bool(times) and item.create_time < max(times)
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What was found: the job, or a reason why it stays unclear. `items` are the ids that are accounted for by it."""
+    """What was found: the job, or the reason why it is unclear. `items` are the ids that the job explains."""
 
     job: Job | None = None
     unclear: str = ""
@@ -87,14 +88,7 @@ def find(change: ChangeRequest, before: Picture, after: Picture, claimed: Collec
         if not (change.is_making and item_id in claimed) and _is_effect(change, before, item)
     }
     effect = frozenset(items)
-    strangers = {item_id for item_id in after.items if item_id not in before.items and item_id not in effect}
-    jobs = [
-        job
-        for job_id, job in after.jobs.items()
-        if job.action == change.action and job_id not in before.jobs and job_id not in claimed
-        if _name_of(job) in {None, change.name} and not strangers & set(job.resource_ids)
-        if not change.agreement or job.details.get("agreement") == change.agreement
-    ]
+    jobs = _candidates(change, before, after, effect, claimed)
     touching = [job for job in jobs if _touches(job, change, effect, after)]
     if len(touching) > 1:
         return Match(unclear=f"any of the jobs {', '.join(clean_text(job.job_id) for job in touching)} may be it")
@@ -107,15 +101,29 @@ def find(change: ChangeRequest, before: Picture, after: Picture, claimed: Collec
     return _by_effect(change, before, after, items)
 
 
+def _candidates(
+    change: ChangeRequest, before: Picture, after: Picture, effect: Collection[str], claimed: Collection[str]
+) -> list[Job]:
+    """Return the new jobs that do what the change does, without those of other calls."""
+    strangers = after.items.keys() - before.items.keys() - set(effect)
+    return [
+        job
+        for job_id, job in after.jobs.items()
+        if job.action == change.action and job_id not in before.jobs and job_id not in claimed
+        if _name_of(job) in {None, change.name} and not strangers & set(job.resource_ids)
+        if not change.agreement or job.details.get("agreement") == change.agreement
+    ]
+
+
 def _name_of(job: Job) -> object:
-    """The name of what the job makes, where the zone says it."""
+    """Return the name of the item that the job makes, None if the zone does not say it."""
     return next(
         (job.details[key] for key in ("snapshot_name", "image_name", "volume_name") if key in job.details), None
     )
 
 
 def _touches(job: Job, change: ChangeRequest, effect: Collection[str], after: Picture) -> bool:
-    """A job may name what it reads, what it makes, or both; a roll-back's perhaps only what is written to."""
+    """Return whether the job names the change's ids or items; a roll-back's job may name only the disks it writes."""
     ids = set(job.resource_ids)
     items = [after.items[one] for one in change.ids if one in after.items]
     targets = {item.resource.resource_id for item in items if isinstance(item, Snapshot)} - {""}
@@ -125,8 +133,8 @@ def _touches(job: Job, change: ChangeRequest, effect: Collection[str], after: Pi
 
 
 def _is_effect(change: ChangeRequest, before: Picture, item: Item) -> bool:
-    """Whether the item shows what the change would do, and did not show it before."""
-    was = before.items.get(_id_of(item))
+    """Return whether the item shows the effect of the change, and did not show it before."""
+    was = before.items.get(id_of(item))
     if change.is_making:
         name = item.snapshot_name if isinstance(item, Snapshot) else item.name
         return was is None and name.strip() == change.name.strip() and not before.is_newer_than(item)
@@ -141,36 +149,30 @@ def _is_effect(change: ChangeRequest, before: Picture, item: Item) -> bool:
             return item.is_available and was.status in GONE_SNAPSHOT_STATUSES
 
 
-def _id_of(item: Item) -> str:
-    return item.snapshot_id if isinstance(item, Snapshot) else item.id
-
-
 def _by_effect(change: ChangeRequest, before: Picture, after: Picture, items: Mapping[str, Item]) -> Match:
-    """The job is over and out of sight; what it did can be seen."""
+    """Judge by the effect alone: the job has finished and is no longer listed."""
     if change.action == JobAction.DELETE and all(one in before.items and one not in after.items for one in change.ids):
-        return Match(_finished(change, JobStatus.SUCCESSFUL, change.ids), items=frozenset(change.ids))
+        return _finished(change, change.ids)
     if not items:
         return Match()
     if change.action in {JobAction.APPLY, JobAction.LEASE}:
-        moved = [one for one in change.ids if one in items]
-        if len(moved) < len(change.ids) and change.action == JobAction.APPLY:
-            still = [one for one in change.ids if one not in items and not _was_head(before, one)]
-            if still:
-                return Match(unclear=f"{', '.join(moved)} became the head, {', '.join(still)} did not")
-        return Match(_finished(change, JobStatus.SUCCESSFUL, moved), items=frozenset(moved))
+        return _by_moves(change, before, items)
     if change.action != JobAction.DELETE and len(items) > 1:
-        return Match(
-            unclear=f"{', '.join(clean_text(one) for one in sorted(items))} appeared, and one of them may be it"
-        )
+        return Match(unclear=f"one of {', '.join(clean_text(one) for one in sorted(items))} may be it")
     item_id, item = next(iter(items.items()))
-    if isinstance(item, Snapshot) and change.action == JobAction.CREATE:
-        if item.status == SnapshotStatus.PENDING or item.transition_status:
-            return Match(unclear=f"snapshot {clean_text(item_id)} is being made and may be it")
-        status = JobStatus.FAILED if item.status in GONE_SNAPSHOT_STATUSES else JobStatus.SUCCESSFUL
-        return Match(_finished(change, status, [item_id]), items=frozenset({item_id}))
     if item.status == "pending" or item.transition_status:
-        return Match(unclear=f"{clean_text(item_id)} is changing and may be it")
-    return Match(_finished(change, JobStatus.SUCCESSFUL, [item_id]), items=frozenset({item_id}))
+        return Match(unclear=f"{clean_text(item_id)} is still changing and may be it")
+    is_failed = change.action == JobAction.CREATE and item.status in GONE_SNAPSHOT_STATUSES
+    return _finished(change, [item_id], JobStatus.FAILED if is_failed else JobStatus.SUCCESSFUL)
+
+
+def _by_moves(change: ChangeRequest, before: Picture, items: Mapping[str, Item]) -> Match:
+    """Judge a roll-back or a recovery by the snapshots that became the head, or available."""
+    moved = [one for one in change.ids if one in items]
+    left = [one for one in change.ids if one not in items and not _was_head(before, one)]
+    if change.action == JobAction.APPLY and left:
+        return Match(unclear=f"{', '.join(moved)} became the head, {', '.join(left)} did not")
+    return _finished(change, moved)
 
 
 def _was_head(before: Picture, snapshot_id: str) -> bool:
@@ -178,20 +180,21 @@ def _was_head(before: Picture, snapshot_id: str) -> bool:
     return isinstance(item, Snapshot) and bool(item.is_head)
 
 
-def _finished(change: ChangeRequest, status: JobStatus, ids: Sequence[str]) -> Job:
-    """A job in place of the one that nobody can see any more; its id is good with the zone object that made it."""
-    return Job(
+def _finished(change: ChangeRequest, ids: Sequence[str], status: JobStatus = JobStatus.SUCCESSFUL) -> Match:
+    """Return a match with a job made up here, in place of the one that is no longer listed."""
+    job = Job(
         job_id=f"{FOUND_JOB_PREFIX}{uuid.uuid4()}",
         action=change.action,
         status=status,
-        info="The answer was lost; that it is over was found by looking at the zone.",
+        info="The answer was lost; the state of the zone shows that the change has finished.",
         resource_ids=tuple(ids),
         extra={"found_by_lookup": 1},
     )
+    return Match(job, items=frozenset(ids))
 
 
 def unknown(change: ChangeRequest, what: str, reason: str, unclear: str) -> OutcomeUnknown:
-    """Return the error for a change that could not be settled, with what to look at."""
+    """Return the error for a change whose outcome is unknown; it says where to look."""
     ids = clean_text(", ".join(repr(one) for one in change.ids), 200)
     places = {
         JobAction.CREATE: f"and at the snapshots of {ids} for one named {quoted(change.name)}",
@@ -201,8 +204,8 @@ def unknown(change: ChangeRequest, what: str, reason: str, unclear: str) -> Outc
         JobAction.CAPTURE_INSTANCE: f"and at the images for one named {quoted(change.name)}",
         JobAction.CREATE_VOLUME: f"and at the volumes for one named {quoted(change.name)}",
     }
-    seen = f" The zone shows that {unclear}." if unclear else " Nothing of it could be seen in the zone until now."
+    seen = f" The zone shows that {unclear}." if unclear else " The zone shows no trace of it yet."
     return OutcomeUnknown(
-        f"{what}: the answer was lost ({reason}), and it is not known whether it was carried out.{seen}",
-        hint=f"Look at the unfinished jobs {places[change.action]} before you ask for it again.",
+        f"{what}: the answer was lost ({reason}), so it is unknown whether it was carried out.{seen}",
+        hint=f"Before you repeat it, look at the unfinished jobs {places[change.action]}.",
     )

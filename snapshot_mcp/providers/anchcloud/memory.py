@@ -1,7 +1,7 @@
-"""What this client has seen of a zone: jobs in their latest state, and which ids belong to calls that were answered.
+"""The jobs of a zone in their latest known state, and the ids that belong to calls that were answered.
 
-A watch compares with it what a zone shows after a gap, so that no change is reported twice or out of order. Bounded: the
-oldest finished jobs are forgotten first.
+A watch compares the zone with it after a gap, so that no change is reported twice or out of order. Bounded: the oldest
+finished jobs are dropped first.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ MAX_CLAIMED = 20_000
 
 
 class JobMemory:
-    """Jobs by id in their latest state, ordered by when they were first seen."""
+    """Jobs by id in their latest state, oldest first."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
         self.claimed: dict[str, None] = {}
-        """Ids of jobs and items that belong to an answered call, so a call whose answer was lost cannot have made them."""
+        """Ids of jobs and items that belong to an answered call, so not to one whose answer was lost."""
 
     def remember(self, job: Job) -> Job:
-        """Store the job unless a later state of it is known; return it as it was given."""
+        """Store the job unless a later state of it is known; return the job."""
         if not is_older(job, self.jobs.get(job.job_id)):
             self.jobs[job.job_id] = job
         if len(self.jobs) > MAX_JOBS:
@@ -39,7 +39,7 @@ class JobMemory:
 
 
 class Reported:
-    """What one watcher has been given: each job in its latest state."""
+    """The jobs reported to one watcher, each in its latest state."""
 
     def __init__(self, memory: JobMemory) -> None:
         self._memory = memory
@@ -58,7 +58,7 @@ class Reported:
 
     @property
     def unfinished_ids(self) -> list[str]:
-        """Jobs whose end has not been reported, also those that only other calls have seen."""
+        """The jobs whose end has not been reported, also those seen only by other calls."""
         return [job_id for job_id in self._memory.jobs if not (job_id in self._jobs and self._jobs[job_id].is_finished)]
 
     def forget(self, job_id: str) -> None:
@@ -68,7 +68,7 @@ class Reported:
 
 
 def is_older(job: Job, known: Job | None) -> bool:
-    """Whether `known` is a later state of the same job; unknown statuses have no order."""
+    """Return whether `known` is a later state of the same job; unknown statuses have no order."""
     if known is None or known.status == job.status:
         return False
     return known.is_finished or (job.status == JobStatus.PENDING and known.status == JobStatus.WORKING)

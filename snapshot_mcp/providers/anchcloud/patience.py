@@ -1,13 +1,13 @@
-"""How long a provider is waited for."""
+"""Timeouts, retries and pauses of the calls to a provider."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Every time that is waited for something, in seconds; `read_tries` counts the first one too.
+    """Timeouts and pauses in seconds; `read_tries` includes the first try.
 
-    The worst change (a look before it, a lost answer, a look after it) ends within a minute, before MCP hosts give up.
+    The longest change (reading the zone, a lost answer, a lookup) ends within a minute, before MCP hosts time out.
     """
 
     connect_seconds: float = 5.0
@@ -15,16 +15,16 @@ class Patience:
     change_seconds: float = 25.0
     token_seconds: float = 10.0
     total_seconds: float = 25.0
-    """For one read with all its retries; a change has its own time beside it."""
+    """For one read with all its retries; a change has its own limit."""
     read_tries: int = 4
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 4.0
     lookup_seconds: float = 8.0
-    """How long a change whose answer was lost is looked for."""
+    """How long a change whose answer was lost is looked up."""
     silence_seconds: float = 45.0
-    """A stream without even a heartbeat for so long is broken."""
+    """A stream without a heartbeat for this long is broken."""
     poll_seconds: float = 2.0
     outage_seconds: float = 60.0
-    """A watch that has heard nothing of the zone for so long gives up."""
+    """A watch without any answer for this long fails."""
     stream_retry_seconds: float = 60.0
-    """Before a provider without a stream is asked again for one."""
+    """Delay before a provider without a stream is asked for one again."""

@@ -1,27 +1,30 @@
-"""Calls with a token: fetching and renewing it, one retry after a 401, and bounded retries for reads.
+"""Calls with a token: fetch and renew it, retry once after a 401, and retry reads within limits.
 
-Many callers that find the token old wait for one renewal. A change is sent once; only an answer that proves that it was
-not started (a 401) lets it be sent again.
+Callers that find the token expired wait for one renewal. A change is sent once; it is repeated only after a 401, which proves
+that it was not started.
 """
 
+import itertools
 import json
 import logging
 import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 from pydantic import SecretStr
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable, ZoneError
-from snapshot_mcp.providers.anchcloud.calls import ApiCall
+from snapshot_mcp.providers.anchcloud.calls import ApiCall, Outgoing
 from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import (
+    CHECK_URL,
     Lost,
     NotSent,
     Reply,
@@ -36,26 +39,29 @@ from snapshot_mcp.providers.anchcloud.replies import (
 from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 
 if TYPE_CHECKING:
-    from snapshot_mcp.providers.anchcloud.transport import Outgoing, Transport
+    from snapshot_mcp.providers.anchcloud.transport import Transport
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 RENEW_BEFORE_SECONDS = 60.0
-"""A token is renewed this long before its end, or at nine tenths of a shorter life, so that it does not end on the way."""
+"""A token is renewed this long before it expires, or after nine tenths of a shorter lifetime."""
 
 DEFAULT_LIFE_SECONDS = 3600.0
-"""Of a token whose `expires_in` is left out, which RFC 6749 allows, or says nothing; a 401 tells when that was too long."""
+"""The lifetime of a token whose `expires_in` is missing, as RFC 6749 allows, or invalid; a 401 shows when it is too long."""
 
-LONGEST_QUIET_SECONDS = 60.0
-"""However long a zone asks to be left alone, it is asked again after this."""
+LONGEST_RATE_LIMIT_SECONDS = 60.0
+"""The longest `Retry-After` that is respected."""
 
 HIDDEN = "•••"
+FETCHING = "Fetching a token"
 
 SECRET_CHARACTERS = 8
-"""What is shorter stands in any text by chance; no provider gives out a secret like that."""
+"""Shorter texts occur anywhere by chance; no provider issues so short a secret."""
 
 KNOWN_TOKENS = 4
-"""Old ones too: the answer that refuses a token may repeat it."""
+"""Includes old ones: the answer that rejects a token may repeat it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +71,18 @@ class _Token:
 
 
 class Response(Protocol):
-    """An open stream's head, as far as it is read here."""
+    """An open response, as far as it is used here."""
 
-    @property
-    def status_code(self) -> int: ...
-    @property
-    def headers(self) -> Any: ...
-    def aiter_bytes(self) -> AsyncIterator[bytes]: ...
+    status_code: int
+    headers: Any
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]:
+        """Iterate over the chunks of the body."""
+        ...
 
 
 class Session:
-    """One key pair at one provider. Raises errors of the contract, and Lost for a change whose answer was lost."""
+    """Calls to one provider with one key pair. Raises the contract's errors, and Lost for a change whose answer was lost."""
 
     def __init__(self, settings: AnchCloudZoneSettings, location: str, patience: Patience) -> None:
         self._settings = settings
@@ -85,23 +92,26 @@ class Session:
         self._token: _Token | None = None
         self._renewing = anyio.Lock()
         self._tokens: deque[SecretStr] = deque(maxlen=KNOWN_TOKENS)
-        self._quiet_until: dict[str, float] = {}
-        """Until when the zone asked not to be asked: by method, tokens and streams apart, for each has limits of its own."""
+        self._limited_until: dict[str, float] = {}
+        """When each rate limit ends; there is one per method, one for tokens and one for streams."""
         self.headers: dict[str, str] = {}
-        """The zone's own headers of the last answer (`x-snapshot-…`)."""
+        """The `x-snapshot-…` headers of the last answer."""
 
     async def read(self, call: ApiCall) -> Any:
-        """Return the decoded answer of a GET, tried again while that makes sense and time is left."""
+        """Return the decoded answer of a GET, with retries."""
+        return await self._retry(partial(self._read_once, call), call.what, self._patience.read_tries)
+
+    async def _retry(self, once: Callable[[float], Awaitable[Result]], what: str, tries: int) -> Result:
+        """Call `once` with the deadline, and again after transient errors while tries and time are left."""
         deadline = time.monotonic() + self._patience.total_seconds
-        for tried in range(1, self._patience.read_tries + 1):
+        for tried in itertools.count(1):
             try:
-                return await self._read_once(call, deadline)
+                return await once(deadline)
             except ZoneError as error:
                 pause = self._pause(error, tried)
-                is_last = tried == self._patience.read_tries or time.monotonic() + pause >= deadline
-                if is_last or not is_transient(error):
+                if tried == tries or not is_transient(error) or time.monotonic() + pause >= deadline:
                     raise
-                logger.debug("%s: try %d failed, next in %.1f s", call.what, tried, pause)
+                logger.debug("%s: try %d failed, next in %.1f s", what, tried, pause)
             await anyio.sleep(pause)
         raise AssertionError
 
@@ -110,20 +120,20 @@ class Session:
         try:
             return decoded(await self._with_token(call, seconds, token_tries=1), call.what)
         except TooLarge as lost:
-            raise Unfit(f"{call.what}: {lost}.", hint="Check that url names the volume-snapshot API.") from None
+            raise Unfit(f"{call.what}: {lost}.", hint=CHECK_URL) from None
         except Lost as lost:
             raise self._unreachable(call.what, str(lost)) from None
 
     async def change(self, call: ApiCall) -> Reply:
-        """Send a change once and return its reply. Raises Lost; every other error means that it was not sent."""
+        """Send a change once and return its reply. Raises Lost; after any other error it was not sent."""
         return await self._with_token(call, self._patience.change_seconds, token_tries=self._patience.read_tries)
 
     @asynccontextmanager
     async def stream(self, call: ApiCall) -> AsyncGenerator[Response, None]:
-        """Yield an open response of any status but 401. Raises Unavailable, also from inside the block."""
-        transport = await self._connected()
+        """Yield the open response of a stream. Raises Unavailable, also inside the block."""
+        transport = await self._connect()
         for is_first in (True, False):
-            self._keep_quiet("stream", call.what)
+            self._check_rate_limit("stream", call.what)
             token = await self._fresh_token(call.what)
             outgoing = self._outgoing(call, token, accept="text/event-stream")
             try:
@@ -131,7 +141,7 @@ class Session:
                     if response.status_code == 401 and is_first:
                         self._drop(token)
                         continue
-                    self._note_wish("stream", response.status_code, response.headers)
+                    self._note_rate_limit("stream", response.status_code, response.headers)
                     self._keep_headers(response.headers)
                     yield response
                     return
@@ -139,12 +149,13 @@ class Session:
                 raise self._unreachable(call.what, str(error)) from None
 
     async def aclose(self) -> None:
+        """Close the connections."""
         if self._transport is not None:
             await self._transport.aclose()
             self._transport = None
 
     def without_secrets(self, reply: Reply) -> Reply:
-        """Return the reply without our secrets and tokens: a zone, or a page in between, may repeat what it was sent."""
+        """Return the reply without our secrets and tokens: a zone or a proxy may repeat what it was sent."""
         return _without([*self._key_pair, *self._tokens], reply)
 
     @property
@@ -152,8 +163,8 @@ class Session:
         return [self._settings.client_secret, self._settings.key_pair]
 
     async def _with_token(self, call: ApiCall, seconds: float, *, token_tries: int) -> Reply:
-        """Send it; with a new token once if ours was refused. A read is tried again as a whole, so its token is not."""
-        await self._connected()
+        """Send the call, and again with a new token after a 401. Reads retry as a whole, so their `token_tries` is 1."""
+        await self._connect()
         reply = None
         for _ in range(2):
             token = await self._fresh_token(call.what, token_tries)
@@ -166,32 +177,30 @@ class Session:
         assert reply is not None
         return reply
 
-    async def _send(self, outgoing: "Outgoing", seconds: float, what: str, lane: str) -> Reply:
-        """Send it, unless the zone has asked for quiet. Raises TooManyRequests, Unavailable where it was not sent; Lost."""
-        self._keep_quiet(lane, what)
+    async def _send(self, outgoing: Outgoing, seconds: float, what: str, limit: str) -> Reply:
+        """Send a request and return the reply. Raises Lost; TooManyRequests or Unavailable if it was not sent."""
+        self._check_rate_limit(limit, what)
         assert self._transport is not None
         try:
             reply = await self._transport.send(outgoing, seconds)
         except NotSent as error:
             raise self._unreachable(what, str(error)) from None
-        self._note_wish(lane, reply.status, reply.headers)
+        self._note_rate_limit(limit, reply.status, reply.headers)
         return reply
 
-    def _keep_quiet(self, lane: str, what: str) -> None:
-        if (left := self._quiet_until.get(lane, 0.0) - time.monotonic()) > 0:
+    def _check_rate_limit(self, limit: str, what: str) -> None:
+        if (left := self._limited_until.get(limit, 0.0) - time.monotonic()) > 0:
             raise TooManyRequests(
-                f"{what}: throttled; {self._settings.url} has asked for a pause.",
-                hint=f"It lasts {math.ceil(left)} s more.",
+                f"{what}: rate-limited by {self._settings.url}.",
+                hint=f"Retry in {math.ceil(left)} s.",
                 retry_after_seconds=left,
             )
 
-    def _note_wish(self, lane: str, status: int, headers: Any) -> None:
+    def _note_rate_limit(self, limit: str, status: int, headers: Any) -> None:
         if status in {429, 503} and (wish := retry_after(headers)):
-            self._quiet_until[lane] = time.monotonic() + min(wish, LONGEST_QUIET_SECONDS)
+            self._limited_until[limit] = time.monotonic() + min(wish, LONGEST_RATE_LIMIT_SECONDS)
 
-    def _outgoing(self, call: ApiCall, token: _Token, accept: str = "application/json") -> "Outgoing":
-        from snapshot_mcp.providers.anchcloud.transport import Outgoing
-
+    def _outgoing(self, call: ApiCall, token: _Token, accept: str = "application/json") -> Outgoing:
         headers = {"authorization": f"Bearer {token.text.get_secret_value()}", "accept": accept}
         if call.body is not None:
             headers["content-type"] = "application/json"
@@ -205,7 +214,7 @@ class Session:
         if self._token is token:
             self._token = None
 
-    async def _connected(self) -> "Transport":
+    async def _connect(self) -> "Transport":
         if self._transport is None:
             async with self._renewing:
                 if self._transport is None:
@@ -213,7 +222,7 @@ class Session:
         return self._transport
 
     def _build_transport(self) -> "Transport":
-        """Loads httpx and the authorities' certificates: some 100 ms, off the event loop and not before they are needed."""
+        """Build the transport in a thread: loading httpx and the CA certificates takes some 100 ms."""
         from snapshot_mcp.providers.anchcloud.transport import Transport
 
         return Transport(self._settings, self._patience)
@@ -228,24 +237,14 @@ class Session:
             return self._token
 
     async def _fetch_token(self, what: str, tries: int) -> _Token:
-        """Safe to repeat: a token too many expires by itself."""
-        deadline = time.monotonic() + self._patience.total_seconds
-        tried = 0
-        while True:
-            tried += 1
-            try:
-                return await self._fetch_token_once()
-            except ZoneError as error:
-                pause = self._pause(error, tried)
-                if tried == tries or not is_transient(error) or time.monotonic() + pause >= deadline:
-                    error.add(before=f"{what}: no token.")
-                    raise
-            await anyio.sleep(pause)
+        """Fetch a token, with retries; that is safe, because an unused token simply expires."""
+        try:
+            return await self._retry(self._fetch_token_once, FETCHING, tries)
+        except ZoneError as error:
+            error.add(before=f"{what}: no token.")
+            raise
 
-    async def _fetch_token_once(self) -> _Token:
-        from snapshot_mcp.providers.anchcloud.transport import Outgoing
-
-        what = "Fetching a token"
+    async def _fetch_token_once(self, deadline: float) -> _Token:
         headers = {
             "authorization": f"Basic {self._settings.key_pair.get_secret_value()}",
             "content-type": "application/x-www-form-urlencoded",
@@ -254,46 +253,43 @@ class Session:
         outgoing = Outgoing("POST", url, headers, b"grant_type=client_credentials")
         asked_at = time.monotonic()
         try:
-            sent = await self._send(outgoing, self._patience.token_seconds, what, "token")
+            sent = await self._send(outgoing, self._patience.token_seconds, FETCHING, "token")
         except Lost as lost:
-            raise self._unreachable(what, str(lost)) from None
+            raise self._unreachable(FETCHING, str(lost)) from None
         reply = _without(self._key_pair, sent) if b"access_token" in sent.body else self.without_secrets(sent)
-        token = self._token_of(reply, what, asked_at)
+        token = self._token_of(reply, asked_at)
         self._tokens.append(token.text)
         return token
 
-    def _token_of(self, reply: Reply, what: str, asked_at: float) -> _Token:
+    def _token_of(self, reply: Reply, asked_at: float) -> _Token:
         if reply.status in {400, 401}:
-            refusal = error_of(reply, what)
+            refusal = error_of(reply, FETCHING)
             if isinstance(refusal, (Unauthorized, BadRequest)):
                 raise Unauthorized(
                     f"{self._settings.url} does not accept the key pair: {refusal.message}",
                     hint="Check client_id and client_secret in the settings.",
                 )
-        answer = decoded(reply, what)
-        text = member(answer, "access_token", what)
+        answer = decoded(reply, FETCHING)
+        text = member(answer, "access_token", FETCHING)
         if not isinstance(text, str) or not text.isascii() or not text.isprintable() or not text:
-            raise Unavailable(f"{what}: the access_token is no token.")
+            raise Unavailable(f"{FETCHING}: the access_token is not a token.")
         if str(answer.get("token_type", "Bearer")).lower() != "bearer":
-            raise Forbidden(f"{what}: the token is no Bearer token.")
+            raise Forbidden(f"{FETCHING}: the token is not a Bearer token.")
         life = _life_seconds(answer.get("expires_in"))
         return _Token(SecretStr(text), asked_at + max(life - RENEW_BEFORE_SECONDS, life * 0.9))
 
     def _unreachable(self, what: str, reason: str) -> Unavailable:
         return Unavailable(
             f"{what}: {self._settings.url} cannot be reached ({reason}).",
-            hint="Check the network, the url and the provider's state, then try again.",
+            hint="Check the network, the url and the provider's status, then retry.",
         )
 
     def _pause(self, error: ZoneError, tried: int) -> float:
-        """Seconds before the next try: the zone's wish, else longer each time, with jitter."""
-        longest: float = min(
-            self._patience.longest_pause_seconds, self._patience.first_pause_seconds * 2 ** (tried - 1)
-        )
+        """Return the seconds before the next try: the zone's `Retry-After`, else exponential backoff, with jitter."""
+        patience = self._patience
+        longest = min(patience.longest_pause_seconds, patience.first_pause_seconds * 2.0 ** (tried - 1))
         jitter = random.uniform(0.5, 1.0) * longest
-        if error.retry_after_seconds is not None:
-            return error.retry_after_seconds + jitter * 0.1
-        return jitter
+        return jitter if error.retry_after_seconds is None else error.retry_after_seconds + jitter * 0.1
 
 
 def _without(secrets: Iterable[SecretStr], reply: Reply) -> Reply:
@@ -305,7 +301,7 @@ def _without(secrets: Iterable[SecretStr], reply: Reply) -> Reply:
 
 
 def _spellings(secret: str) -> list[str]:
-    """As it is, and as JSON may escape it; some escape the slash too."""
+    """Return the secret as it is and as JSON may escape it; some escape the slash too."""
     escaped = json.dumps(secret)[1:-1]
     return [secret, escaped, secret.replace("/", "\\/"), escaped.replace("/", "\\/")]
 

@@ -1,6 +1,6 @@
-"""Settings of a zone behind the volume-snapshot REST API: where it is, and who we are there. No I/O.
+"""Settings of a zone behind the volume-snapshot REST API: its address and our credentials. No I/O.
 
-A URL is checked here, before a credential can travel: https everywhere, plain http to this machine only.
+The URL is checked here, before credentials can be sent to it: https, or plain http to this machine.
 """
 
 import base64
@@ -22,7 +22,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class ApiRevision(StrEnum):
-    """Which form is sent; both are read (CONTRACT.md, "Differences of the later revision")."""
+    """The form of the requests; answers may have either (CONTRACT.md, "Differences of the later revision")."""
 
     SPECIFICATION = "specification"
     LATER = "2016-12"
@@ -31,7 +31,7 @@ class ApiRevision(StrEnum):
 def checked_url(url: str) -> str:
     """Return the base URL without default port, trailing slash and `/v2`.
 
-    Raises ValueError, whose text does not repeat the URL: it may hold a secret.
+    Raises ValueError without repeating the URL, which may contain a secret.
     """
     parts = _split(url)
     if parts is None or parts.username is not None or parts.password is not None or parts.query or parts.fragment:
@@ -45,7 +45,7 @@ def checked_url(url: str) -> str:
 
 
 def checked_proxy(proxy: SecretStr) -> SecretStr:
-    """Return the proxy's URL as it is. Raises ValueError."""
+    """Return the proxy's URL unchanged. Raises ValueError if it is not an http(s) URL."""
     if proxy.get_secret_value() and _split(proxy.get_secret_value()) is None:
         raise ValueError("should be an http(s) address such as http://proxy.example.com:3128")
     return proxy
@@ -57,43 +57,43 @@ class AnchCloudZoneSettings(ZoneSettings):
     provider: Literal["anchcloud"] = "anchcloud"
     url: Annotated[str, AfterValidator(checked_url), Variable("API_URL")]
     client_id: Annotated[str, Field(pattern="^[^:]+$"), Variable("API_CLIENT_ID")]
-    """HTTP Basic ends it at the first colon, so it has none."""
+    """Without a colon, which ends it in HTTP Basic."""
     client_secret: Annotated[SecretStr, Field(min_length=1), Variable("API_CLIENT_SECRET")]
     zone: Annotated[str, Variable("ZONE", names_zone=True)] = ""
-    """The provider's zone id; the table's name by default."""
+    """The provider's zone id; by default the name of the table."""
     api_revision: Annotated[ApiRevision, Variable("API_REVISION", is_needed=False)] = ApiRevision.SPECIFICATION
     ca_file: Path | None = None
     proxy: Annotated[SecretStr, AfterValidator(checked_proxy)] = SecretStr("")
-    """Its URL, which may hold a password."""
+    """The URL, which may contain a password."""
 
     def location(self, name: str) -> str:
-        """Return the URL of the zone that the settings call `name`; it never holds a credential."""
+        """Return the URL of the zone named `name` in the settings; it never contains credentials."""
         return f"{self.url}/v2/zone/{quote(self.zone or name, safe='')}"
 
     def place(self, site: Site) -> str:
-        """Return the URL in lower case with the zone id: another spelling of the URL is no other place."""
+        """Return the URL in lower case with the zone id, so that another spelling of the URL is the same place."""
         return f"{self.url.casefold()} {self.zone or site.name}"
 
     def build(self, site: Site) -> "Provider":
-        """Return the zone; httpx is loaded and the provider is called with the first call."""
+        """Build the zone; the first call loads httpx and connects."""
         from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 
         return AnchCloudZone(site.name, self)
 
     @property
     def key_pair(self) -> SecretStr:
-        """Return the key pair as HTTP Basic carries it."""
+        """The key pair encoded for HTTP Basic."""
         pair = f"{self.client_id}:{self.client_secret.get_secret_value()}"
         return SecretStr(base64.b64encode(pair.encode()).decode())
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the provider is called over https."""
+        """Whether the connection uses https."""
         return self.url.startswith("https:")
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts of an http(s) URL with a host; None for anything else."""
+    """Return the parts of an http(s) URL with a host, None for anything else."""
     try:
         parts = urlsplit(url)
         is_sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0

@@ -1,46 +1,36 @@
-"""The only module that imports httpx: requests out, whole replies in, failures told apart by whether anything was sent.
+"""Send requests and return complete replies; errors say whether anything was sent. The only module that imports httpx.
 
-Redirects are not followed (a token would travel with them), cookies are not kept, answers are bounded.
+Redirects are not followed, because they would take the token with them; answers are limited in size.
 """
 
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
 import httpx
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.providers.anchcloud.calls import Outgoing
 from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import Lost, NotSent, Reply, TooLarge
 from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 
 MAX_ANSWER_BYTES = 32 << 20
-"""A page of 100 snapshots has less than 100 KB; what is larger is no answer of the API."""
+"""Far more than any answer of the API; a page of 100 snapshots has less than 100 KB."""
 
 KEEPALIVE_SECONDS = 3.0
-"""Below what servers keep an idle connection for (uvicorn 5 s): a request must not meet a connection that is being closed."""
+"""Shorter than servers keep idle connections (uvicorn 5 s), so that none is reused while the server closes it."""
 
 CONNECTIONS = 20
-"""httpx looks at every connection of its pool for every request: with 100 it is slower than with 20, and a provider throttles."""
+"""httpx scans its whole pool for every request, so 100 are slower than 20; providers limit the rate anyway."""
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One request, ready: absolute URL, headers and body."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes | None = field(default=None, repr=False)
-
-
 class Transport:
-    """A connection pool to one provider. Build it inside the event loop, `aclose` it there."""
+    """A connection pool to one provider. Call `aclose` in the event loop that used it."""
 
     def __init__(self, settings: AnchCloudZoneSettings, patience: Patience) -> None:
         self._patience = patience
@@ -57,10 +47,10 @@ class Transport:
         )
 
     async def send(self, outgoing: Outgoing, seconds: float) -> Reply:
-        """Return the whole reply. Raises NotSent, or Lost when the request may have arrived."""
+        """Send a request and return the complete reply. Raises NotSent, or Lost if the request may have arrived."""
         try:
             with anyio.fail_after(seconds):
-                async with self._open(outgoing, seconds) as response:
+                async with self.stream(outgoing, seconds) as response:
                     body = bytearray()
                     async for chunk in response.aiter_bytes():
                         body += chunk
@@ -71,17 +61,9 @@ class Transport:
             raise Lost(f"no answer within {seconds:g} s") from None
 
     @asynccontextmanager
-    async def stream(self, outgoing: Outgoing, silence_seconds: float) -> AsyncGenerator[httpx.Response, None]:
-        """Yield the open response. Raises NotSent or Lost, also from inside the block."""
-        async with self._open(outgoing, silence_seconds) as response:
-            yield response
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
-
-    @asynccontextmanager
-    async def _open(self, outgoing: Outgoing, read_seconds: float) -> AsyncGenerator[httpx.Response, None]:
-        # who waits half the time for a connection has sent nothing, and says so
+    async def stream(self, outgoing: Outgoing, read_seconds: float) -> AsyncGenerator[httpx.Response, None]:
+        """Yield the open response. Raises NotSent or Lost, also inside the block."""
+        # a pool timeout means that nothing was sent, so it must come before the caller's own timeout
         timeout = httpx.Timeout(read_seconds, connect=self._patience.connect_seconds, pool=read_seconds / 2)
         request = self._client.build_request(
             outgoing.method, outgoing.url, headers=outgoing.headers, content=outgoing.body, timeout=timeout
@@ -102,23 +84,27 @@ class Transport:
         except httpx.InvalidURL:
             raise NotSent("the address is malformed") from None
 
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
 
 def _tls(settings: AnchCloudZoneSettings) -> ssl.SSLContext | bool:
     if not settings.is_encrypted:
-        return False  # plain http to this machine: no reason to load the system's authorities
+        return False  # plain http needs no CA certificates
     if settings.ca_file is None:
         return True
     try:
         return ssl.create_default_context(cafile=settings.ca_file)
     except (OSError, ssl.SSLError) as error:
         raise BadRequest(
-            f"The CA file {str(settings.ca_file)!r} cannot be read: {clean_text(error)}.",
+            f"Cannot read the CA file {str(settings.ca_file)!r}: {clean_text(error)}.",
             hint="Set ca_file to a PEM file with the provider's certificate authority.",
         ) from None
 
 
 def _reason(error: httpx.HTTPError) -> str:
-    """The cause in a few words: httpx often has an empty text, the system's own text is one level down."""
+    """Return the cause in a few words; if httpx has no text, the system's error below it has."""
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"its certificate is not trusted ({clean_text(text.partition('] ')[2] or text, 120)})"

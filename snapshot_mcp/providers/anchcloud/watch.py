@@ -1,8 +1,8 @@
-"""Watch a zone's jobs: over its stream while it is connected, by polling while it is not.
+"""Watch a zone's jobs: over its stream while connected, else by polling.
 
-The stream begins with no list of its own, so after every connect the unfinished jobs are listed, and jobs that were last
-seen unfinished and are not in the list are read one by one; only then is the stream read. A job's end that falls into a
-gap between two connections is reported late, but is never lost.
+The stream does not start with a list, so after each connect the unfinished jobs are listed, and known unfinished jobs that are
+not in the list are read one by one; only then is the stream read. A job that ends between two connections is reported late,
+but never lost.
 """
 
 import json
@@ -14,15 +14,8 @@ from contextlib import aclosing
 
 import anyio
 
-from snapshot_mcp.contract.errors import (
-    Forbidden,
-    NotFound,
-    Unauthorized,
-    Unavailable,
-    UnknownZone,
-    Unsupported,
-    ZoneError,
-)
+from snapshot_mcp.contract import errors
+from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.providers.anchcloud.bounds import bounded
 from snapshot_mcp.providers.anchcloud.calls import ApiCall
@@ -34,16 +27,16 @@ from snapshot_mcp.providers.anchcloud.session import Response, Session
 
 logger = logging.getLogger(__name__)
 
-HOPELESS = (Unauthorized, Forbidden, UnknownZone)
-"""Waiting does not help."""
+HOPELESS = (errors.Unauthorized, errors.Forbidden, errors.UnknownZone)
+"""Errors that retrying does not fix."""
 
 
 class NoStream(Exception):
-    """The provider has none, or not under this address: poll, and ask again much later."""
+    """The provider has no stream, or not at this address: poll, and retry much later."""
 
 
 class Watch:
-    """One subscription to a zone's jobs, as `Provider.watch_jobs` describes it."""
+    """A subscription to a zone's jobs, as `Provider.watch_jobs` describes it."""
 
     def __init__(
         self,
@@ -64,7 +57,7 @@ class Watch:
         self._heard_at = time.monotonic()
 
     async def jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
-        """Yield the unfinished jobs, then what changes. Ends only by being closed, or by a ZoneError."""
+        """Yield the unfinished jobs, then all changes. Ends only when closed, or with a ZoneError."""
         failures, streams_again_at = 0, 0.0
         while True:
             error: ZoneError | None = None
@@ -85,7 +78,7 @@ class Watch:
             if error is not None:
                 failures += 1
                 self._give_up_or_log(error)
-                # until the stream is back, changes are found by polling, where that works
+                # poll until the stream is back
                 try:
                     for jobs in await self._look():
                         yield jobs
@@ -104,10 +97,10 @@ class Watch:
                 try:
                     events = list(reader.feed(chunk))
                 except ValueError as error:
-                    raise Unavailable(f"{self._call.what}: the stream makes no sense ({error}).") from None
+                    raise errors.Unavailable(f"{self._call.what}: the stream is invalid ({error}).") from None
                 if changed := self._changed(job for job in map(self._job_of, events) if job):
                     yield changed
-        raise Unavailable(f"{self._call.what}: the stream ended.")
+        raise errors.Unavailable(f"{self._call.what}: the stream ended.")
 
     async def _check(self, response: Response) -> None:
         kind = response.headers.get("content-type", "")
@@ -117,15 +110,17 @@ class Watch:
         error = error_of(self._session.without_secrets(reply), self._call.what)
         if isinstance(error, HOPELESS):
             raise error
-        if response.status_code in {200, 204, 400, 404, 405, 406, 501} or isinstance(error, (NotFound, Unsupported)):
+        if response.status_code in {200, 204, 400, 404, 405, 406, 501} or isinstance(
+            error, (errors.NotFound, errors.Unsupported)
+        ):
             raise NoStream
         raise error
 
     async def _look(self) -> list[tuple[Job, ...]]:
-        """List and read jobs; return the items to yield: the first time the unfinished jobs, then what has changed."""
+        """List and read jobs; return the items to yield: the unfinished jobs the first time, and the changes."""
         try:
             unfinished = await self._list_unfinished()
-        except (Forbidden, Unsupported):
+        except (errors.Forbidden, errors.Unsupported):
             unfinished = ()
         self._heard_at = time.monotonic()
         listed = {job.job_id for job in unfinished}
@@ -135,7 +130,7 @@ class Watch:
                 continue
             try:
                 jobs.append(await self._get_job(job_id))
-            except NotFound:
+            except errors.NotFound:
                 self._reported.forget(job_id)
         jobs += unfinished
         items = [self._changed(job for job in jobs if not job.is_finished)] if self._is_first else []
@@ -151,8 +146,8 @@ class Watch:
             return None
         try:
             return parsed(Job, bounded(json.loads(event.data), self._call.what), self._call.what)
-        except (ValueError, RecursionError, Unavailable):
-            logger.warning("%s: an event was no job and is passed over", self._call.what)
+        except (ValueError, RecursionError, errors.Unavailable):
+            logger.warning("%s: ignored an event that is not a job", self._call.what)
             return None
 
     def _give_up_or_log(self, error: ZoneError) -> None:
@@ -161,7 +156,7 @@ class Watch:
         logger.info("%s: %s", self._call.what, error)
 
     def _pause(self, failures: int) -> float:
-        """The polling interval; shorter just after a break, so that a stream that only ended is soon there again."""
+        """Return the polling interval; it is shorter after a few failures, so that a closed stream is reopened soon."""
         longest = self._patience.poll_seconds
         if failures:
             longest = min(longest, self._patience.first_pause_seconds * 2 ** min(failures, 10))

@@ -1,8 +1,8 @@
-"""Whether a list answers what was asked for: pure.
+"""Check a list against its filter, and filter it here if the provider did not: pure.
 
-A provider may pass over a filter, a limit or an offset. Who counts on a filter would then take one disk's restore points for
-another's: as copies that remain when its own go. So what was not asked for is never passed on. A list that is there as a whole
-is filtered here; of a part of one nothing can be said.
+A provider may ignore a filter, a limit or an offset. A caller that relies on a filter would then count another disk's restore
+points as copies of its own. So items that do not match are never passed on: a complete list is filtered here, and an
+incomplete one is rejected.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ Item = TypeVar("Item")
 Listed = TypeVar("Listed", bound=Resource)
 
 
-class NotAsked(Unavailable):
-    """The zone does not keep a filter, and does not answer enough to keep it here."""
+class FilterIgnored(Unavailable):
+    """The zone ignores a filter, and its list is incomplete, so it cannot be filtered here."""
 
 
 def snapshots_page(query: SnapshotFilter, items: Sequence[Snapshot], total_count: int, what: str) -> Page[Snapshot]:
-    """Return the page of `query`. Raises NotAsked."""
+    """Return the page of snapshots that `query` asks for. Raises FilterIgnored."""
     asks_for_gone = bool(query.status or query.snapshots)
 
     def fits(one: Snapshot) -> bool:
         if query.resource_id and not one.resource.resource_id:
-            raise _not_asked(one.snapshot_id, what)  # of which disk it is stays unknown
+            raise _ignored(one.snapshot_id, what)  # its disk is unknown
         is_there = asks_for_gone or one.status not in GONE_SNAPSHOT_STATUSES
         is_tagged = not query.tags or not set(query.tags).isdisjoint(one.tags)
         return is_there and is_tagged and _has_word(query.search_word, one.snapshot_id, one.snapshot_name)
@@ -36,13 +36,13 @@ def snapshots_page(query: SnapshotFilter, items: Sequence[Snapshot], total_count
 
 
 def resources_page(query: ResourceFilter, items: Sequence[Listed], total_count: int, what: str) -> Page[Listed]:
-    """Return the page of `query`. Raises NotAsked."""
+    """Return the page of resources that `query` asks for. Raises FilterIgnored."""
 
     def is_other(one: Listed) -> bool:
-        return _is_other(query.ids, _id_of(one)) or _is_other(query.status, one.status)
+        return _is_other(query.ids, id_of(one)) or _is_other(query.status, one.status)
 
     def fits(one: Listed) -> bool:
-        return _has_word(query.search_word, _id_of(one), getattr(one, "name", ""))
+        return _has_word(query.search_word, id_of(one), getattr(one, "name", ""))
 
     return _page(query, items, total_count, is_other, fits, what)
 
@@ -55,13 +55,13 @@ def _page(
     fits: Callable[[Item], bool],
     what: str,
 ) -> Page[Item]:
-    """`is_other`: it shows that it was not asked for. `fits`: the rest of the filter, where the zone has kept none of it."""
+    """Return the page. `is_other`: certainly not a match. `fits`: the rest of the filter, applied if the zone ignored it."""
     strangers = [one for one in items if is_other(one)]
     is_whole = len(items) >= total_count
     is_cut_here = bool(strangers) or (is_whole and len(items) > query.limit)
     if strangers:
         if not is_whole:
-            raise _not_asked(_id_of(strangers[0]), what)
+            raise _ignored(id_of(strangers[0]), what)
         items = [one for one in items if not is_other(one) and fits(one)]
         total_count = len(items)
     start = query.offset if is_cut_here else 0
@@ -88,12 +88,13 @@ def _has_word(word: str, *places: str) -> bool:
     return any(word.casefold() in place.casefold() for place in places)
 
 
-def _id_of(item: object) -> str:
+def id_of(item: object) -> str:
+    """Return the id of a snapshot or a resource."""
     return item.snapshot_id if isinstance(item, Snapshot) else str(getattr(item, "id", ""))
 
 
-def _not_asked(item_id: str, what: str) -> NotAsked:
-    return NotAsked(
-        f"{what}: the zone answered {quoted(item_id)}, which was not asked for: it does not keep the filter.",
-        hint="Its lists cannot be relied on for this.",
+def _ignored(item_id: str, what: str) -> FilterIgnored:
+    return FilterIgnored(
+        f"{what}: the zone returned {quoted(item_id)}, which does not match the filter: it ignores the filter.",
+        hint="Its lists cannot be used for this.",
     )
