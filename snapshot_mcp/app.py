@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
-from snapshot_mcp.settings import Settings, SettingsError
+from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.server.callers import Callers, Roll
+    from snapshot_mcp.service import KeyFile
     from snapshot_mcp.zones import Zones
 
 SERVICE_KEY_FILE = "zone-serve.json"
@@ -64,9 +65,9 @@ def _build_guard(
     With the `url` of a server over HTTP approvers decide there, once the settings have any.
     """
     from snapshot_mcp.guard import Guard
-    from snapshot_mcp.guard.consent.doors import Doors, shell_command
+    from snapshot_mcp.guard.consent.doors import Doors
 
-    command = shell_command(sys.argv[0], sys.executable, settings.variables)
+    shell_command = command(settings.variables)
 
     def doors() -> Doors:
         try:
@@ -74,9 +75,8 @@ def _build_guard(
         except SettingsError:
             tokens = file.last_good.tokens
         if not url or not any("approver" in one.roles for one in tokens.values()):
-            return Doors(command)
-        base = url.rsplit("/", 1)[0]
-        return Doors(command, "/approvals" if base.endswith(":0") else f"{base}/approvals")
+            return Doors(shell_command, zone_variables=ZONE_VARIABLES)
+        return Doors(shell_command, f"{url.rsplit('/', 1)[0]}/approvals", ZONE_VARIABLES)
 
     def rules(zone: str) -> Policy:
         try:
@@ -91,6 +91,13 @@ def _build_guard(
 
     open_zone = partial(_build_zone, settings)
     return Guard(settings.home, settings.guard, rules=rules, roles=roles, open_zone=open_zone, doors=doors)
+
+
+def command(variables: Mapping[str, str]) -> str:
+    """Return how a shell runs this program with these variables, from any folder."""
+    from snapshot_mcp.guard.consent.doors import shell_command
+
+    return shell_command(sys.argv[0], sys.executable, variables)
 
 
 def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
@@ -155,14 +162,15 @@ def serve_http(settings: Settings, address: str) -> None:
 
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.server.callers import Callers
-    from snapshot_mcp.server.http import PATH, parse_address, serve_http
+    from snapshot_mcp.server.http import PATH, listen, parse_address, serve_http
 
-    host, port = parse_address(address)
-    file = OperatorFile(settings)
-    callers = Callers(_roll(file), partial(_roll, file))
-    server = _build_server(settings, file, callers, url=f"http://{address}{PATH}")
-    _settle_memory()
-    anyio.run(serve_http, server, host, port, callers)
+    with listen(*parse_address(address)) as listener:
+        host, port = address.rpartition(":")[0], listener.getsockname()[1]  # for port 0 a free one was taken
+        file = OperatorFile(settings)
+        callers = Callers(_roll(file), partial(_roll, file))
+        server = _build_server(settings, file, callers, url=f"http://{host}:{port}{PATH}")
+        _settle_memory()
+        anyio.run(serve_http, server, listener, callers)
 
 
 def serve_zone(
@@ -188,7 +196,7 @@ def serve_zone(
     zone = open_local_zone(settings, name)
     host, port = service.parse_address(address, is_encrypted=certificate is not None)
     listener = service.bind(host, port)
-    key_file = service.KeyFile(settings.home / SERVICE_KEY_FILE)
+    key_file = _key_file(settings)
     pairs, is_new = key_file.read_or_create()
     tokens = service.TokenBook(key_file)
     url = url_of(listener, is_encrypted=certificate is not None)
@@ -229,26 +237,28 @@ async def _stdin_closes() -> None:
 
 def list_service_keys(settings: Settings) -> list[tuple[str, str]]:
     """Return client_id and role of each key pair of `zone serve`."""
-    from snapshot_mcp.service import KeyFile
-
-    file = KeyFile(settings.home / SERVICE_KEY_FILE)
+    file = _key_file(settings)
     return [(pair.client_id, str(pair.role)) for pair in file.read()] if file.stamp() else []
 
 
 def add_service_key(settings: Settings, role: str) -> tuple[dict[str, Any], Path]:
     """Make a key pair for `zone serve` and return it, with its secret, and the file that it is in."""
-    from snapshot_mcp.service import KeyFile, Role, as_json
+    from snapshot_mcp.service import Role, as_json
 
-    file = KeyFile(settings.home / SERVICE_KEY_FILE)
+    file = _key_file(settings)
     return as_json(file.add(Role(role))), file.path
 
 
 def remove_service_key(settings: Settings, client_id: str) -> tuple[str, Path]:
     """Remove a key pair of `zone serve`; returns its role and the file. Raises NotFound."""
+    file = _key_file(settings)
+    return str(file.remove(client_id).role), file.path
+
+
+def _key_file(settings: Settings) -> KeyFile:
     from snapshot_mcp.service import KeyFile
 
-    file = KeyFile(settings.home / SERVICE_KEY_FILE)
-    return str(file.remove(client_id).role), file.path
+    return KeyFile(settings.home / SERVICE_KEY_FILE, command(settings.variables))
 
 
 def _roll(file: OperatorFile) -> Roll:

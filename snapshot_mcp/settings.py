@@ -53,6 +53,14 @@ ENVIRONMENT = {"HOME", "CONFIG", "DEFAULT_ZONE"} | {
 }
 """The variables of this module and of the providers, without their prefix; the guard has its own."""
 
+ZONE_VARIABLES = tuple(
+    f"{PREFIX}{variable.name}"
+    for model in MODELS.values()
+    for variable in model.variables().values()
+    if variable.is_needed
+)
+"""The variables that together describe a zone."""
+
 
 class SettingsError(Exception):
     """The settings cannot be used; `hint` says what to do about it."""

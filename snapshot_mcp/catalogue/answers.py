@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
-from snapshot_mcp.catalogue.lookup import Half, half_in_place
+from snapshot_mcp.catalogue.lookup import Half, half_in_place, prospect_of
 from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.models import (
     Image,
@@ -151,11 +151,13 @@ def _problem(row: Row, half: Half | None, use: Use | None) -> str:
     if row["applying_id"] is None:
         return str(row["problem"])
     if half is None:
-        return (
-            f"{row['problem'] or 'a roll-back was interrupted'} (the file now at the path is another one and complete)"
-        )
-    waits_for = half.problem or "it resumes when the zone's worker next runs"
-    return f"a roll-back to {half.applying_id} is unfinished, so the disk holds old and new content mixed: {waits_for}"
+        problem = row["problem"] or "a roll-back was interrupted"
+        return f"{problem} (the file now at the path is another one and complete)"
+    why = f" ({half.problem})" if half.problem else ""
+    return (
+        f"a roll-back to {half.applying_id} is unfinished{why}, so the disk holds old and new content mixed."
+        f" {prospect_of(row, half)}"
+    )
 
 
 def to_image(catalogue: Catalogue, row: Row) -> Image:

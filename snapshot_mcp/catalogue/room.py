@@ -16,7 +16,7 @@ from snapshot_mcp.contract.keep_free import KeepFree
 from snapshot_mcp.contract.text import format_bytes
 
 HINT: Final = (
-    "Free some space there (`snapshot-mcp zone purge` frees what was deleted) and try again, or lower `keep_free` of the"
+    "Free some space there (the command `zone purge` frees what was deleted) and try again, or lower `keep_free` of the"
     " zone in the settings."
 )
 

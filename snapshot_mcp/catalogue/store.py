@@ -23,8 +23,8 @@ class DamagedSnapshot(Damaged):
     def __init__(self, snapshot_id: str, what: str) -> None:
         super().__init__(
             f"Snapshot {snapshot_id} is damaged: {what}.",
-            hint="Restore points that build on it are affected. Take a new full snapshot, and run `snapshot-mcp zone check`"
-            " to see which ones still verify.",
+            hint="Restore points that build on it are affected. Take a new full snapshot; the command `zone check` shows which"
+            " ones still verify.",
         )
         self.snapshot_id = snapshot_id
 

@@ -1,7 +1,7 @@
 """Commands for people. `main` finds the command and imports it alone, because every server start pays for imports.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> int`. Errors that a person can act on are two lines
-on stderr and exit status 1; wrong usage is 2, Ctrl-C is 130.
+on stderr and exit status 1; wrong usage is 2, Ctrl-C and Ctrl-D are 130.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(words[0]).parse_args(words)
     try:
         return _run(args)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

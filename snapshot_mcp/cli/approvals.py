@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--all", action="store_true", help="also those that are closed")
         parser.add_argument("--json", action="store_true", help="for a program")
     elif command in {"approve", "deny"}:
-        parser.add_argument("approval_id", metavar="ID", help="as `snapshot-mcp approvals` lists it")
+        parser.add_argument("approval_id", metavar="ID", help="as the command `approvals` lists it")
     if command == "approve":
         parser.add_argument("--pin-stdin", action="store_true", help="read the PIN from a pipe; nothing else is asked")
 
@@ -93,7 +93,7 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
     else:
         need_terminal("approve")
         _show_plan(approval)
-        if not _agrees(approval):
+        if not _agrees(guard, approval):
             return 1
         pin = getpass.getpass("PIN: ") if has_pin else None
 
@@ -132,14 +132,14 @@ def _pin(guard: "Guard", args: argparse.Namespace) -> int:
     return 0
 
 
-def _agrees(approval: "Approval") -> bool:
+def _agrees(guard: "Guard", approval: "Approval") -> bool:
     """Put the question as a host would; anything but the very word or name keeps everything."""
     question = approval.question
     wanted = question.expected_name or question.words[0]
     answer = input(f"Type {wanted} to agree, anything else to leave it: ").strip()
     if answer == wanted:
         return True
-    print(f"Left as it is: not approved, not denied. To say no: snapshot-mcp deny {approval.id}")
+    print(f"Left as it is: not approved, not denied. To say no: {guard.command} deny {approval.id}")
     return False
 
 

@@ -159,6 +159,6 @@ def _arguments(arguments: dict[str, Any]) -> str:
 
 
 def _style(event: str) -> str:
-    if event in {"denied", "refused", "voided", "outcome unknown"} or "fail" in event or "locked" in event:
+    if event in {"denied", "declined", "refused", "voided", "outcome unknown"} or "fail" in event or "locked" in event:
         return "red"
     return {"granted": "green", "started": "bold green", "spent": "yellow", "question": "cyan"}.get(event, "")

@@ -32,7 +32,7 @@ def user_name() -> str:
 def need_terminal(command: str) -> None:
     """Raises: BadRequest where nobody can type."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise BadRequest(f"`snapshot-mcp {command}` needs a terminal.", hint=NO_TERMINAL_HINT)
+        raise BadRequest(f"`{command}` needs a terminal.", hint=NO_TERMINAL_HINT)
 
 
 def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
@@ -47,11 +47,19 @@ def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
     need_terminal(act.operation)
     has_pin = anyio.run(guard.has_pin)
     if act.is_strict and not has_pin:
-        message = f"`snapshot-mcp {act.operation}` needs a PIN in this zone, and none is set."
+        message = f"`{act.operation}` needs a PIN in this zone, and none is set."
         raise BadRequest(message, hint=f"Set one with `{guard.command} pin`.")
     print("\n".join([act.title, *act.lines]))
-    answer = input(f"Type {act.word} to agree, anything else to leave it: ").strip()
-    if answer != act.word:
+    pin = None
+    try:
+        has_agreed = input(f"Type {act.word} to agree, anything else to leave it: ").strip() == act.word
+        if has_agreed and has_pin:
+            has_agreed = bool(pin := getpass.getpass("PIN: "))
+    except (KeyboardInterrupt, EOFError):
+        anyio.run(guard.note_no, deed)
+        raise
+    if not has_agreed:
+        anyio.run(guard.note_no, deed)
         print("Left as it is: nothing was done.")
         return None
-    return anyio.run(guard.prove_person, getpass.getpass("PIN: ") if has_pin else None)
+    return anyio.run(guard.prove_person, pin, deed.fields)

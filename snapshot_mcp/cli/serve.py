@@ -22,9 +22,10 @@ def run(args: argparse.Namespace) -> int:
         app.serve_http(settings, args.http)
         return 0
     if sys.stdin.isatty():
+        command = app.command(settings.variables)
         print(
-            "snapshot-mcp: an MCP server waits on stdin now. A host starts it by itself: see `snapshot-mcp config`; "
-            "`snapshot-mcp tour` shows it at work.",
+            f"snapshot-mcp: an MCP server waits on stdin now. A host starts it by itself: see `{command} config`; "
+            f"`{command} tour` shows it at work.",
             file=sys.stderr,
         )
     app.serve_stdio(settings)

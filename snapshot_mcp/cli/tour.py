@@ -27,6 +27,7 @@ from mcp.client.stdio import stdio_client
 from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
 
 from snapshot_mcp import app
+from snapshot_mcp.cli import config
 from snapshot_mcp.cli.tour_disk import (
     DISK_BYTES,
     LETTER,
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.yes and not sys.stdin.isatty():
         print("snapshot-mcp: the tour asks you questions, and there is no terminal to ask on.", file=sys.stderr)
-        print("  Run it in a terminal, or as `snapshot-mcp tour --yes`.", file=sys.stderr)
+        print(f"  Run it in a terminal, or as `{app.command(config.environment())} tour --yes`.", file=sys.stderr)
         return 1
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < SCRATCH_BYTES:
@@ -136,10 +137,11 @@ class Tour:
                 await self._story()
         if log_path.read_text().strip():
             raise TourFailed("The server should have had nothing to log.")
+        command = app.command(config.environment())
         self.screen.end(
             [
-                "Next: snapshot-mcp zone add PATH registers a disk image of yours,",
-                "      snapshot-mcp config claude-code (or claude-desktop, vscode, cursor) prints what to paste.",
+                f"Next: {command} zone add PATH registers a disk image of yours,",
+                f"      {command} config claude-code (or claude-desktop, vscode, cursor) prints what to paste.",
             ]
         )
 

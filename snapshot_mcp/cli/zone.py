@@ -81,14 +81,14 @@ async def _run(args: argparse.Namespace) -> int:
                     async with guard.recorded(deed):
                         removed = await zone.remove_resource(args.resource_id)
                 except NotFound as error:
-                    raise NotFound(error.message, hint="`snapshot-mcp zone list` shows the ids.") from None
+                    raise NotFound(error.message, hint=f"`{guard.command} zone list` shows the ids.") from None
                 print(f"{removed.id} is forgotten; its file {removed.path} and its snapshots are as they were.")
             case "cancel":
                 job = await zone.cancel_job(args.job_id)
                 done = "is cancelled" if job.is_finished else "has been told to stop, and ends in a moment"
                 print(f"Job {job.job_id} ({job.action}) {done}.")
             case "list":
-                await _list(zone)
+                await _list(zone, guard.command)
             case "check":
                 return await _check(zone)
     finally:
@@ -105,7 +105,7 @@ def _line(resource: Volume | Instance) -> str:
     return f"{line}{in_use}{links}{problem}"
 
 
-async def _list(zone: "LocalZone") -> None:
+async def _list(zone: "LocalZone", command: str) -> None:
     query = ResourceFilter(verbose=1)
     resources: list[Volume | Instance] = [
         *await read_whole(zone.list_volumes, query),
@@ -114,7 +114,7 @@ async def _list(zone: "LocalZone") -> None:
     for resource in resources:
         print(_line(resource))
     if not resources:
-        print("No disk is registered. Register one with: snapshot-mcp zone add PATH")
+        print(f"No disk is registered. Register one with: {command} zone add PATH")
 
 
 async def _check(zone: "LocalZone") -> int:

@@ -123,6 +123,10 @@ class Guard:
         """Record that a rule forbids it."""
         await in_thread(lambda: self._records.journal.note("refused", deed, rule=rule))
 
+    async def note_no(self, deed: "Deed") -> None:
+        """Record that the person who started it did not agree to it."""
+        await in_thread(lambda: self._records.journal.note("declined", deed))
+
     @asynccontextmanager
     async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
         """`recorded`, for giving a snapshot another name; nothing is recorded where it keeps its name."""
@@ -196,10 +200,11 @@ class Guard:
         from snapshot_mcp.guard.consent.errors import WrongPin
 
         approval = await self.get_approval(approval_id)
+        about = {"approval": approval_id, "by": by}
         if door is Door.TERMINAL:
-            door = await self.prove_person(pin)
+            door = await self.prove_person(pin, about)
         elif door is Door.PAGE:
-            await in_thread(lambda: self._records.pin.check(pin, door=door.value))
+            await in_thread(lambda: self._records.pin.check(pin, door=door.value, about=about))
         elif door is Door.APPROVER and approval.call.principal == by:
             raise Forbidden(
                 f"Approval {approval_id} was asked for by {by!r} itself.", hint="Another approver has to decide."
@@ -231,12 +236,13 @@ class Guard:
         from snapshot_mcp.guard.carry.withdrawal import Withdrawal, unreachable
 
         if self._open_zone is None:
-            raise unreachable(approval, "this program has no way to its zone")
+            raise unreachable(approval, "this program has no way to its zone", await in_thread(self._doors))
         try:
             async with self._opened(approval.call.zone) as provider:
                 return await Withdrawal(self._approvals, self._ends, provider).take_back(approval, door, by)
         except UnknownZone as error:
-            raise unreachable(approval, error.message.rstrip(".")) from None
+            doors = await in_thread(self._doors)
+            raise unreachable(approval, error.message.rstrip("."), doors) from None
 
     async def plan_purge(self, zone_name: str, deleted: Sequence[Snapshot]) -> "PersonAct":
         """Plan to end the recovery of these deleted snapshots, as the rules are now."""
@@ -244,11 +250,14 @@ class Guard:
 
         return plan_purge(zone_name, deleted, await self._rules(zone_name))
 
-    async def prove_person(self, pin: str | None) -> Door:
-        """Return the door that a person at a terminal came through: with the PIN where one is set. Raises WrongPin, PinLocked."""
+    async def prove_person(self, pin: str | None, about: Mapping[str, Any]) -> Door:
+        """Return the door that a person at a terminal came through: with the PIN where one is set.
+
+        `about`: what the PIN is given for, for the record. Raises WrongPin, PinLocked.
+        """
         if not await self.has_pin():
             return Door.UNPROVEN
-        await in_thread(lambda: self._records.pin.check(pin, door=Door.TERMINAL.value))
+        await in_thread(lambda: self._records.pin.check(pin, door=Door.TERMINAL.value, about=about))
         return Door.TERMINAL
 
     async def void_departed(self, before: Mapping[str, frozenset[str]], now: Mapping[str, frozenset[str]]) -> None:

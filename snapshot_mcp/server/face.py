@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 from mcp.server.mcpserver import Context
 
 from snapshot_mcp.contract.errors import ZoneError
@@ -50,6 +51,10 @@ class Face:
             await self._is_guard_there.wait()
         assert self._guard is not None
         return self._guard
+
+    async def command(self) -> str:
+        """Return how a shell runs this program."""
+        return await in_thread(lambda: self._build_guard().command)
 
     async def note_ends(self, zone: Zone, seen: Sequence[Job] | None = None) -> None:
         """Let the guard record how the acts ended that people agreed to: of the jobs that were `seen`, else of all in the zone.

@@ -6,6 +6,7 @@ site. Host, Origin and the length of a body are checked here for every path, as 
 
 import logging
 import sys
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest
@@ -37,7 +38,15 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, port
 
 
-async def serve_http(server: "MCPServer[Any]", host: str, port: int, callers: "Callers") -> None:
+def listen(host: str, port: int) -> socket:
+    """Return a listening socket. Raises BadRequest."""
+    try:
+        return web.listen(host, port)
+    except OSError as error:
+        raise BadRequest(f"Cannot listen on {host}:{port}: {error.strerror}.", hint="Choose another port.") from None
+
+
+async def serve_http(server: "MCPServer[Any]", listener: socket, callers: "Callers") -> None:
     """Serve until a signal ends it; says on stderr where."""
     from snapshot_mcp.ground.http_server import HttpServer
 
@@ -45,13 +54,8 @@ async def serve_http(server: "MCPServer[Any]", host: str, port: int, callers: "C
     app: Any = server.streamable_http_app(streamable_http_path=PATH, transport_security=_no_checks_of_its_own())
     if not callers.has_had_tokens:
         app = _close_with_the_first_token(app, callers)
-    try:
-        listener = web.listen(host, port)
-    except OSError as error:
-        raise BadRequest(f"Cannot listen on {host}:{port}: {error.strerror}.", hint="Choose another port.") from None
-    with listener:
-        print(f"snapshot-mcp: {web.url_of(listener)}{PATH}", file=sys.stderr, flush=True)
-        await HttpServer(_admit(app), handles_signals=True, log_level="warning").serve_on(listener)
+    print(f"snapshot-mcp: {web.url_of(listener)}{PATH}", file=sys.stderr, flush=True)
+    await HttpServer(_admit(app), handles_signals=True, log_level="warning").serve_on(listener)
 
 
 def _no_checks_of_its_own() -> Any:

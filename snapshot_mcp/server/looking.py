@@ -27,7 +27,7 @@ from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus,
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.server import chain
-from snapshot_mcp.server.face import face_of
+from snapshot_mcp.server.face import Face, face_of
 from snapshot_mcp.server.results import Chain, ResourceList, ResourceRow, SnapshotList, SnapshotRow
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resource, read_list
@@ -97,11 +97,12 @@ async def list_resources(
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
     """List what there is: volumes (disks) and instances (machines), which can be backed up, and images."""
-    place = face_of(ctx).zone(zone)
+    face = face_of(ctx)
+    place = face.zone(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
     page = await _resources(place, query, kind)
     is_filtered = bool(search or status)
-    hint = await _resource_hint(place, page, query, kind)
+    hint = await _resource_hint(face, place, page, query, kind)
     rows = [ResourceRow.of(one) for one in page.items]
     result = ResourceList(zone=place.name, total_count=page.total_count, resources=rows, hint=hint)
     head = (
@@ -256,7 +257,7 @@ async def _hint(zone: Zone, page: Page[Snapshot], query: SnapshotFilter) -> str:
     return "The zone has no snapshots yet. list_resources shows what can be backed up, create_snapshots does it."
 
 
-async def _resource_hint(zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind | None) -> str:
+async def _resource_hint(face: Face, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind | None) -> str:
     if page.total_count > query.offset + len(page.items) and page.items:
         return f"More: offset={query.offset + len(page.items)}."
     if page.items or page.total_count:
@@ -267,7 +268,8 @@ async def _resource_hint(zone: Zone, page: Page[Any], query: ResourceFilter, kin
             return f"The filter leaves none of {there}."
     if kind == "image":
         return "No images yet. export_to_image makes one of a machine's snapshot."
-    return "There is nothing here yet. In a local zone the operator registers a disk with `snapshot-mcp zone add PATH`."
+    command = f"{await face.command()} zone add PATH"
+    return f"There is nothing here yet. In a local zone the operator registers a disk with `{command}`."
 
 
 def _counted(head: str, page: Page[Any], offset: int) -> str:

@@ -42,8 +42,9 @@ _PAIRS = TypeAdapter(tuple[KeyPair, ...])
 class KeyFile:
     """Reading raises Forbidden where others may read the file or it cannot be used: then nobody is served with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, command: str = "snapshot-mcp") -> None:
         self.path = path
+        self._command = command  # as a shell runs this program
 
     def stamp(self) -> Stamp | None:
         """Return what differs once the file has changed, None where there is none. A stat, cheap enough for each request."""
@@ -71,7 +72,7 @@ class KeyFile:
             if not (pairs := self._read()):
                 raise Forbidden(
                     f"The file {str(self.path)!r} holds no key pair, so nobody could use the zone.",
-                    hint="Make one with: snapshot-mcp zone keys --new full",
+                    hint=f"Make one with: {self._command} zone keys --new full",
                 )
             return pairs, False
 
@@ -93,7 +94,7 @@ class KeyFile:
                     return pair
         raise NotFound(
             f"There is no key pair {clean_text(client_id)!r} in {str(self.path)!r}.",
-            hint="`snapshot-mcp zone keys` lists them.",
+            hint=f"`{self._command} zone keys` lists them.",
         )
 
     def _read(self) -> tuple[KeyPair, ...]:

@@ -25,5 +25,5 @@ def refuse_without(needed: Role, role: Role, client_id: str, what: str) -> None:
     if not role.may(needed):
         raise Forbidden(
             f"Key pair {client_id!r} has the role {str(role)!r}, and this needs the role {str(needed)!r}: {what}.",
-            hint=f"Use another key pair. `snapshot-mcp zone keys --new {needed}` makes one, where the zone is served.",
+            hint=f"Use another key pair. Where the zone is served, the command `zone keys --new {needed}` makes one.",
         )

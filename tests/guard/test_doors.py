@@ -3,7 +3,9 @@
 ARCHITECTURE.md, "The MCP face": “how to approve (the door that exists here, a command that runs as printed)”.
 """
 
+import ast
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -144,3 +146,56 @@ def test_the_home_is_named_where_it_is_not_the_default(lab: Lab) -> None:
     config = {"SNAPSHOT_MCP_CONFIG": lab.environ["SNAPSHOT_MCP_CONFIG"]}
     assert load_settings(config).variables == config
     assert load_settings({"SNAPSHOT_MCP_HOME": "/srv/x"}).variables == {"SNAPSHOT_MCP_HOME": "/srv/x"}
+
+
+OTHER = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "COLUMNS": "200"}
+"""A shell that does not find the program."""
+
+
+async def test_every_printed_command_names_this_program_and_home(lab: Lab) -> None:
+    """`deny ap-…` in the terminal, hints of `zone` and of the tools named a bare `snapshot-mcp`, which ran nowhere or in
+    another home."""
+    async with lab.connect() as client:
+        said = {"list_resources": text_of(await client.call_tool("list_resources", {}))}
+    words = ("zone list", "zone remove vol-x", "zone keys --remove key-x", "deny ap-x", "zone purge", "pin", "tour")
+    for line in words:
+        done = await command(lab, *line.split())
+        said[line] = done.stdout + done.stderr
+    await lab.add_disk("web")
+    _, data = await needs_approval(lab)
+    environ = OTHER | lab.environ | {"HOME": str(lab.folder)}
+    program = shell_command("", sys.executable, lab.settings.variables)
+    for line, answers in ((f"approve {data['approval_id']}", [("Type delete", "no")]), ("serve", [("stdin", "\x04")])):
+        words_of_line = [sys.executable, "-m", "snapshot_mcp", *line.split()]
+        _, said[line] = await anyio.to_thread.run_sync(type_to, words_of_line, environ, answers)
+    assert {line: text for line, text in said.items() if BARE.search(text)} == {}
+    shown = "\n".join(said.values()).replace("\r\n", "\n")
+    for one in ("zone add PATH", "zone list` shows", "zone keys` lists", "approvals` lists", "tour` shows"):
+        assert f"{program} {one}" in shown
+    assert f"{program} deny {data['approval_id']}" in shown
+    assert f"{sys.executable} -m snapshot_mcp tour --yes" in said["tour"]
+
+
+BARE = re.compile(r"(?<!\$ )snapshot-mcp (zone|serve|config|tour|approvals|approve|deny|pin|audit)\b")
+"""A command that pretends to run as it is printed; what follows a prompt is a transcript."""
+
+
+def test_no_text_of_the_program_prints_a_bare_command() -> None:
+    """The texts that go over the wire, too: no path is right on another machine."""
+    folder = Path(app.__file__).parent
+    found = {
+        f"{path.relative_to(folder)}:{node.lineno}"
+        for path in folder.rglob("*.py")
+        for node in texts_of(ast.parse(path.read_text(encoding="utf-8")))
+        if BARE.search(node.value) and node.value != "snapshot-mcp tour"  # its headline
+    }
+    assert found == set()
+    assert [one.name for one in (folder.parent / "prompts").glob("*.md") if BARE.search(one.read_text())] == []
+
+
+def texts_of(tree: ast.Module) -> Iterator[ast.Constant]:
+    """The string constants that are no docstrings."""
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node

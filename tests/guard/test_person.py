@@ -73,7 +73,7 @@ async def test_without_a_terminal_nothing_is_purged(lab: Lab) -> None:
     """`zone purge` took the promised two hours of undo away without a question, a name or a record."""
     ids = await deleted(lab, "monday", "tuesday")
     done = await command(lab, "zone", "purge")
-    assert (done.returncode, "`snapshot-mcp zone purge` needs a terminal." in done.stderr) == (1, True)
+    assert (done.returncode, "`zone purge` needs a terminal." in done.stderr) == (1, True)
     for flag in ("--yes", "-y", "--force"):
         assert (await command(lab, "zone", "purge", flag)).returncode == 2
     assert await statuses(lab, ids) == ["deleted", "deleted"]
@@ -115,6 +115,27 @@ async def test_any_other_word_leaves_it(lab: Lab, answer: str) -> None:
     assert (status, "Left as it is: nothing was done." in shown) == (1, True)
     assert await statuses(lab, ids) == ["deleted"]
     assert records(lab, "zone purge") == []
+    await assert_recorded(lab, "declined", ids)
+
+
+@pytest.mark.parametrize("prompt", ["leave it", "PIN"])
+async def test_a_person_who_ends_the_input_has_said_no(lab: Lab, prompt: str) -> None:
+    """It ended in a traceback, and nothing was in the record."""
+    ids = await deleted(lab, "monday")
+    await app.build_guard(lab.settings).set_pin(PIN)
+    status, shown = await in_terminal(lab, ["zone", "purge"], *([YES] if prompt == "PIN" else []), (prompt, "\x04"))
+    assert (status, "Traceback" in shown) == (130, False), shown
+    assert await statuses(lab, ids) == ["deleted"]
+    await assert_recorded(lab, "declined", ids)
+
+
+async def assert_recorded(lab: Lab, event: str, ids: list[str]) -> None:
+    """It stands in the record, with the purge that it was about and who it was."""
+    (record,) = records(lab, event)
+    assert (record["operation"], record["zone"], record["by"]) == ("zone purge", "local", Path.home().owner())
+    assert record["arguments"]["snapshot_ids"] == ids
+    line = next(one for one in (await command(lab, "audit")).stdout.splitlines() if f" {event} " in one)
+    assert f"zone purge {ids[0]} in local" in line
 
 
 async def test_the_pin_is_asked_for_where_one_is_set(lab: Lab) -> None:
@@ -123,6 +144,10 @@ async def test_the_pin_is_asked_for_where_one_is_set(lab: Lab) -> None:
     status, shown = await in_terminal(lab, ["zone", "purge"], YES, ("PIN", "000111"))
     assert (status, "not the PIN" in shown) == (1, True)
     assert await statuses(lab, ids) == ["deleted"]
+    await assert_recorded(lab, "PIN wrong", ids)
+    status, shown = await in_terminal(lab, ["zone", "purge"], YES, ("PIN", ""))
+    assert (status, "Left as it is" in shown) == (1, True)
+    await assert_recorded(lab, "declined", ids)
     status, shown = await in_terminal(lab, ["zone", "purge"], YES, ("PIN", PIN))
     assert (status, PIN in shown) == (0, False)
     assert await statuses(lab, ids) == ["ceased"]

@@ -104,7 +104,9 @@ async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(
         connect(url, "olga") as olga,
         connect(url, "omar") as omar,
     ):
-        pending = status_of(await olga.call_tool("delete_snapshot", call))[1]["approval_id"]
+        asked = status_of(await olga.call_tool("delete_snapshot", call))[1]
+        pending = asked["approval_id"]
+        assert f"POST {base}/approvals/{pending}\n" in asked["how_to_approve"], "the port that was taken"
         for name in ("vera", "olga", "omar"):
             assert (await browser.get(f"{base}/approvals", headers=bearer(name))).status_code == 403
             decision = {"decision": "approve", "digest": "0" * 64}

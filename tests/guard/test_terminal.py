@@ -129,6 +129,8 @@ async def test_with_a_pin_the_terminal_proves_a_person(bench: Bench) -> None:
     status, shown = await in_terminal(bench.home, ["pin"], ("New PIN", PIN), ("Once more", PIN))
     assert (status, PIN in shown) == (0, False), shown
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", "delete"), ("PIN", "999111"))
+    (wrong,) = [one for one in bench.guard().audit.records() if one["event"] == "PIN wrong"]
+    assert wrong["approval"] == approval_id
     assert (status, "4 more attempts" in shown) == (1, True)
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", "delete"), ("PIN", PIN))
     assert (status, PIN in shown) == (0, False)

@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from snapshot_mcp import app
-from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.contract.errors import OutcomeUnknown, Unavailable
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.guard import Door, Guard, Policy
+from snapshot_mcp.guard.carry import withdrawal
 from snapshot_mcp.guard.consent.approvals import Approvals
 from snapshot_mcp.guard.consent.errors import NotDecidable
 from snapshot_mcp.zones import Zones
@@ -30,6 +32,7 @@ from tests.guard.test_page import fields_of, origin_of, served
 from tests.guard.test_person import end_idle_worker, statuses
 from tests.guard.test_record import command, records, yes
 from tests.marks import long
+from tests.rest_face import KEY_PAIR, ZONE_ID
 from tests.rest_face import served as served_over_rest
 from tests.server.lab import Lab, back_up, data_of
 from tests.whole_way.workers import Nursery
@@ -176,8 +179,16 @@ async def spent(bench: Bench, guard: Guard) -> str:
     return outcome.approval_id
 
 
-async def test_an_unreachable_zone_leaves_it_open_what_becomes_of_it(bench: Bench, zone_folder: Path) -> None:
-    """Never “nothing was done” for what is submitted."""
+async def no_answer(job_id: str) -> Job:
+    """A zone that is frozen."""
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
+async def test_an_unreachable_zone_leaves_it_open_what_becomes_of_it(
+    bench: Bench, zone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never “nothing was done” for what is submitted, and never a wait that leaves no time to deny it again."""
     await bench.back_up(await bench.add_disk("warm"))
     guard = guard_with_zone(bench)
 
@@ -187,11 +198,50 @@ async def test_an_unreachable_zone_leaves_it_open_what_becomes_of_it(bench: Benc
     with hung_worker(zone_folder):
         approval_id = await spent(bench, guard)
         bench.provider.cancel_job = cancel_job
-        with pytest.raises(Unavailable, match="could not be cancelled: The zone does not answer") as refused:
+        with pytest.raises(Unavailable, match="was not cancelled: The zone does not answer") as refused:
             await guard.deny(approval_id)
-    assert "It may still be carried out" in refused.value.hint
+        assert "The act may still be carried out. Deny it again at once" in refused.value.hint
+        bench.provider.cancel_job = bench.provider.get_job = no_answer
+        monkeypatch.setattr(withdrawal, "ANSWER_SECONDS", 0.05)
+        with pytest.raises(
+            OutcomeUnknown, match=r"it is not known whether job .* was cancelled: The zone did not answer"
+        ):
+            await guard.deny(approval_id)
     with pytest.raises(NotDecidable, match="no way to its zone"):
         await bench.guard().deny(approval_id)
+
+
+async def test_a_shell_that_does_not_reach_the_zone_says_what_may_happen_and_what_to_do(lab: Lab) -> None:
+    """One without the variables of the server's zone, and one with them when the zone is down. The latter contradicted
+    itself: “the change was not carried out”, which was the cancel, and “It may still be carried out”."""
+    disk = await lab.add_disk("web")
+    async with lab.connect() as client:
+        snapshot_id = await back_up(client, "web", "full")
+    Path(disk.path or "").write_bytes(b"written since" * 1000)
+    zone = app.open_local_zone(lab.settings)
+    with hung_worker(zone.folder):
+        async with served_over_rest(zone) as face:
+            variables = {
+                "SNAPSHOT_MCP_API_URL": face.url,
+                "SNAPSHOT_MCP_API_CLIENT_ID": KEY_PAIR.client_id,
+                "SNAPSHOT_MCP_API_CLIENT_SECRET": KEY_PAIR.client_secret.get_secret_value(),
+                "SNAPSHOT_MCP_ZONE": ZONE_ID,
+            }
+            server = Lab(lab.folder, variables)
+            async with server.connect(elicitation_callback=yes) as client:
+                call = {"snapshot_ids": [snapshot_id], "safety_snapshot": False}
+                started = data_of(await client.call_tool("rollback_to_snapshots", call))
+            without = await command(lab, "deny", started["approval_id"])
+        unreached = await command(server, "deny", started["approval_id"])
+    await zone.aclose()
+    assert (without.returncode, unreached.returncode) == (1, 1)
+    assert "cannot be taken back from here: There is no zone 'ac1'." in without.stderr
+    assert f"Its zone is {face.url}/v2/zone/ac1." in without.stderr
+    for way in ("with the settings of the server", *variables, "approval page", "`cancel_job`"):
+        assert way in without.stderr
+    assert f"job {started['job_id']} was not cancelled:" in unreached.stderr
+    assert "The cancel was not sent.\n  The act may still be carried out. Deny it again at once" in unreached.stderr
+    assert "not carried out" not in unreached.stderr
 
 
 async def test_the_page_takes_back_too(bench: Bench, zone_folder: Path) -> None:

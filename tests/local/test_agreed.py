@@ -469,7 +469,7 @@ async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
     job = await finish(zone, await zone.get_job(job.job_id))
     assert job.error
     assert job.error.code == "terms_changed"
-    assert "is not the one that was being overwritten (inode " in job.reason
+    assert "another file was at its path than the one that was being overwritten (inode " in job.reason
     assert image.read_bytes() == own
     shown = await volume_of(zone, volume_id)
     assert "was interrupted" in (shown.problem or "")
@@ -498,7 +498,7 @@ async def test_what_was_written_to_a_half_restored_disk_is_not_overwritten(rolle
     with FolderCatalogue(zone.folder) as catalogue:
         rollback.resume(catalogue)
     assert await zone.list_unfinished_jobs() == ()
-    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+    with pytest.raises(NotUsable, match="holds old and new content mixed"):
         await zone.apply_snapshots([snapshot_id], safety_snapshot_name="of a mixture")
     await succeed(zone, await zone.apply_snapshots([snapshot_id]))
 
@@ -894,7 +894,7 @@ async def test_a_half_restored_file_that_comes_back_is_still_half_restored(rolle
     image.unlink()
     half.rename(image)
     assert (await volume_of(zone, volume_id)).status == "pending"
-    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+    with pytest.raises(NotUsable, match="holds old and new content mixed"):
         await zone.create_snapshots([volume_id], "of a mixture")
 
 

@@ -175,10 +175,10 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     found = {one.id: one for one in (await here.list_volumes(ResourceFilter())).items}
     assert (found[volumes[0].id].status, found[volumes[1].id].status) == ("pending", "available")
     assert not (await here.check()).is_clean
-    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+    with pytest.raises(NotUsable, match="holds old and new content mixed"):
         await here.create_snapshots([volumes[0].id], "of a mixture")
 
-    with pytest.raises(NotUsable, match="neither the old one nor the new one"):
+    with pytest.raises(NotUsable, match="holds old and new content mixed"):
         await here.remove_resource(volumes[0].id)
 
     with FolderCatalogue(here.folder) as catalogue:

@@ -84,7 +84,7 @@ async def test_an_export_is_refused_before_it_starts_and_names_the_room(
     filler = fill(small_disk, leave=6 * MIB)
     assert await refused(lambda: small_zone.create_volume(snapshot_id, "copy")) == (
         f"Not enough space for an export of snapshot {snapshot_id}: about 3.0 MiB needed; the zone's filesystem has"
-        " 6.0 MiB free, and 4.0 MiB must stay free. Free some space there (`snapshot-mcp zone purge` frees what was"
+        " 6.0 MiB free, and 4.0 MiB must stay free. Free some space there (the command `zone purge` frees what was"
         " deleted) and try again, or lower `keep_free` of the zone in the settings."
     )
     assert await small_zone.list_unfinished_jobs() == ()

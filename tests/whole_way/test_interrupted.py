@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.errors import NotUsable, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
 from tests.guard.conftest import Person, agrees
@@ -207,6 +207,35 @@ async def test_what_was_broken_off_does_not_go_on_over_another_file(
     if put_back(scene.path):
         await roll_back_anew(scene, before)
     await scene.verify(scene.guard())
+
+
+@pytest.mark.parametrize("path", ["another file", "nothing"])
+async def test_what_a_half_written_disk_waits_for_is_said_as_it_is(scene: Scene, nursery: Nursery, path: str) -> None:
+    """One that waits for a person was said to be “resumed at the next start”, and of its own file, which had come back,
+    that “what lies at its path now is not the file”."""
+    outcome, before, _ = await half_written(scene, nursery)
+    if path == "nothing":
+        scene.path.rename(elsewhere(scene.path))
+    else:
+        REPLACED[path](scene.path)
+    nursery.start(scene.zone_folder)
+    await scene.finish(outcome.job_id, "failed")
+    await scene.settle()
+    assert put_back(scene.path)
+    with pytest.raises(NotUsable) as refused:
+        await scene.provider.create_snapshots([scene.disk_id], "of a mixture")
+    problem = (await scene.disk()).problem or ""
+    says_resumed = ["is resumed when the zone's worker next starts" in one for one in (refused.value.hint, problem)]
+    says_person = [
+        "The roll-back waits for a person and is not resumed." in one for one in (refused.value.hint, problem)
+    ]
+    assert (set(says_resumed), set(says_person)) == ({path == "nothing"}, {path != "nothing"}), (refused.value, problem)
+    assert "now is not" not in f"{refused.value} {problem}"
+    workers.kill(scene.zone_folder)
+    nursery.start(scene.zone_folder)
+    if path == "nothing":
+        until(lambda: scene.resumptions("successful"))
+    await roll_back_anew(scene, before)
 
 
 async def roll_back_anew(scene: Scene, expected: bytes) -> None:

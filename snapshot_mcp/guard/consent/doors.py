@@ -21,10 +21,14 @@ IN_A_TERMINAL = "For the person, in a terminal of their own:"
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """`command`: the program as it runs in a person's shell. `approvers_url`: where approvers decide, "" where there are none."""
+    """`command`: the program as it runs in a person's shell. `approvers_url`: where approvers decide, "" where there are none.
+
+    `zone_variables`: the environment variables that describe a zone, which a person's shell may lack.
+    """
 
     command: str = PROGRAM
     approvers_url: str = ""
+    zone_variables: tuple[str, ...] = ()
 
     @property
     def has_approvers(self) -> bool:

@@ -7,6 +7,8 @@ has ended, so parallel guesses, other doors and restarts win nothing (GUARD.md, 
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.guard.consent.approval import moment_from_text, moment_to_text
@@ -61,13 +63,14 @@ class Pin:
             )
             rows.append("PIN changed" if has_old else "PIN set", door="terminal", by=by)
 
-    def check(self, pin: str | None, *, door: str) -> None:
-        """Return if `pin` is the PIN. Raises: WrongPin, PinLocked."""
+    def check(self, pin: str | None, *, door: str, about: Mapping[str, Any] | None = None) -> None:
+        """Return if `pin` is the PIN; the record says what it was given for (`about`). Raises: WrongPin, PinLocked."""
+        fields = {**(about or {}), "door": door}
         if not pin:
             raise WrongPin("The PIN is needed.", hint="Enter the PIN that was set in this home.")
-        attempt, salt, expected = self._begin(door)
+        attempt, salt, expected = self._begin(fields)
         is_right = hmac.compare_digest(_hash(pin[: MAX_CHARACTERS + 1], salt), expected)
-        failures = self._end(attempt, door, expected, is_right=is_right)
+        failures = self._end(attempt, fields, expected, is_right=is_right)
         if not is_right:
             left = max(0, FREE_ATTEMPTS - failures)
             raise WrongPin(
@@ -76,7 +79,7 @@ class Pin:
                 attempts_left=left,
             )
 
-    def _begin(self, door: str) -> tuple[str, bytes, bytes]:
+    def _begin(self, fields: Mapping[str, Any]) -> tuple[str, bytes, bytes]:
         """Enter an attempt, and return its id with what it is checked against. Raises: WrongPin, PinLocked."""
         with self._register.transaction() as rows:
             row = rows.execute("SELECT * FROM pin").fetchone()
@@ -86,23 +89,23 @@ class Pin:
             is_locked = _is_locked(rows)
             attempt = secrets.token_hex(8)
             if is_locked:
-                rows.append("PIN refused while locked", door=door)
+                rows.append("PIN refused while locked", **fields)
             else:
-                entry = (attempt, door, moment_to_text(rows.now))
+                entry = (attempt, fields["door"], moment_to_text(rows.now))
                 rows.execute("INSERT INTO pin_attempts (id, door, begun) VALUES (?, ?, ?)", entry)
         if is_locked:
             raise PinLocked("The PIN is locked after too many wrong attempts.", hint=_locked_hint())
         return attempt, row["salt"], row["hash"]
 
-    def _end(self, attempt: str, door: str, expected: bytes, *, is_right: bool) -> int:
+    def _end(self, attempt: str, fields: Mapping[str, Any], expected: bytes, *, is_right: bool) -> int:
         """Record what came of an attempt, and return how many wrong ones there are in a row now."""
         with self._register.transaction() as rows:
             was_open = rows.execute("DELETE FROM pin_attempts WHERE id = ?", (attempt,)).rowcount
             if is_right:
                 rows.execute("UPDATE pin SET failures = 0, last_failure = '' WHERE hash = ?", (expected,))
-                rows.append("PIN right", door=door)
+                rows.append("PIN right", **fields)
             elif was_open:
-                _count_failure(rows, "PIN wrong", door)
+                _count_failure(rows, "PIN wrong", fields)
             return int(rows.execute("SELECT failures FROM pin").fetchone()[0])
 
 
@@ -111,13 +114,13 @@ def _count_cut_off(rows: Rows) -> None:
     for row in rows.execute("SELECT * FROM pin_attempts").fetchall():
         if not moment_from_text(row["begun"]).is_within(rows.now, CUT_OFF_SECONDS):
             rows.execute("DELETE FROM pin_attempts WHERE id = ?", (row["id"],))
-            _count_failure(rows, "PIN attempt cut off", row["door"])
+            _count_failure(rows, "PIN attempt cut off", {"door": row["door"]})
 
 
-def _count_failure(rows: Rows, event: str, door: str) -> None:
+def _count_failure(rows: Rows, event: str, fields: Mapping[str, Any]) -> None:
     rows.execute("UPDATE pin SET failures = failures + 1, last_failure = ?", (moment_to_text(rows.now),))
     failures = rows.execute("SELECT failures FROM pin").fetchone()[0]
-    rows.append(event, door=door, in_a_row=failures)
+    rows.append(event, **fields, in_a_row=failures)
 
 
 def _is_locked(rows: Rows) -> bool:

@@ -145,4 +145,4 @@ def new_id(length: int, prefix: str = "") -> str:
 
 
 def unknown(id_: str) -> NotFound:
-    return NotFound(f"There is no approval {quoted(id_)}.", hint="See `snapshot-mcp approvals`.")
+    return NotFound(f"There is no approval {quoted(id_)}.", hint="List the approvals to see which there are.")

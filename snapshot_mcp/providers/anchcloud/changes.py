@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 Made = TypeVar("Made", bound=Answer)
 
 NOT_STARTED = "Nothing was sent: the change was not carried out."
+NOT_CANCELLED = "The cancel was not sent."
 
 
 class Changes:
@@ -80,11 +81,11 @@ class Changes:
     async def cancel(self, call: ApiCall, job_id: str) -> Job:
         """Return the cancelled job; a lost answer is settled by reading it."""
         before = await self._job_before(job_id)
-        self._require([Feature.CANCEL])
+        self._require([Feature.CANCEL], NOT_CANCELLED)
         if before.job_id.startswith(FOUND_JOB_PREFIX):
             raise _ended(before)
         try:
-            job = self._job_of(await self._sent(call), call)
+            job = self._job_of(await self._sent(call, NOT_CANCELLED), call)
             if job.job_id != job_id:
                 raise Lost(f"the zone answered job {quoted(job.job_id)}")
         except Lost as lost:
@@ -92,16 +93,16 @@ class Changes:
             job = await self._cancelled(call, job_id, str(lost))
         return self._memory.remember(job)
 
-    def _require(self, needed: Collection[Feature]) -> None:
+    def _require(self, needed: Collection[Feature], remark: str = NOT_STARTED) -> None:
         for feature in needed:
             if feature not in self._zone.features:
-                raise Unsupported(f"The zone {self._zone.zone!r} has no {feature.value!r}. {NOT_STARTED}")
+                raise Unsupported(f"The zone {self._zone.zone!r} has no {feature.value!r}. {remark}")
 
     async def _job_before(self, job_id: str) -> Job:
         try:
             return await self._zone.get_job(job_id)
         except ZoneError as error:
-            error.message = f"{error.message} {NOT_STARTED}"
+            error.message = f"{error.message} {NOT_CANCELLED}"
             raise
 
     async def _cancelled(self, call: ApiCall, job_id: str, reason: str) -> Job:
@@ -139,12 +140,12 @@ class Changes:
             hint=f"Look at snapshot {clean_text(snapshot_id)!r}; asking for the same again does no harm.",
         )
 
-    async def _sent(self, call: ApiCall) -> Reply:
+    async def _sent(self, call: ApiCall, remark: str = NOT_STARTED) -> Reply:
         """Return a change's reply. Raises Lost; every other error means that nothing was sent, and says so."""
         try:
             return await self._session.change(call)
         except ZoneError as error:
-            error.message = f"{error.message} {NOT_STARTED}"
+            error.message = f"{error.message} {remark}"
             raise
 
     def _job_of(self, reply: Reply, call: ApiCall) -> Job:

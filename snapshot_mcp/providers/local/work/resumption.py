@@ -99,8 +99,8 @@ def _refuse_another_file(catalogue: FolderCatalogue, resource: Row) -> None:
         return
     kind = TermsChanged if there or not begun else NotUsable
     raise kind(
-        f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted, and"
-        f" {'the file now at its path is not' if there else 'its path no longer leads to'} the one that was being"
+        f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted and could not be resumed:"
+        f" {'another file was at its path than' if there else 'its path did not lead to'} the one that was being"
         f" overwritten ({described(resource['applying_identity'])}).",
         hint="Nothing was written. Move that file back and roll back again, or roll back the file that is there now.",
     )
