@@ -151,9 +151,8 @@ def _problem(row: Row, half: Half | None, use: Use | None) -> str:
     if row["applying_id"] is None:
         return str(row["problem"])
     if half is None:
-        return (
-            f"{row['problem'] or 'a roll-back was interrupted'} (the file now at the path is another one and complete)"
-        )
+        problem = row["problem"] or "a roll-back was interrupted"
+        return f"{problem} (the file now at the path is another one and complete)"
     why = f" ({half.problem})" if half.problem else ""
     return (
         f"a roll-back to {half.applying_id} is unfinished{why}, so the disk holds old and new content mixed."

@@ -9,7 +9,7 @@ from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
-from snapshot_mcp.contract.text import clean_text, quoted
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 
 MAX_RESOURCES: Final = 100
 """Most ids in one request."""
@@ -125,12 +125,12 @@ def half_in_place(catalogue: Catalogue, resource: Row) -> Half | None:
 
 
 def prospect_of(resource: Row, half: Half) -> str:
-    """Say how the half-overwritten disk that is there now gets into one state."""
+    """Return how the half overwritten disk that is now in place becomes consistent again."""
     again = "oll back again, to the same or another snapshot, without a safety snapshot."
     if half in halves(resource)[:1] and not resource["is_stopped"]:
-        first = "Remove what stops it; it" if half.problem else "It"
-        return f"{first} is resumed when the zone's worker next starts. Or r{again}"
-    return f"It waits for a person and is not resumed. R{again}"
+        first = "Remove the cause; the" if half.problem else "The"
+        return f"{first} roll-back is resumed when the zone's worker next starts. Or r{again}"
+    return f"The roll-back waits for a person and is not resumed. R{again}"
 
 
 def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
@@ -138,7 +138,7 @@ def refuse_incomplete(catalogue: Catalogue, resource: Row) -> None:
     if half := half_in_place(catalogue, resource):
         raise NotUsable(
             f"A roll-back of {label_of(resource)} to {half.applying_id} is unfinished"
-            + (f" ({clean_text(half.problem, 400)})" if half.problem else "")
+            + (f" ({clean_text(half.problem, MESSAGE_CHARACTERS)})" if half.problem else "")
             + ", so the disk holds old and new content mixed.",
             hint=prospect_of(resource, half),
         )
@@ -150,9 +150,9 @@ def refuse_needed(catalogue: Catalogue, snapshot_ids: Collection[str]) -> None:
         kept = {one for half in halves(resource) for one in (half.applying_id, half.safety_id or "")}
         if needed := kept & set(snapshot_ids):
             raise NotUsable(
-                f"Snapshot {sorted(needed)[0]} is needed: a roll-back of {label_of(resource)} was interrupted, and it holds"
-                " what the disk goes back to or what it held before.",
-                hint="Bring the disk into one state first: let the roll-back end, or roll back again.",
+                f"Snapshot {sorted(needed)[0]} is needed: a roll-back of {label_of(resource)} was interrupted, and this"
+                " snapshot is its target or holds the disk's former content.",
+                hint="Make the disk consistent first: let the roll-back finish, or roll back again.",
             )
 
 

@@ -344,7 +344,7 @@ async def test_the_list_shows_a_roll_back_that_was_broken_off(
     line = " ".join(capsys.readouterr().out.split())
     assert f"in use: busy with job {job.job_id} (ApplySnapshots), which waits for the zone's worker" in line
     assert f"PROBLEM: a roll-back to {snapshot_id} is unfinished" in line
-    assert "the disk holds old and new content mixed. It is resumed when the zone's worker next starts" in line
+    assert "holds old and new content mixed. The roll-back is resumed when the zone's worker next starts" in line
     assert worker_pid(local_zone.folder) is None
     assert image.read_bytes() == half
     end_worker(local_zone.folder)

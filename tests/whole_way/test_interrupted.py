@@ -226,7 +226,9 @@ async def test_what_a_half_written_disk_waits_for_is_said_as_it_is(scene: Scene,
         await scene.provider.create_snapshots([scene.disk_id], "of a mixture")
     problem = (await scene.disk()).problem or ""
     says_resumed = ["is resumed when the zone's worker next starts" in one for one in (refused.value.hint, problem)]
-    says_person = ["It waits for a person and is not resumed." in one for one in (refused.value.hint, problem)]
+    says_person = [
+        "The roll-back waits for a person and is not resumed." in one for one in (refused.value.hint, problem)
+    ]
     assert (set(says_resumed), set(says_person)) == ({path == "nothing"}, {path != "nothing"}), (refused.value, problem)
     assert "now is not" not in f"{refused.value} {problem}"
     workers.kill(scene.zone_folder)

@@ -11,8 +11,9 @@ from pathlib import Path
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.states import SnapshotStatus
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local.capture import in_order
+from snapshot_mcp.providers.local.disk import shown
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUFFIX, Place, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
@@ -116,19 +117,17 @@ def _check_region(chain: Chain, region: int) -> None:
 def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
     for (message,) in catalogue.db.execute("PRAGMA integrity_check").fetchall():
         if message != "ok":
-            yield Finding("catalogue", clean_text(message, 400), is_damage=True)
+            yield Finding("catalogue", clean_text(message, MESSAGE_CHARACTERS), is_damage=True)
     for resource in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
         if not Path(resource["path"]).exists():
-            yield Finding(
-                label_of(resource), f"its file {clean_text(resource['path'], 400)!r} is missing", is_damage=False
-            )
+            yield Finding(label_of(resource), f"its file {shown(resource['path'])} is missing", is_damage=False)
         if resource["applying_id"]:
             state = "it waits for a person" if resource["is_stopped"] else "it is in progress"
             text = f"a roll-back to {resource['applying_id']} is unfinished: {resource['problem'] or state}"
             yield Finding(label_of(resource), text, is_damage=False)
     for image in catalogue.rows("SELECT * FROM images"):
         if not Path(image["path"]).exists():
-            yield Finding(image["image_id"], f"its file {clean_text(image['path'], 400)!r} is missing", is_damage=False)
+            yield Finding(image["image_id"], f"its file {shown(image['path'])} is missing", is_damage=False)
 
 
 def _check_strays(catalogue: FolderCatalogue, folder: Path) -> Iterator[Finding]:

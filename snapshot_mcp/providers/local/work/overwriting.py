@@ -98,8 +98,8 @@ class Overwriting:
             _compare_again(disk)
         if not disk.target.is_at_its_path:
             raise TermsChanged(
-                f"The file of {disk.target.label} was moved or hard-linked during the roll-back: the file at its path then was"
-                f" not the one that was overwritten ({disk.target.identity.description}).",
+                f"The file of {disk.target.label} was moved or hard-linked during the roll-back: afterwards the file at its"
+                f" path was not the one that was overwritten ({disk.target.identity.description}).",
                 hint="Check the path. The file that was overwritten holds the snapshot's content.",
             )
 

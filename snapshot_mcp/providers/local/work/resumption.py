@@ -99,7 +99,7 @@ def _refuse_another_file(catalogue: FolderCatalogue, resource: Row) -> None:
         return
     kind = TermsChanged if there or not begun else NotUsable
     raise kind(
-        f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted, and when it was to be resumed,"
+        f"The roll-back of {label_of(resource)} to {resource['applying_id']} was interrupted and could not be resumed:"
         f" {'the file at its path was not' if there else 'its path did not lead to'} the one that was being overwritten"
         f" ({described(resource['applying_identity'])}).",
         hint="Nothing was written. Move that file back and roll back again, or roll back the file that is there now.",
