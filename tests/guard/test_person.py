@@ -118,7 +118,7 @@ async def test_any_other_word_leaves_it(lab: Lab, answer: str) -> None:
     await assert_recorded(lab, "declined", ids)
 
 
-@pytest.mark.parametrize("prompt", ["leave it", "PIN"])
+@pytest.mark.parametrize("prompt", ["cancel", "PIN"])
 async def test_a_person_who_ends_the_input_has_said_no(lab: Lab, prompt: str) -> None:
     """It ended in a traceback, and nothing was in the record."""
     ids = await deleted(lab, "monday")
@@ -146,7 +146,7 @@ async def test_the_pin_is_asked_for_where_one_is_set(lab: Lab) -> None:
     assert await statuses(lab, ids) == ["deleted"]
     await assert_recorded(lab, "PIN wrong", ids)
     status, shown = await in_terminal(lab, ["zone", "purge"], YES, ("PIN", ""))
-    assert (status, "Left as it is" in shown) == (1, True)
+    assert (status, "Not confirmed" in shown) == (1, True)
     await assert_recorded(lab, "declined", ids)
     status, shown = await in_terminal(lab, ["zone", "purge"], YES, ("PIN", PIN))
     assert (status, PIN in shown) == (0, False)

@@ -235,7 +235,7 @@ async def test_a_shell_that_does_not_reach_the_zone_says_what_may_happen_and_wha
         unreached = await command(server, "deny", started["approval_id"])
     await zone.aclose()
     assert (without.returncode, unreached.returncode) == (1, 1)
-    assert "cannot be taken back from here: There is no zone 'ac1'." in without.stderr
+    assert "cannot be taken back from here: Unknown zone 'ac1'." in without.stderr
     assert f"Its zone is {face.url}/v2/zone/ac1." in without.stderr
     for way in ("with the settings of the server", *variables, "approval page", "`cancel_job`"):
         assert way in without.stderr
