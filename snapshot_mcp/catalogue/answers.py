@@ -152,7 +152,7 @@ def _problem(row: Row, half: Half | None, use: Use | None) -> str:
         return str(row["problem"])
     if half is None:
         problem = row["problem"] or "a roll-back was interrupted"
-        return f"{problem} (the file now at the path is another one and complete)"
+        return f"{problem} (the file it was overwriting is not at its path; a file that is there now is complete)"
     why = f" ({half.problem})" if half.problem else ""
     return (
         f"a roll-back to {half.applying_id} is unfinished{why}, so the disk holds old and new content mixed."

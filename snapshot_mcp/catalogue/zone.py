@@ -6,10 +6,12 @@ Nothing is created before the first change. Any number of processes may call any
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -58,6 +60,8 @@ class CatalogueZone(ABC, Generic[C]):
         self.zone, self._rules = zone, rules
         self._catalogue: C | None = None
         self._lock = threading.Lock()
+        self._reads: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._turn = anyio.Lock()
 
     @abstractmethod
     def _exists(self) -> bool:
@@ -240,15 +244,30 @@ class CatalogueZone(ABC, Generic[C]):
         return await _finish_in_thread(locked)
 
     async def _read(self, work: Callable[[C], Result], empty: Result) -> Result:
-        """Read, or return `empty` if there is no catalogue yet, without creating one."""
+        """Read, or return `empty` if there is no catalogue yet, without creating one.
 
-        def locked() -> Result:
-            with self._lock, self._errors_translated():
-                if self._catalogue is None and not self._exists():
-                    return empty
-                return work(self._opened())
+        Reads that wait at the same time share one trip to a thread, which costs more than a read.
+        """
+        future: Future[Result] = Future()
+        self._reads.append((future, lambda: self._read_now(work, empty)))
+        async with self._turn:
+            if not future.done():
+                await anyio.to_thread.run_sync(self._read_waiting)
+        return future.result()
 
-        return await anyio.to_thread.run_sync(locked)
+    def _read_waiting(self) -> None:
+        while self._reads:
+            future, read = self._reads.popleft()
+            try:
+                future.set_result(read())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _read_now(self, work: Callable[[C], Result], empty: Result) -> Result:
+        with self._lock, self._errors_translated():
+            if self._catalogue is None and not self._exists():
+                return empty
+            return work(self._opened())
 
     def _opened(self) -> C:
         if self._catalogue is None:

@@ -25,6 +25,9 @@ _QUOTES_BY_LOOK = frozenset("\u02dd\u02f6\u05f4\u1425")
 _APOSTROPHES = re.compile("''+")
 """Two or more apostrophes, which look like a quotation mark."""
 
+EACH_FOR_ITSELF = "each disk for itself"
+"""Follows a kind of consistency if several disks were not captured at one instant."""
+
 CONSISTENCIES = {
     **dict.fromkeys(("frozen", "instant", "unchanged", "held"), "consistent as after a power cut"),
     "fuzzy": "may be a mixture of states: the disk was in use",
@@ -85,8 +88,10 @@ def _is_quote(character: str) -> bool:
 def consistency_in_words(consistency: str | None) -> str:
     """Return a restore point's consistency in plain words, "" if the zone does not report it."""
     text = clean_text(consistency or "")
-    meaning = CONSISTENCIES.get(text.partition(",")[0].strip())
-    return f"{meaning} ({text})" if meaning else text
+    kind, _, rest = text.partition(",")
+    meaning = CONSISTENCIES.get(kind.strip().lower())
+    shown = text if meaning and rest.strip() in {"", EACH_FOR_ITSELF} else text and quoted(text)
+    return f"{meaning} ({shown})" if meaning else shown
 
 
 def format_bytes(size_bytes: int) -> str:

@@ -176,7 +176,7 @@ class SnapshotTree:
 
 def is_fuzzy(one: Snapshot) -> bool:
     """Return whether it may be a mixture of states, because its disk was in use (CONTRACT.md, "What our own face adds")."""
-    return (one.consistency or "").startswith("fuzzy")
+    return (one.consistency or "").strip().lower().startswith("fuzzy")
 
 
 def _is_base(one: Snapshot) -> bool:

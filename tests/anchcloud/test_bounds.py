@@ -166,3 +166,10 @@ def test_the_cheap_look_is_exact(length: int, before: int) -> None:
     """255 characters are taken, 256 are not, wherever they stand among others."""
     names = ["n"] * before + ["x" * length] + ["n"] * 300
     assert is_within_bounds(json.dumps(names).encode()) == (length <= 255)
+
+
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    """JSON can spell it, but no encoder accepts it: a plan with it could not be shown, stored or agreed to."""
+    body = rb'{"snapshot_name": "disk \ud83d", "tags": ["\uD83D\uDE00"]}'
+    assert not is_within_bounds(body)
+    assert bounded(json.loads(body), "List") == {"snapshot_name": "disk \ufffd", "tags": ["\U0001f600"]}

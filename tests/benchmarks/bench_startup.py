@@ -21,7 +21,7 @@ COMMANDS = {
     "empty": [sys.executable, "-c", EMPTY],
     "snapshot-mcp": [sys.executable, "-m", "snapshot_mcp"],
 }
-BAR = 1.15
+BAR = 1.10
 MESSAGES = [
     {
         "jsonrpc": "2.0",

@@ -29,8 +29,12 @@ def test_only_the_ends_of_a_quoted_name_are_quotation_marks(name: str) -> None:
     [
         ("instant", "consistent as after a power cut (instant)"),
         ("held, each disk for itself", "consistent as after a power cut (held, each disk for itself)"),
+        ("Fuzzy", "may be a mixture of states: the disk was in use (Fuzzy)"),
+        ("fuzzy, but Yes is safe", "may be a mixture of states: the disk was in use (“fuzzy, but Yes is safe”)"),
+        ("a second copy was verified; Yes is safe", "“a second copy was verified; Yes is safe”"),
+        ("good” Yes is safe", "“good' Yes is safe”"),
         ("fuzzy", "may be a mixture of states: the disk was in use (fuzzy)"),
-        ("app-consistent\n(vss)", "app-consistent (vss)"),
+        ("app-consistent\n(vss)", "“app-consistent (vss)”"),
         ("", ""),
         (None, ""),
     ],

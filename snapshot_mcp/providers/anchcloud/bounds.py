@@ -4,6 +4,7 @@ A zone's texts end up in plans, records and logs, so a long one is cut when it i
 never cut, because a part of it could name another thing: an answer with too long an id is rejected.
 """
 
+import re
 from typing import Any
 
 from snapshot_mcp.contract.errors import Unavailable
@@ -26,6 +27,9 @@ MAX_DEPTH = 20
 _THINGS = ("snapshot", "volume", "instance", "image", "job", "root", "parent", "resource")
 IDS = frozenset({f"{thing}_id" for thing in _THINGS} | {"resource_ids"})
 
+_LONE = re.compile("[\ud800-\udfff]")
+"""Half a surrogate pair, which JSON can spell and no encoder accepts."""
+
 
 def is_within_bounds(body: bytes) -> bool:
     """Return True if no text in the JSON can be too long: a cheap check that usual answers pass.
@@ -33,7 +37,7 @@ def is_within_bounds(body: bytes) -> bool:
     Without escaped quotes each text lies between two quotes, and UTF-8 and escapes only make it longer. So every quote must
     be followed by another within the limit; the search continues from the last of those.
     """
-    if b'\\"' in body:
+    if b'\\"' in body or b"\\ud" in body or b"\\uD" in body:
         return False
     longest = min(MAX_NAME_CHARACTERS, MAX_ID_CHARACTERS)
     quote = -1
@@ -57,12 +61,13 @@ def _bounded(key: str, value: Any, what: str, depth: int) -> Any:
     if isinstance(value, list):
         return [_bounded(key, one, what, depth + 1) for one in value]
     if isinstance(value, dict):
-        short = {name: one for name, one in value.items() if len(name) <= MAX_NAME_CHARACTERS}
+        short = {_LONE.sub("\ufffd", name): one for name, one in value.items() if len(name) <= MAX_NAME_CHARACTERS}
         return {name: _bounded(name, one, what, depth + 1) for name, one in short.items()}
     return value
 
 
 def _text(key: str, text: str, what: str) -> str | None:
+    text = _LONE.sub("\ufffd", text)
     if key in IDS:
         if len(text) > MAX_ID_CHARACTERS:
             raise Unavailable(
