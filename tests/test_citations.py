@@ -14,7 +14,7 @@ DOCUMENTS["README.md"] = ROOT / "README.md"
 
 MENTION = re.compile(r"\b([\w-]+\.md)\b")
 CITATION = re.compile(r'\b([A-Z_]+\.md)\b`?((?:(?:,| and)? “?"[^"”]+["”])*)')
-OUTSIDE = re.compile(r"\b[Ii]ssue \d|\bMust show\b|\bmust show \d")
+OUTSIDE = re.compile(r"\b[Ii]ssues? \d|\bMust show\b|\bmust show \d|(?<![\w&])#\d+\b")
 EXEMPT = {Path(__file__).name, "test_resources_and_prompts.py"}
 """This file, and one that names documents that do not exist on purpose."""
 

@@ -1,7 +1,7 @@
 """Reads the facts that a plan is made from through the Provider: the only file of this room with I/O. It decides nothing.
 
 Lists are read whole (`verbose=1`, for exact sizes and known damage) and read again if they changed between two pages: a
-snapshot that was missed would be destroyed without having been shown. See GUARD.md, "Zones without terms".
+snapshot that was missed would be destroyed without having been shown. See GUARD.md, "Facts".
 """
 
 from collections.abc import Iterable, Sequence
