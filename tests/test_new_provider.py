@@ -121,6 +121,7 @@ except Exception as error:
     assert windows == 'Use a zone of another provider: "attic", "anchcloud".'
 
 
+@pytest.mark.long
 def test_the_tests_of_documents_and_arrows_ask_for_what_is_missing(house: House) -> None:
     checks = ["tests/test_docs.py", "tests/test_architecture.py", "-k", "attic or provider"]
     house.insert("README.md", "## Settings\n", ROW.replace("`lock_code`, ", ""))

@@ -152,6 +152,7 @@ OTHER = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "COLUMNS": "200"}
 """A shell that does not find the program."""
 
 
+@pytest.mark.long
 async def test_every_printed_command_names_this_program_and_home(lab: Lab) -> None:
     """`deny ap-…` in the terminal, hints of `zone` and of the tools named a bare `snapshot-mcp`, which ran nowhere or in
     another home."""

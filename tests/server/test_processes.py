@@ -203,6 +203,7 @@ def test_the_tour_runs_by_itself_and_leaves_nothing(way: list[str], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_tour_that_is_killed_outright_leaves_no_server_behind(tmp_path: Path) -> None:
     """It cannot clean up, so the REST face sees by its standard input that the tour has ended."""
     command = [sys.executable, "-m", "snapshot_mcp", "tour", "--yes", "--over-rest"]
