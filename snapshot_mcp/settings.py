@@ -7,6 +7,7 @@ Unknown keys and variables are errors, so that a misspelt safety setting is noti
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -107,6 +109,8 @@ class Settings(_Table):
     zones: dict[ZoneName, AnyZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
     _environ: _Environ | None = PrivateAttr(None)
+    _replaced_production: frozenset[tuple[str, str]] = PrivateAttr(frozenset())
+    """Places that the file marks as production under a name that a variable took for another zone."""
 
     @property
     def path(self) -> Path | None:
@@ -164,12 +168,24 @@ class Settings(_Table):
 
     def production_zones_by(self, now: "Settings") -> frozenset[str]:
         """Return these settings' zones that the settings `now` mark as production, under any name."""
-        marked = {now._place(name) for name, zone in now.zones.items() if zone.production}
-        return frozenset(name for name in self.zones if self._place(name) in marked)
+        marked = {now._place(name, zone) for name, zone in now.zones.items() if zone.production}
+        marked |= now._replaced_production
+        return frozenset(name for name, zone in self.zones.items() if self._place(name, zone) in marked)
 
-    def _place(self, name: str) -> tuple[str, str]:
-        zone = self.zones[name]
+    def _place(self, name: str, zone: ZoneSettings) -> tuple[str, str]:
         return zone.provider, zone.place(self.site(name))
+
+    def _keep_production(self, tables: Mapping[str, tuple[Any, dict[str, Any]]]) -> None:
+        """Keep the mark of zones that a variable replaced: by name, the file's table and the one that has its place now."""
+        adapter = TypeAdapter[ZoneSettings](AnyZoneSettings)
+        replaced: dict[str, ZoneSettings] = {}
+        for name, (table, now) in tables.items():
+            with suppress(ValidationError):  # the file's table is not in use, so it need not be sound
+                is_completed = isinstance(table, dict) and table["provider"] == now["provider"]
+                replaced[name] = adapter.validate_python({**now, **table} if is_completed else table)
+        self._replaced_production = frozenset(
+            self._place(name, zone) for name, zone in replaced.items() if zone.production
+        )
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
@@ -183,7 +199,9 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     path = config_path(environ)
     table = _read(path, must_exist=bool(environ.get(f"{PREFIX}CONFIG")))
     _refuse_unknown(environ)
+    of_file = dict(zones) if isinstance(zones := table.get("zones"), dict) else {}
     variables = _merge_environment(table, environ, path)
+    replaced = {name: (zone, now) for name, zone in of_file.items() if (now := table["zones"][name]) is not zone}
     home = environ.get(f"{PREFIX}HOME", "")
     table["home"] = Path(home).expanduser().absolute() if home else user_data_path(APP)
     try:
@@ -198,6 +216,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     guard = guard.model_copy(update={"read_only": is_read_only})
     settings = settings.model_copy(update={"guard": guard, "read_only": is_read_only})
     settings._environ = _Environ(environ)
+    settings._keep_production(replaced)
     return settings
 
 

@@ -211,6 +211,26 @@ def test_a_production_zone_is_one_under_every_name(tmp_path: Path) -> None:
     assert load_settings(environ(tmp_path, twins)).production_zones == {"local", "twin"}
 
 
+def test_a_variable_that_takes_a_production_zones_name_leaves_its_place_marked(tmp_path: Path) -> None:
+    """The mark of the file stays on the place, whatever zone has the name now (GUARD.md, "Policy")."""
+    elsewhere = {**API, "API_URL": "https://api2.example.com"}
+    named = PRODUCTION.replace("zones.prod", "zones.ac1")
+    alias = PRODUCTION.replace("zones.prod", "zones.alias").replace("production = true", "")
+    settings = load_settings(environ(tmp_path, named + alias, **elsewhere))
+    assert settings.production_zones == {"ac1", "alias"}
+    assert settings.reread().production_zones == {"ac1", "alias"}
+    local = "[zones.local]\nprovider = 'local'\nproduction = true\n"
+    twin = f'[zones.twin]\nprovider = "local"\nfolder = "{tmp_path / "home" / "zones" / "local"}"\n'
+    settings = load_settings(environ(tmp_path, local + twin, **{**elsewhere, "ZONE": "local"}))
+    assert settings.production_zones == {"local", "twin"}
+    incomplete = "[zones.ac1]\nprovider = 'anchcloud'\nproduction = true\n"
+    assert load_settings(environ(tmp_path, incomplete, **API)).production_zones == {"ac1"}
+    without_keys = "\n".join(line for line in named.splitlines() if "client" not in line) + "\n"
+    assert load_settings(environ(tmp_path, without_keys + alias, **elsewhere)).production_zones == {"ac1", "alias"}
+    unmarked = named.replace("production = true", "production = false")
+    assert load_settings(environ(tmp_path, unmarked + alias, **elsewhere)).production_zones == set()
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

@@ -123,7 +123,7 @@ def to_resource(
     """Convert a row of `resources`; looks at the disk for its size and, if `is_verbose`, for its identity."""
     half = half_in_place(catalogue, row)
     sight = catalogue.store.look_at(row, is_verbose=is_verbose)
-    problem = "; ".join(filter(None, [_problem(row, half, use), sight.problem]))
+    problem = "; ".join(filter(None, [_problem(catalogue, row, half, use), sight.problem]))
     common: dict[str, Any] = {
         "description": row["description"],
         "size": gigabytes(sight.size_bytes),
@@ -144,7 +144,7 @@ def to_resource(
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 
-def _problem(row: Row, half: Half | None, use: Use | None) -> str:
+def _problem(catalogue: Catalogue, row: Row, half: Half | None, use: Use | None) -> str:
     """Return what is wrong with a disk, "" for nothing: not while a job of ours is overwriting it."""
     if half and not half.problem and use and use.is_ours:
         return ""
@@ -152,7 +152,8 @@ def _problem(row: Row, half: Half | None, use: Use | None) -> str:
         return str(row["problem"])
     if half is None:
         problem = row["problem"] or "a roll-back was interrupted"
-        return f"{problem} (the file it was overwriting is not at its path; a file that is there now is complete)"
+        now = "; the one there now is complete" if catalogue.store.identity_of(row) else ""
+        return f"{problem} (the disk that it was overwriting is not at its path{now})"
     why = f" ({half.problem})" if half.problem else ""
     return (
         f"a roll-back to {half.applying_id} is unfinished{why}, so the disk holds old and new content mixed."

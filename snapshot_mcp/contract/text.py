@@ -34,8 +34,16 @@ CONSISTENCIES = {
 }
 """Meaning of each kind of `consistency` (CONTRACT.md, "What our own face adds")."""
 
+_LONE = re.compile("[\ud800-\udfff]")
+"""Half a surrogate pair, which JSON can spell and no encoder accepts."""
+
 _MARKS_A_LETTER = 2
 """Combining marks kept on one letter; more would cover the lines around it."""
+
+
+def encodable(text: str) -> str:
+    """Return `text` with U+FFFD for each half of a surrogate pair, so that it can be stored and sent."""
+    return text if text.isascii() else _LONE.sub("\ufffd", text)
 
 
 def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:

@@ -34,6 +34,8 @@ STREAM_GRACE_SECONDS = 0.25
 """Time for the stream to report many ended jobs before they are read one by one."""
 CONCURRENT_READS = 8
 """Maximum number of concurrent reads of single jobs in one zone."""
+REMEMBERED_ENDS = 4096
+"""Number of ended jobs remembered, so that a late answer about one is not taken for news."""
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ class JobWatcher:
         self._waits: dict[str, set[_Wait]] = {}
         self._observers: dict[object, Callable[[Job], None]] = {}
         self._unread: set[str] = set()
-        self._running: set[str] = set()
+        self._running: dict[str, Job] = {}
+        self._ended: dict[str, None] = {}
         self._is_streaming = False
         self._trouble: ZoneError | None = None
         self._arrived = anyio.Event()
@@ -120,7 +123,10 @@ class JobWatcher:
 
     @contextmanager
     def observing(self, note: Callable[[Job], None]) -> Iterator[None]:
-        """Call `note` with each job that the zone's stream reports, waited for or not; without a stream there are none."""
+        """Call `note` once with each change of a job that the zone's stream reports, waited for or not.
+
+        Without a stream it hears only of jobs that are waited for.
+        """
         token = object()
         self._observers[token] = note
         self._arrived.set()
@@ -159,17 +165,27 @@ class JobWatcher:
         self._left.set()
 
     def _report(self, job: Job) -> None:
-        if job.is_finished:
-            self._running.discard(job.job_id)
-        else:
-            self._running.add(job.job_id)
-        for note in tuple(self._observers.values()):
-            note(job)
+        if self._is_news(job):
+            for note in tuple(self._observers.values()):
+                note(job)
         for wait in self._waits.get(job.job_id, ()):
             known = wait.jobs.get(job.job_id)
             if known is None or not (known.is_finished or known == job):
                 wait.jobs[job.job_id] = job
                 wait.has_changed.set()
+
+    def _is_news(self, job: Job) -> bool:
+        """Remember the job's state; return whether it is a new one. A stream and a read may both report it, or out of order."""
+        if job.job_id in self._ended or self._running.get(job.job_id) == job:
+            return False
+        if job.is_finished:
+            self._running.pop(job.job_id, None)
+            self._ended[job.job_id] = None
+            if len(self._ended) > REMEMBERED_ENDS:
+                del self._ended[next(iter(self._ended))]
+        else:
+            self._running[job.job_id] = job
+        return True
 
     def _fail(self, job_id: str, error: ZoneError) -> None:
         """Pass the error to the waits that have not seen the job yet; the others continue with its last state."""
@@ -180,7 +196,7 @@ class JobWatcher:
 
     def _forget(self, job_id: str, error: NotFound) -> None:
         """Fail every wait for a job that the zone no longer knows: whether it succeeded cannot be found out."""
-        self._running.discard(job_id)
+        self._running.pop(job_id, None)
         for wait in self._waits.get(job_id, ()):
             known = wait.jobs.get(job_id)
             if known is None:
@@ -194,7 +210,7 @@ class JobWatcher:
             wait.has_changed.set()
 
     async def _serve(self) -> None:
-        self._running = set()
+        self._running = {}
         async with anyio.create_task_group() as tasks:
             if Feature.WATCH in self._provider.features:
                 tasks.start_soon(self._follow)
@@ -231,7 +247,7 @@ class JobWatcher:
     def _begin(self, unfinished: tuple[Job, ...]) -> None:
         """Read watched jobs that are no longer unfinished at once: they ended before the stream began."""
         self._is_streaming = True
-        self._unread |= (self._unfinished() | self._running) - {job.job_id for job in unfinished}
+        self._unread |= (self._unfinished() | self._running.keys()) - {job.job_id for job in unfinished}
         self._to_read.set()
 
     async def _poll(self) -> None:

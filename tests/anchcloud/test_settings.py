@@ -9,7 +9,8 @@ from pydantic import SecretStr, ValidationError
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import SnapshotFilter
-from snapshot_mcp.providers.anchcloud.settings import checked_url
+from snapshot_mcp.providers import Site
+from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings, checked_url
 from tests.rest_face import KEY_PAIR, client_of
 
 GOOD_URLS = {
@@ -50,6 +51,43 @@ def test_addresses_that_credentials_must_not_be_sent_to_are_refused() -> None:
         with pytest.raises(ValidationError, match="should be https://") as refusal:
             client_of(url)
         assert "hunter2" not in str(refusal.value)
+
+
+HTTPS = "https://api.example.com/v2"
+HERE = "http://127.0.0.1:8010"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        (HTTPS, "https://API.example.com:443/", True),
+        (HTTPS, "https://api.example.com.", True),
+        (HTTPS, "https://api.example.com/%76%32", True),
+        (HTTPS, "https://api.example.com/./", True),
+        (HTTPS, "https://api.example.com/v2/.", True),
+        (HTTPS, "https://api.example.com/x/../v2", True),
+        ("https://api.example.com/%4Fne", "https://api.example.com/One", True),
+        ("https://api.example.com/a%2fb", "https://api.example.com/a%2Fb", True),
+        ("https://api.example.com/a%2Fb", "https://api.example.com/a/b", False),
+        ("https://[2001:db8::1]", "https://[2001:DB8:0:0:0:0:0:1]", True),
+        (HERE, "http://localhost:8010", True),
+        (HERE, "http://[::1]:8010", True),
+        (HERE, "http://[0:0:0:0:0:0:0:1]:8010/v2", True),
+        (HERE, "http://127.0.0.1:8011", False),
+        (HERE, "http://127.0.0.2:8010", False),
+        (HTTPS, "https://api.example.com/cloud", False),
+        (HTTPS, "https://api.example.com:8443", False),
+        (HTTPS, "https://api2.example.com", False),
+    ],
+)
+def test_one_place_in_another_spelling_is_the_same_place(one: str, other: str, is_same: bool) -> None:
+    """Zones of one place share `production`."""
+    site = Site("ac1", Path("/home"))
+    places = {
+        AnchCloudZoneSettings(url=url, client_id="key", client_secret=SecretStr("hush")).place(site)
+        for url in (one, other)
+    }
+    assert (len(places) == 1) is is_same
 
 
 def test_other_settings_are_checked_before_the_first_call() -> None:

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from snapshot_mcp.contract.errors import NotFound, NotUsable, OutcomeUnknown, ResourceBusy
-from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.models import Job, SnapshotFilter
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.guard import Policy, Question, QuestionAnswer
 from snapshot_mcp.guard.consent.errors import WrongPin
@@ -30,6 +30,32 @@ async def test_a_yes_deletes_once(bench: Bench) -> None:
     assert [one.snapshot_name for one in await bench.snapshots()] == ["full"]
     assert any(last.snapshot_id in line and "tuesday" in line for line in outcome.plan)
     assert len(person.questions) == 1
+
+
+@pytest.mark.parametrize("can_ask", [True, False])
+@pytest.mark.parametrize("operation", ["delete", "rollback"])
+async def test_half_a_surrogate_pair_in_a_providers_text_stops_no_plan(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, operation: str, can_ask: bool
+) -> None:
+    """No encoder accepts it, so a plan with it could not be hashed."""
+    disk = await bench.add_disk()
+    await bench.back_up(disk, "full")
+    last = await bench.back_up(disk, "monday")
+    list_snapshots = bench.provider.list_snapshots
+
+    async def tell(query: SnapshotFilter) -> Any:
+        page = await list_snapshots(query)
+        told = {"snapshot_name": "disk \ud83d", "consistency": "\udc00", "description": "\ud83d"}
+        return type(page)(tuple(one.model_copy(update=told) for one in page.items), page.total_count)
+
+    monkeypatch.setattr(bench.provider, "list_snapshots", tell, raising=False)
+    person = Person([agrees]) if can_ask else nobody()
+    if operation == "delete":
+        outcome = await bench.guard().delete_snapshot(bench.zone, last.snapshot_id, person)
+    else:
+        outcome = await bench.guard().rollback_to_snapshots(bench.zone, [last.snapshot_id], person)
+    assert outcome.status == ("started" if can_ask else "needs_approval")
+    assert any("disk \ufffd" in line for line in outcome.plan)
 
 
 @pytest.mark.parametrize(

@@ -457,6 +457,19 @@ async def test_an_interrupted_roll_back_is_resumed_onto_the_same_file(rolled: Ro
         assert image.read_bytes() == content
 
 
+async def test_a_half_written_disk_that_is_not_at_its_path_is_said_as_it_is(rolled: Rolled) -> None:
+    """With nothing at the path, “the file now at the path is another one and complete” was said."""
+    zone, image, volume_id, snapshot_id, _ = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, "before")
+    image.rename(image.with_name("elsewhere.img"))
+    await finish(zone, await zone.get_job(job.job_id))
+    problem = (await volume_of(zone, volume_id)).problem or ""
+    assert "(the disk that it was overwriting is not at its path); its file cannot be read: No such file" in problem
+    make_image(image)
+    problem = (await volume_of(zone, volume_id)).problem or ""
+    assert problem.endswith("(the disk that it was overwriting is not at its path; the one there now is complete)")
+
+
 @pytest.mark.parametrize("is_changed", CHANGES[:4])
 async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
     rolled: Rolled, is_changed: Callable[[Path], None]

@@ -258,6 +258,32 @@ async def test_an_end_between_two_streams_is_found_when_the_second_begins() -> N
 
 
 @pytest.mark.anyio
+async def test_an_observer_hears_each_change_once_and_in_order() -> None:
+    """A stream and the reads of a wait report the same job; an answer may be older than what the stream reported meanwhile."""
+    model = JobsOnly(Feature.WATCH)
+    model.set("a", "working")
+    heard: list[str] = []
+
+    async def overtaken() -> None:
+        await model.has_subscriber.wait()
+        await anyio.wait_all_tasks_blocked()
+        model.set("a", "successful")
+        await anyio.wait_all_tasks_blocked()
+
+    model.before_answer = overtaken
+    with anyio.fail_after(PATIENCE_SECONDS):
+        async with zones_of(model) as zones:
+            watcher = zones.get().watcher
+            with watcher.observing(lambda job: heard.append(job.status)):
+                await watcher.wait(["a"], 60)
+                model.before_answer = anyio.lowlevel.checkpoint
+                (job,) = await watcher.wait(["a"], 60)
+                await anyio.wait_all_tasks_blocked()
+    assert job.is_successful
+    assert heard == ["working", "successful"]
+
+
+@pytest.mark.anyio
 @pytest.mark.usefixtures("reads_once")
 async def test_a_finished_job_does_not_turn_back_into_a_working_one() -> None:
     """Guards that a read whose answer is older than what the stream reported meanwhile changes nothing."""

@@ -11,9 +11,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from snapshot_mcp.contract.models import Snapshot
+from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.contract.tree import SnapshotTree, age, taken_at
 from snapshot_mcp.guard.plan.facts import DeletionFacts, RollbackFacts, RollbackTarget
 
@@ -30,6 +31,12 @@ Renames = Mapping[str, tuple[str, datetime]]
 class _Frozen(BaseModel):
     # Build the schema with the first plan; a server that only lists its tools does not need it.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_stored(cls, value: Any) -> Any:
+        """Replace what no encoder accepts: a plan is hashed, stored and shown whatever a provider tells."""
+        return encodable(value) if isinstance(value, str) else value
 
 
 class Warn(StrEnum):

@@ -4,11 +4,11 @@ A zone's texts end up in plans, records and logs, so a long one is cut when it i
 never cut, because a part of it could name another thing: an answer with too long an id is rejected.
 """
 
-import re
 from typing import Any
 
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS
+from snapshot_mcp.contract.text import encodable
 
 MAX_ID_CHARACTERS = 255
 
@@ -26,9 +26,6 @@ MAX_DEPTH = 20
 
 _THINGS = ("snapshot", "volume", "instance", "image", "job", "root", "parent", "resource")
 IDS = frozenset({f"{thing}_id" for thing in _THINGS} | {"resource_ids"})
-
-_LONE = re.compile("[\ud800-\udfff]")
-"""Half a surrogate pair, which JSON can spell and no encoder accepts."""
 
 
 def is_within_bounds(body: bytes) -> bool:
@@ -61,13 +58,13 @@ def _bounded(key: str, value: Any, what: str, depth: int) -> Any:
     if isinstance(value, list):
         return [_bounded(key, one, what, depth + 1) for one in value]
     if isinstance(value, dict):
-        short = {_LONE.sub("\ufffd", name): one for name, one in value.items() if len(name) <= MAX_NAME_CHARACTERS}
+        short = {encodable(name): one for name, one in value.items() if len(name) <= MAX_NAME_CHARACTERS}
         return {name: _bounded(name, one, what, depth + 1) for name, one in short.items()}
     return value
 
 
 def _text(key: str, text: str, what: str) -> str | None:
-    text = _LONE.sub("\ufffd", text)
+    text = encodable(text)
     if key in IDS:
         if len(text) > MAX_ID_CHARACTERS:
             raise Unavailable(

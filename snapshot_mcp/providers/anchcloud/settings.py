@@ -4,8 +4,12 @@ The URL is checked here, before credentials can be sent to it: https, or plain h
 """
 
 import base64
+import re
+import string
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
+from posixpath import normpath
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
 
 EXPECTED_URL = "should be https://HOST (http:// for this machine), without a user, a query or a fragment"
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_ESCAPED = re.compile("%([0-9a-f]{2})")
+_UNRESERVED = frozenset(f"{string.ascii_letters}{string.digits}-._~")
+"""Characters that a URL may also hold percent-encoded, with the same meaning (RFC 3986, section 2.3)."""
 
 
 class ApiRevision(StrEnum):
@@ -71,8 +79,8 @@ class AnchCloudZoneSettings(ZoneSettings):
         return f"{self.url}/v2/zone/{quote(self.zone or name, safe='')}"
 
     def place(self, site: Site) -> str:
-        """Return the URL in lower case with the zone id, so that another spelling of the URL is the same place."""
-        return f"{self.url.casefold()} {self.zone or site.name}"
+        """Return the URL in one spelling with the zone id, so that another spelling of the URL is the same place."""
+        return f"{_one_spelling(self.url)} {self.zone or site.name}"
 
     def build(self, site: Site) -> "Provider":
         """Build the zone; the first call loads httpx and connects."""
@@ -90,6 +98,32 @@ class AnchCloudZoneSettings(ZoneSettings):
     def is_encrypted(self) -> bool:
         """Whether the connection uses https."""
         return self.url.startswith("https:")
+
+
+def _one_spelling(url: str) -> str:
+    """Return a checked URL in the form in which two are compared; what is called keeps its own.
+
+    In doubt two are the same place, because this can only make more zones production zones.
+    """
+    parts = urlsplit(url.casefold())
+    host = (parts.hostname or "").rstrip(".")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if address is not None:
+        address = getattr(address, "ipv4_mapped", None) or address
+        host = "localhost" if str(address) in {"127.0.0.1", "::1"} else str(address)
+    path = normpath("/" + _ESCAPED.sub(_unescaped, parts.path))
+    while path.endswith("/v2"):
+        path = path.removesuffix("/v2")
+    return f"{parts.scheme}://{host} {parts.port or DEFAULT_PORTS[parts.scheme]} {path.strip('/')}"
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    """Return the character of a percent-encoding if it means the same unencoded."""
+    character = chr(int(escape[1], 16))
+    return character.lower() if character in _UNRESERVED else escape[0]
 
 
 def _split(url: str) -> SplitResult | None:
