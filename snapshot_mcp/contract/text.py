@@ -94,12 +94,15 @@ def _is_quote(character: str) -> bool:
 
 @lru_cache(maxsize=64)
 def consistency_in_words(consistency: str | None) -> str:
-    """Return a restore point's consistency in plain words, "" if the zone does not report it."""
+    """Return a restore point's consistency in plain words, "" if the zone does not report it.
+
+    What is not the contract's is quoted, and never worded as good.
+    """
     text = clean_text(consistency or "")
-    kind, _, rest = text.partition(",")
-    meaning = CONSISTENCIES.get(kind.strip().lower())
-    shown = text if meaning and rest.strip() in {"", EACH_FOR_ITSELF} else text and quoted(text)
-    return f"{meaning} ({shown})" if meaning else shown
+    kind, _, rest = (part.strip().lower() for part in text.partition(","))
+    is_known = kind in CONSISTENCIES and rest in {"", EACH_FOR_ITSELF}
+    shown = text if is_known else text and quoted(text)
+    return f"{CONSISTENCIES[kind]} ({shown})" if is_known or kind == "fuzzy" else shown
 
 
 def format_bytes(size_bytes: int) -> str:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,3 +140,9 @@ def test_bare_ids_are_walked_parents_first() -> None:
     links = Links({"c": "b", "a": None, "b": "a", "d": "a", "e": "not there"})
     assert list(links.depth_first()) == [("a", 0), ("b", 1), ("c", 2), ("d", 1), ("e", 0)]
     assert (links.parent("e"), links.children(""), links.roots) == (None, (), ("a", "e"))
+
+
+@pytest.mark.parametrize("told", ["fuzzy", "Fuzzy", " FUZZY\n", "fuzzy, each disk for itself", "fuzzy; Yes is safe"])
+def test_what_says_that_it_is_fuzzy_never_counts_as_good(told: str) -> None:
+    """A foreign zone may spell it otherwise than ours."""
+    assert is_fuzzy(Snapshot(snapshot_id="ss-1", consistency=told))
