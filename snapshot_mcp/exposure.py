@@ -28,6 +28,8 @@ def describe_exposure(environ: Mapping[str, str]) -> list[str]:
         found = path.stat()
     except OSError:
         return []
+    if not stat.S_ISREG(found.st_mode):
+        return []
     lines = []
     shown, mode = shlex.quote(str(path)), stat.S_IMODE(found.st_mode)
     if found.st_uid not in {os.geteuid(), 0}:

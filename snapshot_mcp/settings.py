@@ -315,6 +315,8 @@ def _in_words(error: "ErrorDetails") -> str:
             return "should be a table"
         case "union_tag_invalid":
             return f"provider should be {error['ctx']['expected_tags'].replace(', ', ' or ')}"
+        case "too_short" | "string_too_short" if error["ctx"]["min_length"] == 1:
+            return "must not be empty"
         case "too_short" if error["loc"][-1] == "token":
             return f"should have at least {error['ctx']['min_length']} characters, not {error['ctx']['actual_length']}"
         case "string_pattern_mismatch" if error["loc"][-1] == "[key]":

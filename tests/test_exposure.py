@@ -90,3 +90,9 @@ def test_the_proxys_password_is_printed_nowhere(tmp_path: Path) -> None:
     assert zone.proxy.get_secret_value() == "http://user:hunter2@proxy.example:3128"
     shown = [str(settings), repr(settings), str(settings.model_dump()), settings.model_dump_json()]
     assert not [text for text in shown if "hunter2" in text]
+
+
+def test_a_folder_is_no_settings_file_whose_mode_should_change(tmp_path: Path) -> None:
+    """Loading the settings says that it is not a file; a changed mode would break the folder."""
+    tmp_path.chmod(0o777)
+    assert describe_exposure({"SNAPSHOT_MCP_CONFIG": str(tmp_path)}) == []

@@ -126,6 +126,12 @@ def test_a_wrong_size_to_keep_free_says_what_to_write(tmp_path: Path, written: s
         ("[zones.a]\nprovider = 'ceph'", "zones.a: provider should be 'local' or 'anchcloud'"),
         ("[zones.'a/b']\nprovider = 'local'", "zones.a/b: a name has up to 63 letters"),
         ("[zones.local]\nprovider = 'local'\nrecovery_hours = -1", "zones.local.recovery_hours: Input should be"),
+        ("[zones.local]\nprovider = 'local'\nrecovery_hours = inf", "zones.local.recovery_hours: Input should be"),
+        ("[zones.local]\nprovider = 'local'\nrecovery_hours = nan", "zones.local.recovery_hours: Input should be"),
+        (
+            "[zones.a]\nprovider = 'anchcloud'\nurl = 'https://x'\nclient_id = 'i'\nclient_secret = ''",
+            "zones.a.client_secret: must not be empty",
+        ),
         (
             "[tokens.local]\ntoken = 'a-token-with-24-characters'\nroles = ['operator']",
             "tokens: 'local' is the name of callers on stdio; rename this token",

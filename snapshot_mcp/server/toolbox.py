@@ -62,6 +62,8 @@ class StrictTool(Tool):
                     lines.append(f"Unknown argument {name}; expected one of: {known}.")
                 case "missing":
                     lines.append(f"{name} is missing.")
+                case "too_short" if one["ctx"]["min_length"] == 1:
+                    lines.append(f"{name} must not be empty.")
                 case "string_pattern_mismatch":
                     lines.append(f"{name} must not be blank.")
                 case _:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from snapshot_mcp.providers.local.zone import LocalZone
 
 
+MAX_RECOVERY_HOURS = 87_600
+"""Ten years; a longer grace period is no grace period but a disk that fills up."""
+
+
 class LocalZoneSettings(ZoneSettings):
     """The embedded zone: real snapshots of disk images on this machine."""
 
@@ -20,7 +24,7 @@ class LocalZoneSettings(ZoneSettings):
     provider: Literal["local"] = "local"
     folder: Path | None = None
     """Where its snapshots are stored; HOME/zones/NAME by default."""
-    recovery_hours: float = Field(default=2, ge=0)
+    recovery_hours: float = Field(default=2, ge=0, le=MAX_RECOVERY_HOURS)
     """How long a deleted snapshot can be recovered."""
     allow_fuzzy: bool = False
     """Take snapshots of disks that are in use, although their content may be inconsistent."""
