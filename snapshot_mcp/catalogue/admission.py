@@ -38,14 +38,17 @@ from snapshot_mcp.contract.models import SnapshotUpdate, first_repeated, format_
 from snapshot_mcp.contract.states import JobAction, JobStatus, ResourceType, SnapshotStatus
 from snapshot_mcp.contract.terms import Terms
 
+RECOVERY_SECONDS = 7200
+CHAIN_LIMIT = 30
+
 
 @dataclass(frozen=True, slots=True)
 class ZoneRules:
     """The operator's settings for the zone."""
 
-    recovery_seconds: int = 7200
+    recovery_seconds: int = RECOVERY_SECONDS
     """Grace period after a deletion."""
-    chain_limit: int = 30
+    chain_limit: int = CHAIN_LIMIT
     """Available snapshots in a chain before the next one is full."""
     allow_fuzzy: bool = False
     """Capture a disk that is in use even if the copy may be inconsistent."""

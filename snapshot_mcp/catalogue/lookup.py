@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy
-from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, first_repeated
+from snapshot_mcp.contract.models import MAX_IDS, MAX_NAME_CHARACTERS, first_repeated
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
-
-MAX_RESOURCES: Final = 100
-"""Most ids in one request."""
 
 
 def label_of(resource: Row) -> str:
@@ -24,8 +21,8 @@ def check_ids(field: str, ids: Sequence[str]) -> None:
     """Raise BadRequest for no ids, too many, or a duplicate."""
     if not ids:
         raise BadRequest(f"{field!r} is empty.", hint="Give at least one id.")
-    if len(ids) > MAX_RESOURCES:
-        raise BadRequest(f"{field!r} lists {len(ids)} ids.", hint=f"Give at most {MAX_RESOURCES} ids per request.")
+    if len(ids) > MAX_IDS:
+        raise BadRequest(f"{field!r} lists {len(ids)} ids.", hint=f"Give at most {MAX_IDS} ids per request.")
     if repeated := first_repeated(ids):
         raise BadRequest(f"{clean_text(repeated)!r} is listed twice in {field!r}.", hint="List each id once.")
 

@@ -39,6 +39,9 @@ MAX_NAME_CHARACTERS = 255
 MAX_LIMIT = 100
 """Items on the largest page (CONTRACT.md, "What surrounds them")."""
 
+MAX_IDS = 100
+"""Most ids in one request."""
+
 MAX_OFFSET = 1 << 53
 """The largest integer that every JSON reader keeps exactly."""
 

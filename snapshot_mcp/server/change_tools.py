@@ -14,7 +14,15 @@ from mcp.types import CallToolResult
 from pydantic import Field
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
-from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Job, Snapshot, SnapshotFilter, SnapshotUpdate, format_time
+from snapshot_mcp.contract.models import (
+    MAX_IDS,
+    MAX_NAME_CHARACTERS,
+    Job,
+    Snapshot,
+    SnapshotFilter,
+    SnapshotUpdate,
+    format_time,
+)
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.elicitation import HostClient
@@ -27,7 +35,7 @@ from snapshot_mcp.zones.finding import find_resources, find_snapshot, read_list,
 Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
 """A zone takes any text; a blank name is a mistake."""
 SnapshotId = Annotated[str, Field(min_length=1)]
-SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=100)]
+SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=MAX_IDS)]
 
 SAME_CREATE = timedelta(minutes=10)
 """How long a create with the same disks and name returns the existing backup (ARCHITECTURE.md, "The MCP face")."""
@@ -39,7 +47,7 @@ async def create_snapshots(
     ctx: Context,
     resource_ids: Annotated[
         list[Annotated[str, Field(min_length=1)]],
-        Field(min_length=1, max_length=100, description="Ids or exact names of disks and machines"),
+        Field(min_length=1, max_length=MAX_IDS, description="Ids or exact names of disks and machines"),
     ],
     name: Name,
     full: Annotated[bool, Field(description="Full even if an incremental is possible")] = False,

@@ -13,7 +13,7 @@ from mcp.types import CallToolResult
 from pydantic import Field
 
 from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot
+from snapshot_mcp.contract.models import MAX_IDS, Job, Snapshot
 from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.server.progress import ProgressReport
@@ -42,7 +42,7 @@ NEXT_STEPS = {
 
 async def wait_for_job(
     ctx: Context,
-    job_ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=100)],
+    job_ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_IDS)],
     timeout_seconds: Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)] = DEFAULT_WAIT_SECONDS,
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, Waited]:

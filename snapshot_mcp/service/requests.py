@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJso
 
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import (
+    MAX_IDS,
     MAX_LIMIT,
     MAX_NAME_CHARACTERS,
     MAX_OFFSET,
@@ -27,9 +28,6 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import SnapshotType
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
-
-MAX_IDS = 100
-"""Per request; the largest page has as many."""
 
 MAX_QUERY_BYTES = 65_536
 """Twice the size of terms with 120 ids of 255 characters, percent-encoded."""

@@ -128,7 +128,7 @@ async def test_a_read_only_server_has_only_the_tools_that_look(make_lab: Any) ->
         ("list_snapshots", {"snapshot_type": "half"}, "snapshot_type: should be 'full' or 'incremental'"),
         ("list_resources", {"kind": "disk"}, "kind: should be 'volume', 'instance' or 'image'"),
         ("create_snapshots", {"name": "x"}, "resource_ids is missing"),
-        ("create_snapshots", {"resource_ids": [], "name": "x"}, "resource_ids: List should have at least 1 item"),
+        ("create_snapshots", {"resource_ids": [], "name": "x"}, "resource_ids must not be empty."),
         ("create_snapshots", {"resource_ids": ["x"], "name": "y" * 256}, "name: String should have at most 255"),
         (
             "wait_for_job",

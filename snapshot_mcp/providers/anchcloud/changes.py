@@ -14,7 +14,7 @@ import anyio
 
 from snapshot_mcp.contract import errors
 from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot, SnapshotFilter, SnapshotUpdate, ZoneModel
+from snapshot_mcp.contract.models import MAX_LIMIT, Job, Snapshot, SnapshotFilter, SnapshotUpdate, ZoneModel
 from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import clean_text, quoted
@@ -222,7 +222,7 @@ class Changes:
         with suppress(ZoneError):
             for target in (await self._items(change)).values():
                 disk = target.resource.resource_id if isinstance(target, Snapshot) else ""
-                query = SnapshotFilter(resource_id=disk, search_word=change.safety_name, limit=lookup.PAGE)
+                query = SnapshotFilter(resource_id=disk, search_word=change.safety_name, limit=MAX_LIMIT)
                 for one in (await self._zone.list_snapshots(query)).items if disk else ():  # newest first
                     if one.snapshot_name == change.safety_name:
                         found.setdefault(disk, one.snapshot_id)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from snapshot_mcp.contract.errors import OutcomeUnknown
-from snapshot_mcp.contract.models import Image, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
+from snapshot_mcp.contract.models import MAX_LIMIT, Image, Job, ResourceFilter, Snapshot, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, JobAction, JobStatus, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.providers.anchcloud.filters import id_of
@@ -19,8 +19,6 @@ Item = Snapshot | Volume | Image
 
 FOUND_JOB_PREFIX = "found-"
 """Marks a job id made up here for a change that has finished and whose job is no longer listed."""
-
-PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +44,16 @@ class ChangeRequest:
         """The snapshots that show the effect; a create is atomic, so checking one of its resources is enough."""
         match self.action:
             case JobAction.CREATE:
-                return SnapshotFilter(resource_id=self.ids[0], status=tuple(SnapshotStatus), limit=PAGE)
+                return SnapshotFilter(resource_id=self.ids[0], status=tuple(SnapshotStatus), limit=MAX_LIMIT)
             case JobAction.DELETE | JobAction.APPLY | JobAction.LEASE:
-                return SnapshotFilter(snapshots=self.ids[:PAGE], limit=PAGE)
+                return SnapshotFilter(snapshots=self.ids[:MAX_LIMIT], limit=MAX_LIMIT)
             case _:
                 return None
 
     @property
     def exports_to_look_at(self) -> ResourceFilter:
         """The volumes or images that show the effect of an export."""
-        return ResourceFilter(search_word=self.name, limit=PAGE)
+        return ResourceFilter(search_word=self.name, limit=MAX_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.catalogue.admission import ZoneRules
+from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_resource
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import ZoneError
@@ -42,8 +42,8 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         self,
         folder: Path,
         zone: str = "local",
-        recovery_seconds: int = 7200,
-        chain_limit: int = 30,
+        recovery_seconds: int = RECOVERY_SECONDS,
+        chain_limit: int = CHAIN_LIMIT,
         allow_fuzzy: bool = False,
         keep_free: KeepFree = DEFAULT_KEEP_FREE,
         home: Path | None = None,
