@@ -6,9 +6,9 @@ Commands call these functions and nothing below them. Imports are inside the fun
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,20 +41,14 @@ SERVICE_KEY_FILE = "zone-serve.json"
 def own_settings() -> Settings:
     """Load the settings with this process's environment. Raises SettingsError, also for a home that cannot be used."""
     settings = load_settings(os.environ)
-    try:
-        mode = settings.home.stat().st_mode
-    except FileNotFoundError:
-        return settings
-    except OSError as error:
-        problem = error.strerror
-    else:
-        is_usable = os.access(settings.home, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
-        problem = "Not a directory" if not stat.S_ISDIR(mode) else "" if is_usable else "Permission denied"
-    if problem:
-        raise SettingsError(
-            f"The data folder {str(settings.home)!r} cannot be used: {problem}.",
-            hint="Set SNAPSHOT_MCP_HOME to a folder of this user, or correct its permissions.",
-        )
+    with suppress(FileNotFoundError):
+        try:
+            os.scandir(settings.home).close()
+        except (NotADirectoryError, PermissionError) as error:
+            raise SettingsError(
+                f"The data folder {str(settings.home)!r} cannot be used: {error.strerror}.",
+                hint="Set SNAPSHOT_MCP_HOME to a folder of this user, or correct its permissions.",
+            ) from None
     return settings
 
 

@@ -127,16 +127,22 @@ def url_of(listener: socket.socket, *, is_encrypted: bool = False) -> str:
 
 async def read_body(request: "Request", limit: int) -> bytes:
     """Return the whole body. Raises Refused if it exceeds `limit` bytes, and starlette's ClientDisconnect."""
+    from starlette.requests import ClientDisconnect
+
     declared = request.headers.get("content-length", "0")
-    body = bytearray()
-    if len(declared) < 20 and declared.isdigit() and int(declared) <= limit:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                break
-        else:
-            return bytes(body)
-    await drain(request.receive)
+    is_acceptable = len(declared) < 20 and declared.isdigit() and int(declared) <= limit
+    body, is_complete = bytearray(), False
+    while is_acceptable and not is_complete:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        is_complete = not message.get("more_body", False)
+        is_acceptable = len(body) <= limit
+    if is_acceptable:
+        return bytes(body)
+    if not is_complete:  # after the last message none comes before the client leaves
+        await drain(request.receive)
     raise Refused(413, f"The body has more than {limit} bytes.")
 
 

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
-from snapshot_mcp.ground.web import Gatekeeper, Refused, is_loopback, listen, parse_address, url_of
+from snapshot_mcp.ground.web import Gatekeeper, Refused, is_loopback, listen, parse_address, read_body, url_of
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,20 @@ def test_no_text_is_let_in_that_names_another_host_and_none_breaks_it(
         name = host.lower().rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host.lower()
         assert is_loopback(name.strip("[]")) or any_address
         assert origin is None or origin.lower().partition("://")[2] == host.lower()
+
+
+@pytest.mark.anyio
+async def test_after_the_last_part_of_a_body_nothing_more_is_waited_for() -> None:
+    """The next message would come when the client leaves: until then it waited ten seconds for a 413."""
+    messages = [
+        {"type": "http.request", "body": b"12345", "more_body": True},
+        {"type": "http.request", "body": b"67890", "more_body": False},
+    ]
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)  # raises IndexError for what nobody should ask for
+
+    with pytest.raises(Refused) as refused:
+        await read_body(Request({"type": "http", "method": "POST", "headers": []}, receive), 9)
+    assert refused.value.status == 413
+    assert messages == []
