@@ -6,6 +6,7 @@ removed at the end together with the worker.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -40,10 +41,8 @@ SCRATCH_BYTES = 1 << 30
 WORKER_END_SECONDS = 5.0
 FACE_START_SECONDS = 20.0
 SERVED = re.compile(r"at (http://\S+?)/v2/zone/local")
-ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
-"""Signals that end the tour as Ctrl-C does, so that half a gigabyte is not left behind."""
-AGAIN_SECONDS = 10
-"""An interruption is repeated after this time, because the interpreter ignores one raised in a finalizer."""
+ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end the tour between two steps of its event loop, so that half a gigabyte is not left behind."""
 
 
 class TourFailed(Exception):
@@ -69,16 +68,17 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen()
     scratch = Path(tempfile.mkdtemp(prefix="snapshot-mcp-tour-"))
     tour = Tour(screen, scratch, answers_itself=args.yes, over_rest=args.over_rest)
-    previous = {one: signal.signal(one, _interrupt) for one in ENDS}
+    previous = {one: signal.signal(one, tour.interrupt) for one in ENDS}
     try:
         anyio.run(tour.go)
     except* Exception as group:
         tour.failure = tour.describe(_innermost(group))
     finally:
-        _set_alarm(0)
+        _clean_up(scratch)
         for one, handler in previous.items():
             signal.signal(one, handler)
-        _clean_up(scratch)
+    if tour.is_interrupted:
+        raise KeyboardInterrupt
     if tour.failure:
         screen.fail(tour.failure)
     return 1 if tour.failure else 0
@@ -92,6 +92,8 @@ class Tour:
         self.answers_itself = answers_itself
         self.over_rest = over_rest
         self.failure = ""
+        self.is_interrupted = False
+        self._cancel: Callable[[], object] | None = None
         self.home = scratch / "home"
         self.disk = scratch / f"{DISK}.img"
         self.original = scratch / "reference-original.img"
@@ -99,8 +101,21 @@ class Tour:
         self.scratch = scratch
         self.client: Client
 
+    def interrupt(self, signum: int, frame: object) -> None:
+        """End the tour. A signal handler that raises, raises anywhere in the event loop, which can then wait for ever."""
+        self.is_interrupted = True
+        if self._cancel:
+            self._cancel()
+
     async def go(self) -> None:
-        """Run all steps. Raises TourFailed."""
+        """Run all steps, or those before an interruption. Raises TourFailed."""
+        with anyio.CancelScope() as scope:
+            self._cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, scope.cancel)
+            if not self.is_interrupted:
+                await self._go()
+        self._cancel = None
+
+    async def _go(self) -> None:
         self.screen.begin(
             "snapshot-mcp tour",
             "A scratch disk is backed up, damaged and rolled back by the server, over the protocol that assistants use.\n"
@@ -335,16 +350,6 @@ def _innermost(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    _set_alarm(AGAIN_SECONDS)
-    raise KeyboardInterrupt
-
-
-def _set_alarm(seconds: int) -> None:
-    if hasattr(signal, "alarm"):
-        signal.alarm(seconds)
 
 
 def _clean_up(scratch: Path) -> None:

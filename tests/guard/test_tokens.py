@@ -196,6 +196,7 @@ async def test_a_revoked_approvers_yes_does_not_count(victim: Victim, mode: str,
     assert "“anna”, who approved it, " in voided["reason"]
 
 
+@pytest.mark.long
 async def test_a_revoked_approver_cannot_approve(victim: Victim) -> None:
     """ "An approver's table removed from the file under a running server: that token's approval was granted"."""
     call = {"snapshot_id": victim.last}
@@ -215,6 +216,7 @@ async def test_a_revoked_approver_cannot_approve(victim: Victim) -> None:
     assert await victim.acts() == 0
 
 
+@pytest.mark.long
 async def test_a_replaced_token_is_the_same_person(victim: Victim) -> None:
     """What a person asked for and granted holds under a new token of the same name; the old one is refused at once."""
     call = {"snapshot_id": victim.last}
@@ -308,6 +310,7 @@ async def endless_job(victim: Victim) -> AsyncIterator[Endless]:
         await victim.settle()
 
 
+@modern_first
 async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless_job: Endless) -> None:
     """ "A removed token is refused at once, its open sessions, streams and subscriptions end"; those of others go on."""
     wait = {"job_ids": [endless_job.job_id], "timeout_seconds": MAX_WAIT_SECONDS}
@@ -401,6 +404,7 @@ async def test_while_the_file_cannot_be_read_nobody_changes_anything(victim: Vic
     assert await victim.acts() == 1
 
 
+@pytest.mark.long
 async def test_a_server_that_has_lost_its_last_token_lets_nobody_in(victim: Victim) -> None:
     """Removing the last token must not open the server to everybody."""
     async with serve(victim) as service:

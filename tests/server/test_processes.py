@@ -245,6 +245,7 @@ def test_the_tour_without_a_terminal_names_yes() -> None:
     assert "--yes" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
 def test_a_person_answers_the_tour_and_closes_the_terminal(tmp_path: Path) -> None:
     """One question is answered on a terminal; at the next the terminal goes away, and nothing stays behind."""

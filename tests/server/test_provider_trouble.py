@@ -9,6 +9,7 @@ import pytest
 from snapshot_mcp.contract.models import format_time
 from tests.anchcloud.test_strange_answers import row
 from tests.faulty_proxy import Decision, Fault, Seen
+from tests.marks import modern_first
 from tests.rest_face import KEY_PAIR
 from tests.server.lab import Lab, data_of, text_of
 from tests.strange_zone import TOKEN, answer, error, page, snapshots, strange_zone
@@ -45,6 +46,7 @@ def remote(make_lab: Callable[..., Lab]) -> Callable[[str], Lab]:
 
 
 @pytest.mark.anyio
+@modern_first
 async def test_troubles_of_a_provider_are_told_apart(
     remote: Callable[[str], Lab], mode: str, subtests: pytest.Subtests
 ) -> None:

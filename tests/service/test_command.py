@@ -163,6 +163,7 @@ async def keys(home: Path, *words: str) -> CompletedProcess[bytes]:
     return await anyio.run_process(command, env=environ, check=False, stderr=subprocess.PIPE)
 
 
+@pytest.mark.long
 async def test_a_person_makes_a_pair_with_a_role_and_takes_it_back(tmp_path: Path) -> None:
     """ "a script that backs up need not be able to delete"; the running face follows at once."""
     home = tmp_path / "home"
