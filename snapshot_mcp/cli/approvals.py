@@ -169,15 +169,7 @@ def _draw(approval: "Approval") -> None:
 
 def _to_json(approval: "Approval") -> dict[str, Any]:
     return {
-        "id": approval.id,
-        "state": approval.state,
-        "title": approval.title,
-        "plan": list(approval.lines),
-        "zone": approval.call.zone,
-        "principal": approval.call.principal,
-        "client": approval.call.client,
-        "opened_at": format_time(approval.opened.time),
-        "expires_at": format_time(approval.expires_at),
+        **approval.to_json(),
         "door": approval.door or "",
         "decided_by": approval.decided_by,
         "decided_at": format_time(approval.decided.time) if approval.decided else "",
