@@ -11,10 +11,23 @@ from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel, ConfigDict
 
 from snapshot_mcp.contract.models import Job, Resource, Snapshot, Volume, format_time
-from snapshot_mcp.contract.states import JobStatus
-from snapshot_mcp.contract.text import CONSISTENCIES, MESSAGE_CHARACTERS, clean_text, consistency_in_words
+from snapshot_mcp.contract.states import JobAction, JobStatus
+from snapshot_mcp.contract.text import (
+    CONSISTENCIES,
+    MESSAGE_CHARACTERS,
+    clean_text,
+    consistency_in_words,
+    format_bytes,
+    quoted,
+)
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.guard import GuardedOutcome, Status
+
+Outcome = Literal["successful", "failed", "still_running"]
+"""How a wait for jobs ended."""
+
+RECOVER = "RecoverSnapshots"
+"""A recovery job's action as readers see it; on the wire it is `Lease`, the specification's name."""
 
 
 class Result(BaseModel):
@@ -130,10 +143,74 @@ class ResourceList(Result):
     hint: str = ""
 
 
+class Made(Result):
+    """What a job has made: a snapshot, or the volume or image of an export.
+
+    `counts_as_good` is false if it may be a mixture of states, else unset; `zone` is set beside jobs of several zones.
+    """
+
+    snapshot_id: str | None = None
+    resource_id: str | None = None
+    type: str
+    name: str
+    zone: str | None = None
+    time: str | None = None
+    stored_bytes: int | None = None
+    disk_bytes: int | None = None
+    path: str | None = None
+    consistency: str | None = None
+    counts_as_good: bool | None = None
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, zone: str | None = None) -> Self:
+        """Build it from a snapshot."""
+        return cls(
+            snapshot_id=clean_text(snapshot.snapshot_id),
+            type=type_of(snapshot),
+            name=clean_text(snapshot.snapshot_name),
+            zone=zone,
+            time=format_time(snapshot.snapshot_time or snapshot.create_time) or None,
+            stored_bytes=snapshot.stored_bytes,
+            disk_bytes=snapshot.virtual_size_bytes,
+            consistency=consistency_of(snapshot),
+            counts_as_good=False if is_fuzzy(snapshot) else None,
+        )
+
+    @classmethod
+    def of_export(cls, resource: Resource, zone: str | None = None, source: Snapshot | None = None) -> Self:
+        """Build it from a volume or image, and the snapshot that it has the content of."""
+        return cls(
+            resource_id=clean_text(resource.id),
+            type=resource.kind,
+            name=clean_text(resource.name),
+            zone=zone,
+            time=format_time(resource.create_time) or None,
+            disk_bytes=resource.byte_size,
+            path=clean_text(resource.path or "", MESSAGE_CHARACTERS) or None,
+            consistency=consistency_of(source) if source else None,
+            counts_as_good=False if source and is_fuzzy(source) else None,
+        )
+
+    @property
+    def line(self) -> str:
+        """All of it as a line of text."""
+        what = "Snapshot" if self.snapshot_id else self.type.capitalize()
+        parts = [f"{what} {self.snapshot_id or self.resource_id} {quoted(self.name)}"]
+        parts += [self.type] if self.snapshot_id else []
+        parts += [f"in zone {self.zone}"] if self.zone else []
+        parts += [self.time] if self.time else []
+        parts += [f"stores {format_bytes(self.stored_bytes)}"] if self.stored_bytes is not None else []
+        parts += [f"disk {format_bytes(self.disk_bytes)}"] if self.disk_bytes is not None else []
+        parts += [self.path] if self.path else []
+        verdict = "; does not count as good" if self.counts_as_good is False else ""
+        return "  ".join(parts) + (f": {self.consistency}{verdict}" if self.consistency else "")
+
+
 class Change(Result):
     """Outcome of a change: `submitted` (accepted as a job), `exists` (nothing was started) or `done` (carried out).
 
-    `snapshot_ids` are in the order in which the disks were given; `size_bytes` is the size of the disks, not of what is stored.
+    `snapshot_ids` are in the order in which the disks were given; `disk_bytes` is the size of the disks. `outcome`, `made` and
+    `error` (the reason of a failed job) are set after a wait.
     """
 
     zone: str
@@ -141,7 +218,10 @@ class Change(Result):
     job_id: str | None = None
     snapshot_ids: list[str] | None = None
     made_at: str | None = None
-    size_bytes: int | None = None
+    disk_bytes: int | None = None
+    outcome: Outcome | None = None
+    made: list[Made] | None = None
+    error: str | None = None
     hint: str = ""
 
 
@@ -174,7 +254,7 @@ class JobRow(Result):
         return cls(
             job_id=clean_text(job.job_id),
             zone=zone,
-            action=clean_text(job.action),
+            action=action_of(job),
             status=clean_text(job.status),
             percent=percent,
             phase=clean_text(progress.phase) if progress and progress.phase and not job.is_finished else None,
@@ -202,32 +282,13 @@ class JobList(Result):
     hint: str = ""
 
 
-class Made(Result):
-    """A snapshot that a job has made; `counts_as_good` is false if it may be a mixture of states, else unset."""
-
-    snapshot_id: str
-    zone: str
-    consistency: str | None = None
-    counts_as_good: bool | None = None
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, zone: str) -> Self:
-        """Build it from a snapshot."""
-        return cls(
-            snapshot_id=clean_text(snapshot.snapshot_id),
-            zone=zone,
-            consistency=consistency_of(snapshot),
-            counts_as_good=False if is_fuzzy(snapshot) else None,
-        )
-
-
 class Waited(Result):
     """Outcome of waiting for several jobs: `failed` if one has failed, else `still_running` if one is unfinished.
 
-    `made` are the snapshots of the successful backups, as far as the zone lists them.
+    `made` is what the successful ones have made, as far as the zone lists it.
     """
 
-    outcome: Literal["successful", "failed", "still_running"]
+    outcome: Outcome
     jobs: list[JobRow]
     made: list[Made] | None = None
     hint: str = ""
@@ -311,6 +372,11 @@ class Guarded(Result):
 def type_of(snapshot: Snapshot) -> str:
     """Return `full` or `incremental`."""
     return "full" if snapshot.is_full else "incremental"
+
+
+def action_of(job: Job) -> str:
+    """Return what a job does, in words that a reader knows."""
+    return RECOVER if job.action == JobAction.LEASE else clean_text(job.action)
 
 
 def status_of(snapshot: Snapshot) -> str:

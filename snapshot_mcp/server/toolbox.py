@@ -15,6 +15,7 @@ from pydantic import ConfigDict, ValidationError
 from snapshot_mcp.contract import errors
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.server.callers import refuse_role
+from snapshot_mcp.server.endings import begin_call
 from snapshot_mcp.server.state import state_of
 
 READ = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
@@ -39,6 +40,7 @@ class StrictTool(Tool):
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Call the tool. Raises ToolError with a text for the model; an unexpected exception passes unchanged."""
+        begin_call()
         if reason := refuse_role(reads_only=bool(self.annotations and self.annotations.read_only_hint)):
             raise ToolError(f"{self.name} was not called: {reason}")
         try:

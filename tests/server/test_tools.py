@@ -19,7 +19,7 @@ async def test_a_disk_is_backed_up_looked_at_and_exported(lab: Lab, mode: str) -
         submitted = await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "monday"})
         assert data_of(submitted)["status"] == "submitted"
         assert data_of(submitted)["zone"] == "local"
-        assert data_of(submitted)["size_bytes"] == 4 * MIB
+        assert data_of(submitted)["disk_bytes"] == 4 * MIB
         assert "submitted" in text_of(submitted)
         assert "wait_for_job" in text_of(submitted)
         job = await finish(client, submitted)
@@ -34,7 +34,7 @@ async def test_a_disk_is_backed_up_looked_at_and_exported(lab: Lab, mode: str) -
         assert row["size_bytes"] >= 4 * MIB
 
         export = await client.call_tool("export_to_volume", {"snapshot_id": row["snapshot_id"], "volume_name": "copy"})
-        assert data_of(export)["size_bytes"] == 4 * MIB
+        assert data_of(export)["disk_bytes"] == 4 * MIB
         await finish(client, export)
         rows = data_of(await client.call_tool("list_resources", {"kind": "volume"}))["resources"]
         copy = next(one for one in rows if one["name"] == "copy")
@@ -79,7 +79,7 @@ async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None
         after = await client.call_tool("create_snapshots", arguments)
         assert data_of(after)["status"] == "exists"
         assert data_of(after)["snapshot_ids"] == data_of(first)["snapshot_ids"]
-        assert data_of(after)["size_bytes"] == data_of(first)["size_bytes"] == 4 * MIB
+        assert data_of(after)["disk_bytes"] == data_of(first)["disk_bytes"] == 4 * MIB
         assert "It does not contain later changes" in text_of(after)
         assert "another name" in text_of(after)
         assert data_of(await client.call_tool("list_snapshots", {}))["total_count"] == 2
