@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.caching import CacheHint
@@ -92,15 +93,16 @@ def build_server(
     read_only: bool = False,
     callers: Callers | None = None,
     url: str = "",
+    home: Path | None = None,
 ) -> MCPServer[ServerState]:
-    """Build a server over these zones. It can run once: its lifespan owns the zones.
+    """Build a server over these zones. It can run once: its lifespan owns the zones. The history is kept in `home`.
 
     `callers` are for HTTP at `url`: only callers with one of their tokens are admitted, or every program on this machine if
     there were no tokens at the start.
     """
     bus = InMemorySubscriptionBus()
     subscriptions = Subscriptions(zones, bus)
-    state = ServerState(zones, build_guard, subscriptions.announce_zone)
+    state = ServerState(zones, build_guard, subscriptions.announce_zone, home)
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[ServerState]) -> AsyncIterator[ServerState]:

@@ -28,6 +28,7 @@ from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionSt
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.elicitation import HostClient
 from snapshot_mcp.server.endings import Ending, WaitSeconds, follow, try_list
+from snapshot_mcp.server.past import note_submitted
 from snapshot_mcp.server.read_tools import ZoneArgument
 from snapshot_mcp.server.results import Change, mixture_warning
 from snapshot_mcp.server.state import state_of
@@ -77,6 +78,8 @@ async def create_snapshots(
         return await _existing_result(ctx, place, existing, wait_seconds, wants_full=full)
     disks = ", ".join(f"{quoted(one.name)} ({clean_text(one.id)}, {format_bytes(one.byte_size)})" for one in resources)
     made = [clean_text(one) for one in job.resource_ids if one not in ids]
+    points = [Snapshot(snapshot_id=one, snapshot_name=name) for one in job.resource_ids if one not in ids]
+    await note_submitted(ctx, place, job, JobAction.CREATE, disks=resources, snapshots=points)
     ending = await follow(ctx, place, job, wait_seconds)
     result = _submitted(
         place, job, ending, snapshot_ids=made or None, disk_bytes=sum(one.byte_size for one in resources)
@@ -92,6 +95,7 @@ async def export_to_image(
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
+    await note_submitted(ctx, place, job, JobAction.CAPTURE_INSTANCE, snapshots=[snapshot], makes=image_name)
     return await _exported(ctx, place, job, wait_seconds, snapshot, f"image {quoted(image_name)}")
 
 
@@ -103,6 +107,7 @@ async def export_to_volume(
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
+    await note_submitted(ctx, place, job, JobAction.CREATE_VOLUME, snapshots=[snapshot], makes=volume_name)
     return await _exported(ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}")
 
 
@@ -145,6 +150,7 @@ async def recover_snapshots(
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
     coming, _ = await try_find_snapshots(place.provider, [*snapshot_ids, *job.resource_ids])
+    await note_submitted(ctx, place, job, JobAction.LEASE, snapshots=coming)
     heads = await _describe_heads(place, coming)
     ending = (await follow(ctx, place, job, wait_seconds)).and_say(mixture_warning(coming)).and_say(heads)
     ids = [clean_text(one) for one in dict.fromkeys([*snapshot_ids, *job.resource_ids])]

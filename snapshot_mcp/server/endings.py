@@ -167,7 +167,13 @@ async def wait_in_zones(
 
 
 async def note_ends(state: ServerState, places: dict[str, Zone], jobs: dict[str, Job]) -> None:
-    """Record the ends of destructive jobs; others do not concern the guard, which need not be started for them."""
+    """Record the ends of jobs in the history, and those of destructive ones in the guard's records.
+
+    Others do not concern the guard, which need not be started for them.
+    """
+    if state.history:
+        for place, job_ids in by_zone(places, jobs):
+            await state.history.note_ends(place, [jobs[job_id] for job_id in job_ids])
     ended = [job_id for job_id, job in jobs.items() if job.is_finished and job.action in DESTRUCTIVE]
     for place, job_ids in by_zone(places, ended):
         await state.note_ends(place, [jobs[job_id] for job_id in job_ids])

@@ -25,6 +25,7 @@ from snapshot_mcp.server.endings import (
     seconds_left,
     wait_in_zones,
 )
+from snapshot_mcp.server.past import list_finished
 from snapshot_mcp.server.progress import ProgressReport
 from snapshot_mcp.server.results import Cancellation, JobList, JobRow, Unreachable, Waited, action_of
 from snapshot_mcp.server.state import ServerState, state_of
@@ -57,8 +58,16 @@ async def wait_for_job(
     return result.with_text(f"Outcome: {outcome}.", *lines, result.hint)
 
 
-async def list_jobs(ctx: Context, zone: AnyZone = "") -> Annotated[CallToolResult, JobList]:
-    """List unfinished jobs."""
+async def list_jobs(
+    ctx: Context,
+    finished: Annotated[bool, Field(description="The history instead: what was done, how it ended, by whom")] = False,
+    since: Annotated[str, Field(max_length=64, description="Of the history: 24h (default), 7d or a UTC time")] = "",
+    zone: AnyZone = "",
+) -> Annotated[CallToolResult, JobList]:
+    """List unfinished jobs, or with finished those of the last day: what was done, how it ended, who asked and approved. At
+    most 50, newest first."""
+    if finished or since:
+        return await list_finished(ctx, since, zone)
     state = state_of(ctx)
     names = [state.zones.get(zone).name] if zone else state.zones.names
     found: dict[str, tuple[Job, ...]] = {}

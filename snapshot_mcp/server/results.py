@@ -226,7 +226,7 @@ class Change(Result):
 
 
 class JobRow(Result):
-    """A job in a list."""
+    """A job in a list; the last seven fields are of the history, whose `action` is in words."""
 
     job_id: str
     zone: str
@@ -240,6 +240,13 @@ class JobRow(Result):
     created_at: str | None = None
     finished_at: str | None = None
     error: str | None = None
+    disks: list[str] | None = None
+    snapshots: list[str] | None = None
+    made: list[str] | None = None
+    asked_by: str | None = None
+    asked_through: str | None = None
+    approved_by: str | None = None
+    approved_through: str | None = None
 
     @classmethod
     def of(cls, job: Job, zone: str) -> Self:
@@ -275,8 +282,9 @@ class Unreachable(Result):
 
 
 class JobList(Result):
-    """The unfinished jobs of one or all zones."""
+    """The unfinished jobs of one or all zones, or with `since` the history."""
 
+    since: str | None = None
     jobs: list[JobRow]
     unreachable: list[Unreachable] = []
     hint: str = ""
