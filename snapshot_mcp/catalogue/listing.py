@@ -95,7 +95,13 @@ def _among_deleted(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Ro
     if query.snapshot_type is not None:
         where.add("+is_full = ?", int(query.snapshot_type))
     _add_text(where, query)
-    return where.page(catalogue, "snapshots", NEWEST_DELETION_FIRST, query.offset, query.limit)
+    rows = catalogue.rows(
+        f"SELECT * FROM snapshots INDEXED BY snapshots_deleted WHERE {where} ORDER BY {NEWEST_DELETION_FIRST} LIMIT ? OFFSET ?",
+        *where.values,
+        query.limit,
+        query.offset,
+    )
+    return rows, _total(catalogue, query, DELETED, len(rows), where)
 
 
 def _among_all(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
@@ -118,14 +124,22 @@ def _among_all(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], 
         query.limit,
         query.offset,
     )
-    if len(rows) < query.limit and (rows or not query.offset):
-        return rows, query.offset + len(rows)
+    return rows, _total(catalogue, query, statuses, len(rows), where)
+
+
+def _total(
+    catalogue: Catalogue, query: SnapshotFilter, statuses: tuple[SnapshotStatus, ...], found: int, where: _Where
+) -> int:
+    """Return how many match: from the end of the list, from the counts, or by counting what a text filter finds."""
+    if found < query.limit and (found or not query.offset):
+        return query.offset + found
+    types = tuple(SnapshotType) if query.snapshot_type is None else (query.snapshot_type,)
     kinds = f"status IN ({placeholders(statuses)}) AND is_full IN ({placeholders(types)})"
     if query.search_word or query.tags:
         count = f"SELECT count(*) FROM snapshots WHERE {kinds} AND {where}"
-        return rows, catalogue.count(count, *statuses, *types, *where.values)
+        return catalogue.count(count, *statuses, *types, *where.values)
     count = f"SELECT coalesce(sum(number), 0) FROM snapshot_counts WHERE resource_id = ? AND {kinds}"
-    return rows, catalogue.count(count, query.resource_id, *statuses, *types)
+    return catalogue.count(count, query.resource_id, *statuses, *types)
 
 
 def _statuses(query: SnapshotFilter) -> tuple[str, ...]:
