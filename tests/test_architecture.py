@@ -184,7 +184,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "settings": {"zone"},
         "snapshot_file": {"platform"},
         "store": {"capture", "disk", "identity", "in_use", "restore", "snapshot_file"},
-        "work": {"capture", "disk", "errors", "folder", "identity", "platform", "restore", "snapshot_file"},
+        "work": {"capture", "check", "disk", "errors", "folder", "identity", "platform", "restore", "snapshot_file"},
         "worker": {"folder", "in_use", "platform", "work"},
         "zone": {"check", "errors", "folder", "registration", "worker"},
     },
