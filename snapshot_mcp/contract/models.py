@@ -37,6 +37,8 @@ GIB = 1 << 30
 MAX_NAME_CHARACTERS = 255
 """Names are any text up to this length and need not be unique (CONTRACT.md, "Names")."""
 
+MAX_DESCRIPTION_CHARACTERS = 4096
+
 MAX_LIMIT = 100
 """Items on the largest page (CONTRACT.md, "What surrounds them")."""
 
@@ -348,7 +350,7 @@ class SnapshotUpdate(Request):
     """Body of the PUT: None leaves a field unchanged, an empty `tags` removes all tags."""
 
     snapshot_name: str | None = Field(default=None, max_length=MAX_NAME_CHARACTERS)
-    description: str | None = Field(default=None, max_length=4096)
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION_CHARACTERS)
     tags: tuple[str, ...] | None = None
 
 

@@ -13,7 +13,7 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot
+from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
@@ -96,7 +96,7 @@ class Guard:
         )
 
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
-        """Return why the snapshot must keep its name, "" if it need not: protection may depend on it."""
+        """Return why the snapshot must keep its name and tags, "" if it need not: protection may depend on them."""
         from snapshot_mcp.guard.plan.rules import refuse_protected
 
         refusal = refuse_protected(await self._rules(zone.name), snapshot)
@@ -126,14 +126,17 @@ class Guard:
         await in_thread(lambda: self._records.journal.note("declined", deed))
 
     @asynccontextmanager
-    async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
-        """Record a rename like `recorded`; record nothing if the name stays the same."""
-        if not name or name == snapshot.snapshot_name:
-            yield
-            return
+    async def renaming(
+        self, zone: Zone, snapshot: Snapshot, update: SnapshotUpdate, client: Client
+    ) -> AsyncIterator[None]:
+        """Record a change of name or tags, on which rules can rest, like `recorded`; record nothing if both stay the same."""
         from snapshot_mcp.guard.consent.journal import rename_deed
 
-        async with self.recorded(rename_deed(zone.name, zone.provider.location, snapshot, name, client)):
+        deed = rename_deed(zone.name, zone.provider.location, snapshot, update, client)
+        if deed is None:
+            yield
+            return
+        async with self.recorded(deed):
             yield
 
     # Ends of jobs

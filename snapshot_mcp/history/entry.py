@@ -25,7 +25,7 @@ ACTIONS: dict[str, str] = {
     JobAction.CAPTURE_INSTANCE: "export to an image",
     JobAction.CREATE_VOLUME: "export to a new volume",
     JobAction.LEASE: "recovery",
-    "VerifySnapshots": "verification",
+    JobAction.VERIFY: "verification",
 }
 """What a job does, in words."""
 

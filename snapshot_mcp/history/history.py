@@ -75,7 +75,7 @@ class History:
     async def note_ends(self, zone: Zone, jobs: Iterable[Job]) -> None:
         """Note how jobs ended that were submitted from here."""
         ended = {job.job_id: job for job in jobs if job.is_finished}
-        if ended and self._register.path.exists():
+        if ended:
             async with _best_effort():
                 found = await in_thread(self._register.unended, zone.provider.location, list(ended))
                 await in_thread(self._register.replace, [one.with_end(ended[one.job_id]) for one in found])

@@ -13,8 +13,9 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult
 from pydantic import Field
 
-from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
+from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy, Unsupported
 from snapshot_mcp.contract.models import (
+    MAX_DESCRIPTION_CHARACTERS,
     MAX_IDS,
     MAX_LIMIT,
     MAX_NAME_CHARACTERS,
@@ -24,13 +25,14 @@ from snapshot_mcp.contract.models import (
     SnapshotUpdate,
     format_time,
 )
+from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.elicitation import HostClient
 from snapshot_mcp.server.endings import Ending, WaitSeconds, follow, try_list
 from snapshot_mcp.server.past import note_submitted
-from snapshot_mcp.server.read_tools import ZoneArgument
-from snapshot_mcp.server.results import Change, mixture_warning
+from snapshot_mcp.server.read_tools import ANY, ZoneArgument
+from snapshot_mcp.server.results import Change, Renamed, Submitted, mixture_warning
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resources, find_snapshot, read_list, try_find_snapshots
@@ -44,6 +46,8 @@ SAME_CREATE = timedelta(minutes=10)
 """How long a create with the same disks and name returns the existing backup (ARCHITECTURE.md, "The MCP face")."""
 
 IN_PROGRESS = "In progress: call wait_for_job."
+
+MAX_TAGS = 20
 
 MAX_HEADS = 3
 """Disks of a recovery whose head is looked up."""
@@ -117,29 +121,68 @@ async def rename_snapshot(
     name: Annotated[
         str, Field(pattern=r"^$|\S", max_length=MAX_NAME_CHARACTERS, description="Unchanged if left out")
     ] = "",
-    description: Annotated[str | None, Field(max_length=4096, description="Unchanged if left out")] = None,
+    description: Annotated[
+        str, Field(max_length=MAX_DESCRIPTION_CHARACTERS, description="Unchanged if left out; a blank removes it")
+    ] = "",
+    tags: Annotated[
+        list[Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]],
+        Field(max_length=MAX_TAGS, description='All its tags; unchanged if left out; [""] removes them'),
+    ] = ANY,
     zone: ZoneArgument = "",
-) -> Annotated[CallToolResult, Change]:
-    """Change a snapshot's name or description, at once and without a job."""
-    if not name and description is None:
-        raise BadRequest("Neither name nor description was given.", hint="Give at least one of them.")
+) -> Annotated[CallToolResult, Renamed]:
+    """Change a snapshot's name, description or tags, at once and without a job."""
+    if not (name or description or tags):
+        raise BadRequest("Neither name, description nor tags were given.", hint="Give at least one of them.")
     state = state_of(ctx)
     place = state.zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
+    update = SnapshotUpdate(
+        snapshot_name=name or None,
+        description=description.strip() if description else None,
+        tags=tuple(dict.fromkeys(one.strip() for one in tags if one.strip())) if tags else None,
+    )
+    if tags and Feature.TAGS not in place.provider.features:
+        raise Unsupported(f"Zone {place.name} keeps no tags. Nothing was changed.", hint="Use the name or description.")
     guard = await state.guard()
     if reason := await guard.refuse_rename(place, snapshot):
         raise Forbidden(reason)
-    async with guard.renaming(place, snapshot, name, HostClient(ctx)):
-        await place.provider.update_snapshot(
-            snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
-        )
+    async with guard.renaming(place, snapshot, update, HostClient(ctx)):
+        await place.provider.update_snapshot(snapshot.snapshot_id, update)
     await state.announce_zone(place.name)
     shown = clean_text(snapshot.snapshot_id)
-    changes = [f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}"] if name else []
-    if description is not None:
-        changes.append("its description was changed" if description else "its description was removed")
-    result = Change(zone=place.name, status="done", snapshot_ids=[shown])
-    return result.with_text(f"Snapshot {shown} in zone {place.name}: {', '.join(changes)}.")
+    done = ", ".join(_changes(snapshot, update))
+    result = Renamed(zone=place.name, status="done", snapshot_id=shown, hint=f"{done[0].upper()}{done[1:]}.")
+    return result.with_text(f"Snapshot {shown} in zone {place.name}: {done}.")
+
+
+def _changes(snapshot: Snapshot, update: SnapshotUpdate) -> list[str]:
+    """Return in words what an update changes."""
+    changes = (
+        [f"{quoted(snapshot.snapshot_name)} is now {quoted(update.snapshot_name)}"] if update.snapshot_name else []
+    )
+    if update.description is not None:
+        changes.append("its description was changed" if update.description else "its description was removed")
+    if update.tags is not None:
+        tags = ", ".join(map(quoted, update.tags))
+        changes.append(f"its tags are now {tags}" if tags else "its tags were removed")
+    return changes
+
+
+async def verify_snapshots(
+    ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
+) -> Annotated[CallToolResult, Submitted]:
+    """Test backups: read these snapshots, and all that they build on, back whole, so that it is known that they can be
+    restored. Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
+    place = state_of(ctx).zones.get(zone)
+    job = await place.provider.verify_snapshots(snapshot_ids)
+    snapshots, _ = await try_find_snapshots(place.provider, snapshot_ids)
+    await note_submitted(ctx, place, job, JobAction.VERIFY, snapshots=snapshots)
+    ending = await follow(ctx, place, job, wait_seconds)
+    ids = [clean_text(one) for one in snapshot_ids]
+    head = f"Verification of {', '.join(ids)} in zone {place.name} is submitted as job {clean_text(job.job_id)}."
+    fields = {key: value for key, value in ending.fields.items() if key != "made"}
+    result = Submitted(zone=place.name, status="submitted", job_id=clean_text(job.job_id), snapshot_ids=ids, **fields)
+    return result.with_text(head, *ending.lines)
 
 
 async def recover_snapshots(

@@ -44,6 +44,7 @@ NEXT_STEPS: dict[str, str] = {
     JobAction.DELETE: "Deleted; recover_snapshots can bring it back while the zone keeps it.",
     JobAction.CREATE_VOLUME: "The new volume is in list_resources.",
     JobAction.CAPTURE_INSTANCE: "The image is in list_resources with kind image.",
+    JobAction.VERIFY: "Read back whole: they can be restored.",
     RECOVER: "Recovered; show_chain shows them.",
 }
 

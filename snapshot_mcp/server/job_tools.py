@@ -27,7 +27,7 @@ from snapshot_mcp.server.endings import (
 )
 from snapshot_mcp.server.past import list_finished
 from snapshot_mcp.server.progress import ProgressReport
-from snapshot_mcp.server.results import Cancellation, JobList, JobRow, Unreachable, Waited, action_of
+from snapshot_mcp.server.results import Cancellation, JobList, JobRow, ListedJob, Unreachable, Waited, action_of
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 
@@ -88,7 +88,7 @@ async def list_jobs(
                 tasks.start_soon(look, name)
     if not found:
         raise next(iter(errors.values())) if len(errors) == 1 else Unavailable(_unreachable_text(errors))
-    rows = [JobRow.of(job, name) for name in names for job in found.get(name, ())]
+    rows = [ListedJob.of(job, name) for name in names for job in found.get(name, ())]
     unreachable = [
         Unreachable(zone=name, reason=clean_text(error, MESSAGE_CHARACTERS)) for name, error in errors.items()
     ]

@@ -18,7 +18,7 @@ from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 from snapshot_mcp.guard import GuardedOutcome
 from snapshot_mcp.server.callers import sees_names_of
 from snapshot_mcp.server.elicitation import HostClient
-from snapshot_mcp.server.results import JobList, JobRow, Unreachable
+from snapshot_mcp.server.results import JobList, ListedJob, Unreachable
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
 
@@ -108,9 +108,9 @@ async def _note_ends(ctx: Context[Any, Any], name: str) -> None:
         await state.note_ends(state.zones.get(name))
 
 
-def past_row(entry: "Entry") -> JobRow:
+def past_row(entry: "Entry") -> ListedJob:
     """Build a row from the history."""
-    return JobRow(
+    return ListedJob(
         job_id=clean_text(entry.job_id),
         zone=clean_text(entry.zone),
         action=entry.action_in_words,
@@ -133,7 +133,7 @@ def _shown(things: "Sequence[Thing]") -> list[str] | None:
     return [*shown, f"{len(things) - MAX_THINGS} more"] if len(things) > MAX_THINGS else shown or None
 
 
-def past_line(row: JobRow) -> str:
+def past_line(row: ListedJob) -> str:
     """Return a row of the history as a line of text: all that is in it."""
     times = " to ".join(filter(None, (row.created_at, row.finished_at)))
     of = f" of {', '.join(row.disks)}" if row.disks else ""

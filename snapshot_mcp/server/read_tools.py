@@ -4,7 +4,7 @@ An empty zone, a filter without a match, a missing permission and an unreachable
 are errors that name the zone.
 """
 
-from functools import lru_cache
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
@@ -26,15 +26,26 @@ from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus,
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.server import chain
-from snapshot_mcp.server.results import ChainPicture, ResourceList, ResourceRow, SnapshotList, SnapshotRow
+from snapshot_mcp.server.coverage import protection_of
+from snapshot_mcp.server.lines import (
+    bare_hint,
+    count_of,
+    filter_in_words,
+    heading,
+    resource_line,
+    shown,
+    with_age,
+)
+from snapshot_mcp.server.results import lean
+from snapshot_mcp.server.rows import ChainPicture, ResourceList, ResourceRow, SnapshotList
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resource, read_list
 
 ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
-Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
-Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
-Kind = Literal["volume", "instance", "image"]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="Rows to skip")]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT} rows")]
+Kind = Literal["any", "volume", "instance", "image"]
 
 ANY: list[str] = []
 """Default of the list arguments; never modified."""
@@ -47,7 +58,7 @@ async def list_snapshots(
     ctx: Context,
     snapshot_ids: list[str] = ANY,
     resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")] = "",
-    snapshot_type: Literal["full", "incremental"] | None = None,
+    snapshot_type: Literal["any", "full", "incremental"] = "any",
     status: Annotated[
         list[str], Field(description="pending, available, suspended, deleted, ceased; default: all but the last two")
     ] = ANY,
@@ -59,13 +70,13 @@ async def list_snapshots(
     limit: Limit = 10,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, SnapshotList]:
-    """List restore points (snapshots), newest first. size_bytes is what each one stores."""
+    """List restore points (snapshots), newest first. stored_bytes is what each one stores."""
     place = state_of(ctx).zones.get(zone)
     resource = await _resource_filter(place, resource_id)
     query = SnapshotFilter(
         snapshots=tuple(snapshot_ids),
         resource_id=resource,
-        snapshot_type=SnapshotType[snapshot_type.upper()] if snapshot_type else None,
+        snapshot_type=None if snapshot_type == "any" else SnapshotType[snapshot_type.upper()],
         status=tuple(status),
         search_word=search,
         tags=tuple(tags),
@@ -78,32 +89,42 @@ async def list_snapshots(
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
     hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
-    shown = [_shown(one, verbose) for one in page.items]
-    rows = [row for row, _ in shown]
-    result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
-    heading = _heading("snapshot", page, offset, place.name, is_filtered=query != _unfiltered(query))
-    return result.with_text(heading, *(line for _, line in shown), hint)
+    drawn = [shown(one, verbose) for one in page.items]
+    rows = [row for row, _, _ in drawn]
+    applied = filter_in_words(
+        snapshot_ids=snapshot_ids, resource_id=resource_id, snapshot_type=snapshot_type, status=status, search=search,
+        root_id=root_id, tags=tags,
+    )  # fmt: skip
+    result = SnapshotList(zone=place.name, total_count=page.total_count, filter=applied, snapshots=rows, hint=hint)
+    head = heading("snapshot", page, offset, place.name, applied)
+    now = datetime.now(UTC)
+    lines = [f"{before}{with_age(one, now)}{after}" for one, (_, before, after) in zip(page.items, drawn, strict=True)]
+    return result.with_text(head, *lines, hint)
 
 
 async def list_resources(
     ctx: Context,
-    kind: Annotated[Kind | None, Field(description="All kinds if left out")] = None,
+    kind: Kind = "any",
     search: Annotated[str, Field(description="Part of an id or a name")] = "",
     status: list[str] = ANY,
     offset: Offset = 0,
     limit: Limit = 20,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
-    """List volumes (disks) and instances (machines), which can be backed up, and images."""
+    """List volumes (disks) and instances (machines), which can be backed up, and images. Tells of each disk whether it is
+    covered: its newest good restore point, how many there are, what they store."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
     page = await _resources(place, query, kind)
+    found = await protection_of(place, page.items)
+    rows = [ResourceRow.of(one, found.coverage.get(one.id), found.running.get(one.id, ())) for one in page.items]
     hint = await _resource_hint(state, place, page, query, kind)
-    rows = [ResourceRow.of(one) for one in page.items]
-    result = ResourceList(zone=place.name, total_count=page.total_count, resources=rows, hint=hint)
-    heading = _heading(kind or "resource", page, offset, place.name, is_filtered=bool(search or status))
-    return result.with_text(heading, *map(_resource_line, rows), hint)
+    hint = " ".join(filter(None, (hint, found.note, bare_hint(rows))))
+    applied = filter_in_words(kind=kind, search=search, status=status)
+    result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
+    head = heading(_noun(kind), page, offset, place.name, filter_in_words(search=search, status=status))
+    return result.with_text(head, *(resource_line(row, datetime.now(UTC)) for row in rows), hint)
 
 
 async def show_chain(
@@ -117,7 +138,9 @@ async def show_chain(
     found, snapshots, total = await _snapshots_of(place, resource_id)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
     result = picture(place, found, snapshots, total_count=total, gone_count=gone)
-    return result.with_text(*picture_text(result, found, snapshots, total), result.hint)
+    drawn = result.with_text(*picture_text(result, found, snapshots, total), result.hint)
+    nodes = [lean(one.model_dump(mode="json", exclude_none=True)) for one in chain.layout(snapshots)]
+    return drawn.model_copy(update={"meta": {"nodes": nodes}})
 
 
 def picture(
@@ -143,9 +166,10 @@ def picture(
         resource_id=clean_text(resource.resource_id),
         resource_name=clean_text(resource.resource_name),
         head_id=head,
-        total_bytes=sum(one.stored_bytes for one in snapshots),
-        gone_count=gone_count,
-        nodes=chain.layout(snapshots),
+        stored_bytes=sum(one.stored_bytes for one in snapshots),
+        frees_bytes=None if is_cut else chain.bytes_beside_the_newest(snapshots),
+        gone_count=gone_count or None,
+        lines=chain.draw(snapshots),
         hint=hint,
     )
 
@@ -158,11 +182,12 @@ def picture_text(
     which = f"the newest {len(snapshots)} of " if total_count > len(snapshots) else ""
     head = (
         f"{clean_text(resource.resource_type) or 'resource'} {quoted(resource.resource_name)} ({result.resource_id}) in zone "
-        f"{result.zone}: {which}{_count_of(total_count, 'restore point')} in {_count_of(chains, 'chain')}, "
-        f"{format_bytes(result.total_bytes)} stored"
+        f"{result.zone}: {which}{count_of(total_count, 'restore point')} in {count_of(chains, 'chain')}, "
+        f"{format_bytes(result.stored_bytes)} stored"
     )
     gone = f"; {result.gone_count} gone" if result.gone_count else ""
-    return [f"{head}{gone}.", "", *chain.draw(snapshots), ""] if snapshots else [f"{head}{gone}."]
+    frees = f"; all but the newest chain: {format_bytes(result.frees_bytes)}" if result.frees_bytes else ""
+    return [f"{head}{frees}{gone}.", "", *result.lines, ""] if snapshots else [f"{head}{gone}."]
 
 
 async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot], int]:
@@ -194,14 +219,18 @@ async def _resource_filter(zone: Zone, text: str) -> str:
         return text
 
 
-async def _resources(zone: Zone, query: ResourceFilter, kind: Kind | None) -> Page[Any]:
+def _noun(kind: Kind) -> str:
+    return "resource" if kind == "any" else kind
+
+
+async def _resources(zone: Zone, query: ResourceFilter, kind: Kind) -> Page[Any]:
     """Return a page of one kind, or of all kinds joined into one list."""
     lists: dict[Kind, Any] = {
         "volume": zone.provider.list_volumes,
         "instance": zone.provider.list_instances,
         "image": zone.provider.list_images,
     }
-    if kind:
+    if kind != "any":
         page: Page[Any] = await lists[kind](query)
         return page
     items: list[Resource] = []
@@ -255,9 +284,7 @@ async def _hint(zone: Zone, page: Page[Snapshot], query: SnapshotFilter) -> str:
     return "The zone has no snapshots yet. list_resources lists what create_snapshots can back up."
 
 
-async def _resource_hint(
-    state: ServerState, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind | None
-) -> str:
+async def _resource_hint(state: ServerState, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind) -> str:
     if page.items or page.total_count:
         return _paging_hint(page, query.offset)
     if query.search_word or query.status:
@@ -268,36 +295,3 @@ async def _resource_hint(
         return "No images yet. export_to_image makes one from a machine's snapshot."
     command = f"{await state.command()} zone add PATH"
     return f"The zone has none yet. In a local zone the operator registers a disk with `{command}`."
-
-
-def _heading(noun: str, page: Page[Any], offset: int, zone: str, *, is_filtered: bool) -> str:
-    verb = (" matches" if page.total_count == 1 else " match") if is_filtered else ""
-    head = f"{_count_of(page.total_count, noun)}{verb} in zone {zone}"
-    if page.items and (offset or len(page.items) < page.total_count):
-        return f"{head}; {offset + 1} to {offset + len(page.items)}:"
-    return f"{head}{':' if page.items else '.'}"
-
-
-def _count_of(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-@lru_cache(maxsize=4096)
-def _shown(one: Snapshot, verbose: bool) -> tuple[SnapshotRow, str]:
-    """Return a snapshot's row and line of text; cached, because lists show the same snapshots repeatedly."""
-    row = SnapshotRow.of(one, verbose=verbose)
-    marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
-    line = (
-        f"{row.snapshot_id}  {row.type}  {row.status}{marks}  {row.snapshot_time or 'not taken yet'}  "
-        f"{format_bytes(row.size_bytes)}  {quoted(row.name)} of {quoted(row.resource_name)} ({row.resource_id})"
-        f"{f'  {row.consistency}' if row.consistency else ''}"
-    )
-    return row, line
-
-
-def _resource_line(row: ResourceRow) -> str:
-    attached = f"  on {row.attached_to}" if row.attached_to else ""
-    held = f"  IN USE: {row.held_by}" if row.held_by else ""
-    problem = f"  PROBLEM: {row.problem}" if row.problem else ""
-    what = f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.size_bytes)}  {quoted(row.name)}"
-    return f"{what}{attached}{held}{problem}"

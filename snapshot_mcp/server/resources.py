@@ -3,6 +3,7 @@
 `snapshot://{zone}/{snapshot_id}`, `chain://{zone}/{root_id}`, `job://{zone}/{job_id}`, as JSON in the tools' own models.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,10 @@ from snapshot_mcp.contract.errors import NotFound, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.server.chain import layout
 from snapshot_mcp.server.read_tools import MAX_CHAIN_NODES, picture
-from snapshot_mcp.server.results import JobRow, SnapshotRow
+from snapshot_mcp.server.results import JobRow
+from snapshot_mcp.server.rows import SnapshotRow
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones.finding import find_snapshot, read_list
 
@@ -37,7 +40,8 @@ async def read_chain(zone: str, root_id: str, ctx: Context) -> str:
         gone = SnapshotFilter(root_id=root_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)), limit=1)
         gone_count = (await place.provider.list_snapshots(gone)).total_count
     found = picture(place, snapshots[0].resource, snapshots, total_count=total, gone_count=gone_count)
-    return found.model_dump_json(exclude_none=True)
+    nodes = [one.model_dump(mode="json", exclude_none=True) for one in layout(snapshots)]
+    return json.dumps(found.model_dump(mode="json", exclude_none=True) | {"nodes": nodes}, ensure_ascii=False)
 
 
 async def read_job(zone: str, job_id: str, ctx: Context) -> str:

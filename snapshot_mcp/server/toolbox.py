@@ -9,7 +9,7 @@ from typing import Any
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp.types import ToolAnnotations
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import ConfigDict, ValidationError
 
 from snapshot_mcp.contract import errors
@@ -36,23 +36,39 @@ ZONE_SPECIFIC = (
 
 
 class StrictTool(Tool):
-    """A tool that explains wrong arguments, one line each, and reports a zone's errors to the model."""
+    """A tool that takes arguments as hosts send them, explains wrong ones, and reports a zone's errors to the model."""
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """Call the tool. Raises ToolError with a text for the model; an unexpected exception passes unchanged."""
+        """Call the tool. An expected error is a result without structure; an unexpected exception passes unchanged."""
         begin_call()
         if reason := refuse_role(reads_only=bool(self.annotations and self.annotations.read_only_hint)):
-            raise ToolError(f"{self.name} was not called: {reason}")
+            return error_result(errors.Forbidden.code, f"{self.name} was not called: {reason}")
         try:
-            return await super().run(arguments, context, convert_result)
+            return await super().run(self._as_meant(arguments), context, convert_result)
         except UnexpectedToolError as error:
             if isinstance(cause := error.__cause__, errors.ZoneError):
-                raise ToolError(f"{self.name} failed: {_text_of(cause, arguments, context)}") from cause
+                return error_result(cause.code, f"{self.name} failed: {_text_of(cause, arguments, context)}")
             raise
         except ToolError as error:
             if isinstance(cause := error.__cause__, ValidationError):
-                raise ToolError(f"{self.name} was not called: {self._describe(cause)}") from cause
+                return error_result(errors.BadRequest.code, f"{self.name} was not called: {self._describe(cause)}")
             raise
+
+    def _as_meant(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments without those that mean unset, and integers where a host sent floats."""
+        return {
+            name: int(value) if isinstance(value, float) and value.is_integer() and self._is_integer(name) else value
+            for name, value in arguments.items()
+            if not self._means_unset(name, value)
+        }
+
+    def _means_unset(self, name: str, value: Any) -> bool:
+        """Whether a host filled in an optional argument with null or ""."""
+        is_optional = name in self.parameters["properties"] and name not in self.parameters.get("required", ())
+        return is_optional and (value is None or value == "")
+
+    def _is_integer(self, name: str) -> bool:
+        return bool(self.parameters["properties"].get(name, {}).get("type") == "integer")
 
     def _describe(self, error: ValidationError) -> str:
         lines = []
@@ -71,6 +87,11 @@ class StrictTool(Tool):
                 case _:
                     lines.append(f"{name}: {clean_text(one['msg'].removeprefix('Input '), MESSAGE_CHARACTERS)}.")
         return " ".join(lines)
+
+
+def error_result(code: str, text: str) -> CallToolResult:
+    """Return an error: its text, and its code in `_meta`. Hosts check a structure against the output schema, so it has none."""
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True, meta={"code": code})
 
 
 def _text_of(error: errors.ZoneError, arguments: dict[str, Any], context: Context[Any, Any]) -> str:
@@ -95,6 +116,7 @@ def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations)
     model.model_config |= ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
     model.model_rebuild(force=True)
     tool.parameters = compact_schema(model.model_json_schema(by_alias=True))
+    del tool.parameters["additionalProperties"]  # unknown arguments are refused in words; some converters crash on it
     tool.fn_metadata.output_schema = compact_schema(tool.fn_metadata.output_schema or {})
     tool.fn_metadata.output_model = None  # results are dumps of that model: do not validate them again
     return tool

@@ -267,7 +267,7 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_disk_in_use_is_refused_in_the_tools_own_shape_and_nobody_is_asked(lab: Lab, mode: str) -> None:
+async def test_a_disk_in_use_is_refused_before_anybody_is_asked(lab: Lab, mode: str) -> None:
     """A guarded tool answers one model with a `status`; what cannot be done now is refused before a person is asked."""
     disk = await lab.add_disk("web")
     person = Person("roll back")
@@ -277,7 +277,8 @@ async def test_a_disk_in_use_is_refused_in_the_tools_own_shape_and_nobody_is_ask
             fcntl.flock(held, fcntl.LOCK_EX)
             result = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [first]})
         assert result.is_error
-        assert result.structured_content["status"] == "refused"
+        assert result.structured_content is None
+        assert (result.meta or {})["code"] == "resource_busy"
         assert "is in use" in text_of(result)
         assert (person.questions, await total(client)) == ([], 2)
         again = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [first]})

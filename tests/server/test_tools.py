@@ -31,7 +31,7 @@ async def test_a_disk_is_backed_up_looked_at_and_exported(lab: Lab, mode: str) -
         assert page["zone"] == "local"
         assert (row["name"], row["type"], row["status"], row["is_head"]) == ("monday", "full", "available", True)
         assert row["disk_bytes"] == 4 * MIB
-        assert row["size_bytes"] >= 4 * MIB
+        assert row["stored_bytes"] >= 4 * MIB
 
         export = await client.call_tool("export_to_volume", {"snapshot_id": row["snapshot_id"], "volume_name": "copy"})
         assert data_of(export)["disk_bytes"] == 4 * MIB
@@ -229,10 +229,13 @@ async def test_the_chain_is_drawn_with_its_head(lab: Lab) -> None:
         second = await back_up(client, "web", "two")
         result = await client.call_tool("show_chain", {"resource_id": "web"})
     chain = data_of(result)
-    assert [(node["snapshot_id"], node["depth"]) for node in chain["nodes"]] == [(first, 0), (second, 1)]
+    nodes = (result.meta or {})["nodes"]
+    assert [(node["snapshot_id"], node["depth"]) for node in nodes] == [(first, 0), (second, 1)]
     assert chain["head_id"] == second
-    assert chain["gone_count"] == 0
-    assert chain["total_bytes"] == sum(node["size_bytes"] for node in chain["nodes"])
+    assert "gone_count" not in chain
+    assert chain["stored_bytes"] == sum(node["stored_bytes"] for node in nodes)
+    assert "nodes" not in chain
+    assert all(line in text_of(result) for line in chain["lines"])
     lines = text_of(result).splitlines()
     assert any(line.startswith(f"◉ {first}  full") for line in lines)
     assert any(line.startswith(f"● {second}  +") and line.endswith("◀ head") for line in lines)
@@ -250,7 +253,7 @@ async def test_a_chain_that_is_drawn_in_part_says_so_and_claims_nothing_of_the_r
         for name in ("second", "third"):
             await back_up(client, "web", name)
         whole = await client.call_tool("show_chain", {"resource_id": "web"})
-        assert len(data_of(whole)["nodes"]) == 2
+        assert len(data_of(whole)["lines"]) == 2
         assert data_of(whole)["hint"].startswith("Only the newest 2 of 3 are shown; list_snapshots")
         assert "the newest 2 of 3 restore points in 1 chain" in text_of(whole)
     await lab.roll_back(first)
