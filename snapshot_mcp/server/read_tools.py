@@ -36,7 +36,6 @@ from snapshot_mcp.server.lines import (
     shown,
     with_age,
 )
-from snapshot_mcp.server.results import lean
 from snapshot_mcp.server.rows import ChainPicture, ResourceList, ResourceRow, SnapshotList
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
@@ -139,7 +138,7 @@ async def show_chain(
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
     result = picture(place, found, snapshots, total_count=total, gone_count=gone)
     drawn = result.with_text(*picture_text(result, found, snapshots, total), result.hint)
-    nodes = [lean(one.model_dump(mode="json", exclude_none=True)) for one in chain.layout(snapshots)]
+    nodes = [one.lean() for one in chain.layout(snapshots)]
     return drawn.model_copy(update={"meta": {"nodes": nodes}})
 
 

@@ -35,23 +35,16 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    def lean(self) -> dict[str, Any]:
+        """Return it as a structure, without the optional fields that say nothing."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
     def with_text(self, *lines: str) -> CallToolResult:
         """Return it as a tool's result, with `lines` as its text."""
         return CallToolResult(
             content=[TextContent(type="text", text="\n".join(line for line in lines if line))],
-            structured_content=lean(self.model_dump(mode="json", exclude_none=True)),
+            structured_content=self.lean(),
         )
-
-
-def lean(value: Any) -> Any:
-    """Return a dumped result without what says nothing: false, empty texts and lists of optional facts."""
-    if isinstance(value, dict):
-        return {key: lean(one) for key, one in value.items() if one not in ("", []) or key in ALWAYS_SAID}
-    return [lean(one) for one in value] if isinstance(value, list) else value
-
-
-ALWAYS_SAID = frozenset({"snapshots", "resources", "jobs", "lines", "name", "resource_name", "snapshot_time"})
-"""Required by an output schema, so also sent when empty."""
 
 
 class Made(Result):
