@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "settings", "exposure", "zones", "contract"},
+    "cli": {"app", "settings", "exposure", "zones", "history", "contract"},
     "app": {
         "settings",
         "operator_file",

@@ -95,6 +95,21 @@ class Guard:
             Rollback(self._calls.surroundings, zone, snapshot_ids, client, safety_snapshot, on_progress)
         )
 
+    async def preview_deletion(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
+        """Return what `delete_snapshot` would do now; touch no approval and ask nobody."""
+        from snapshot_mcp.guard.carry.acts import Deletion
+
+        return await self._calls.preview(Deletion(self._calls.surroundings, zone, snapshot_id, client))
+
+    async def preview_rollback(
+        self, zone: Zone, snapshot_ids: Sequence[str], client: Client, *, safety_snapshot: bool = True
+    ) -> GuardedOutcome:
+        """Return what `rollback_to_snapshots` would do now; touch no approval and ask nobody."""
+        from snapshot_mcp.guard.carry.acts import Rollback
+
+        act = Rollback(self._calls.surroundings, zone, snapshot_ids, client, safety_snapshot, None)
+        return await self._calls.preview(act)
+
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
         """Return why the snapshot must keep its name and tags, "" if it need not: protection may depend on them."""
         from snapshot_mcp.guard.plan.rules import refuse_protected

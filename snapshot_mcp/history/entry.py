@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.contract.models import Job, Resource, Snapshot
+from snapshot_mcp.contract.models import Job, Resource, Snapshot, format_time
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 
@@ -31,6 +31,13 @@ ACTIONS: dict[str, str] = {
 
 MAKES = {JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME}
 """Actions whose job names what it makes; APPLY names disks, the others snapshots."""
+
+MAX_THINGS = 8
+"""Disks or snapshots named in a row; the others are counted."""
+
+THINGS = ("disks", "snapshots", "made")
+WHO = ("asked_by", "asked_through", "approved_by", "door")
+NOT_KNOWN_YET = "not known yet"
 
 FORGOTTEN = "the zone no longer knows the job"
 
@@ -123,9 +130,47 @@ class Entry:
         """Why it failed, cleaned."""
         return clean_text(self.error, MESSAGE_CHARACTERS)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is known of it, for programs."""
+        things = {name: _shown(getattr(self, name)) for name in THINGS}
+        who = {name: clean_text(getattr(self, name)) for name in WHO[:-1]} | {"approved_through": clean_text(self.door)}
+        times = {"created_at": format_time(self.submitted), "finished_at": format_time(self.ended)}
+        about = {"job_id": clean_text(self.job_id), "zone": clean_text(self.zone), "action": self.action_in_words}
+        known = (
+            about
+            | {"status": clean_text(self.status) or NOT_KNOWN_YET, "error": self.error_shown}
+            | times
+            | things
+            | who
+        )
+        return {name: value for name, value in known.items() if value}
+
+    def in_words(self) -> str:
+        """Return all of it as one line."""
+        known = self.as_dict()
+        span = " to ".join(filter(None, (known.get("created_at"), known.get("finished_at"))))
+        of = f" of {', '.join(known['disks'])}" if "disks" in known else ""
+        which = f": {', '.join(known['snapshots'])}" if "snapshots" in known else ""
+        made = f"made {', '.join(known['made'])}" if "made" in known else ""
+        reason = f", reason: {quoted(self.error, MESSAGE_CHARACTERS)}" if self.error else ""
+        asked = f"asked by {_who(self.asked_by, self.asked_through)}" if self.asked_by else ""
+        approved = f"approved by {_who(self.approved_by, self.door)}" if self.approved_by else ""
+        job = f"job {known['job_id']} in zone {known['zone']}"
+        parts = (span, f"{known['action']}{of}{which}", made, f"{known['status']}{reason}", asked, approved, job)
+        return "  ".join(filter(None, parts))
+
     def without_names(self) -> Self:
         """Return it without who asked and who approved."""
         return replace(self, asked_by="", asked_through="", approved_by="", door="")
+
+
+def _shown(things: tuple[Thing, ...]) -> list[str]:
+    shown = [one.shown for one in things[:MAX_THINGS]]
+    return [*shown, f"{len(things) - MAX_THINGS} more"] if len(things) > MAX_THINGS else shown
+
+
+def _who(name: str, through: str) -> str:
+    return f"{quoted(name)} ({clean_text(through)})" if through else quoted(name)
 
 
 def merge(*lists: list[Entry]) -> list[Entry]:
@@ -153,12 +198,11 @@ def parse_since(text: str, now: datetime) -> datetime:
 
 def to_json(entry: Entry) -> dict[str, Any]:
     """Return what the register stores besides the columns that it searches by."""
-    things = {name: [[one.id, one.name] for one in getattr(entry, name)] for name in ("disks", "snapshots", "made")}
-    who = {name: getattr(entry, name) for name in ("asked_by", "asked_through", "approved_by", "door")}
+    things = {name: [[one.id, one.name] for one in getattr(entry, name)] for name in THINGS}
+    who = {name: getattr(entry, name) for name in WHO}
     return {name: value for name, value in (things | who).items() if value}
 
 
 def from_json(about: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that `to_json` stored."""
-    things = {"disks", "snapshots", "made"}
-    return {name: tuple(Thing(*one) for one in value) if name in things else value for name, value in about.items()}
+    return {name: tuple(Thing(*one) for one in value) if name in THINGS else value for name, value in about.items()}

@@ -20,15 +20,23 @@ from snapshot_mcp.server.results import Guarded
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
 
+PlanOnly = Annotated[bool, Field(description="Only show what it would do; ask nobody")]
+
 
 async def delete_snapshot(
-    ctx: Context, snapshot_id: SnapshotId, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
+    ctx: Context,
+    snapshot_id: SnapshotId,
+    plan_only: PlanOnly = False,
+    wait_seconds: WaitSeconds = 0.0,
+    zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
     """Delete a snapshot and everything that was built on it. A person is asked first; no argument replaces that."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     guard = await state.guard()
     act = Act(ctx, place, JobAction.DELETE, wait_seconds)
+    if plan_only:
+        return await _carry(act, guard.preview_deletion(place, snapshot_id, HostClient(ctx)))
     return await _carry(act, guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
 
 
@@ -36,6 +44,7 @@ async def rollback_to_snapshots(
     ctx: Context,
     snapshot_ids: SnapshotIds,
     safety_snapshot: Annotated[bool, Field(description="First save the present content as a snapshot")] = True,
+    plan_only: PlanOnly = False,
     wait_seconds: WaitSeconds = 0.0,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
@@ -49,10 +58,14 @@ async def rollback_to_snapshots(
         await progress.send(jobs, "taking the safety snapshot")
 
     guard = await state.guard()
+    act = Act(ctx, place, JobAction.APPLY, wait_seconds)
+    if plan_only:
+        seen = guard.preview_rollback(place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot)
+        return await _carry(act, seen)
     call = guard.rollback_to_snapshots(
         place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot, on_progress=report
     )
-    return await _carry(Act(ctx, place, JobAction.APPLY, wait_seconds), call)
+    return await _carry(act, call)
 
 
 class Act(NamedTuple):
@@ -87,4 +100,5 @@ async def _follow(act: Act, outcome: GuardedOutcome, result: Guarded) -> CallToo
         return result.with_text(outcome.message)
     job = Job(job_id=outcome.job_id, action=act.action)
     ending = await follow(act.ctx, act.zone, job, act.wait_seconds)
-    return result.model_copy(update=ending.fields).with_text(outcome.message, *ending.lines)
+    told = {key: value for key, value in ending.fields.items() if key != "made"}  # safety_snapshot_ids has them
+    return result.model_copy(update=told).with_text(outcome.message, *ending.lines)

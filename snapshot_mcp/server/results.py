@@ -231,7 +231,7 @@ class Cancellation(Result):
 
 
 class Guarded(Result):
-    """Outcome of a guarded call; only with the status `started` was anything started. After a wait as in `Change`."""
+    """Outcome of a guarded call; only with the status `started` was anything started. `outcome` and `error` after a wait."""
 
     zone: str
     status: Status
@@ -243,8 +243,8 @@ class Guarded(Result):
     approval_expires_at: str | None = None
     safety_job_id: str | None = None
     safety_snapshot_ids: list[str] | None = None
+    frees_bytes: int | None = None
     outcome: Outcome | None = None
-    made: list[Made] | None = None
     error: str | None = None
     hint: str = ""
 
@@ -262,6 +262,7 @@ class Guarded(Result):
             approval_expires_at=format_time(outcome.approval_expires_at) or None,
             safety_job_id=clean_text(outcome.safety_job_id) or None,
             safety_snapshot_ids=[clean_text(one) for one in outcome.safety_snapshot_ids] or None,
+            frees_bytes=outcome.frees_bytes,
             hint=outcome.next_step,
         )
 

@@ -1,10 +1,12 @@
 """The tools at work, through a real client, on the embedded zone."""
 
+import json
 from typing import Any
 
 import anyio
 import pytest
 
+from snapshot_mcp import app
 from snapshot_mcp.contract.models import MAX_OFFSET
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.server import read_tools
@@ -355,3 +357,80 @@ async def test_an_offset_beyond_every_number_is_refused_in_words(lab: Lab, tool:
         assert result.is_error
         assert "offset: should be less than or equal to" in text_of(result)
         assert not (await client.call_tool(tool, {"offset": MAX_OFFSET})).is_error
+
+
+@pytest.mark.anyio
+async def test_are_we_covered_is_one_call(lab: Lab, mode: str) -> None:
+    """Of each disk the newest good restore point and its age, how many, what they store, what runs; and which have none."""
+    for number in range(6):
+        await lab.add_disk(f"disk-{number}")
+    async with lab.connect(mode) as client:
+        for number in range(5):
+            await client.call_tool(
+                "create_snapshots", {"resource_ids": [f"disk-{number}"], "name": "nightly", "wait_seconds": 50}
+            )
+        first = data_of(await client.call_tool("list_snapshots", {"resource_id": "disk-0"}))["snapshots"][0]
+        checked = {"snapshot_ids": [first["snapshot_id"]], "wait_seconds": 50}
+        assert data_of(await client.call_tool("verify_snapshots", checked))["outcome"] == "successful"
+        result = await client.call_tool("list_resources", {})
+    rows = {row["name"]: row for row in data_of(result)["resources"]}
+    covered = rows["disk-0"]["coverage"]
+    assert covered["newest_good_id"] == first["snapshot_id"]
+    assert covered["good_count"] == 1
+    assert covered["stored_bytes"] == first["stored_bytes"]
+    assert covered["verified_at"]
+    assert "verified_at" not in rows["disk-1"]["coverage"]
+    assert rows["disk-5"]["coverage"]["good_count"] == 0
+    assert f"{rows['disk-5']['resource_id']} “disk-5”" in data_of(result)["hint"]
+    text = text_of(result)
+    assert text.count("never verified") == 4
+    assert text.count("NOT COVERED") == 1
+    assert f"newest good {first['snapshot_id']}" in text
+    assert "just now" in text
+    assert data_of(result)["hint"] in text
+
+
+@pytest.mark.anyio
+async def test_a_zone_that_keeps_no_counts_is_counted_from_its_list(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        snapshot_id = await back_up(client, "web", "one")
+        told = data_of(await client.call_tool("list_resources", {}))["resources"]
+        monkeypatch.setattr("snapshot_mcp.catalogue.listing.to_coverages", lambda catalogue, ids: {})
+        counted = data_of(await client.call_tool("list_resources", {}))["resources"]
+    assert counted == told
+    assert told[0]["coverage"]["newest_good_id"] == snapshot_id
+
+
+@pytest.mark.anyio
+async def test_tags_are_set_removed_and_recorded(lab: Lab, mode: str) -> None:
+    await lab.add_disk("web")
+    async with lab.connect(mode) as client:
+        snapshot_id = await back_up(client, "web", "one")
+
+        async def tag(tags: list[str] | None) -> str:
+            result = await client.call_tool(
+                "rename_snapshot", {"snapshot_id": snapshot_id, "name": "one", "tags": tags}
+            )
+            assert data_of(result)["status"] == "done"
+            listed = await client.call_tool("list_snapshots", {"verbose": True})
+            return ", ".join(data_of(listed)["snapshots"][0].get("tags", []))
+
+        assert await tag(["gold", "gold", " monthly "]) == "gold, monthly"
+        assert await tag(None) == await tag([]) == "gold, monthly"
+        assert await tag([""]) == ""
+    (changed, removed) = [one for one in app.build_guard(lab.settings).audit.records() if one["event"] == "rename"][-2:]
+    assert (changed["arguments"]["tags"], removed["arguments"]["old_tags"]) == ("gold, monthly", "gold, monthly")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("tool", "limit"), [("list_snapshots", 1.6), ("show_chain", 1.6)])
+async def test_the_structure_is_at_most_as_long_as_it_must_be(lab: Lab, tool: str, limit: float) -> None:
+    """Seven restore points: compact JSON against the text."""
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        for number in range(7):
+            await back_up(client, "web", f"nightly {number}")
+        result = await client.call_tool(tool, {"resource_id": "web"})
+    structure = json.dumps(data_of(result), ensure_ascii=False, separators=(",", ":"))
+    assert len(structure) <= limit * len(text_of(result))

@@ -59,6 +59,12 @@ class GuardedCalls:
             how = await self._how_to_approve(decided.waiting, link)
         return replies.worded(decided, self.surroundings.clock.read(), link, how)
 
+    async def preview(self, act: AnyAct) -> GuardedOutcome:
+        """Return what the act would do now and what forbids it. Opens, refreshes, extends and spends nothing; asks nobody."""
+        look = await act.look()
+        await in_thread(self._approvals.record_preview, look.call, look.plan)
+        return replies.previewed(look)
+
     async def _decide(self, act: AnyAct) -> Decided:
         if (await self.surroundings.rules(act.zone.name)).read_only:
             return Decided(Ending.FORBIDDEN, refusal=READS_ONLY)

@@ -8,7 +8,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
-from snapshot_mcp.guard.carry.steps import Decided, Ending, SafetyState
+from snapshot_mcp.guard.carry.steps import Decided, Ending, Look, SafetyState
 from snapshot_mcp.guard.plan.plan import DeletionLoss, Plan
 from snapshot_mcp.guard.plan.wording import plan_lines
 
@@ -35,6 +35,16 @@ def worded(decided: Decided, now: Moment, link: str, how: str) -> GuardedOutcome
         approval_expires_at=waiting.expires_at if waiting else None,
         safety_job_id=safety.job_id if safety else "",
         safety_snapshot_ids=ids,
+    )
+
+
+def previewed(look: Look) -> GuardedOutcome:
+    """Return a plan that was only asked for, with what forbids it now, in words."""
+    parts = ["This is only the plan: nothing was done and nobody was asked."]
+    parts += [f"The call itself would be refused. {look.refusal.message}"] if look.refusal else []
+    parts += [f"It could not be done now: {one}" for one in look.obstacles]
+    return GuardedOutcome(
+        "plan", " ".join(parts), plan=plan_lines(look.plan), frees_bytes=look.plan.rest.frees_bytes or None
     )
 
 

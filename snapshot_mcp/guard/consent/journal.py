@@ -72,7 +72,7 @@ class Journal:
         act = new_id(8, "act-")
         with self._register.transaction() as rows:
             rows.append(deed.operation, **deed.fields, act=act)
-            if deed.operation == RENAME:
+            if deed.operation == RENAME and "name" in deed.arguments:
                 _remember(rows, act, deed)
         return act
 
