@@ -64,8 +64,9 @@ async def create_snapshots(
     wait_seconds: WaitSeconds = 0.0,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:
-    """Back up: take a snapshot of each of these disks or machines at one point in time. Submits a job; a disk's first is
-    full, later ones store what changed. The same disks and name within ten minutes return the existing one."""
+    """Make a restore point of disks or machines as they are now, at the same moment, for example before an upgrade.
+    Submits a job; a disk's first backup is full, later ones store changes. The same disks and name within ten minutes
+    return the existing one."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     resources = await find_resources(place.provider, resource_ids)
@@ -95,7 +96,8 @@ async def create_snapshots(
 async def export_to_image(
     ctx: Context, snapshot_id: SnapshotId, image_name: Name, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Make an image from a machine's (instance's) snapshot. Submits a job; destroys nothing."""
+    """Export a machine's (instance's) snapshot to an image: a template or golden image for new machines. Submits a
+    job; destroys nothing."""
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
@@ -106,8 +108,8 @@ async def export_to_image(
 async def export_to_volume(
     ctx: Context, snapshot_id: SnapshotId, volume_name: Name, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Restore to a new disk: make a volume with a volume snapshot's content. Submits a job; destroys nothing, so prefer it
-    to a roll-back."""
+    """Create a new volume from a snapshot: clone a disk, or get its earlier content beside the old one, for instance
+    for one file. Submits a job; destroys nothing, so prefer it to a roll-back."""
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
@@ -119,18 +121,19 @@ async def rename_snapshot(
     ctx: Context,
     snapshot_id: SnapshotId,
     name: Annotated[
-        str, Field(pattern=r"^$|\S", max_length=MAX_NAME_CHARACTERS, description="Unchanged if left out")
+        str, Field(pattern=r"^$|\S", max_length=MAX_NAME_CHARACTERS, description="Unchanged if unset")
     ] = "",
     description: Annotated[
-        str, Field(max_length=MAX_DESCRIPTION_CHARACTERS, description="Unchanged if left out; a blank removes it")
+        str, Field(max_length=MAX_DESCRIPTION_CHARACTERS, description="Unchanged if unset; a blank removes it")
     ] = "",
     tags: Annotated[
         list[Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]],
-        Field(max_length=MAX_TAGS, description='All its tags; unchanged if left out; [""] removes them'),
+        Field(max_length=MAX_TAGS, description='All its tags; [""] removes them'),
     ] = ANY,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Renamed]:
-    """Change a snapshot's name, description or tags, at once and without a job."""
+    """Change a snapshot's name, description or tags: add a tag to a restore point, call it something else. At once,
+    without a job."""
     if not (name or description or tags):
         raise BadRequest("Neither name, description nor tags were given.", hint="Give at least one of them.")
     state = state_of(ctx)
@@ -171,8 +174,8 @@ def _changes(snapshot: Snapshot, update: SnapshotUpdate) -> list[str]:
 async def verify_snapshots(
     ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Submitted]:
-    """Test backups: read these snapshots, and all that they build on, back whole, so that it is known that they can be
-    restored. Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
+    """Test for damage: reads snapshots, and all that they build on, back whole, to prove that they are intact.
+    Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.verify_snapshots(snapshot_ids)
     snapshots, _ = await try_find_snapshots(place.provider, snapshot_ids)
@@ -188,8 +191,8 @@ async def verify_snapshots(
 async def recover_snapshots(
     ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Recover deleted snapshots while the zone keeps them (list_snapshots with status ["deleted"]). What one deletion took
-    comes back together. Submits a job."""
+    """Bring deleted snapshots back, from the bin, while the zone keeps them: I deleted the wrong backup. What one
+    deletion took comes back together. Submits a job."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
     coming, _ = await try_find_snapshots(place.provider, [*snapshot_ids, *job.resource_ids])

@@ -32,9 +32,7 @@ LOOKUP_SECONDS = 2.0
 MAX_MADE = 20
 """Most rows of `made`; a list tool has the others."""
 
-WaitSeconds = Annotated[
-    float, Field(ge=0, le=CALL_SECONDS, description="0 to 50: wait so long for the end; 0 = only submit")
-]
+WaitSeconds = Annotated[float, Field(ge=0, le=CALL_SECONDS, description="0 to 50: wait for the end")]
 
 WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
 

@@ -30,7 +30,8 @@ async def delete_snapshot(
     wait_seconds: WaitSeconds = 0.0,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
-    """Delete a snapshot and everything that was built on it. A person is asked first; no argument replaces that."""
+    """Remove, erase or drop an old backup or restore point that is not needed any more, with everything built on it.
+    A person is asked first; no argument replaces that."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     guard = await state.guard()
@@ -48,8 +49,9 @@ async def rollback_to_snapshots(
     wait_seconds: WaitSeconds = 0.0,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
-    """Roll disks or machines back: overwrite their present content with these snapshots (one per disk). Later changes are
-    lost and a running host restarts. A person is asked first. export_to_volume restores without loss."""
+    """Put disks back to an earlier state: undo everything since a backup by overwriting their present content with
+    snapshots, one per disk. Later changes are lost, a running host restarts. A person is asked first.
+    export_to_volume restores without loss."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     progress = ProgressReport(ctx)

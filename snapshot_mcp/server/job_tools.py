@@ -31,7 +31,7 @@ from snapshot_mcp.server.results import Cancellation, JobList, JobRow, ListedJob
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 
-AnyZone = Annotated[str, Field(description="Zone; every one if left out")]
+AnyZone = Annotated[str, Field(description="Zone; every one if unset")]
 
 DEFAULT_WAIT_SECONDS = 25.0
 
@@ -42,8 +42,8 @@ async def wait_for_job(
     timeout_seconds: Annotated[float, Field(ge=0, le=CALL_SECONDS)] = DEFAULT_WAIT_SECONDS,
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, Waited]:
-    """Wait until these jobs have ended, with progress. "still_running" means: call it again. A job continues even if
-    nobody waits."""
+    """How far is the backup, has the restore completed? Keeps following it until it ends, with progress.
+    "still_running": call it again."""
     wanted = list(dict.fromkeys(job_ids))
     places = await _find_zones(state_of(ctx), wanted, zone)
     jobs: dict[str, Job] = {}
@@ -64,8 +64,8 @@ async def list_jobs(
     since: Annotated[str, Field(max_length=64, description="Of the history: 24h (default), 7d or a UTC time")] = "",
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, JobList]:
-    """List unfinished jobs, or with finished those of the last day: what was done, how it ended, who asked and approved. At
-    most 50, newest first."""
+    """Which jobs and backups are under way right now? With finished the last day: what was done, how it ended, who
+    asked for it, who approved it."""
     if finished or since:
         return await list_finished(ctx, since, zone)
     state = state_of(ctx)
@@ -102,8 +102,8 @@ async def list_jobs(
 async def cancel_job(
     ctx: Context, job_id: Annotated[str, Field(min_length=1)], zone: AnyZone = ""
 ) -> Annotated[CallToolResult, Cancellation]:
-    """Cancel a job: a waiting one, a running backup or export, or a roll-back that has not begun to overwrite the disk. It
-    fails with the code cancelled and leaves nothing behind."""
+    """Stop, abort or cancel what is running: a waiting one, a running backup or export, a roll-back before its first
+    byte. It leaves nothing behind."""
     place, _ = await find_job(state_of(ctx), job_id, zone)
     job = await place.provider.cancel_job(job_id)
     shown = f"Job {clean_text(job.job_id)} ({action_of(job)}) in zone {place.name}"

@@ -41,7 +41,7 @@ from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resource, read_list
 
-ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
+ZoneArgument = Annotated[str, Field(description="Zone; the default if unset")]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="Rows to skip")]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT} rows")]
 Kind = Literal["any", "volume", "instance", "image"]
@@ -69,7 +69,8 @@ async def list_snapshots(
     limit: Limit = 10,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, SnapshotList]:
-    """List restore points (snapshots), newest first. stored_bytes is what each one stores."""
+    """Which snapshots (backups, restore points) are there of a disk? Find one by name, date, tag, status; full ones;
+    deleted ones that can come back. Newest first."""
     place = state_of(ctx).zones.get(zone)
     resource = await _resource_filter(place, resource_id)
     query = SnapshotFilter(
@@ -110,8 +111,8 @@ async def list_resources(
     limit: Limit = 20,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
-    """List volumes (disks) and instances (machines), which can be backed up, and images. Tells of each disk whether it is
-    covered: its newest good restore point, how many there are, what they store."""
+    """Which disks, volumes, machines (instances) and exported images are there, attached to what; which are
+    unprotected without a backup; how much space do their backups take."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
@@ -131,8 +132,8 @@ async def show_chain(
     resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")],
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ChainPicture]:
-    """Draw a disk's or machine's restore points as a tree: what builds on what, where the head is, what is damaged.
-    Deleting one deletes everything below it."""
+    """Draw a disk's restore points as a tree: what would break if a full backup was removed, how incrementals build
+    on each other, which restore point is the current head, what is damaged. Deleting one deletes everything below it."""
     place = state_of(ctx).zones.get(zone)
     found, snapshots, total = await _snapshots_of(place, resource_id)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
