@@ -39,7 +39,7 @@ from snapshot_mcp.server.lines import (
 from snapshot_mcp.server.rows import ChainPicture, ResourceList, ResourceRow, SnapshotList
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
-from snapshot_mcp.zones.finding import find_resource, read_list
+from snapshot_mcp.zones.finding import find_resource, near_names, read_list
 
 ZoneArgument = Annotated[str, Field(description="Zone; the default if unset")]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="Rows to skip")]
@@ -120,7 +120,8 @@ async def list_resources(
     found = await protection_of(place, page.items)
     rows = [ResourceRow.of(one, found.coverage.get(one.id), found.running.get(one.id, ())) for one in page.items]
     hint = await _resource_hint(state, place, page, query, kind)
-    hint = " ".join(filter(None, (hint, found.note, bare_hint(rows))))
+    others = await _others_hint(place, page, query, kind)
+    hint = " ".join(filter(None, (others, hint, found.note, bare_hint(rows))))
     applied = filter_in_words(kind=kind, search=search, status=status)
     result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
     head = heading(_noun(kind), page, offset, place.name, filter_in_words(search=search, status=status))
@@ -223,6 +224,14 @@ def _noun(kind: Kind) -> str:
     return "resource" if kind == "any" else kind
 
 
+async def _others_hint(zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind) -> str:
+    """Return how many others a search hides, since a model takes what it sees for all there is."""
+    if not query.search_word or not page.total_count:
+        return ""
+    existing = (await _resources(zone, ResourceFilter(limit=1), kind)).total_count
+    return f"{page.total_count} of {existing} match the search." if existing > page.total_count else ""
+
+
 async def _resources(zone: Zone, query: ResourceFilter, kind: Kind) -> Page[Any]:
     """Return a page of one kind, or of all kinds joined into one list."""
     lists: dict[Kind, Any] = {
@@ -278,19 +287,30 @@ async def _hint(zone: Zone, page: Page[Snapshot], query: SnapshotFilter) -> str:
         return f"Unknown status {', '.join(map(quoted, unknown))}; expected: {', '.join(SnapshotStatus)}."
     if query != _unfiltered(query) and (existing := await _count(zone)):
         gone = "" if query.status or query.snapshots else '; status=["deleted"] lists deleted ones'
-        return f"The filter matches none of {existing}{gone}."
+        return f"The filter matches none of {existing}{gone}.{await _near_snapshots(zone, query.search_word)}"
     if SnapshotStatus.DELETED not in query.status and (deleted := await _count(zone, status=(SnapshotStatus.DELETED,))):
         return f'All are deleted: status=["deleted"] lists {deleted}; recover_snapshots may bring them back.'
     return "The zone has no snapshots yet. list_resources lists what create_snapshots can back up."
+
+
+async def _near_snapshots(zone: Zone, word: str) -> str:
+    """Return which of the newest snapshots have a name near to a word that nothing matches."""
+    if not word:
+        return ""
+    newest = await zone.provider.list_snapshots(SnapshotFilter(limit=MAX_LIMIT))
+    near = near_names(word, [one.snapshot_name for one in newest.items])
+    return f" Similar names: {', '.join(map(quoted, near))}." if near else ""
 
 
 async def _resource_hint(state: ServerState, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind) -> str:
     if page.items or page.total_count:
         return _paging_hint(page, query.offset)
     if query.search_word or query.status:
-        existing = (await _resources(zone, ResourceFilter(limit=1), kind)).total_count
-        if existing:
-            return f"The filter matches none of {existing}."
+        known = await _resources(zone, ResourceFilter(limit=MAX_LIMIT), kind)
+        if known.total_count:
+            near = near_names(query.search_word, [one.name for one in known.items]) if query.search_word else []
+            names = f" Similar names: {', '.join(map(quoted, near))}." if near else ""
+            return f"The filter matches none of {known.total_count}.{names}"
     if kind == "image":
         return "No images yet. export_to_image makes one from a machine's snapshot."
     command = f"{await state.command()} zone add PATH"

@@ -244,6 +244,8 @@ class Guarded(Result):
     safety_job_id: str | None = None
     safety_snapshot_ids: list[str] | None = None
     frees_bytes: int | None = None
+    declined_at: str | None = None
+    ask_again_at: str | None = None
     outcome: Outcome | None = None
     error: str | None = None
     hint: str = ""
@@ -263,6 +265,8 @@ class Guarded(Result):
             safety_job_id=clean_text(outcome.safety_job_id) or None,
             safety_snapshot_ids=[clean_text(one) for one in outcome.safety_snapshot_ids] or None,
             frees_bytes=outcome.frees_bytes,
+            declined_at=format_time(outcome.declined_at) or None,
+            ask_again_at=format_time(outcome.ask_again_at) or None,
             hint=outcome.next_step,
         )
 

@@ -382,3 +382,21 @@ async def test_a_person_can_be_sent_to_a_page(lab: Lab, mode: str, action: Any, 
     async with Client(server, mode=mode, elicitation_callback=open_page) as client:
         result = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
     assert text_of(result).splitlines()[0] == expected
+
+
+@pytest.mark.anyio
+async def test_the_second_call_after_keep_says_when_that_was_said(lab: Lab, mode: str) -> None:
+    """It must not read as if the person had just been asked, and it says when they can be asked again."""
+    await lab.add_disk("web")
+    person = Person("keep")
+    async with lab.connect(mode, elicitation_callback=person) as client:
+        _, second = await two_snapshots(client, "web")
+        first, again = [await client.call_tool("delete_snapshot", {"snapshot_id": second}) for _ in range(2)]
+    assert len(person.questions) == 1
+    assert data_of(first)["declined_at"] == data_of(again)["declined_at"]
+    for result in (first, again):
+        told = data_of(result)
+        assert told["status"] == "declined"
+        assert told["declined_at"] < told["ask_again_at"]
+        assert all(told[name] in text_of(result) for name in ("declined_at", "ask_again_at"))
+        assert "just now" in text_of(result)

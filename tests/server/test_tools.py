@@ -434,3 +434,20 @@ async def test_the_structure_is_at_most_as_long_as_it_must_be(lab: Lab, tool: st
         result = await client.call_tool(tool, {"resource_id": "web"})
     structure = json.dumps(data_of(result), ensure_ascii=False, separators=(",", ":"))
     assert len(structure) <= limit * len(text_of(result))
+
+
+@pytest.mark.anyio
+async def test_a_typo_gets_near_names_and_a_search_says_what_it_hides(lab: Lab) -> None:
+    for name in ("pg-data", "web-db", "Mail"):
+        await lab.add_disk(name)
+    async with lab.connect() as client:
+        await back_up(client, "pg-data", "nightly")
+        for wrong, near in (("pg-dta", "pg-data"), ("mail", "Mail"), ("PG-DATA", "pg-data")):
+            result = await client.call_tool("show_chain", {"resource_id": wrong})
+            assert result.is_error
+            assert f"“{near}”" in text_of(result)
+        searched = await client.call_tool("list_resources", {"search": "db"})
+        assert "1 of 3 match the search." in data_of(searched)["hint"]
+        assert "1 of 3 match the search." in text_of(searched)
+        assert "“pg-data”" in data_of(await client.call_tool("list_resources", {"search": "pg-dta"}))["hint"]
+        assert "“nightly”" in data_of(await client.call_tool("list_snapshots", {"search": "nighty"}))["hint"]

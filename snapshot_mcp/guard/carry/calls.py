@@ -84,12 +84,12 @@ class GuardedCalls:
             case NextStep.REFUSE:
                 return Decided(Ending.FORBIDDEN, look.plan, refusal=look.refusal)
             case NextStep.DECLINE:
-                return Decided(Ending.DECLINED, look.plan)
+                return Decided(Ending.DECLINED, look.plan, found.known)
             case NextStep.FOLLOW_SPENT:
                 return await self._follow(act, look, found)
             case NextStep.RECORD_NO:
-                await in_thread(self._questions.refuse, look.call, look.plan)
-                return Decided(Ending.DECLINED, look.plan)
+                refused = await in_thread(self._questions.refuse, look.call, look.plan)
+                return Decided(Ending.DECLINED, look.plan, refused)
             case NextStep.CARRY_OUT:
                 return await self._carrier.carry_out(act, found.known, look)
             case NextStep.REPORT_OBSTACLE:
@@ -131,7 +131,7 @@ class GuardedCalls:
             case Approval(state=State.PENDING):
                 return Decided(Ending.WAITS, look.plan, decided, earlier=found.ended_job)
             case _:
-                return Decided(Ending.DECLINED, look.plan)
+                return Decided(Ending.DECLINED, look.plan, decided)
 
     async def _wait_outside(self, act: AnyAct, look: Look, found: Found, approval: Approval) -> Decided | Found:
         """Offer the page to a client that can open it, and wait briefly for a decision there."""

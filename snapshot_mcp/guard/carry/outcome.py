@@ -37,6 +37,8 @@ class GuardedOutcome:
     safety_job_id: str = ""
     safety_snapshot_ids: tuple[str, ...] = ()
     frees_bytes: int | None = None
+    declined_at: datetime | None = None
+    ask_again_at: datetime | None = None
 
     @property
     def next_step(self) -> str:
