@@ -4,13 +4,15 @@ The SDK's own tools ignore unknown arguments, convert types and publish pydantic
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import func_metadata
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
-from pydantic import ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from snapshot_mcp.contract import errors
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
@@ -108,18 +110,45 @@ def _text_of(error: errors.ZoneError, arguments: dict[str, Any], context: Contex
 
 
 def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> Tool:
-    """Build a tool from a module-level function: its name, docstring, annotated parameters and result."""
-    tool = StrictTool.from_function(
-        fn, title=title, description=" ".join((fn.__doc__ or "").split()), annotations=annotations
-    )
-    model = tool.fn_metadata.arg_model
+    """Build a tool from a module-level function: its name, docstring, annotated parameters and result.
+
+    `Tool.from_function` would generate each schema twice, and start-up counts.
+    """
+    metadata = func_metadata(fn, skip_names=[CONTEXT], structured_output=False)
+    model = metadata.arg_model
     model.model_config |= ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
     model.model_rebuild(force=True)
-    tool.parameters = compact_schema(model.model_json_schema(by_alias=True))
-    del tool.parameters["additionalProperties"]  # unknown arguments are refused in words; some converters crash on it
-    tool.fn_metadata.output_schema = compact_schema(tool.fn_metadata.output_schema or {})
-    tool.fn_metadata.output_model = None  # results are dumps of that model: do not validate them again
-    return tool
+    metadata.output_schema = _result_schema(_result_model(fn))
+    parameters = compact_schema(model.model_json_schema(by_alias=True))
+    del parameters["additionalProperties"]  # unknown arguments are refused in words; some converters crash on it
+    return StrictTool(
+        fn=fn,
+        name=fn.__name__,
+        title=title,
+        description=" ".join((fn.__doc__ or "").split()),
+        parameters=parameters,
+        fn_metadata=metadata,
+        is_async=True,
+        context_kwarg=CONTEXT,
+        annotations=annotations,
+    )
+
+
+CONTEXT = "ctx"
+"""The parameter of each tool's function that takes the request's context."""
+
+
+def _result_model(fn: Callable[..., Any]) -> type[BaseModel]:
+    """Return the model in a function's `Annotated[CallToolResult, Model]`, which may be one arm of a union."""
+    returned = fn.__annotations__["return"]
+    arms = (returned, *get_args(returned))
+    model: type[BaseModel] = next(get_args(arm)[1] for arm in arms if get_origin(arm) is Annotated)
+    return model
+
+
+@cache
+def _result_schema(model: type[BaseModel]) -> dict[str, Any]:
+    return compact_schema(model.model_json_schema(mode="serialization"))
 
 
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:
