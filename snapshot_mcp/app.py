@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.guard import PersonAct as PersonAct
     from snapshot_mcp.guard import Policy
+    from snapshot_mcp.history.history import History as History
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.server.callers import Callers, Roll
@@ -142,7 +143,19 @@ def build_server(
         read_only=settings.read_only,
         callers=callers,
         url=url,
+        home=settings.home,
     )
+
+
+def build_history(settings: Settings, zones: Zones) -> History:
+    """Return the history of the home, over zones that are open."""
+    from snapshot_mcp.history.history import History
+    from snapshot_mcp.history.register import Register
+
+    async def guard() -> Guard:
+        return build_guard(settings)
+
+    return History(Register(settings.home), zones, guard)
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:

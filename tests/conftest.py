@@ -124,6 +124,8 @@ def event_loop_is_never_blocked() -> Iterator[None]:
         for name in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
             # The tracer shares a lock with the other threads that it measures: not ours, and held by chance.
             watched.functions[name].can_block_in("coverage/collector.py", {"lock_data", "unlock_data"})
+        # The boot id is read once a process, from memory.
+        watched.functions["io.TextIOWrapper.read"].can_block_in("ground/clock.py", {"_read_boot_id"})
         # One stat of a file a request: microseconds, and a thread for it would cost every request more.
         watched.functions["os.stat"].can_block_in("service/key_file.py", {"stamp"})
         watched.functions["os.stat"].can_block_in("guard/guard.py", {"_has_records"})

@@ -15,12 +15,13 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "settings", "exposure", "zones", "contract"},
+    "cli": {"app", "settings", "exposure", "zones", "history", "contract"},
     "app": {
         "settings",
         "operator_file",
         "server",
         "service",
+        "history",
         "guard",
         "guard.consent",
         "zones",
@@ -32,7 +33,8 @@ MAY_IMPORT = {
     "settings": {"guard.plan", "providers", "providers.local", "contract"},
     "operator_file": {"settings"},
     "exposure": {"settings"},
-    "server": {"ground", "guard", "guard.page", "zones", "contract"},
+    "server": {"ground", "history", "guard", "guard.page", "zones", "contract"},
+    "history": {"ground", "guard", "zones", "contract"},
     "service": {"ground", "contract"},
     "guard.page": {"ground", "guard", "guard.consent", "guard.plan", "contract"},
     "guard": {"ground", "guard.carry", "guard.consent", "guard.plan", "zones", "contract"},
@@ -182,7 +184,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "settings": {"zone"},
         "snapshot_file": {"platform"},
         "store": {"capture", "disk", "identity", "in_use", "restore", "snapshot_file"},
-        "work": {"capture", "disk", "errors", "folder", "identity", "platform", "restore", "snapshot_file"},
+        "work": {"capture", "check", "disk", "errors", "folder", "identity", "platform", "restore", "snapshot_file"},
         "worker": {"folder", "in_use", "platform", "work"},
         "zone": {"check", "errors", "folder", "registration", "worker"},
     },

@@ -209,6 +209,16 @@ def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:
         return insert_job(catalogue, JobAction.LEASE, request, sorted(ids), resource_claims=claims)
 
 
+def verify(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:
+    """Enqueue a verification, which keeps the snapshots from being deleted meanwhile. Raises NotFound, NotUsable."""
+    check_ids("snapshots", snapshot_ids)
+    with catalogue.transaction():
+        for one in snapshot_ids:
+            refuse_going(catalogue, find_usable(catalogue, one))
+        request = {"verify_ids": list(snapshot_ids)}
+        return insert_job(catalogue, JobAction.VERIFY, request, snapshot_ids, snapshot_claims=snapshot_ids)
+
+
 def update(catalogue: Catalogue, snapshot_id: str, changes: SnapshotUpdate) -> None:
     """Rename, describe or tag a snapshot; this needs no job. Raises NotFound, BadRequest, NotUsable."""
     with catalogue.transaction() as db:

@@ -1,14 +1,15 @@
 """Convert rows of the catalogue to the contract's models."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
 from snapshot_mcp.catalogue.lookup import Half, half_in_place, prospect_of
 from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.models import (
+    Coverage,
     Image,
     Instance,
     Job,
@@ -19,7 +20,9 @@ from snapshot_mcp.contract.models import (
     gigabytes,
     megabytes,
 )
-from snapshot_mcp.contract.states import ResourceType, SnapshotType
+from snapshot_mcp.contract.states import ResourceType, SnapshotStatus, SnapshotType
+
+NEWEST_FIRST: Final = "snapshot_at DESC, snapshot_id"
 
 
 def to_job(row: Row, zone: str) -> Job:
@@ -45,17 +48,22 @@ def to_job(row: Row, zone: str) -> Job:
 
 
 def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool) -> tuple[Snapshot, ...]:
-    """Convert rows of `snapshots`; full ones get the totals of their chains."""
+    """Convert rows of `snapshots`; full ones get the totals of their chains (of a deleted one: of what was deleted)."""
     if not rows:
         return ()
     roots = [row["snapshot_id"] for row in rows if row["is_full"]]
     totals = {
-        row["root_id"]: row
+        (row["root_id"], row["status"]): row
         for row in catalogue.rows(
-            f"""SELECT root_id, count(*) AS number, sum(size_bytes) AS size, max(snapshot_at) AS latest FROM snapshots
-            WHERE root_id IN ({placeholders(roots)}) AND +status = 'available' GROUP BY root_id""",
+            f"""SELECT root_id, status, count(*) AS number, sum(size_bytes) AS size, max(snapshot_at) AS latest FROM snapshots
+            WHERE root_id IN ({placeholders(roots)}) AND +status IN ('available', 'deleted') GROUP BY root_id, status""",
             *roots,
         )
+    }
+    acts = list({row["deletion_id"] for row in rows if row["deletion_id"]}) if is_verbose else []
+    deletions = {
+        row["deletion_id"]: row
+        for row in catalogue.rows(f"SELECT * FROM deletions WHERE deletion_id IN ({placeholders(acts)})", *acts)
     }
     resource_ids = list({row["resource_id"] for row in rows})
     resources = {
@@ -69,7 +77,12 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
     named = {resource_id: _named(row) for resource_id, row in resources.items()}
     return tuple(
         _to_snapshot(
-            row, resources[row["resource_id"]], named[row["resource_id"]], totals.get(row["snapshot_id"]), is_verbose
+            row,
+            resources[row["resource_id"]],
+            named[row["resource_id"]],
+            totals.get((row["snapshot_id"], row["status"])),
+            deletions.get(row["deletion_id"]) if row["status"] == SnapshotStatus.DELETED else None,
+            is_verbose,
         )
         for row in rows
     )
@@ -83,7 +96,9 @@ def _named(row: Row) -> SnapshotResource:
 
 
 @lru_cache(maxsize=4096)  # lists show the same rows again and again
-def _to_snapshot(row: Row, resource: Row, named: SnapshotResource, total: Row | None, is_verbose: bool) -> Snapshot:
+def _to_snapshot(
+    row: Row, resource: Row, named: SnapshotResource, total: Row | None, deletion: Row | None, is_verbose: bool
+) -> Snapshot:
     ours: dict[str, Any] = {}
     if is_verbose:
         ours = {
@@ -91,6 +106,9 @@ def _to_snapshot(row: Row, resource: Row, named: SnapshotResource, total: Row | 
             "virtual_size_bytes": row["virtual_bytes"],
             "consistency": row["consistency"],
             "is_damaged": row["is_damaged"],
+            "verified_at": moment(row["verified_at"]),
+            "deleted_at": moment(deletion["deleted_at"]) if deletion else None,
+            "recoverable_until": moment(deletion["purge_at"]) if deletion else None,
         }
     return Snapshot(
         snapshot_id=row["snapshot_id"],
@@ -158,6 +176,32 @@ def _problem(catalogue: Catalogue, row: Row, half: Half | None, use: Use | None)
     return (
         f"a roll-back to {half.applying_id} is unfinished{why}, so the disk holds old and new content mixed."
         f" {prospect_of(row, half)}"
+    )
+
+
+def to_coverages(catalogue: Catalogue, resource_ids: Sequence[str]) -> dict[str, Coverage]:
+    """Return what protects each disk, from counts that triggers keep (`schema`)."""
+    among = f"resource_id IN ({placeholders(resource_ids)})"
+    worth: dict[str, dict[str, Row]] = {one: {} for one in resource_ids}
+    for row in catalogue.rows(f"SELECT * FROM snapshot_worth WHERE {among} AND worth != ''", *resource_ids):
+        worth[row["resource_id"]][row["worth"]] = row
+    return {one: _to_coverage(catalogue, one, found) for one, found in worth.items()}
+
+
+def _to_coverage(catalogue: Catalogue, resource_id: str, worth: Mapping[str, Row]) -> Coverage:
+    newest = catalogue.row(
+        f"SELECT * FROM snapshots WHERE resource_id = ? AND worth = 'good' ORDER BY {NEWEST_FIRST} LIMIT 1", resource_id
+    )
+    numbers = {f"{kind}_count": worth[kind]["number"] if kind in worth else 0 for kind in ("good", "damaged", "fuzzy")}
+    stored_bytes = sum(row["stored_bytes"] for row in worth.values())
+    if newest is None:
+        return Coverage(stored_bytes=stored_bytes, **numbers)
+    return Coverage(
+        newest_good_id=newest["snapshot_id"],
+        newest_good_time=moment(newest["snapshot_at"]),
+        verified_at=moment(newest["verified_at"]),
+        stored_bytes=stored_bytes,
+        **numbers,
     )
 
 

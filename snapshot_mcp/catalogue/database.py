@@ -123,10 +123,28 @@ class Catalogue(Closing):
         )
 
     def mark_damaged(self, snapshot_id: str, *, is_damaged: bool) -> None:
-        """Record durably whether a snapshot is damaged."""
-        self.db.execute(
+        """Record durably whether a snapshot is damaged, and that what builds on it is affected."""
+        changed = self.db.execute(
             "UPDATE snapshots SET is_damaged = ? WHERE snapshot_id = ? AND is_damaged != ?",
             (int(is_damaged), snapshot_id, int(is_damaged)),
+        )
+        if changed.rowcount:
+            self._mark_affected(snapshot_id)
+
+    def _mark_affected(self, snapshot_id: str) -> None:
+        """Record of a snapshot and its descendants, parents first, whether they or anything that they build on is damaged."""
+        for row in self.subtree(snapshot_id):
+            self.db.execute(
+                """UPDATE snapshots SET is_affected = is_damaged OR coalesce((SELECT p.is_affected FROM snapshots p
+                WHERE p.snapshot_id = snapshots.parent_id), 0) WHERE snapshot_id = ?""",
+                (row["snapshot_id"],),
+            )
+
+    def mark_verified(self, snapshot_ids: Sequence[str]) -> None:
+        """Record that these snapshots, and all that they build on, have just been read back whole."""
+        now = self.now()
+        self.db.executemany(
+            "UPDATE snapshots SET verified_at = ? WHERE snapshot_id = ?", [(now, one) for one in snapshot_ids]
         )
 
     def now(self) -> int:

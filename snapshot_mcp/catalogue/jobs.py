@@ -21,6 +21,9 @@ from snapshot_mcp.contract.states import JobAction, JobStatus, SnapshotStatus
 
 log = logging.getLogger(__name__)
 
+REMEMBERED_SECONDS: Final = 90 * 86_400
+"""How long a finished job is kept."""
+
 RETRY_SECONDS: Final = 1.0
 """Delay before retrying a write to the catalogue that failed."""
 
@@ -54,6 +57,15 @@ def carry_out(catalogue: C, job_id: str, actions: Mapping[JobAction, Action[C]],
         )
     while not _try_to_end(catalogue, job, reason):
         time.sleep(RETRY_SECONDS)
+
+
+def forget_old(catalogue: Catalogue) -> None:
+    """Remove what ended long ago, except the latest change, whose number watchers count on from."""
+    with catalogue.transaction() as db:
+        db.execute(
+            "DELETE FROM jobs WHERE finished_at < ? AND change < (SELECT max(change) FROM jobs)",
+            (catalogue.now() - REMEMBERED_SECONDS,),
+        )
 
 
 def end_failed(catalogue: Catalogue, job: Row, reason: ZoneError) -> None:

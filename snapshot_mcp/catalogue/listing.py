@@ -1,14 +1,16 @@
 """List the catalogue: filters, order and pages (CONTRACT.md, "The six operations", "Order")."""
 
+from datetime import datetime
 from itertools import chain
 from typing import Any, Final
 
-from snapshot_mcp.catalogue.answers import to_image, to_resource, to_snapshots
+from snapshot_mcp.catalogue.answers import NEWEST_FIRST, to_coverages, to_image, to_job, to_resource, to_snapshots
 from snapshot_mcp.catalogue.database import Catalogue, placeholders
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.models import (
     Image,
     Instance,
+    Job,
     Page,
     Quota,
     ResourceFilter,
@@ -51,13 +53,18 @@ class _Where:
         return rows, catalogue.count(f"SELECT count(*) FROM {table} WHERE {self}", *self.values)
 
 
-NEWEST_FIRST: Final = "snapshot_at DESC, snapshot_id"
+NEWEST_DELETION_FIRST: Final = "status_at DESC, snapshot_id"
+DELETED: Final = (SnapshotStatus.DELETED,)
 
 
 def snapshots(catalogue: Catalogue, query: SnapshotFilter) -> Page[Snapshot]:
-    """Return a page of the snapshots, newest first; deleted and ceased ones only if `status` or an id asks for them."""
+    """Return a page of the snapshots, newest first; deleted and ceased ones only if `status` or an id asks for them.
+
+    A list of deleted ones alone begins with the newest deletion.
+    """
     with catalogue.reading():
-        find = _among_few if query.snapshots or query.root_id else _among_all
+        is_few = query.snapshots or query.root_id
+        find = _among_few if is_few else _among_deleted if query.status == DELETED else _among_all
         rows, total = find(catalogue, query)
         return Page(to_snapshots(catalogue, rows, is_verbose=bool(query.verbose)), total)
 
@@ -75,7 +82,26 @@ def _among_few(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], 
     if query.snapshot_type is not None:
         where.add("+is_full = ?", int(query.snapshot_type))
     _add_text(where, query)
-    return where.page(catalogue, "snapshots", NEWEST_FIRST, query.offset, query.limit)
+    order = NEWEST_DELETION_FIRST if query.status == DELETED else NEWEST_FIRST
+    return where.page(catalogue, "snapshots", order, query.offset, query.limit)
+
+
+def _among_deleted(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
+    """Page over the deleted ones, which an index keeps in the order of their deletion."""
+    where = _Where()
+    where.add("status = 'deleted'")
+    if query.resource_id:
+        where.add("+resource_id = ?", query.resource_id)
+    if query.snapshot_type is not None:
+        where.add("+is_full = ?", int(query.snapshot_type))
+    _add_text(where, query)
+    rows = catalogue.rows(
+        f"SELECT * FROM snapshots INDEXED BY snapshots_deleted WHERE {where} ORDER BY {NEWEST_DELETION_FIRST} LIMIT ? OFFSET ?",
+        *where.values,
+        query.limit,
+        query.offset,
+    )
+    return rows, _total(catalogue, query, DELETED, len(rows), where)
 
 
 def _among_all(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
@@ -98,14 +124,22 @@ def _among_all(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], 
         query.limit,
         query.offset,
     )
-    if len(rows) < query.limit and (rows or not query.offset):
-        return rows, query.offset + len(rows)
+    return rows, _total(catalogue, query, statuses, len(rows), where)
+
+
+def _total(
+    catalogue: Catalogue, query: SnapshotFilter, statuses: tuple[SnapshotStatus, ...], found: int, where: _Where
+) -> int:
+    """Return how many match: from the end of the list, from the counts, or by counting what a text filter finds."""
+    if found < query.limit and (found or not query.offset):
+        return query.offset + found
+    types = tuple(SnapshotType) if query.snapshot_type is None else (query.snapshot_type,)
     kinds = f"status IN ({placeholders(statuses)}) AND is_full IN ({placeholders(types)})"
     if query.search_word or query.tags:
         count = f"SELECT count(*) FROM snapshots WHERE {kinds} AND {where}"
-        return rows, catalogue.count(count, *statuses, *types, *where.values)
+        return catalogue.count(count, *statuses, *types, *where.values)
     count = f"SELECT coalesce(sum(number), 0) FROM snapshot_counts WHERE resource_id = ? AND {kinds}"
-    return rows, catalogue.count(count, query.resource_id, *statuses, *types)
+    return catalogue.count(count, query.resource_id, *statuses, *types)
 
 
 def _statuses(query: SnapshotFilter) -> tuple[str, ...]:
@@ -135,7 +169,14 @@ def _resources(
     rows, total = where.page(catalogue, "resources", "created_at DESC, resource_id", query.offset, query.limit)
     uses = catalogue.store.find_uses(catalogue, rows) if query.verbose else {}
     is_verbose = bool(query.verbose)
-    return [to_resource(catalogue, row, is_verbose=is_verbose, use=uses.get(row["resource_id"])) for row in rows], total
+    covers = to_coverages(catalogue, [row["resource_id"] for row in rows]) if is_verbose else {}
+    found = [
+        to_resource(catalogue, row, is_verbose=is_verbose, use=uses.get(row["resource_id"])).model_copy(
+            update={"coverage": covers.get(row["resource_id"])}
+        )
+        for row in rows
+    ]
+    return found, total
 
 
 def volumes(catalogue: Catalogue, query: ResourceFilter) -> Page[Volume]:
@@ -158,6 +199,15 @@ def images(catalogue: Catalogue, query: ResourceFilter) -> Page[Image]:
     where.add_word(("image_id", "name"), query.search_word)
     rows, total = where.page(catalogue, "images", "created_at DESC, image_id", query.offset, query.limit)
     return Page(tuple(to_image(catalogue, row) for row in rows), total)
+
+
+def finished_jobs(catalogue: Catalogue, since: datetime, limit: int, zone: str) -> Page[Job]:
+    """Return the newest of the jobs that ended since then."""
+    wanted = "FROM jobs WHERE finished_at IS NOT NULL AND finished_at >= ?"
+    start = since.timestamp()
+    with catalogue.reading():
+        rows = catalogue.rows(f"SELECT * {wanted} ORDER BY finished_at DESC, change DESC LIMIT ?", start, limit)
+        return Page(tuple(to_job(row, zone) for row in rows), catalogue.count(f"SELECT count(*) {wanted}", start))
 
 
 def quotas(catalogue: Catalogue, chain_limit: int) -> tuple[Quota, ...]:

@@ -176,12 +176,59 @@ def _keep_each_half(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE resources ADD COLUMN other_halves TEXT NOT NULL DEFAULT '[]'")
 
 
+def _count_worth(db: sqlite3.Connection) -> None:
+    """Keep what protects each disk: the worth of its snapshots, counted; and when each was last read back."""
+    for column in (
+        "is_affected INTEGER NOT NULL DEFAULT 0",  # it, or one that it builds on, is damaged
+        "verified_at INTEGER",
+        f"worth TEXT GENERATED ALWAYS AS ({_WORTH}) VIRTUAL",
+    ):
+        db.execute(f"ALTER TABLE snapshots ADD COLUMN {column}")
+    script = """
+        WITH RECURSIVE below (id) AS (
+            SELECT snapshot_id FROM snapshots WHERE is_damaged
+            UNION SELECT s.snapshot_id FROM snapshots s JOIN below ON s.parent_id = below.id
+        )
+        UPDATE snapshots SET is_affected = 1 WHERE snapshot_id IN (SELECT id FROM below);
+
+        CREATE TABLE snapshot_worth (        -- kept by the triggers below
+            resource_id   TEXT NOT NULL,
+            worth         TEXT NOT NULL,
+            number        INTEGER NOT NULL,
+            stored_bytes  INTEGER NOT NULL,
+            PRIMARY KEY (resource_id, worth)
+        ) WITHOUT ROWID;
+        INSERT INTO snapshot_worth
+            SELECT resource_id, worth, count(*), sum(size_bytes) FROM snapshots GROUP BY resource_id, worth;
+        CREATE INDEX snapshots_by_worth ON snapshots (resource_id, worth, snapshot_at DESC, snapshot_id);
+        CREATE INDEX snapshots_deleted ON snapshots (status_at DESC, snapshot_id) WHERE status = 'deleted';
+        CREATE INDEX jobs_by_end ON jobs (finished_at DESC, change DESC) WHERE finished_at IS NOT NULL;
+        """
+    execute_script(db, script)
+    came, went = _SUM.format(row="new", sign="+"), _SUM.format(row="old", sign="-")
+    db.execute(f"CREATE TRIGGER worth_came AFTER INSERT ON snapshots BEGIN {came} END")
+    db.execute(f"CREATE TRIGGER worth_went AFTER DELETE ON snapshots BEGIN {went} END")
+    columns = "resource_id, status, transition, consistency, is_affected, size_bytes"
+    db.execute(f"CREATE TRIGGER worth_changed AFTER UPDATE OF {columns} ON snapshots BEGIN {went} {came} END")
+
+
+_WORTH: Final = """CASE WHEN status = 'suspended' THEN 'suspended' WHEN status != 'available' OR transition != '' THEN ''
+    WHEN is_affected THEN 'damaged' WHEN consistency LIKE 'fuzzy%' THEN 'fuzzy' ELSE 'good' END"""
+"""What a snapshot is worth as a restore point; `contract.tree` says the same of a list."""
+
+_SUM: Final = """
+    INSERT INTO snapshot_worth VALUES ({row}.resource_id, {row}.worth, {sign}1, {sign}{row}.size_bytes)
+    ON CONFLICT DO UPDATE SET number = number + excluded.number, stored_bytes = stored_bytes + excluded.stored_bytes;
+"""
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
     _time_deletions,
     _bind_destruction,
     _keep_each_half,
+    _count_worth,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 

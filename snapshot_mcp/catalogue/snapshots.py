@@ -74,7 +74,8 @@ def make_full(catalogue: Catalogue, snapshot_id: str, error: DamagedSnapshot) ->
     with catalogue.transaction() as db:
         catalogue.mark_damaged(error.snapshot_id, is_damaged=True)
         db.execute(
-            "UPDATE snapshots SET is_full = 1, root_id = snapshot_id, parent_id = NULL, depth = 0 WHERE snapshot_id = ?",
+            "UPDATE snapshots SET is_full = 1, root_id = snapshot_id, parent_id = NULL, depth = 0, is_affected = 0"
+            " WHERE snapshot_id = ?",
             (snapshot_id,),
         )
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
@@ -120,6 +121,10 @@ class CatalogueZone(ABC, Generic[C]):
         """Enqueue a recovery."""
         return await self._enqueue(partial(admission.recover, snapshot_ids=snapshot_ids))
 
+    async def verify_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        """Enqueue a verification."""
+        return await self._enqueue(partial(admission.verify, snapshot_ids=snapshot_ids))
+
     async def cancel_job(self, job_id: str) -> Job:
         """Cancel a job that has had no effect yet."""
         job = await self._write(lambda catalogue: to_job(withdrawal.cancel(catalogue, job_id), self.zone))
@@ -180,6 +185,10 @@ class CatalogueZone(ABC, Generic[C]):
         nothing: tuple[Job, ...] = ()
         jobs = await self._read(read, nothing)
         return (await self._with_worker(jobs[0]), *jobs[1:]) if jobs else ()
+
+    async def list_finished_jobs(self, since: datetime, limit: int) -> Page[Job]:
+        """Return the newest of the jobs that ended since then."""
+        return await self._read(lambda one: listing.finished_jobs(one, since, limit, self.zone), Page((), 0))
 
     async def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
         """Yield the unfinished jobs, then every job whose status or progress changes; keep a worker running for them."""

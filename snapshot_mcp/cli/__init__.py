@@ -18,6 +18,7 @@ COMMANDS = {
     "tour": ("snapshot_mcp.cli.tour", "see it work: back up a scratch disk, change it, roll it back"),
     "config": ("snapshot_mcp.cli.config", "print the configuration for Claude, VS Code or Cursor"),
     "zone": ("snapshot_mcp.cli.zone", "the embedded zone: add, remove, list, check and purge disks, serve it"),
+    "jobs": ("snapshot_mcp.cli.jobs", "what runs and what was done, who asked and who approved"),
     "approvals": ("snapshot_mcp.cli.approvals", "list the requests that wait for a person's approval"),
     "approve": ("snapshot_mcp.cli.approvals", "approve one of them"),
     "deny": ("snapshot_mcp.cli.approvals", "deny one of them"),

@@ -20,7 +20,7 @@ import anyio
 from snapshot_mcp.cli.person import need_terminal, user_name
 from snapshot_mcp.contract.errors import BadRequest, NotFound
 from snapshot_mcp.contract.models import format_time
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import age_in_words, clean_text
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import Approval, Guard
@@ -148,7 +148,10 @@ def _draw(approval: "Approval") -> None:
 
     client = f" through {approval.call.client}" if approval.call.client else ""
     body = Text("\n".join(approval.lines))
-    body.append(f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {_ago(approval.opened.time)}.", "dim")
+    body.append(
+        f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {age_in_words(approval.opened.time, datetime.now(UTC))}.",
+        "dim",
+    )
     if approval.reason:
         body.append(f"\n{approval.state_in_words.capitalize()}: {approval.reason}.", "dim")
     for line in (approval.decision, approval.course):
@@ -169,15 +172,7 @@ def _draw(approval: "Approval") -> None:
 
 def _to_json(approval: "Approval") -> dict[str, Any]:
     return {
-        "id": approval.id,
-        "state": approval.state,
-        "title": approval.title,
-        "plan": list(approval.lines),
-        "zone": approval.call.zone,
-        "principal": approval.call.principal,
-        "client": approval.call.client,
-        "opened_at": format_time(approval.opened.time),
-        "expires_at": format_time(approval.expires_at),
+        **approval.to_json(),
         "door": approval.door or "",
         "decided_by": approval.decided_by,
         "decided_at": format_time(approval.decided.time) if approval.decided else "",
@@ -192,10 +187,3 @@ def _end_to_json(approval: "Approval") -> dict[str, str] | None:
     if not approval.job_id:
         return None
     return asdict(approval.job_end) if approval.job_end else {"status": "not known yet"}
-
-
-def _ago(moment: datetime) -> str:
-    minutes = int((datetime.now(UTC) - moment).total_seconds() // 60)
-    if minutes < 1:
-        return "just now"
-    return f"{minutes} min ago" if minutes < 120 else f"{minutes // 60} h ago"

@@ -166,7 +166,7 @@ class Tour:
         with self.screen.step("Look") as step:
             listed = await self._call("list_snapshots", {"resource_id": DISK})
             await self._call("show_chain", {"resource_id": DISK})
-            sizes = [row["size_bytes"] for row in listed["snapshots"]]
+            sizes = [row["stored_bytes"] for row in listed["snapshots"]]
             step.result = f"{len(sizes)} restore points in {format_bytes(sum(sizes))}"
         safety = await self._roll_back(full)
         with self.screen.step("Compare it with the original") as step:
@@ -198,7 +198,7 @@ class Tour:
             if [row["status"] for row in listed["snapshots"]] != ["available"]:
                 raise TourFailed(f"After the backup the list is {listed['snapshots']}.")
             (row,) = listed["snapshots"]
-            step.result = f"{row['snapshot_id']}, {row['type']}, stores {format_bytes(row['size_bytes'])}"
+            step.result = f"{row['snapshot_id']}, {row['type']}, stores {format_bytes(row['stored_bytes'])}"
             return str(row["snapshot_id"])
 
     async def _roll_back(self, snapshot_id: str) -> list[str]:
@@ -216,7 +216,7 @@ class Tour:
             await self._wait(made["job_id"], "export")
             found = await self._call("list_resources", {"search": f"{DISK}-copy"}, is_shown=False)
             (row,) = found["resources"]
-            step.result = f"{row['resource_id']} {row['name']}, {format_bytes(row['size_bytes'])}"
+            step.result = f"{row['resource_id']} {row['name']}, {format_bytes(row['disk_bytes'])}"
             return Path(row.get("path") or self.home / "zones" / "local" / "volumes" / f"{row['resource_id']}.raw")
 
     async def _delete(self, snapshot_id: str, expected: list[str]) -> None:

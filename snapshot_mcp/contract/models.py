@@ -16,6 +16,7 @@ from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobStatus, Snapshot
 from snapshot_mcp.contract.values import (
     MAX_COUNT,
     Bytes,
+    OwnTime,
     WireCode,
     WireCount,
     WireFlag,
@@ -35,6 +36,8 @@ GIB = 1 << 30
 
 MAX_NAME_CHARACTERS = 255
 """Names are any text up to this length and need not be unique (CONTRACT.md, "Names")."""
+
+MAX_DESCRIPTION_CHARACTERS = 4096
 
 MAX_LIMIT = 100
 """Items on the largest page (CONTRACT.md, "What surrounds them")."""
@@ -83,7 +86,8 @@ class SnapshotResource(ZoneModel):
 class Snapshot(ZoneModel):
     """A restore point: the contract's 18 fields, its `resource`, and what our zone adds with `verbose=1`.
 
-    `size` is the space it occupies, in MB. The last five fields are our zone's own; other providers leave them unset.
+    `size` is the space it occupies, in MB. The fields after `tags` are our zone's own; other providers leave them unset:
+    `deleted_at` and `recoverable_until` of a deleted one; `verified_at`, when it and all that it builds on was last read back.
     """
 
     snapshot_id: str
@@ -110,6 +114,9 @@ class Snapshot(ZoneModel):
     virtual_size_bytes: Bytes | None = None
     consistency: str | None = None
     is_damaged: int | None = None
+    deleted_at: OwnTime = None
+    recoverable_until: OwnTime = None
+    verified_at: OwnTime = None
 
     @property
     def is_full(self) -> bool:
@@ -216,12 +223,27 @@ class AttachedInstance(ZoneModel):
     device: WireText = ""
 
 
+class Coverage(ZoneModel):
+    """What protects a disk: its restore points by worth, and the newest good one (CONTRACT.md, "What our own face adds").
+
+    `stored_bytes` counts all that exist. `verified_at`: when the newest good one was last read back; None for never.
+    """
+
+    newest_good_id: WireText = ""
+    newest_good_time: OwnTime = None
+    good_count: WireCount = 0
+    damaged_count: WireCount = 0
+    fuzzy_count: WireCount = 0
+    stored_bytes: WireCount = 0
+    verified_at: OwnTime = None
+
+
 class Resource(ZoneModel):
-    """Base of volumes, instances and images. `size` is in `unit`; the last six fields are our zone's own.
+    """Base of volumes, instances and images. `size` is in `unit`; the fields after `status_time` are our zone's own.
 
     With `ResourceFilter.verbose` a zone with `Feature.TERMS` adds three fields to a disk: `identity`, which disk it is, opaque
     to all but the zone; `held_by`, the process that has it open or the job that uses it ("" for none, None if unknown);
-    `hard_links`, how many names its file has.
+    `hard_links`, how many names its file has. A zone with `Feature.COVERAGE` adds `coverage`.
     """
 
     kind: ClassVar[Literal["volume", "instance", "image"]]
@@ -238,6 +260,7 @@ class Resource(ZoneModel):
     identity: str | None = None
     held_by: str | None = None
     hard_links: int | None = None
+    coverage: Coverage | None = None
 
     @property
     def id(self) -> str:
@@ -327,7 +350,7 @@ class SnapshotUpdate(Request):
     """Body of the PUT: None leaves a field unchanged, an empty `tags` removes all tags."""
 
     snapshot_name: str | None = Field(default=None, max_length=MAX_NAME_CHARACTERS)
-    description: str | None = Field(default=None, max_length=4096)
+    description: str | None = Field(default=None, max_length=MAX_DESCRIPTION_CHARACTERS)
     tags: tuple[str, ...] | None = None
 
 

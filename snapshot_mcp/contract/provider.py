@@ -5,6 +5,7 @@ Constructing a provider is cheap: it does no I/O before the first call.
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -42,6 +43,12 @@ class Feature(StrEnum):
     """A roll-back takes its safety snapshot itself, under the same hold on the disk (`safety_snapshot_name`)."""
     CANCEL = "cancel"
     """`cancel_job` ends a job that has had no effect yet."""
+    VERIFY = "verify"
+    """`verify_snapshots` reads snapshots back."""
+    HISTORY = "history"
+    """`list_finished_jobs` lists what has ended."""
+    COVERAGE = "coverage"
+    """Disks carry their `Coverage` where a list is verbose."""
 
 
 class Provider(Protocol):
@@ -106,6 +113,12 @@ class Provider(Protocol):
     async def list_unfinished_jobs(self) -> tuple[Job, ...]:
         """GET /unfinished_jobs, oldest first."""
 
+    async def list_finished_jobs(self, since: datetime, limit: int) -> Page[Job]:
+        """GET /finished_jobs, the newest end first: at most `limit` (1 to MAX_LIMIT) of those that ended at `since` or later.
+
+        Raises Unsupported without `Feature.HISTORY`.
+        """
+
     def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
         """GET /notifier/stream: list the unfinished jobs, then watch them and every job that follows.
 
@@ -129,6 +142,13 @@ class Provider(Protocol):
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
         """POST /lease: bring deleted snapshots back. Raises Unsupported without `Feature.RECOVER`."""
+
+    async def verify_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        """POST /volume_snapshots/verify: read these snapshots, and all that they build on, back whole.
+
+        A snapshot that cannot be read is marked as damaged, and the job fails with the code `damaged`; nothing else changes.
+        Raises Unsupported without `Feature.VERIFY`.
+        """
 
     async def list_quota_left(self) -> tuple[Quota, ...]:
         """GET /quota_left."""

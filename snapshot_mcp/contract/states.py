@@ -28,6 +28,7 @@ class JobAction(StrEnum):
     CAPTURE_INSTANCE = "CaptureInstanceFromSnapshot"
     CREATE_VOLUME = "CreateVolumeFromSnapshot"
     LEASE = "Lease"
+    VERIFY = "VerifySnapshots"
 
 
 class SnapshotType(IntEnum):

@@ -6,6 +6,7 @@ line of visible characters of bounded length; `quoted` sets it off from our own 
 
 import re
 import unicodedata
+from datetime import datetime
 from functools import lru_cache
 
 NAME_CHARACTERS = 80
@@ -103,6 +104,18 @@ def consistency_in_words(consistency: str | None) -> str:
     is_known = kind in CONSISTENCIES and rest in {"", EACH_FOR_ITSELF}
     shown = text if is_known else text and quoted(text)
     return f"{CONSISTENCIES[kind]} ({shown})" if is_known or kind == "fuzzy" else shown
+
+
+def age_in_words(moment: datetime, now: datetime) -> str:
+    """Return how long ago a moment was, or how far ahead it lies, for people: `2 h ago`, `in 5 min`."""
+    seconds = (now - moment).total_seconds()
+    minutes = int(abs(seconds) // 60)
+    if minutes < 1:
+        return "just now"
+    span = (
+        f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} days"
+    )
+    return f"{span} ago" if seconds > 0 else f"in {span}"
 
 
 def format_bytes(size_bytes: int) -> str:

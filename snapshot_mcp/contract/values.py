@@ -101,6 +101,12 @@ def _parse_snapshot_type(value: object) -> object:
 WireTime = Annotated[
     datetime | None, BeforeValidator(parse_time), PlainSerializer(format_time, return_type=str, when_used="json")
 ]
+OwnTime = Annotated[
+    datetime | None,
+    BeforeValidator(parse_time),
+    PlainSerializer(lambda moment: format_time(moment) or None, return_type=str | None, when_used="json"),
+]
+"""A time that only our own zone reports: unset it is left out, as the specification knows no such field."""
 WireText = Annotated[str, unset_as("")]
 WireFlag = Annotated[int, unset_as(0)]
 WireCount = Annotated[

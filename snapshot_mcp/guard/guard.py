@@ -13,7 +13,7 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot
+from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
@@ -95,8 +95,23 @@ class Guard:
             Rollback(self._calls.surroundings, zone, snapshot_ids, client, safety_snapshot, on_progress)
         )
 
+    async def preview_deletion(self, zone: Zone, snapshot_id: str, client: Client) -> GuardedOutcome:
+        """Return what `delete_snapshot` would do now; touch no approval and ask nobody."""
+        from snapshot_mcp.guard.carry.acts import Deletion
+
+        return await self._calls.preview(Deletion(self._calls.surroundings, zone, snapshot_id, client))
+
+    async def preview_rollback(
+        self, zone: Zone, snapshot_ids: Sequence[str], client: Client, *, safety_snapshot: bool = True
+    ) -> GuardedOutcome:
+        """Return what `rollback_to_snapshots` would do now; touch no approval and ask nobody."""
+        from snapshot_mcp.guard.carry.acts import Rollback
+
+        act = Rollback(self._calls.surroundings, zone, snapshot_ids, client, safety_snapshot, None)
+        return await self._calls.preview(act)
+
     async def refuse_rename(self, zone: Zone, snapshot: Snapshot) -> str:
-        """Return why the snapshot must keep its name, "" if it need not: protection may depend on it."""
+        """Return why the snapshot must keep its name and tags, "" if it need not: protection may depend on them."""
         from snapshot_mcp.guard.plan.rules import refuse_protected
 
         refusal = refuse_protected(await self._rules(zone.name), snapshot)
@@ -126,14 +141,17 @@ class Guard:
         await in_thread(lambda: self._records.journal.note("declined", deed))
 
     @asynccontextmanager
-    async def renaming(self, zone: Zone, snapshot: Snapshot, name: str, client: Client) -> AsyncIterator[None]:
-        """Record a rename like `recorded`; record nothing if the name stays the same."""
-        if not name or name == snapshot.snapshot_name:
-            yield
-            return
+    async def renaming(
+        self, zone: Zone, snapshot: Snapshot, update: SnapshotUpdate, client: Client
+    ) -> AsyncIterator[None]:
+        """Record a change of name or tags, on which rules can rest, like `recorded`; record nothing if both stay the same."""
         from snapshot_mcp.guard.consent.journal import rename_deed
 
-        async with self.recorded(rename_deed(zone.name, zone.provider.location, snapshot, name, client)):
+        deed = rename_deed(zone.name, zone.provider.location, snapshot, update, client)
+        if deed is None:
+            yield
+            return
+        async with self.recorded(deed):
             yield
 
     # Ends of jobs

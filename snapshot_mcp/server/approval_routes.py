@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from snapshot_mcp.contract.errors import BadRequest, Forbidden, InternalError, Unauthorized, ZoneError
-from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.ground import web
 from snapshot_mcp.guard import Door
 from snapshot_mcp.server.callers import APPROVER, Caller, Callers, Roll
@@ -97,15 +96,4 @@ async def _read_body(request: Request) -> Any:
 
 
 def _to_wire(approval: "Approval") -> dict[str, Any]:
-    return {
-        "id": approval.id,
-        "state": approval.state,
-        "title": approval.title,
-        "plan": list(approval.lines),
-        "digest": approval.plan.digest,
-        "zone": approval.call.zone,
-        "principal": approval.call.principal,
-        "client": approval.call.client,
-        "opened_at": format_time(approval.opened.time),
-        "expires_at": format_time(approval.expires_at),
-    }
+    return {**approval.to_json(), "digest": approval.plan.digest}

@@ -99,3 +99,9 @@ def refuse_role(*, reads_only: bool) -> str:
     if UNCERTAIN in token.scopes:
         return "the operator's settings cannot be read, so changes are not allowed. The operator must correct them."
     return f"the token {token.client_id!r} is read-only. The operator of this server assigns the roles."
+
+
+def sees_names_of(principal: str) -> bool:
+    """Return whether the caller may know that this principal asked for a job, and who approved it."""
+    token = get_access_token()
+    return token is None or APPROVER in token.scopes or token.client_id == principal

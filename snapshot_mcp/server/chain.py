@@ -14,13 +14,23 @@ from collections.abc import Iterator, Sequence
 from snapshot_mcp.contract.models import Snapshot, format_time
 from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.contract.tree import SnapshotTree, taken_at
-from snapshot_mcp.server.results import ChainNode, consistency_of, status_of, type_of
+from snapshot_mcp.server.results import consistency_of, status_of, type_of
+from snapshot_mcp.server.rows import ChainNode
 
 
 def layout(snapshots: Sequence[Snapshot]) -> list[ChainNode]:
     """Return the nodes in the order in which they are drawn, roots oldest first."""
     tree = SnapshotTree(snapshots)
     return [_node(one, tree) for one, _ in _walk(tree)]
+
+
+def bytes_beside_the_newest(snapshots: Sequence[Snapshot]) -> int:
+    """Return what all chains store but the one with the newest snapshot."""
+    taken = [(moment.timestamp(), one) for one in snapshots if (moment := taken_at(one))]
+    if not taken:
+        return 0
+    root = max(taken, key=lambda pair: pair[0])[1].root_id
+    return sum(one.stored_bytes for one in snapshots if one.root_id != root)
 
 
 def draw(snapshots: Sequence[Snapshot]) -> list[str]:
@@ -69,7 +79,7 @@ def _node(one: Snapshot, tree: SnapshotTree) -> ChainNode:
         type=type_of(one),
         status=status_of(one),
         snapshot_time=format_time(taken_at(one)),
-        size_bytes=one.stored_bytes,
+        stored_bytes=one.stored_bytes,
         consistency=consistency_of(one),
         is_head=bool(one.is_head),
         is_damaged=bool(one.is_damaged),

@@ -13,9 +13,11 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult
 from pydantic import Field
 
-from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy
+from snapshot_mcp.contract.errors import BadRequest, Forbidden, ResourceBusy, Unsupported
 from snapshot_mcp.contract.models import (
+    MAX_DESCRIPTION_CHARACTERS,
     MAX_IDS,
+    MAX_LIMIT,
     MAX_NAME_CHARACTERS,
     Job,
     Snapshot,
@@ -23,11 +25,14 @@ from snapshot_mcp.contract.models import (
     SnapshotUpdate,
     format_time,
 )
+from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.elicitation import HostClient
-from snapshot_mcp.server.read_tools import ZoneArgument
-from snapshot_mcp.server.results import Change, mixture_warning
+from snapshot_mcp.server.endings import Ending, WaitSeconds, follow, try_list
+from snapshot_mcp.server.past import note_submitted
+from snapshot_mcp.server.read_tools import ANY, ZoneArgument
+from snapshot_mcp.server.results import Change, Renamed, Submitted, mixture_warning
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resources, find_snapshot, read_list, try_find_snapshots
@@ -40,7 +45,12 @@ SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=MAX_IDS
 SAME_CREATE = timedelta(minutes=10)
 """How long a create with the same disks and name returns the existing backup (ARCHITECTURE.md, "The MCP face")."""
 
-WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
+IN_PROGRESS = "In progress: call wait_for_job."
+
+MAX_TAGS = 20
+
+MAX_HEADS = 3
+"""Disks of a recovery whose head is looked up."""
 
 
 async def create_snapshots(
@@ -51,121 +61,197 @@ async def create_snapshots(
     ],
     name: Name,
     full: Annotated[bool, Field(description="Full even if an incremental is possible")] = False,
+    wait_seconds: WaitSeconds = 0.0,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:
-    """Back up: take a snapshot of each of these disks or machines at one point in time. Submits a job; a disk's first is
-    full, later ones store what changed. The same disks and name within ten minutes return the existing one."""
+    """Make a restore point of disks or machines as they are now, at the same moment, for example before an upgrade.
+    Submits a job; a disk's first backup is full, later ones store changes. The same disks and name within ten minutes
+    return the existing one."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     resources = await find_resources(place.provider, resource_ids)
     ids = [one.id for one in resources]
     async with state.create_lock(place):
-        if existing := await _find_equal(place, ids, name):
-            return await _existing_result(place, existing, wants_full=full)
-        try:
-            job = await place.provider.create_snapshots(ids, name, is_full=full)
-        except ResourceBusy:
-            if existing := await _find_equal(place, ids, name):
-                return await _existing_result(place, existing, wants_full=full)
-            raise
+        existing = await _find_equal(place, ids, name)
+        if not existing:
+            try:
+                job = await place.provider.create_snapshots(ids, name, is_full=full)
+            except ResourceBusy:
+                if not (existing := await _find_equal(place, ids, name)):
+                    raise
+    if existing:
+        return await _existing_result(ctx, place, existing, wait_seconds, wants_full=full)
     disks = ", ".join(f"{quoted(one.name)} ({clean_text(one.id)}, {format_bytes(one.byte_size)})" for one in resources)
-    made = [one for one in job.resource_ids if one not in ids]
-    result = _submitted(place, job, snapshot_ids=made or None, size_bytes=sum(one.byte_size for one in resources))
-    return result.with_text(
-        f"Backup {quoted(name)} of {disks} in zone {place.name} is submitted as job {result.job_id}.", result.hint
+    made = [clean_text(one) for one in job.resource_ids if one not in ids]
+    points = [Snapshot(snapshot_id=one, snapshot_name=name) for one in job.resource_ids if one not in ids]
+    await note_submitted(ctx, place, job, JobAction.CREATE, disks=resources, snapshots=points)
+    ending = await follow(ctx, place, job, wait_seconds)
+    result = _submitted(
+        place, job, ending, snapshot_ids=made or None, disk_bytes=sum(one.byte_size for one in resources)
     )
+    head = f"Backup {quoted(name)} of {disks} in zone {place.name} is submitted as job {result.job_id}."
+    return result.with_text(head, _ids_line(made), *ending.lines)
 
 
 async def export_to_image(
-    ctx: Context, snapshot_id: SnapshotId, image_name: Name, zone: ZoneArgument = ""
+    ctx: Context, snapshot_id: SnapshotId, image_name: Name, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Make an image from a machine's (instance's) snapshot. Submits a job; destroys nothing."""
+    """Export a machine's (instance's) snapshot to an image: a template or golden image for new machines. Submits a
+    job; destroys nothing."""
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
-    return _exported(place, job, snapshot, f"image {quoted(image_name)}")
+    await note_submitted(ctx, place, job, JobAction.CAPTURE_INSTANCE, snapshots=[snapshot], makes=image_name)
+    return await _exported(ctx, place, job, wait_seconds, snapshot, f"image {quoted(image_name)}")
 
 
 async def export_to_volume(
-    ctx: Context, snapshot_id: SnapshotId, volume_name: Name, zone: ZoneArgument = ""
+    ctx: Context, snapshot_id: SnapshotId, volume_name: Name, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Restore to a new disk: make a volume with a volume snapshot's content. Submits a job; destroys nothing, so prefer it
-    to a roll-back."""
+    """Create a new volume from a snapshot: clone a disk, or get its earlier content beside the old one, for instance
+    for one file. Submits a job; destroys nothing, so prefer it to a roll-back."""
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
-    return _exported(place, job, snapshot, f"new volume {quoted(volume_name)}")
+    await note_submitted(ctx, place, job, JobAction.CREATE_VOLUME, snapshots=[snapshot], makes=volume_name)
+    return await _exported(ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}")
 
 
 async def rename_snapshot(
     ctx: Context,
     snapshot_id: SnapshotId,
     name: Annotated[
-        str, Field(pattern=r"^$|\S", max_length=MAX_NAME_CHARACTERS, description="Unchanged if left out")
+        str, Field(pattern=r"^$|\S", max_length=MAX_NAME_CHARACTERS, description="Unchanged if unset")
     ] = "",
-    description: Annotated[str | None, Field(max_length=4096, description="Unchanged if left out")] = None,
+    description: Annotated[
+        str, Field(max_length=MAX_DESCRIPTION_CHARACTERS, description="Unchanged if unset; a blank removes it")
+    ] = "",
+    tags: Annotated[
+        list[Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]],
+        Field(max_length=MAX_TAGS, description='All its tags; [""] removes them'),
+    ] = ANY,
     zone: ZoneArgument = "",
-) -> Annotated[CallToolResult, Change]:
-    """Change a snapshot's name or description, at once and without a job."""
-    if not name and description is None:
-        raise BadRequest("Neither name nor description was given.", hint="Give at least one of them.")
+) -> Annotated[CallToolResult, Renamed]:
+    """Change a snapshot's name, description or tags: add a tag to a restore point, call it something else. At once,
+    without a job."""
+    if not (name or description or tags):
+        raise BadRequest("Neither name, description nor tags were given.", hint="Give at least one of them.")
     state = state_of(ctx)
     place = state.zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
+    update = SnapshotUpdate(
+        snapshot_name=name or None,
+        description=description.strip() if description else None,
+        tags=tuple(dict.fromkeys(one.strip() for one in tags if one.strip())) if tags else None,
+    )
+    if tags and Feature.TAGS not in place.provider.features:
+        raise Unsupported(f"Zone {place.name} keeps no tags. Nothing was changed.", hint="Use the name or description.")
     guard = await state.guard()
     if reason := await guard.refuse_rename(place, snapshot):
         raise Forbidden(reason)
-    async with guard.renaming(place, snapshot, name, HostClient(ctx)):
-        await place.provider.update_snapshot(
-            snapshot.snapshot_id, SnapshotUpdate(snapshot_name=name or None, description=description)
-        )
+    async with guard.renaming(place, snapshot, update, HostClient(ctx)):
+        await place.provider.update_snapshot(snapshot.snapshot_id, update)
     await state.announce_zone(place.name)
     shown = clean_text(snapshot.snapshot_id)
-    changes = [f"{quoted(snapshot.snapshot_name)} is now {quoted(name)}"] if name else []
-    if description is not None:
-        changes.append("its description was changed" if description else "its description was removed")
-    result = Change(zone=place.name, status="done", snapshot_ids=[shown])
-    return result.with_text(f"Snapshot {shown} in zone {place.name}: {', '.join(changes)}.")
+    done = ", ".join(_changes(snapshot, update))
+    result = Renamed(zone=place.name, status="done", snapshot_id=shown, hint=f"{done[0].upper()}{done[1:]}.")
+    return result.with_text(f"Snapshot {shown} in zone {place.name}: {done}.")
+
+
+def _changes(snapshot: Snapshot, update: SnapshotUpdate) -> list[str]:
+    """Return in words what an update changes."""
+    changes = (
+        [f"{quoted(snapshot.snapshot_name)} is now {quoted(update.snapshot_name)}"] if update.snapshot_name else []
+    )
+    if update.description is not None:
+        changes.append("its description was changed" if update.description else "its description was removed")
+    if update.tags is not None:
+        tags = ", ".join(map(quoted, update.tags))
+        changes.append(f"its tags are now {tags}" if tags else "its tags were removed")
+    return changes
+
+
+async def verify_snapshots(
+    ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
+) -> Annotated[CallToolResult, Submitted]:
+    """Test for damage: reads snapshots, and all that they build on, back whole, to prove that they are intact.
+    Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
+    place = state_of(ctx).zones.get(zone)
+    job = await place.provider.verify_snapshots(snapshot_ids)
+    snapshots, _ = await try_find_snapshots(place.provider, snapshot_ids)
+    await note_submitted(ctx, place, job, JobAction.VERIFY, snapshots=snapshots)
+    ending = await follow(ctx, place, job, wait_seconds)
+    ids = [clean_text(one) for one in snapshot_ids]
+    head = f"Verification of {', '.join(ids)} in zone {place.name} is submitted as job {clean_text(job.job_id)}."
+    fields = {key: value for key, value in ending.fields.items() if key != "made"}
+    result = Submitted(zone=place.name, status="submitted", job_id=clean_text(job.job_id), snapshot_ids=ids, **fields)
+    return result.with_text(head, *ending.lines)
 
 
 async def recover_snapshots(
-    ctx: Context, snapshot_ids: SnapshotIds, zone: ZoneArgument = ""
+    ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Recover deleted snapshots while the zone keeps them (list_snapshots with status ["deleted"]). What one deletion took
-    comes back together. Submits a job."""
+    """Bring deleted snapshots back, from the bin, while the zone keeps them: I deleted the wrong backup. What one
+    deletion took comes back together. Submits a job."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
     coming, _ = await try_find_snapshots(place.provider, [*snapshot_ids, *job.resource_ids])
-    ids = [clean_text(one) for one in snapshot_ids]
-    result = _submitted(place, job, snapshot_ids=ids, warning=mixture_warning(coming))
-    shown = ids[0] if len(ids) == 1 else f"{len(snapshot_ids)} snapshots"
+    await note_submitted(ctx, place, job, JobAction.LEASE, snapshots=coming)
+    heads = await _describe_heads(place, coming)
+    ending = (await follow(ctx, place, job, wait_seconds)).and_say(mixture_warning(coming)).and_say(heads)
+    ids = [clean_text(one) for one in dict.fromkeys([*snapshot_ids, *job.resource_ids])]
+    result = _submitted(place, job, ending, snapshot_ids=ids)
+    shown = ", ".join(ids)
     return result.with_text(
-        f"Recovery of {shown} in zone {place.name} is submitted as job {result.job_id}.", result.hint
+        f"Recovery of {shown} in zone {place.name} is submitted as job {result.job_id}.", *ending.lines
     )
 
 
+async def _describe_heads(zone: Zone, coming: Sequence[Snapshot]) -> str:
+    """Return what the next backup of each disk will build on, "" where that cannot be found out."""
+    names = {one.resource.resource_id: one.resource.resource_name for one in coming if one.resource.resource_id}
+    lines = []
+    for resource_id, name in list(names.items())[:MAX_HEADS]:
+        query = SnapshotFilter(resource_id=resource_id, status=(SnapshotStatus.AVAILABLE,), limit=MAX_LIMIT)
+        heads = [one for one in await try_list(zone.provider.list_snapshots, query) if one.is_head]
+        lines += [
+            f"The head of {quoted(name or resource_id)} stays where it is: the next incremental builds on "
+            f"{clean_text(one.snapshot_id)} {quoted(one.snapshot_name)}."
+            for one in heads[:1]
+        ]
+    return " ".join(lines)
+
+
 def _submitted(
-    zone: Zone, job: Job, *, snapshot_ids: list[str] | None, size_bytes: int | None = None, warning: str = ""
+    zone: Zone, job: Job, ending: Ending, *, snapshot_ids: list[str] | None, disk_bytes: int | None = None
 ) -> Change:
     return Change(
         zone=zone.name,
         status="submitted",
         job_id=clean_text(job.job_id),
         snapshot_ids=snapshot_ids,
-        size_bytes=size_bytes,
-        hint=f"{WAIT_HINT} {warning}".rstrip(),
+        disk_bytes=disk_bytes,
+        **ending.fields,
     )
 
 
-def _exported(zone: Zone, job: Job, snapshot: Snapshot, what: str) -> CallToolResult:
+def _ids_line(ids: Sequence[str]) -> str:
+    return f"Snapshots, in this order: {', '.join(ids)}." if ids else ""
+
+
+async def _exported(
+    ctx: Context, zone: Zone, job: Job, wait_seconds: float, snapshot: Snapshot, what: str
+) -> CallToolResult:
     size = snapshot.virtual_size_bytes
     shown = clean_text(snapshot.snapshot_id)
-    result = _submitted(zone, job, snapshot_ids=[shown], size_bytes=size, warning=mixture_warning([snapshot]))
+    ending = await follow(ctx, zone, job, wait_seconds, source=snapshot)
+    ending = ending.and_say(mixture_warning([snapshot]))
+    result = _submitted(zone, job, ending, snapshot_ids=[shown], disk_bytes=size)
     of_size = f" ({format_bytes(size)})" if size else ""
     return result.with_text(
         f"Export of {shown} {quoted(snapshot.snapshot_name)} to {what}{of_size} in zone {zone.name} is submitted as job "
         f"{result.job_id}.",
-        result.hint,
+        *ending.lines,
     )
 
 
@@ -195,29 +281,35 @@ def _is_repeatable(one: Snapshot, since: datetime) -> bool:
     return is_well and is_staying and one.create_time is not None and one.create_time >= since
 
 
-async def _existing_result(zone: Zone, existing: Sequence[Snapshot], *, wants_full: bool) -> CallToolResult:
+async def _existing_result(
+    ctx: Context, zone: Zone, existing: Sequence[Snapshot], wait_seconds: float, *, wants_full: bool
+) -> CallToolResult:
     ids = [clean_text(one.snapshot_id) for one in existing]
     is_unfinished = any(one.status == SnapshotStatus.PENDING for one in existing)
     job = await _job_making(zone, existing) if is_unfinished else None
+    ending = Ending(hint=IN_PROGRESS if job else "")
+    if job and wait_seconds:
+        ending = await follow(ctx, zone, job, wait_seconds)
+    is_other = wants_full and not all(one.is_full for one in existing)
+    kind = "It is not a full snapshot. " if is_other else ""
+    ending = ending.and_say(f"{kind}It does not contain later changes; for a new backup use another name.")
+    ending = ending.and_say(mixture_warning(existing))
     sizes = [one.virtual_size_bytes or 0 for one in existing]
-    next_step = "In progress: call wait_for_job." if job else "For a new backup use another name."
-    warning = mixture_warning(existing)
     result = Change(
         zone=zone.name,
         status="exists",
         job_id=clean_text(job.job_id) if job else None,
         snapshot_ids=ids,
         made_at=min(format_time(one.snapshot_time or one.create_time) for one in existing),
-        size_bytes=sum(sizes) if all(sizes) else None,
-        hint=f"{next_step} {warning}".rstrip(),
+        disk_bytes=sum(sizes) if all(sizes) else None,
+        **ending.fields,
     )
     state = "is already being made, started" if is_unfinished else "already exists, made"
-    kind = " It is not a full snapshot." if wants_full and not all(one.is_full for one in existing) else ""
     return result.with_text(
         f"Nothing new was started: {', '.join(ids)} {quoted(existing[0].snapshot_name)} in zone {zone.name} {state} at "
-        f"{result.made_at}.{kind} It does not contain later changes; for a new backup use another name.",
-        f"Its job is {result.job_id}; call wait_for_job." if job else "",
-        warning,
+        f"{result.made_at}.",
+        f"Its job is {result.job_id}." if job else "",
+        *ending.lines,
     )
 
 

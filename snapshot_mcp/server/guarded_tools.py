@@ -1,42 +1,57 @@
 """The two destructive tools. They validate and delegate: the guard decides what happens and who must agree."""
 
 from collections.abc import Awaitable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import Field
 
-from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.guard import GuardedOutcome
 from snapshot_mcp.server.change_tools import SnapshotId, SnapshotIds
 from snapshot_mcp.server.elicitation import AnswerNeeded, HostClient
+from snapshot_mcp.server.endings import WaitSeconds, follow
+from snapshot_mcp.server.past import note_guarded
 from snapshot_mcp.server.progress import ProgressReport
 from snapshot_mcp.server.read_tools import ZoneArgument
 from snapshot_mcp.server.results import Guarded
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
 
+PlanOnly = Annotated[bool, Field(description="Only show what it would do; ask nobody")]
+
 
 async def delete_snapshot(
-    ctx: Context, snapshot_id: SnapshotId, zone: ZoneArgument = ""
+    ctx: Context,
+    snapshot_id: SnapshotId,
+    plan_only: PlanOnly = False,
+    wait_seconds: WaitSeconds = 0.0,
+    zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
-    """Delete a snapshot and everything that was built on it. A person is asked first; no argument replaces that."""
+    """Remove, erase or drop an old backup or restore point that is not needed any more, with everything built on it.
+    A person is asked first; no argument replaces that."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     guard = await state.guard()
-    return await _carry(place, guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
+    act = Act(ctx, place, JobAction.DELETE, wait_seconds)
+    if plan_only:
+        return await _carry(act, guard.preview_deletion(place, snapshot_id, HostClient(ctx)))
+    return await _carry(act, guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
 
 
 async def rollback_to_snapshots(
     ctx: Context,
     snapshot_ids: SnapshotIds,
     safety_snapshot: Annotated[bool, Field(description="First save the present content as a snapshot")] = True,
+    plan_only: PlanOnly = False,
+    wait_seconds: WaitSeconds = 0.0,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Guarded] | InputRequiredResult:
-    """Roll disks or machines back: overwrite their present content with these snapshots (one per disk). Later changes are
-    lost and a running host restarts. A person is asked first. export_to_volume restores without loss."""
+    """Put disks back to an earlier state: undo everything since a backup by overwriting their present content with
+    snapshots, one per disk. Later changes are lost, a running host restarts. A person is asked first.
+    export_to_volume restores without loss."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     progress = ProgressReport(ctx)
@@ -45,26 +60,47 @@ async def rollback_to_snapshots(
         await progress.send(jobs, "taking the safety snapshot")
 
     guard = await state.guard()
+    act = Act(ctx, place, JobAction.APPLY, wait_seconds)
+    if plan_only:
+        seen = guard.preview_rollback(place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot)
+        return await _carry(act, seen)
     call = guard.rollback_to_snapshots(
         place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot, on_progress=report
     )
-    return await _carry(place, call)
+    return await _carry(act, call)
 
 
-async def _carry(zone: Zone, call: Awaitable[GuardedOutcome]) -> CallToolResult | InputRequiredResult:
+class Act(NamedTuple):
+    """What a guarded call wants done, and how long it waits for that."""
+
+    ctx: Context
+    zone: Zone
+    action: JobAction
+    wait_seconds: float
+
+
+async def _carry(act: Act, call: Awaitable[GuardedOutcome]) -> CallToolResult | InputRequiredResult:
     try:
         outcome = await call
     except AnswerNeeded as needed:
         return needed.result
-    except ResourceBusy as busy:
-        refused = Guarded(zone=zone.name, status="refused", hint=str(busy)).with_text(f"Refused for now: {busy}")
-        return refused.model_copy(update={"is_error": True})
-    result = Guarded.of(outcome, zone.name)
+    await note_guarded(act.ctx, outcome)
+    result = Guarded.of(outcome, act.zone.name)
     if outcome.status == "started":
-        return result.with_text(outcome.message)
+        return await _follow(act, outcome, result)
     lines = [outcome.message, *outcome.plan]
     if outcome.approval_id and result.approval_expires_at:
         lines.append(f"Approval {outcome.approval_id} can be given until {result.approval_expires_at}.")
     if outcome.safety_job_id:
         lines.append(f"Job of the safety snapshot: {result.safety_job_id}")
     return result.with_text(*lines, result.hint)
+
+
+async def _follow(act: Act, outcome: GuardedOutcome, result: Guarded) -> CallToolResult:
+    """Add what came of the job, as far as the call may wait for it."""
+    if not act.wait_seconds:
+        return result.with_text(outcome.message)
+    job = Job(job_id=outcome.job_id, action=act.action)
+    ending = await follow(act.ctx, act.zone, job, act.wait_seconds)
+    told = {key: value for key, value in ending.fields.items() if key != "made"}  # safety_snapshot_ids has them
+    return result.model_copy(update=told).with_text(outcome.message, *ending.lines)

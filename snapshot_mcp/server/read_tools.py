@@ -4,7 +4,7 @@ An empty zone, a filter without a match, a missing permission and an unreachable
 are errors that name the zone.
 """
 
-from functools import lru_cache
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
@@ -26,15 +26,25 @@ from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus,
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.server import chain
-from snapshot_mcp.server.results import ChainPicture, ResourceList, ResourceRow, SnapshotList, SnapshotRow
+from snapshot_mcp.server.coverage import protection_of
+from snapshot_mcp.server.lines import (
+    bare_hint,
+    count_of,
+    filter_in_words,
+    heading,
+    resource_line,
+    shown,
+    with_age,
+)
+from snapshot_mcp.server.rows import ChainPicture, ResourceList, ResourceRow, SnapshotList
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
-from snapshot_mcp.zones.finding import find_resource, read_list
+from snapshot_mcp.zones.finding import find_resource, near_names, read_list
 
-ZoneArgument = Annotated[str, Field(description="Zone; the default one if left out")]
-Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
-Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
-Kind = Literal["volume", "instance", "image"]
+ZoneArgument = Annotated[str, Field(description="Zone; the default if unset")]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="Rows to skip")]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT} rows")]
+Kind = Literal["any", "volume", "instance", "image"]
 
 ANY: list[str] = []
 """Default of the list arguments; never modified."""
@@ -47,7 +57,7 @@ async def list_snapshots(
     ctx: Context,
     snapshot_ids: list[str] = ANY,
     resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")] = "",
-    snapshot_type: Literal["full", "incremental"] | None = None,
+    snapshot_type: Literal["any", "full", "incremental"] = "any",
     status: Annotated[
         list[str], Field(description="pending, available, suspended, deleted, ceased; default: all but the last two")
     ] = ANY,
@@ -59,13 +69,14 @@ async def list_snapshots(
     limit: Limit = 10,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, SnapshotList]:
-    """List restore points (snapshots), newest first. size_bytes is what each one stores."""
+    """Which snapshots (backups, restore points) are there of a disk? Find one by name, date, tag, status; full ones;
+    deleted ones that can come back. Newest first."""
     place = state_of(ctx).zones.get(zone)
     resource = await _resource_filter(place, resource_id)
     query = SnapshotFilter(
         snapshots=tuple(snapshot_ids),
         resource_id=resource,
-        snapshot_type=SnapshotType[snapshot_type.upper()] if snapshot_type else None,
+        snapshot_type=None if snapshot_type == "any" else SnapshotType[snapshot_type.upper()],
         status=tuple(status),
         search_word=search,
         tags=tuple(tags),
@@ -78,32 +89,43 @@ async def list_snapshots(
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
     hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
-    shown = [_shown(one, verbose) for one in page.items]
-    rows = [row for row, _ in shown]
-    result = SnapshotList(zone=place.name, total_count=page.total_count, snapshots=rows, hint=hint)
-    heading = _heading("snapshot", page, offset, place.name, is_filtered=query != _unfiltered(query))
-    return result.with_text(heading, *(line for _, line in shown), hint)
+    drawn = [shown(one, verbose) for one in page.items]
+    rows = [row for row, _, _ in drawn]
+    applied = filter_in_words(
+        snapshot_ids=snapshot_ids, resource_id=resource_id, snapshot_type=snapshot_type, status=status, search=search,
+        root_id=root_id, tags=tags,
+    )  # fmt: skip
+    result = SnapshotList(zone=place.name, total_count=page.total_count, filter=applied, snapshots=rows, hint=hint)
+    head = heading("snapshot", page, offset, place.name, applied)
+    now = datetime.now(UTC)
+    lines = [f"{before}{with_age(one, now)}{after}" for one, (_, before, after) in zip(page.items, drawn, strict=True)]
+    return result.with_text(head, *lines, hint)
 
 
 async def list_resources(
     ctx: Context,
-    kind: Annotated[Kind | None, Field(description="All kinds if left out")] = None,
+    kind: Kind = "any",
     search: Annotated[str, Field(description="Part of an id or a name")] = "",
     status: list[str] = ANY,
     offset: Offset = 0,
     limit: Limit = 20,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
-    """List volumes (disks) and instances (machines), which can be backed up, and images."""
+    """Which disks, volumes, machines (instances) and exported images are there, attached to what; which are
+    unprotected without a backup; how much space do their backups take."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
     page = await _resources(place, query, kind)
+    found = await protection_of(place, page.items)
+    rows = [ResourceRow.of(one, found.coverage.get(one.id), found.running.get(one.id, ())) for one in page.items]
     hint = await _resource_hint(state, place, page, query, kind)
-    rows = [ResourceRow.of(one) for one in page.items]
-    result = ResourceList(zone=place.name, total_count=page.total_count, resources=rows, hint=hint)
-    heading = _heading(kind or "resource", page, offset, place.name, is_filtered=bool(search or status))
-    return result.with_text(heading, *map(_resource_line, rows), hint)
+    others = await _others_hint(place, page, query, kind)
+    hint = " ".join(filter(None, (others, hint, found.note, bare_hint(rows))))
+    applied = filter_in_words(kind=kind, search=search, status=status)
+    result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
+    head = heading(_noun(kind), page, offset, place.name, filter_in_words(search=search, status=status))
+    return result.with_text(head, *(resource_line(row, datetime.now(UTC)) for row in rows), hint)
 
 
 async def show_chain(
@@ -111,13 +133,15 @@ async def show_chain(
     resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")],
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ChainPicture]:
-    """Draw a disk's or machine's restore points as a tree: what builds on what, where the head is, what is damaged.
-    Deleting one deletes everything below it."""
+    """Draw a disk's restore points as a tree: what would break if a full backup was removed, how incrementals build
+    on each other, which restore point is the current head, what is damaged. Deleting one deletes everything below it."""
     place = state_of(ctx).zones.get(zone)
     found, snapshots, total = await _snapshots_of(place, resource_id)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
     result = picture(place, found, snapshots, total_count=total, gone_count=gone)
-    return result.with_text(*picture_text(result, found, snapshots, total), result.hint)
+    drawn = result.with_text(*picture_text(result, found, snapshots, total), result.hint)
+    nodes = [one.lean() for one in chain.layout(snapshots)]
+    return drawn.model_copy(update={"meta": {"nodes": nodes}})
 
 
 def picture(
@@ -143,9 +167,10 @@ def picture(
         resource_id=clean_text(resource.resource_id),
         resource_name=clean_text(resource.resource_name),
         head_id=head,
-        total_bytes=sum(one.stored_bytes for one in snapshots),
-        gone_count=gone_count,
-        nodes=chain.layout(snapshots),
+        stored_bytes=sum(one.stored_bytes for one in snapshots),
+        frees_bytes=None if is_cut else chain.bytes_beside_the_newest(snapshots),
+        gone_count=gone_count or None,
+        lines=chain.draw(snapshots),
         hint=hint,
     )
 
@@ -158,11 +183,12 @@ def picture_text(
     which = f"the newest {len(snapshots)} of " if total_count > len(snapshots) else ""
     head = (
         f"{clean_text(resource.resource_type) or 'resource'} {quoted(resource.resource_name)} ({result.resource_id}) in zone "
-        f"{result.zone}: {which}{_count_of(total_count, 'restore point')} in {_count_of(chains, 'chain')}, "
-        f"{format_bytes(result.total_bytes)} stored"
+        f"{result.zone}: {which}{count_of(total_count, 'restore point')} in {count_of(chains, 'chain')}, "
+        f"{format_bytes(result.stored_bytes)} stored"
     )
     gone = f"; {result.gone_count} gone" if result.gone_count else ""
-    return [f"{head}{gone}.", "", *chain.draw(snapshots), ""] if snapshots else [f"{head}{gone}."]
+    frees = f"; all but the newest chain: {format_bytes(result.frees_bytes)}" if result.frees_bytes else ""
+    return [f"{head}{frees}{gone}.", "", *result.lines, ""] if snapshots else [f"{head}{gone}."]
 
 
 async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot], int]:
@@ -194,14 +220,26 @@ async def _resource_filter(zone: Zone, text: str) -> str:
         return text
 
 
-async def _resources(zone: Zone, query: ResourceFilter, kind: Kind | None) -> Page[Any]:
+def _noun(kind: Kind) -> str:
+    return "resource" if kind == "any" else kind
+
+
+async def _others_hint(zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind) -> str:
+    """Return how many others a search hides, since a model takes what it sees for all there is."""
+    if not query.search_word or not page.total_count:
+        return ""
+    existing = (await _resources(zone, ResourceFilter(limit=1), kind)).total_count
+    return f"{page.total_count} of {existing} match the search." if existing > page.total_count else ""
+
+
+async def _resources(zone: Zone, query: ResourceFilter, kind: Kind) -> Page[Any]:
     """Return a page of one kind, or of all kinds joined into one list."""
     lists: dict[Kind, Any] = {
         "volume": zone.provider.list_volumes,
         "instance": zone.provider.list_instances,
         "image": zone.provider.list_images,
     }
-    if kind:
+    if kind != "any":
         page: Page[Any] = await lists[kind](query)
         return page
     items: list[Resource] = []
@@ -249,55 +287,31 @@ async def _hint(zone: Zone, page: Page[Snapshot], query: SnapshotFilter) -> str:
         return f"Unknown status {', '.join(map(quoted, unknown))}; expected: {', '.join(SnapshotStatus)}."
     if query != _unfiltered(query) and (existing := await _count(zone)):
         gone = "" if query.status or query.snapshots else '; status=["deleted"] lists deleted ones'
-        return f"The filter matches none of {existing}{gone}."
+        return f"The filter matches none of {existing}{gone}.{await _near_snapshots(zone, query.search_word)}"
     if SnapshotStatus.DELETED not in query.status and (deleted := await _count(zone, status=(SnapshotStatus.DELETED,))):
         return f'All are deleted: status=["deleted"] lists {deleted}; recover_snapshots may bring them back.'
     return "The zone has no snapshots yet. list_resources lists what create_snapshots can back up."
 
 
-async def _resource_hint(
-    state: ServerState, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind | None
-) -> str:
+async def _near_snapshots(zone: Zone, word: str) -> str:
+    """Return which of the newest snapshots have a name near to a word that nothing matches."""
+    if not word:
+        return ""
+    newest = await zone.provider.list_snapshots(SnapshotFilter(limit=MAX_LIMIT))
+    near = near_names(word, [one.snapshot_name for one in newest.items])
+    return f" Similar names: {', '.join(map(quoted, near))}." if near else ""
+
+
+async def _resource_hint(state: ServerState, zone: Zone, page: Page[Any], query: ResourceFilter, kind: Kind) -> str:
     if page.items or page.total_count:
         return _paging_hint(page, query.offset)
     if query.search_word or query.status:
-        existing = (await _resources(zone, ResourceFilter(limit=1), kind)).total_count
-        if existing:
-            return f"The filter matches none of {existing}."
+        known = await _resources(zone, ResourceFilter(limit=MAX_LIMIT), kind)
+        if known.total_count:
+            near = near_names(query.search_word, [one.name for one in known.items]) if query.search_word else []
+            names = f" Similar names: {', '.join(map(quoted, near))}." if near else ""
+            return f"The filter matches none of {known.total_count}.{names}"
     if kind == "image":
         return "No images yet. export_to_image makes one from a machine's snapshot."
     command = f"{await state.command()} zone add PATH"
     return f"The zone has none yet. In a local zone the operator registers a disk with `{command}`."
-
-
-def _heading(noun: str, page: Page[Any], offset: int, zone: str, *, is_filtered: bool) -> str:
-    verb = (" matches" if page.total_count == 1 else " match") if is_filtered else ""
-    head = f"{_count_of(page.total_count, noun)}{verb} in zone {zone}"
-    if page.items and (offset or len(page.items) < page.total_count):
-        return f"{head}; {offset + 1} to {offset + len(page.items)}:"
-    return f"{head}{':' if page.items else '.'}"
-
-
-def _count_of(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-@lru_cache(maxsize=4096)
-def _shown(one: Snapshot, verbose: bool) -> tuple[SnapshotRow, str]:
-    """Return a snapshot's row and line of text; cached, because lists show the same snapshots repeatedly."""
-    row = SnapshotRow.of(one, verbose=verbose)
-    marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
-    line = (
-        f"{row.snapshot_id}  {row.type}  {row.status}{marks}  {row.snapshot_time or 'not taken yet'}  "
-        f"{format_bytes(row.size_bytes)}  {quoted(row.name)} of {quoted(row.resource_name)} ({row.resource_id})"
-        f"{f'  {row.consistency}' if row.consistency else ''}"
-    )
-    return row, line
-
-
-def _resource_line(row: ResourceRow) -> str:
-    attached = f"  on {row.attached_to}" if row.attached_to else ""
-    held = f"  IN USE: {row.held_by}" if row.held_by else ""
-    problem = f"  PROBLEM: {row.problem}" if row.problem else ""
-    what = f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.size_bytes)}  {quoted(row.name)}"
-    return f"{what}{attached}{held}{problem}"

@@ -3,6 +3,7 @@
 `snapshot://{zone}/{snapshot_id}`, `chain://{zone}/{root_id}`, `job://{zone}/{job_id}`, as JSON in the tools' own models.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,10 @@ from snapshot_mcp.contract.errors import NotFound, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES
 from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.server.chain import layout
 from snapshot_mcp.server.read_tools import MAX_CHAIN_NODES, picture
-from snapshot_mcp.server.results import JobRow, SnapshotRow
+from snapshot_mcp.server.results import JobRow
+from snapshot_mcp.server.rows import SnapshotRow
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones.finding import find_snapshot, read_list
 
@@ -23,7 +26,7 @@ async def read_snapshot(zone: str, snapshot_id: str, ctx: Context) -> str:
     """A restore point with all details."""
     with _translated():
         found = await find_snapshot(state_of(ctx).zones.get(zone).provider, snapshot_id)
-    return SnapshotRow.of(found, verbose=True).model_dump_json(exclude_none=True)
+    return json.dumps(SnapshotRow.of(found, verbose=True).lean(), ensure_ascii=False)
 
 
 async def read_chain(zone: str, root_id: str, ctx: Context) -> str:
@@ -37,7 +40,8 @@ async def read_chain(zone: str, root_id: str, ctx: Context) -> str:
         gone = SnapshotFilter(root_id=root_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)), limit=1)
         gone_count = (await place.provider.list_snapshots(gone)).total_count
     found = picture(place, snapshots[0].resource, snapshots, total_count=total, gone_count=gone_count)
-    return found.model_dump_json(exclude_none=True)
+    nodes = [one.lean() for one in layout(snapshots)]
+    return json.dumps(found.lean() | {"nodes": nodes}, ensure_ascii=False)
 
 
 async def read_job(zone: str, job_id: str, ctx: Context) -> str:
@@ -45,7 +49,7 @@ async def read_job(zone: str, job_id: str, ctx: Context) -> str:
     with _translated():
         place = state_of(ctx).zones.get(zone)
         job = await place.provider.get_job(job_id)
-    return JobRow.of(job, place.name).model_dump_json(exclude_none=True)
+    return json.dumps(JobRow.of(job, place.name).lean(), ensure_ascii=False)
 
 
 def add_resources(server: MCPServer[ServerState]) -> None:

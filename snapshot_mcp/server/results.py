@@ -10,11 +10,24 @@ from typing import Any, Literal, Self
 from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel, ConfigDict
 
-from snapshot_mcp.contract.models import Job, Resource, Snapshot, Volume, format_time
-from snapshot_mcp.contract.states import JobStatus
-from snapshot_mcp.contract.text import CONSISTENCIES, MESSAGE_CHARACTERS, clean_text, consistency_in_words
+from snapshot_mcp.contract.models import Job, Resource, Snapshot, format_time
+from snapshot_mcp.contract.states import JobAction, JobStatus
+from snapshot_mcp.contract.text import (
+    CONSISTENCIES,
+    MESSAGE_CHARACTERS,
+    clean_text,
+    consistency_in_words,
+    format_bytes,
+    quoted,
+)
 from snapshot_mcp.contract.tree import is_fuzzy
 from snapshot_mcp.guard import GuardedOutcome, Status
+
+Outcome = Literal["successful", "failed", "still_running"]
+"""How a wait for jobs ended."""
+
+RECOVER = "RecoverSnapshots"
+"""A recovery job's action as readers see it; on the wire it is `Lease`, the specification's name."""
 
 
 class Result(BaseModel):
@@ -22,131 +35,112 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    def lean(self) -> dict[str, Any]:
+        """Return it as a structure, without the optional fields that say nothing."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
     def with_text(self, *lines: str) -> CallToolResult:
         """Return it as a tool's result, with `lines` as its text."""
         return CallToolResult(
             content=[TextContent(type="text", text="\n".join(line for line in lines if line))],
-            structured_content=self.model_dump(mode="json", exclude_none=True),
+            structured_content=self.lean(),
         )
 
 
-class SnapshotRow(Result):
-    """A restore point in a list; the last five fields are set with `verbose` only."""
+class Made(Result):
+    """What a job has made: a snapshot, or the volume or image of an export.
 
-    snapshot_id: str
-    name: str
-    type: str
-    status: str
-    resource_id: str
-    resource_name: str
-    snapshot_time: str
-    size_bytes: int
-    root_id: str
-    parent_id: str | None = None
-    consistency: str | None = None
-    is_head: bool | None = None
-    is_damaged: bool | None = None
-    description: str | None = None
-    tags: list[str] | None = None
-    disk_bytes: int | None = None
-    chain_bytes: int | None = None
-    chain_count: int | None = None
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, *, verbose: bool = False) -> Self:
-        """Build a row from a snapshot."""
-        details: dict[str, Any] = {}
-        if verbose:
-            details = {
-                "description": clean_text(snapshot.description, MESSAGE_CHARACTERS),
-                "tags": [clean_text(tag) for tag in snapshot.tags],
-                "disk_bytes": snapshot.virtual_size_bytes,
-            }
-            if snapshot.is_full:
-                details |= {"chain_bytes": snapshot.total_size << 20, "chain_count": snapshot.total_count}
-        return cls(
-            snapshot_id=clean_text(snapshot.snapshot_id),
-            name=clean_text(snapshot.snapshot_name),
-            type=type_of(snapshot),
-            status=status_of(snapshot),
-            resource_id=clean_text(snapshot.resource.resource_id),
-            resource_name=clean_text(snapshot.resource.resource_name),
-            snapshot_time=format_time(snapshot.snapshot_time or snapshot.create_time),
-            size_bytes=snapshot.stored_bytes,
-            root_id=clean_text(snapshot.root_id),
-            parent_id=clean_text(snapshot.parent) if snapshot.parent else None,
-            consistency=consistency_of(snapshot),
-            is_head=True if snapshot.is_head else None,
-            is_damaged=True if snapshot.is_damaged else None,
-            **details,
-        )
-
-
-class SnapshotList(Result):
-    """A page of restore points."""
-
-    zone: str
-    total_count: int
-    snapshots: list[SnapshotRow]
-    hint: str = ""
-
-
-class ResourceRow(Result):
-    """A disk, machine or image in a list."""
-
-    resource_id: str
-    name: str
-    kind: Literal["volume", "instance", "image"]
-    status: str
-    size_bytes: int
-    attached_to: str | None = None
-    path: str | None = None
-    held_by: str | None = None
-    problem: str | None = None
-
-    @classmethod
-    def of(cls, resource: Resource) -> Self:
-        """Build a row from a resource."""
-        host = resource.instance if isinstance(resource, Volume) else None
-        return cls(
-            resource_id=clean_text(resource.id),
-            name=clean_text(resource.name),
-            kind=resource.kind,
-            status=clean_text(resource.transition_status or resource.status),
-            size_bytes=resource.byte_size,
-            attached_to=clean_text(host.instance_id) or None if host else None,
-            path=clean_text(resource.path or "", MESSAGE_CHARACTERS) or None,
-            held_by=clean_text(resource.held_by or "", MESSAGE_CHARACTERS) or None,
-            problem=clean_text(resource.problem or "", MESSAGE_CHARACTERS) or None,
-        )
-
-
-class ResourceList(Result):
-    """A page of disks, machines and images."""
-
-    zone: str
-    total_count: int
-    resources: list[ResourceRow]
-    hint: str = ""
-
-
-class Change(Result):
-    """Outcome of a change: `submitted` (accepted as a job), `exists` (nothing was started) or `done` (carried out).
-
-    `snapshot_ids` are in the order in which the disks were given; `size_bytes` is the size of the disks, not of what is stored.
+    `consistency` says so if it does not count as good; `zone` is set beside jobs of several zones.
     """
 
+    snapshot_id: str | None = None
+    resource_id: str | None = None
+    type: str
+    name: str
+    zone: str | None = None
+    time: str | None = None
+    stored_bytes: int | None = None
+    disk_bytes: int | None = None
+    path: str | None = None
+    consistency: str | None = None
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, zone: str | None = None) -> Self:
+        """Build it from a snapshot."""
+        return cls(
+            snapshot_id=clean_text(snapshot.snapshot_id),
+            type=type_of(snapshot),
+            name=clean_text(snapshot.snapshot_name),
+            zone=zone,
+            time=format_time(snapshot.snapshot_time or snapshot.create_time) or None,
+            stored_bytes=snapshot.stored_bytes,
+            disk_bytes=snapshot.virtual_size_bytes,
+            consistency=_verdict_of(snapshot),
+        )
+
+    @classmethod
+    def of_export(cls, resource: Resource, zone: str | None = None, source: Snapshot | None = None) -> Self:
+        """Build it from a volume or image, and the snapshot that it has the content of."""
+        return cls(
+            resource_id=clean_text(resource.id),
+            type=resource.kind,
+            name=clean_text(resource.name),
+            zone=zone,
+            time=format_time(resource.create_time) or None,
+            disk_bytes=resource.byte_size,
+            path=clean_text(resource.path or "", MESSAGE_CHARACTERS) or None,
+            consistency=_verdict_of(source) if source else None,
+        )
+
+    @property
+    def line(self) -> str:
+        """All of it as a line of text."""
+        what = "Snapshot" if self.snapshot_id else self.type.capitalize()
+        parts = [f"{what} {self.snapshot_id or self.resource_id} {quoted(self.name)}"]
+        parts += [self.type] if self.snapshot_id else []
+        parts += [f"in zone {self.zone}"] if self.zone else []
+        parts += [self.time] if self.time else []
+        parts += [f"stores {format_bytes(self.stored_bytes)}"] if self.stored_bytes is not None else []
+        parts += [f"disk {format_bytes(self.disk_bytes)}"] if self.disk_bytes is not None else []
+        parts += [self.path] if self.path else []
+        return "  ".join(parts) + (f": {self.consistency}" if self.consistency else "")
+
+
+class Renamed(Result):
+    """Outcome of a rename; `hint` says what was changed."""
+
     zone: str
-    status: Literal["submitted", "exists", "done"]
+    status: Literal["done"]
+    snapshot_id: str
+    hint: str = ""
+
+
+class Submitted(Result):
+    """Outcome of a change that a job carries out; `outcome` and `error` (the reason of a failed job) are set after a wait."""
+
+    zone: str
+    status: Literal["submitted", "exists"]
     job_id: str | None = None
     snapshot_ids: list[str] | None = None
-    made_at: str | None = None
-    size_bytes: int | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
     hint: str = ""
+
+
+class Change(Submitted):
+    """Outcome of a change that makes something: `submitted` (accepted as a job) or `exists` (nothing was started).
+
+    `snapshot_ids` are in the order in which the disks were given; `disk_bytes` is the size of the disks. `made` is set after
+    a wait.
+    """
+
+    made_at: str | None = None
+    disk_bytes: int | None = None
+    made: list[Made] | None = None
 
 
 class JobRow(Result):
-    """A job in a list."""
+    """A job."""
 
     job_id: str
     zone: str
@@ -174,7 +168,7 @@ class JobRow(Result):
         return cls(
             job_id=clean_text(job.job_id),
             zone=zone,
-            action=clean_text(job.action),
+            action=action_of(job),
             status=clean_text(job.status),
             percent=percent,
             phase=clean_text(progress.phase) if progress and progress.phase and not job.is_finished else None,
@@ -187,6 +181,18 @@ class JobRow(Result):
         )
 
 
+class ListedJob(JobRow):
+    """A job in a list; its own fields are of the history, whose `action` is in words."""
+
+    disks: list[str] | None = None
+    snapshots: list[str] | None = None
+    made: list[str] | None = None
+    asked_by: str | None = None
+    asked_through: str | None = None
+    approved_by: str | None = None
+    approved_through: str | None = None
+
+
 class Unreachable(Result):
     """A zone that did not answer."""
 
@@ -195,39 +201,21 @@ class Unreachable(Result):
 
 
 class JobList(Result):
-    """The unfinished jobs of one or all zones."""
+    """The unfinished jobs of one or all zones, or with `since` the history."""
 
-    jobs: list[JobRow]
+    since: str | None = None
+    jobs: list[ListedJob]
     unreachable: list[Unreachable] = []
     hint: str = ""
-
-
-class Made(Result):
-    """A snapshot that a job has made; `counts_as_good` is false if it may be a mixture of states, else unset."""
-
-    snapshot_id: str
-    zone: str
-    consistency: str | None = None
-    counts_as_good: bool | None = None
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, zone: str) -> Self:
-        """Build it from a snapshot."""
-        return cls(
-            snapshot_id=clean_text(snapshot.snapshot_id),
-            zone=zone,
-            consistency=consistency_of(snapshot),
-            counts_as_good=False if is_fuzzy(snapshot) else None,
-        )
 
 
 class Waited(Result):
     """Outcome of waiting for several jobs: `failed` if one has failed, else `still_running` if one is unfinished.
 
-    `made` are the snapshots of the successful backups, as far as the zone lists them.
+    `made` is what the successful ones have made, as far as the zone lists it.
     """
 
-    outcome: Literal["successful", "failed", "still_running"]
+    outcome: Outcome
     jobs: list[JobRow]
     made: list[Made] | None = None
     hint: str = ""
@@ -242,41 +230,8 @@ class Cancellation(Result):
     hint: str = ""
 
 
-class ChainNode(Result):
-    """A restore point in a tree."""
-
-    snapshot_id: str
-    parent_id: str | None = None
-    root_id: str
-    depth: int
-    name: str
-    type: str
-    status: str
-    snapshot_time: str
-    size_bytes: int
-    consistency: str | None = None
-    is_head: bool = False
-    is_damaged: bool = False
-
-
-class ChainPicture(Result):
-    """Restore points of a resource as trees, parents before children; `depth` counts from the full one.
-
-    `total_bytes` is what the `nodes` store.
-    """
-
-    zone: str
-    resource_id: str
-    resource_name: str
-    head_id: str | None = None
-    total_bytes: int
-    gone_count: int
-    nodes: list[ChainNode]
-    hint: str = ""
-
-
 class Guarded(Result):
-    """Outcome of a guarded call; only with the status `started` was anything started."""
+    """Outcome of a guarded call; only with the status `started` was anything started. `outcome` and `error` after a wait."""
 
     zone: str
     status: Status
@@ -288,6 +243,11 @@ class Guarded(Result):
     approval_expires_at: str | None = None
     safety_job_id: str | None = None
     safety_snapshot_ids: list[str] | None = None
+    frees_bytes: int | None = None
+    declined_at: str | None = None
+    ask_again_at: str | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
     hint: str = ""
 
     @classmethod
@@ -304,6 +264,9 @@ class Guarded(Result):
             approval_expires_at=format_time(outcome.approval_expires_at) or None,
             safety_job_id=clean_text(outcome.safety_job_id) or None,
             safety_snapshot_ids=[clean_text(one) for one in outcome.safety_snapshot_ids] or None,
+            frees_bytes=outcome.frees_bytes,
+            declined_at=format_time(outcome.declined_at) or None,
+            ask_again_at=format_time(outcome.ask_again_at) or None,
             hint=outcome.next_step,
         )
 
@@ -311,6 +274,11 @@ class Guarded(Result):
 def type_of(snapshot: Snapshot) -> str:
     """Return `full` or `incremental`."""
     return "full" if snapshot.is_full else "incremental"
+
+
+def action_of(job: Job) -> str:
+    """Return what a job does, in words that a reader knows."""
+    return RECOVER if job.action == JobAction.LEASE else clean_text(job.action)
 
 
 def status_of(snapshot: Snapshot) -> str:
@@ -321,6 +289,11 @@ def status_of(snapshot: Snapshot) -> str:
 def consistency_of(snapshot: Snapshot) -> str | None:
     """Return its consistency in plain words, None if the zone does not report it."""
     return consistency_in_words(snapshot.consistency) or None
+
+
+def _verdict_of(snapshot: Snapshot) -> str | None:
+    consistency = consistency_of(snapshot)
+    return f"{consistency}; does not count as good" if consistency and is_fuzzy(snapshot) else consistency
 
 
 def mixture_warning(snapshots: Iterable[Snapshot]) -> str:

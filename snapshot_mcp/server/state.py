@@ -3,6 +3,8 @@
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -15,6 +17,7 @@ from snapshot_mcp.zones import Zone, Zones
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard
+    from snapshot_mcp.history.history import History
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +30,15 @@ class ServerState:
     """
 
     def __init__(
-        self, zones: Zones, build_guard: "Callable[[], Guard]", announce_zone: Callable[[str], Awaitable[None]]
+        self,
+        zones: Zones,
+        build_guard: "Callable[[], Guard]",
+        announce_zone: Callable[[str], Awaitable[None]],
+        home: Path | None = None,
     ) -> None:
         self.zones = zones
+        self.home = home
+        """The folder of the history; None for a server that keeps none."""
         self.announce_zone = announce_zone
         """Notify subscribers of a zone's snapshots and chains about a change without a job."""
         self._create_locks: dict[str, anyio.Lock] = {}
@@ -48,6 +57,16 @@ class ServerState:
         await self._is_guard_there.wait()
         assert self._guard is not None
         return self._guard
+
+    @cached_property
+    def history(self) -> "History | None":
+        """The history of this home; imported with the first job."""
+        if self.home is None:
+            return None
+        from snapshot_mcp.history.history import History
+        from snapshot_mcp.history.register import Register
+
+        return History(Register(self.home), self.zones, self.guard)
 
     async def command(self) -> str:
         """Return how a shell runs this program."""

@@ -4,17 +4,20 @@ The SDK's own tools ignore unknown arguments, convert types and publish pydantic
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp.types import ToolAnnotations
-from pydantic import ConfigDict, ValidationError
+from mcp.server.mcpserver.utilities.func_metadata import func_metadata
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from snapshot_mcp.contract import errors
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.server.callers import refuse_role
+from snapshot_mcp.server.endings import begin_call
 from snapshot_mcp.server.state import state_of
 
 READ = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
@@ -35,22 +38,39 @@ ZONE_SPECIFIC = (
 
 
 class StrictTool(Tool):
-    """A tool that explains wrong arguments, one line each, and reports a zone's errors to the model."""
+    """A tool that takes arguments as hosts send them, explains wrong ones, and reports a zone's errors to the model."""
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """Call the tool. Raises ToolError with a text for the model; an unexpected exception passes unchanged."""
+        """Call the tool. An expected error is a result without structure; an unexpected exception passes unchanged."""
+        begin_call()
         if reason := refuse_role(reads_only=bool(self.annotations and self.annotations.read_only_hint)):
-            raise ToolError(f"{self.name} was not called: {reason}")
+            return error_result(errors.Forbidden.code, f"{self.name} was not called: {reason}")
         try:
-            return await super().run(arguments, context, convert_result)
+            return await super().run(self._as_meant(arguments), context, convert_result)
         except UnexpectedToolError as error:
             if isinstance(cause := error.__cause__, errors.ZoneError):
-                raise ToolError(f"{self.name} failed: {_text_of(cause, arguments, context)}") from cause
+                return error_result(cause.code, f"{self.name} failed: {_text_of(cause, arguments, context)}")
             raise
         except ToolError as error:
             if isinstance(cause := error.__cause__, ValidationError):
-                raise ToolError(f"{self.name} was not called: {self._describe(cause)}") from cause
+                return error_result(errors.BadRequest.code, f"{self.name} was not called: {self._describe(cause)}")
             raise
+
+    def _as_meant(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments without those that mean unset, and integers where a host sent floats."""
+        return {
+            name: int(value) if isinstance(value, float) and value.is_integer() and self._is_integer(name) else value
+            for name, value in arguments.items()
+            if not self._means_unset(name, value)
+        }
+
+    def _means_unset(self, name: str, value: Any) -> bool:
+        """Whether a host filled in an optional argument with null or ""."""
+        is_optional = name in self.parameters["properties"] and name not in self.parameters.get("required", ())
+        return is_optional and (value is None or value == "")
+
+    def _is_integer(self, name: str) -> bool:
+        return bool(self.parameters["properties"].get(name, {}).get("type") == "integer")
 
     def _describe(self, error: ValidationError) -> str:
         lines = []
@@ -71,6 +91,11 @@ class StrictTool(Tool):
         return " ".join(lines)
 
 
+def error_result(code: str, text: str) -> CallToolResult:
+    """Return an error: its text, and its code in `_meta`. Hosts check a structure against the output schema, so it has none."""
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True, meta={"code": code})
+
+
 def _text_of(error: errors.ZoneError, arguments: dict[str, Any], context: Context[Any, Any]) -> str:
     """Return the error's text, with the zone if it is about the zone and the call concerned a single one."""
     zones = state_of(context).zones
@@ -85,17 +110,45 @@ def _text_of(error: errors.ZoneError, arguments: dict[str, Any], context: Contex
 
 
 def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations) -> Tool:
-    """Build a tool from a module-level function: its name, docstring, annotated parameters and result."""
-    tool = StrictTool.from_function(
-        fn, title=title, description=" ".join((fn.__doc__ or "").split()), annotations=annotations
-    )
-    model = tool.fn_metadata.arg_model
+    """Build a tool from a module-level function: its name, docstring, annotated parameters and result.
+
+    `Tool.from_function` would generate each schema twice, and start-up counts.
+    """
+    metadata = func_metadata(fn, skip_names=[CONTEXT], structured_output=False)
+    model = metadata.arg_model
     model.model_config |= ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
     model.model_rebuild(force=True)
-    tool.parameters = compact_schema(model.model_json_schema(by_alias=True))
-    tool.fn_metadata.output_schema = compact_schema(tool.fn_metadata.output_schema or {})
-    tool.fn_metadata.output_model = None  # results are dumps of that model: do not validate them again
-    return tool
+    metadata.output_schema = _result_schema(_result_model(fn))
+    parameters = compact_schema(model.model_json_schema(by_alias=True))
+    del parameters["additionalProperties"]  # unknown arguments are refused in words; some converters crash on it
+    return StrictTool(
+        fn=fn,
+        name=fn.__name__,
+        title=title,
+        description=" ".join((fn.__doc__ or "").split()),
+        parameters=parameters,
+        fn_metadata=metadata,
+        is_async=True,
+        context_kwarg=CONTEXT,
+        annotations=annotations,
+    )
+
+
+CONTEXT = "ctx"
+"""The parameter of each tool's function that takes the request's context."""
+
+
+def _result_model(fn: Callable[..., Any]) -> type[BaseModel]:
+    """Return the model in a function's `Annotated[CallToolResult, Model]`, which may be one arm of a union."""
+    returned = fn.__annotations__["return"]
+    arms = (returned, *get_args(returned))
+    model: type[BaseModel] = next(get_args(arm)[1] for arm in arms if get_origin(arm) is Annotated)
+    return model
+
+
+@cache
+def _result_schema(model: type[BaseModel]) -> dict[str, Any]:
+    return compact_schema(model.model_json_schema(mode="serialization"))
 
 
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:

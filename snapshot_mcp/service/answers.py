@@ -60,6 +60,13 @@ class ImagesAnswer(BaseModel):
     total_count: int = Field(ge=0)
 
 
+class FinishedJobsAnswer(BaseModel):
+    """The newest of the jobs that have ended."""
+
+    jobs: list[Job]
+    total_count: int = Field(ge=0)
+
+
 class TokenAnswer(BaseModel):
     """A token, as OAuth 2 returns it."""
 

@@ -156,6 +156,12 @@ async def lease(call: ApiRequest) -> Response:
     return _job_answer(call, await call.provider.recover_snapshots(call.body.resources))
 
 
+@_operation("VerifySnapshots", "POST", f"{_SNAPSHOTS}/verify", body=requests.VerifyBody, feature=Feature.VERIFY)
+async def verify_snapshots(call: ApiRequest) -> Response:
+    """Read snapshots, and all that they build on, back whole."""
+    return _job_answer(call, await call.provider.verify_snapshots(call.body.snapshots))
+
+
 @_operation("GetJob", "GET", _JOB)
 async def get_job(call: ApiRequest) -> Response:
     """Return one job."""
@@ -173,6 +179,21 @@ async def list_unfinished_jobs(call: ApiRequest) -> Response:
     """List the unfinished jobs, oldest first."""
     jobs = await call.provider.list_unfinished_jobs()
     return json_answer([job_to_wire(job, call.path("zone")) for job in jobs])
+
+
+@_operation(
+    "ListFinishedJobs",
+    "GET",
+    f"{ZONE_PATH}/finished_jobs",
+    answers.FinishedJobsAnswer,
+    query=requests.FinishedJobsQuery,
+    feature=Feature.HISTORY,
+)
+async def list_finished_jobs(call: ApiRequest) -> Response:
+    """List the jobs that have ended, the newest end first."""
+    page = await call.provider.list_finished_jobs(call.query.since, call.query.limit)
+    jobs = [job_to_wire(job, call.path("zone")) for job in page.items]
+    return json_answer({"jobs": jobs, "total_count": page.total_count})
 
 
 @_operation("ListVolumes", "GET", f"{ZONE_PATH}/volumes", answers.VolumesAnswer, query=requests.VolumesQuery)

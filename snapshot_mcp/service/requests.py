@@ -8,6 +8,7 @@ that `Needs` a feature is unknown to a zone that does not declare it.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, NoReturn, TypeVar, get_origin
 from urllib.parse import parse_qsl
 
@@ -28,6 +29,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import SnapshotType
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.values import parse_time
 
 MAX_QUERY_BYTES = 65_536
 """Twice the size of terms with 120 ids of 255 characters, percent-encoded."""
@@ -229,6 +231,19 @@ class UpdateBody(Request):
     def update(self) -> SnapshotUpdate:
         """Return the body as the provider takes it."""
         return SnapshotUpdate.model_validate(dict(self))
+
+
+class VerifyBody(Request):
+    """Snapshots to verify."""
+
+    snapshots: Ids
+
+
+class FinishedJobsQuery(Request):
+    """The query of GET /finished_jobs: those that ended at `since` or later, the newest first."""
+
+    since: Annotated[datetime, BeforeValidator(parse_time)]
+    limit: Limit = 10
 
 
 class LeaseBody(Request):

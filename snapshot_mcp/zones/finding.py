@@ -5,6 +5,7 @@ An exact id takes precedence over a name; a name that several resources share is
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import anyio
@@ -28,6 +29,10 @@ MAX_LISTED = 20_000
 
 PASSES = 4
 """Attempts to read a list that changes while it is read; enough for a zone where a backup ends every second."""
+
+MAX_NEAR = 5
+NEAR = 0.6
+"""Least similarity of a near name, of 1: a letter more, less or different in a short one."""
 
 TRY_SECONDS = 5.0
 """Time limit for looking up optional details; with the longest wait it stays below the hosts' own limits."""
@@ -70,6 +75,7 @@ async def find_resource(provider: Provider, text: str) -> Volume | Instance:
             f"{len(named)} resources in zone {provider.zone} are named {quoted(text)}.",
             hint=f"Use an id: {_row(named)}.",
         )
+    similar = similar or await _near(provider, text)
     raise NotFound(
         f"There is no disk or machine {quoted(text)} in zone {provider.zone}.",
         hint=f"Similar names: {_row(similar)}." if similar else "list_resources lists all of them.",
@@ -162,6 +168,26 @@ async def _resources(provider: Provider, query: ResourceFilter) -> list[Volume |
     with suppress(NotFound):
         found += (await read_list(provider.list_instances, query))[0]
     return found
+
+
+async def _near(provider: Provider, text: str) -> list[Volume | Instance]:
+    """Return the disks and machines of the zone's first pages whose name is near to `text`."""
+    page = ResourceFilter(limit=MAX_LIMIT)
+    known: list[Volume | Instance] = []
+    for list_page in (provider.list_volumes, provider.list_instances):
+        with suppress(NotFound):
+            known += (await list_page(page)).items
+    names = near_names(text, [one.name for one in known])
+    return sorted((one for one in known if one.name in names), key=lambda one: names.index(one.name))
+
+
+def near_names(text: str, names: Sequence[str]) -> list[str]:
+    """Return the names nearest to `text`, by a common part, regardless of case, or by a few different letters."""
+    folded = {name: name.casefold() for name in dict.fromkeys(names)}
+    word = text.casefold()
+    parts = [name for name, one in folded.items() if len(word) > 1 and (word in one or (len(one) > 1 and one in word))]
+    close = get_close_matches(word, list(folded.values()), n=MAX_NEAR, cutoff=NEAR)
+    return list(dict.fromkeys([*parts, *(name for one in close for name in folded if folded[name] == one)]))[:MAX_NEAR]
 
 
 def _row(resources: Sequence[Volume | Instance]) -> str:

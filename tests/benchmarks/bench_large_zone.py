@@ -19,7 +19,7 @@ import anyio
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from snapshot_mcp.contract.models import SnapshotFilter
+from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.providers.local import LocalZone, worker
 from snapshot_mcp.providers.local.folder import FolderCatalogue
@@ -62,6 +62,12 @@ async def measure(folder: Path, rounds: int) -> dict[str, float]:
             await zone.list_snapshots(query)
             times.append(time.perf_counter() - started)
         seconds[what] = statistics.median(times[1:])
+    times = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        await zone.list_volumes(ResourceFilter(verbose=1, limit=20))
+        times.append(time.perf_counter() - started)
+    seconds["coverage of 20 disks"] = statistics.median(times[1:])
     await zone.aclose()
     seconds["open"] = statistics.median(timed(lambda: FolderCatalogue(folder).close()) for _ in range(rounds))
     seconds["worker, start and end"] = statistics.median(timed(lambda: worker.run(folder, 0)) for _ in range(rounds))

@@ -196,7 +196,7 @@ async def test_a_rename_that_the_zone_refuses_is_recorded_as_refused(lab: Lab) -
     guard, unknown = app.build_guard(lab.settings), Snapshot(snapshot_id="ss-gone", snapshot_name="keep me")
 
     async def rename(zone: Zone) -> None:
-        async with guard.renaming(zone, unknown, "junk", nobody()):
+        async with guard.renaming(zone, unknown, SnapshotUpdate(snapshot_name="junk"), nobody()):
             await zone.provider.update_snapshot("ss-gone", SnapshotUpdate(snapshot_name="junk"))
 
     async with app.build_zones(lab.settings) as zones:

@@ -19,7 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import SubscriptionLost
 
 from snapshot_mcp.guard import Door
-from snapshot_mcp.server.job_tools import MAX_WAIT_SECONDS
+from snapshot_mcp.server.endings import CALL_SECONDS
 from tests.disks import worker_pid
 from tests.guard.conftest import Bench, nobody
 from tests.guard.test_attacks import Victim, status_of
@@ -313,7 +313,7 @@ async def endless_job(victim: Victim) -> AsyncIterator[Endless]:
 @modern_first
 async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless_job: Endless) -> None:
     """ "A removed token is refused at once, its open sessions, streams and subscriptions end"; those of others go on."""
-    wait = {"job_ids": [endless_job.job_id], "timeout_seconds": MAX_WAIT_SECONDS}
+    wait = {"job_ids": [endless_job.job_id], "timeout_seconds": CALL_SECONDS}
     async with serve(victim) as service, service.connect("vera", mode) as vera:
         others: list[Any] = []
 

@@ -820,7 +820,12 @@ async def test_a_way_back_that_is_interrupted_goes_on(rolled: Rolled) -> None:
 def as_an_earlier_version_left_it(zone: LocalZone) -> None:
     """The catalogue without what the migrations from the fourth on add."""
     with FolderCatalogue(zone.folder) as catalogue:
+        for one in ("TRIGGER worth_came", "TRIGGER worth_went", "TRIGGER worth_changed", "TABLE snapshot_worth"):
+            catalogue.db.execute(f"DROP {one}")
+        for index in ("snapshots_by_worth", "snapshots_deleted", "jobs_by_end"):
+            catalogue.db.execute(f"DROP INDEX {index}")
         for table, added in (
+            ("snapshots", "worth is_affected verified_at"),
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
             ("resources", "applying_identity applying_safety_id is_stopped other_halves"),
         ):

@@ -256,12 +256,14 @@ async def test_kill_nine_at_a_hundred_random_moments(local_zone: LocalZone, tmp_
     volume = await local_zone.add_resource(image)
     contents: dict[str, bytes] = {}
     outcomes: dict[str, int] = {}
+    targets: list[str] = []
     for round_number in range(100):
         if chance.random() < 0.6 or not contents:
             change(image, MIB, seed=round_number)
             job = await local_zone.create_snapshots([volume.id], str(round_number), is_full=chance.random() < 0.2)
         elif chance.random() < 0.7:
-            job = await local_zone.apply_snapshots([chance.choice(list(contents))])
+            targets.append(chance.choice(list(contents)))
+            job = await local_zone.apply_snapshots(targets[-1:])
         else:
             job = await local_zone.delete_snapshot(chance.choice(list(contents)))
         content = image.read_bytes() if job.action == "CreateSnapshots" else b""
@@ -274,8 +276,12 @@ async def test_kill_nine_at_a_hundred_random_moments(local_zone: LocalZone, tmp_
         elif job.action == "DeleteSnapshots":
             assert job.is_successful
             contents = {key: value for key, value in contents.items() if key not in job.resource_ids}
-        elif job.action == "ApplySnapshots":
-            assert job.is_successful, job.info
+        elif job.action == "ApplySnapshots" and not job.is_successful:
+            # A half-written chunk, which no hash can tell from a foreign write, waits for a person (FORMAT.md, "A roll-back").
+            assert job.error is not None
+            assert job.error.code == "terms_changed"
+            await succeed(local_zone, await local_zone.apply_snapshots([targets[-1]]))
+    assert outcomes.get("ApplySnapshots failed", 0) <= 5, outcomes
     assert (await local_zone.check()).is_clean
     for snapshot_id, content in contents.items():
         await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))

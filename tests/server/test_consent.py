@@ -267,7 +267,7 @@ async def test_an_answer_replayed_destroys_nothing_twice(lab: Lab) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_disk_in_use_is_refused_in_the_tools_own_shape_and_nobody_is_asked(lab: Lab, mode: str) -> None:
+async def test_a_disk_in_use_is_refused_before_anybody_is_asked(lab: Lab, mode: str) -> None:
     """A guarded tool answers one model with a `status`; what cannot be done now is refused before a person is asked."""
     disk = await lab.add_disk("web")
     person = Person("roll back")
@@ -277,7 +277,8 @@ async def test_a_disk_in_use_is_refused_in_the_tools_own_shape_and_nobody_is_ask
             fcntl.flock(held, fcntl.LOCK_EX)
             result = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [first]})
         assert result.is_error
-        assert result.structured_content["status"] == "refused"
+        assert result.structured_content is None
+        assert (result.meta or {})["code"] == "resource_busy"
         assert "is in use" in text_of(result)
         assert (person.questions, await total(client)) == ([], 2)
         again = await client.call_tool("rollback_to_snapshots", {"snapshot_ids": [first]})
@@ -381,3 +382,21 @@ async def test_a_person_can_be_sent_to_a_page(lab: Lab, mode: str, action: Any, 
     async with Client(server, mode=mode, elicitation_callback=open_page) as client:
         result = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
     assert text_of(result).splitlines()[0] == expected
+
+
+@pytest.mark.anyio
+async def test_the_second_call_after_keep_says_when_that_was_said(lab: Lab, mode: str) -> None:
+    """It must not read as if the person had just been asked, and it says when they can be asked again."""
+    await lab.add_disk("web")
+    person = Person("keep")
+    async with lab.connect(mode, elicitation_callback=person) as client:
+        _, second = await two_snapshots(client, "web")
+        first, again = [await client.call_tool("delete_snapshot", {"snapshot_id": second}) for _ in range(2)]
+    assert len(person.questions) == 1
+    assert data_of(first)["declined_at"] == data_of(again)["declined_at"]
+    for result in (first, again):
+        told = data_of(result)
+        assert told["status"] == "declined"
+        assert told["declined_at"] < told["ask_again_at"]
+        assert all(told[name] in text_of(result) for name in ("declined_at", "ask_again_at"))
+        assert "just now" in text_of(result)

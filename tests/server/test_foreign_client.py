@@ -69,7 +69,7 @@ async def test_the_typescript_client_backs_a_disk_up(
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert len(told["tools"]) == 13
+    assert len(told["tools"]) == 14
     assert told["before"]["total_count"] == 0
     assert told["made"]["status"] == "submitted"
     assert told["waited"]["outcome"] == "successful"

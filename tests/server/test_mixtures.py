@@ -47,13 +47,10 @@ async def test_a_wait_says_that_what_was_made_may_be_a_mixture(lab: Lab, mode: s
         waited = await create_and_wait(client)
     assert data_of(waited)["outcome"] == "successful"
     (made,) = data_of(waited)["made"]
-    assert made == {
-        "snapshot_id": made["snapshot_id"],
-        "zone": "local",
-        "consistency": MIXTURE,
-        "counts_as_good": False,
-    }
-    assert f"Snapshot {made['snapshot_id']} in zone local: {MIXTURE}; does not count as good" in text_of(waited)
+    assert made["type"] == "full"
+    assert made["consistency"] == f"{MIXTURE}; does not count as good"
+    assert f"Snapshot {made['snapshot_id']} “nightly”  full  " in text_of(waited)
+    assert f": {MIXTURE}; does not count as good\n" in text_of(waited)
     assert f"{made['snapshot_id']}: {MIXTURE}; this {NOT_GOOD}." in data_of(waited)["hint"]
     assert data_of(waited)["hint"] in text_of(waited)
 
@@ -66,10 +63,10 @@ async def test_a_wait_says_how_consistent_a_sound_one_is(lab: Lab, mode: str) ->
         repeated = await client.call_tool("create_snapshots", CREATE)
     (made,) = data_of(waited)["made"]
     assert made["consistency"].startswith(CRASH)
-    assert "counts_as_good" not in made
-    assert f"in zone local: {made['consistency']}\n" in text_of(waited)
+    assert "count as good" not in made["consistency"]
+    assert f": {made['consistency']}\n" in text_of(waited)
     assert data_of(waited)["hint"] == "The restore point is complete; show_chain shows it in its chain."
-    assert data_of(repeated)["hint"] == "For a new backup use another name."
+    assert data_of(repeated)["hint"] == "It does not contain later changes; for a new backup use another name."
 
 
 @pytest.mark.anyio
@@ -82,7 +79,9 @@ async def test_a_repeated_create_and_an_export_and_a_recovery_say_it_too(lab: La
         ]
         assert [data_of(one)["status"] for one in results] == ["exists", "submitted"]
         exported = await client.call_tool("wait_for_job", {"job_ids": [data_of(results[1])["job_id"]]})
-        assert "made" not in data_of(exported), "only backups make snapshots"
+        (volume,) = data_of(exported)["made"]
+        assert Path(volume["path"]).stat().st_size == volume["disk_bytes"]
+        assert f"Volume {volume['resource_id']} “copy”" in text_of(exported)
         await lab.delete(snapshot_id)
         results.append(await client.call_tool("recover_snapshots", {"snapshot_ids": [snapshot_id]}))
     for result in results:

@@ -51,7 +51,7 @@ async def test_a_backup_over_stdio(lab: Lab, mode: str) -> None:
     await lab.add_disk("web", 4 * MIB)
     async with Client(parameters(lab), mode=mode) as client:
         assert client.server_info is None or client.server_info.name == "snapshot-mcp"
-        assert len((await client.list_tools()).tools) == 13
+        assert len((await client.list_tools()).tools) == 14
         snapshot_id = await back_up(client, "web", "x")
         refused = await client.call_tool("delete_snapshot", {"snapshot_id": snapshot_id})
         assert data_of(refused)["status"] == "needs_approval"
@@ -137,7 +137,7 @@ async def test_listing_tools_needs_no_provider_and_creates_no_file(lab: Lab) -> 
         "SNAPSHOT_MCP_ZONE": "ac1",
     }
     async with Client(parameters(lab)) as client:
-        assert len((await client.list_tools()).tools) == 13
+        assert len((await client.list_tools()).tools) == 14
     assert not lab.home.exists()
 
 

@@ -176,7 +176,7 @@ async def test_a_list_that_repeats_itself_shows_each_restore_point_once(
                 return snapshots(*rows[int(asked["offset"][0]) > 0 :], total_count=total)
 
             zone.answers["GET volume_snapshots"] = overlapping
-            nodes = data_of(await client.call_tool("show_chain", {"resource_id": "vol-a"}))["nodes"]
+            nodes = ((await client.call_tool("show_chain", {"resource_id": "vol-a"})).meta or {})["nodes"]
             assert [node["snapshot_id"] for node in nodes] == ["ss-a1", "ss-a2"]
 
 

@@ -1,10 +1,12 @@
 """The tools at work, through a real client, on the embedded zone."""
 
+import json
 from typing import Any
 
 import anyio
 import pytest
 
+from snapshot_mcp import app
 from snapshot_mcp.contract.models import MAX_OFFSET
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.server import read_tools
@@ -19,7 +21,7 @@ async def test_a_disk_is_backed_up_looked_at_and_exported(lab: Lab, mode: str) -
         submitted = await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "monday"})
         assert data_of(submitted)["status"] == "submitted"
         assert data_of(submitted)["zone"] == "local"
-        assert data_of(submitted)["size_bytes"] == 4 * MIB
+        assert data_of(submitted)["disk_bytes"] == 4 * MIB
         assert "submitted" in text_of(submitted)
         assert "wait_for_job" in text_of(submitted)
         job = await finish(client, submitted)
@@ -31,10 +33,10 @@ async def test_a_disk_is_backed_up_looked_at_and_exported(lab: Lab, mode: str) -
         assert page["zone"] == "local"
         assert (row["name"], row["type"], row["status"], row["is_head"]) == ("monday", "full", "available", True)
         assert row["disk_bytes"] == 4 * MIB
-        assert row["size_bytes"] >= 4 * MIB
+        assert row["stored_bytes"] >= 4 * MIB
 
         export = await client.call_tool("export_to_volume", {"snapshot_id": row["snapshot_id"], "volume_name": "copy"})
-        assert data_of(export)["size_bytes"] == 4 * MIB
+        assert data_of(export)["disk_bytes"] == 4 * MIB
         await finish(client, export)
         rows = data_of(await client.call_tool("list_resources", {"kind": "volume"}))["resources"]
         copy = next(one for one in rows if one["name"] == "copy")
@@ -79,7 +81,7 @@ async def test_creating_twice_answers_what_is_there(lab: Lab, mode: str) -> None
         after = await client.call_tool("create_snapshots", arguments)
         assert data_of(after)["status"] == "exists"
         assert data_of(after)["snapshot_ids"] == data_of(first)["snapshot_ids"]
-        assert data_of(after)["size_bytes"] == data_of(first)["size_bytes"] == 4 * MIB
+        assert data_of(after)["disk_bytes"] == data_of(first)["disk_bytes"] == 4 * MIB
         assert "It does not contain later changes" in text_of(after)
         assert "another name" in text_of(after)
         assert data_of(await client.call_tool("list_snapshots", {}))["total_count"] == 2
@@ -205,7 +207,7 @@ async def test_pages_name_the_next_offset(lab: Lab) -> None:
         assert page["hint"] == "More: offset=2."
         rest = data_of(await client.call_tool("list_snapshots", {"limit": 2, "offset": 2}))
         assert len(rest["snapshots"]) == 1
-        assert rest["hint"] == ""
+        assert "hint" not in rest
 
 
 @pytest.mark.anyio
@@ -229,10 +231,13 @@ async def test_the_chain_is_drawn_with_its_head(lab: Lab) -> None:
         second = await back_up(client, "web", "two")
         result = await client.call_tool("show_chain", {"resource_id": "web"})
     chain = data_of(result)
-    assert [(node["snapshot_id"], node["depth"]) for node in chain["nodes"]] == [(first, 0), (second, 1)]
+    nodes = (result.meta or {})["nodes"]
+    assert [(node["snapshot_id"], node["depth"]) for node in nodes] == [(first, 0), (second, 1)]
     assert chain["head_id"] == second
-    assert chain["gone_count"] == 0
-    assert chain["total_bytes"] == sum(node["size_bytes"] for node in chain["nodes"])
+    assert "gone_count" not in chain
+    assert chain["stored_bytes"] == sum(node["stored_bytes"] for node in nodes)
+    assert "nodes" not in chain
+    assert all(line in text_of(result) for line in chain["lines"])
     lines = text_of(result).splitlines()
     assert any(line.startswith(f"◉ {first}  full") for line in lines)
     assert any(line.startswith(f"● {second}  +") and line.endswith("◀ head") for line in lines)
@@ -250,7 +255,7 @@ async def test_a_chain_that_is_drawn_in_part_says_so_and_claims_nothing_of_the_r
         for name in ("second", "third"):
             await back_up(client, "web", name)
         whole = await client.call_tool("show_chain", {"resource_id": "web"})
-        assert len(data_of(whole)["nodes"]) == 2
+        assert len(data_of(whole)["lines"]) == 2
         assert data_of(whole)["hint"].startswith("Only the newest 2 of 3 are shown; list_snapshots")
         assert "the newest 2 of 3 restore points in 1 chain" in text_of(whole)
     await lab.roll_back(first)
@@ -309,7 +314,7 @@ async def test_ids_beyond_the_page_are_not_called_missing(lab: Lab) -> None:
         page = data_of(await client.call_tool("list_snapshots", {"snapshot_ids": ids, "limit": 2}))
         assert page["hint"] == "More: offset=2."
         rest = data_of(await client.call_tool("list_snapshots", {"snapshot_ids": ids, "limit": 2, "offset": 2}))
-        assert rest["hint"] == ""
+        assert "hint" not in rest
         one_wrong = {"snapshot_ids": [*ids, "ss-none", "ss-none"], "limit": 2}
         assert "1 of the 4 ids" in data_of(await client.call_tool("list_snapshots", one_wrong))["hint"]
         many = {"snapshot_ids": [f"no-{number}" for number in range(1000)]}
@@ -352,3 +357,97 @@ async def test_an_offset_beyond_every_number_is_refused_in_words(lab: Lab, tool:
         assert result.is_error
         assert "offset: should be less than or equal to" in text_of(result)
         assert not (await client.call_tool(tool, {"offset": MAX_OFFSET})).is_error
+
+
+@pytest.mark.anyio
+async def test_are_we_covered_is_one_call(lab: Lab, mode: str) -> None:
+    """Of each disk the newest good restore point and its age, how many, what they store, what runs; and which have none."""
+    for number in range(6):
+        await lab.add_disk(f"disk-{number}")
+    async with lab.connect(mode) as client:
+        for number in range(5):
+            await client.call_tool(
+                "create_snapshots", {"resource_ids": [f"disk-{number}"], "name": "nightly", "wait_seconds": 50}
+            )
+        first = data_of(await client.call_tool("list_snapshots", {"resource_id": "disk-0"}))["snapshots"][0]
+        checked = {"snapshot_ids": [first["snapshot_id"]], "wait_seconds": 50}
+        assert data_of(await client.call_tool("verify_snapshots", checked))["outcome"] == "successful"
+        result = await client.call_tool("list_resources", {})
+    rows = {row["name"]: row for row in data_of(result)["resources"]}
+    covered = rows["disk-0"]["coverage"]
+    assert covered["newest_good_id"] == first["snapshot_id"]
+    assert covered["good_count"] == 1
+    assert covered["stored_bytes"] == first["stored_bytes"]
+    assert covered["verified_at"]
+    assert "verified_at" not in rows["disk-1"]["coverage"]
+    assert rows["disk-5"]["coverage"]["good_count"] == 0
+    assert f"{rows['disk-5']['resource_id']} “disk-5”" in data_of(result)["hint"]
+    text = text_of(result)
+    assert text.count("never verified") == 4
+    assert text.count("NOT COVERED") == 1
+    assert f"newest good {first['snapshot_id']}" in text
+    assert "just now" in text
+    assert data_of(result)["hint"] in text
+
+
+@pytest.mark.anyio
+async def test_a_zone_that_keeps_no_counts_is_counted_from_its_list(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        snapshot_id = await back_up(client, "web", "one")
+        told = data_of(await client.call_tool("list_resources", {}))["resources"]
+        monkeypatch.setattr("snapshot_mcp.catalogue.listing.to_coverages", lambda catalogue, ids: {})
+        counted = data_of(await client.call_tool("list_resources", {}))["resources"]
+    assert counted == told
+    assert told[0]["coverage"]["newest_good_id"] == snapshot_id
+
+
+@pytest.mark.anyio
+async def test_tags_are_set_removed_and_recorded(lab: Lab, mode: str) -> None:
+    await lab.add_disk("web")
+    async with lab.connect(mode) as client:
+        snapshot_id = await back_up(client, "web", "one")
+
+        async def tag(tags: list[str] | None) -> str:
+            result = await client.call_tool(
+                "rename_snapshot", {"snapshot_id": snapshot_id, "name": "one", "tags": tags}
+            )
+            assert data_of(result)["status"] == "done"
+            listed = await client.call_tool("list_snapshots", {"verbose": True})
+            return ", ".join(data_of(listed)["snapshots"][0].get("tags", []))
+
+        assert await tag(["gold", "gold", " monthly "]) == "gold, monthly"
+        assert await tag(None) == await tag([]) == "gold, monthly"
+        assert await tag([""]) == ""
+    (changed, removed) = [one for one in app.build_guard(lab.settings).audit.records() if one["event"] == "rename"][-2:]
+    assert (changed["arguments"]["tags"], removed["arguments"]["old_tags"]) == ("gold, monthly", "gold, monthly")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("tool", "limit"), [("list_snapshots", 1.6), ("show_chain", 1.6)])
+async def test_the_structure_is_at_most_as_long_as_it_must_be(lab: Lab, tool: str, limit: float) -> None:
+    """Seven restore points: compact JSON against the text."""
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        for number in range(7):
+            await back_up(client, "web", f"nightly {number}")
+        result = await client.call_tool(tool, {"resource_id": "web"})
+    structure = json.dumps(data_of(result), ensure_ascii=False, separators=(",", ":"))
+    assert len(structure) <= limit * len(text_of(result))
+
+
+@pytest.mark.anyio
+async def test_a_typo_gets_near_names_and_a_search_says_what_it_hides(lab: Lab) -> None:
+    for name in ("pg-data", "web-db", "Mail"):
+        await lab.add_disk(name)
+    async with lab.connect() as client:
+        await back_up(client, "pg-data", "nightly")
+        for wrong, near in (("pg-dta", "pg-data"), ("mail", "Mail"), ("PG-DATA", "pg-data")):
+            result = await client.call_tool("show_chain", {"resource_id": wrong})
+            assert result.is_error
+            assert f"“{near}”" in text_of(result)
+        searched = await client.call_tool("list_resources", {"search": "db"})
+        assert "1 of 3 match the search." in data_of(searched)["hint"]
+        assert "1 of 3 match the search." in text_of(searched)
+        assert "“pg-data”" in data_of(await client.call_tool("list_resources", {"search": "pg-dta"}))["hint"]
+        assert "“nightly”" in data_of(await client.call_tool("list_snapshots", {"search": "nighty"}))["hint"]

@@ -59,6 +59,12 @@ class GuardedCalls:
             how = await self._how_to_approve(decided.waiting, link)
         return replies.worded(decided, self.surroundings.clock.read(), link, how)
 
+    async def preview(self, act: AnyAct) -> GuardedOutcome:
+        """Return what the act would do now and what forbids it. Opens, refreshes, extends and spends nothing; asks nobody."""
+        look = await act.look()
+        await in_thread(self._approvals.record_preview, look.call, look.plan)
+        return replies.previewed(look)
+
     async def _decide(self, act: AnyAct) -> Decided:
         if (await self.surroundings.rules(act.zone.name)).read_only:
             return Decided(Ending.FORBIDDEN, refusal=READS_ONLY)
@@ -78,12 +84,12 @@ class GuardedCalls:
             case NextStep.REFUSE:
                 return Decided(Ending.FORBIDDEN, look.plan, refusal=look.refusal)
             case NextStep.DECLINE:
-                return Decided(Ending.DECLINED, look.plan)
+                return Decided(Ending.DECLINED, look.plan, found.known)
             case NextStep.FOLLOW_SPENT:
                 return await self._follow(act, look, found)
             case NextStep.RECORD_NO:
-                await in_thread(self._questions.refuse, look.call, look.plan)
-                return Decided(Ending.DECLINED, look.plan)
+                refused = await in_thread(self._questions.refuse, look.call, look.plan)
+                return Decided(Ending.DECLINED, look.plan, refused)
             case NextStep.CARRY_OUT:
                 return await self._carrier.carry_out(act, found.known, look)
             case NextStep.REPORT_OBSTACLE:
@@ -125,7 +131,7 @@ class GuardedCalls:
             case Approval(state=State.PENDING):
                 return Decided(Ending.WAITS, look.plan, decided, earlier=found.ended_job)
             case _:
-                return Decided(Ending.DECLINED, look.plan)
+                return Decided(Ending.DECLINED, look.plan, decided)
 
     async def _wait_outside(self, act: AnyAct, look: Look, found: Found, approval: Approval) -> Decided | Found:
         """Offer the page to a client that can open it, and wait briefly for a decision there."""

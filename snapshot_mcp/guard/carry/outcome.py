@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-Status = Literal["started", "needs_approval", "declined", "refused", "plan_changed", "safety_running"]
+Status = Literal["plan", "started", "needs_approval", "declined", "refused", "plan_changed", "safety_running"]
 
 NEXT_STEPS: dict[Status, str] = {
+    "plan": "Only shown: nothing was done and nobody was asked. The call without plan_only asks a person.",
     "started": "Submitted, not done. Call wait_for_job with this job_id.",
     "needs_approval": "Show this to the person and wait. After the approval repeat exactly this call; there is no other way.",
     "declined": "A person said no. Do not ask again or look for another way.",
@@ -35,6 +36,9 @@ class GuardedOutcome:
     approval_expires_at: datetime | None = None
     safety_job_id: str = ""
     safety_snapshot_ids: tuple[str, ...] = ()
+    frees_bytes: int | None = None
+    declined_at: datetime | None = None
+    ask_again_at: datetime | None = None
 
     @property
     def next_step(self) -> str:

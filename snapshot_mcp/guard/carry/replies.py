@@ -3,12 +3,15 @@
 A refusal says who can act on it, never how to get around it.
 """
 
+from datetime import datetime, timedelta
+
 from snapshot_mcp.contract.errors import Cancelled, Expired, TermsChanged
-from snapshot_mcp.contract.models import Job
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.contract.models import Job, format_time
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, age_in_words, clean_text
 from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
-from snapshot_mcp.guard.carry.steps import Decided, Ending, SafetyState
+from snapshot_mcp.guard.carry.steps import Decided, Ending, Look, SafetyState
+from snapshot_mcp.guard.consent.approvals import DENIED_SECONDS
 from snapshot_mcp.guard.plan.plan import DeletionLoss, Plan
 from snapshot_mcp.guard.plan.wording import plan_lines
 
@@ -21,20 +24,32 @@ FOR_THE_PERSON = "Show the person the plan and how to approve it; only they can 
 def worded(decided: Decided, now: Moment, link: str, how: str) -> GuardedOutcome:
     """Return the outcome in words. `link` and `how` tell a person how to approve, if an approval waits for one."""
     approval, safety, waiting = decided.approval, decided.safety, decided.waiting
-    message = _message(decided, now)
-    job_id = decided.job.job_id if decided.job else approval.job_id if approval else ""
+    message, said = _message(decided, now), _said_no(decided)
+    job_id = decided.job.job_id if decided.job else approval.job_id if approval and not said else ""
     ids = safety.snapshot_ids if safety else approval.safety.snapshot_ids if approval and job_id else ()
     return GuardedOutcome(
         status=decided.ending.status,
         message=f"{message}\n{how}" if waiting else message,
         plan=plan_lines(decided.plan) if decided.plan else (),
         job_id=job_id,
-        approval_id=approval.id if approval else "",
+        approval_id=approval.id if approval and not said else "",
         approval_link=link,
         how_to_approve=how,
         approval_expires_at=waiting.expires_at if waiting else None,
+        declined_at=said,
+        ask_again_at=said + timedelta(seconds=DENIED_SECONDS) if said else None,
         safety_job_id=safety.job_id if safety else "",
         safety_snapshot_ids=ids,
+    )
+
+
+def previewed(look: Look) -> GuardedOutcome:
+    """Return a plan that was only asked for, with what forbids it now, in words."""
+    parts = ["This is only the plan: nothing was done and nobody was asked."]
+    parts += [f"The call itself would be refused. {look.refusal.message}"] if look.refusal else []
+    parts += [f"It could not be done now: {one}" for one in look.obstacles]
+    return GuardedOutcome(
+        "plan", " ".join(parts), plan=plan_lines(look.plan), frees_bytes=look.plan.rest.frees_bytes or None
     )
 
 
@@ -53,7 +68,7 @@ def _message(decided: Decided, now: Moment) -> str:
         case Ending.WAITS:
             return f"{_earlier(decided.earlier)}Nothing was done yet: a person has to approve it. {FOR_THE_PERSON}"
         case Ending.DECLINED:
-            return "A person said no to this. Nothing was done, and they will not be asked again for ten minutes."
+            return _declined(decided, now)
         case Ending.FORBIDDEN:
             return decided.refusal.message if decided.refusal else ""
         case Ending.UNDER_WAY:
@@ -68,6 +83,21 @@ def _message(decided: Decided, now: Moment) -> str:
         case Ending.NO_SAFETY:
             kept = decided.approval.validity(now) if decided.approval else ""
             return f"Nothing was overwritten: {decided.safety.problem if decided.safety else ''} {kept}"
+
+
+def _declined(decided: Decided, now: Moment) -> str:
+    said = _said_no(decided)
+    if said is None:
+        return "A person said no to this. Nothing was done, and they will not be asked again for ten minutes."
+    when = f"{format_time(said)} ({age_in_words(said, now.time)})"
+    again = format_time(said + timedelta(seconds=DENIED_SECONDS))
+    return f"A person said no to this at {when}. Nothing was done, and they can be asked again from {again} on, not before."
+
+
+def _said_no(decided: Decided) -> datetime | None:
+    """Return when the person said no, None if nobody did."""
+    approval = decided.approval if decided.ending is Ending.DECLINED else None
+    return approval.decided.time if approval and approval.decided else None
 
 
 def _started(decided: Decided) -> str:

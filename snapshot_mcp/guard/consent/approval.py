@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.ground.clock import Moment
 from snapshot_mcp.guard.consent.states import DOORS_IN_WORDS, IN_WORDS, OPEN, PROOFS_IN_WORDS, Door, State
@@ -132,6 +133,18 @@ class Approval:
         """When it expires if nothing happens; None once it is closed."""
         since, seconds = self._lifetime
         return since.after(seconds) if self.state in OPEN else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a person or another program decides by."""
+        call = self.call
+        return {
+            "id": self.id,
+            "state": self.state,
+            "title": self.title,
+            "plan": list(self.lines),
+            **{"zone": call.zone, "principal": call.principal, "client": call.client},
+            **{"opened_at": format_time(self.opened.time), "expires_at": format_time(self.expires_at)},
+        }
 
     def is_alive(self, now: Moment) -> bool:
         """Whether it is pending or granted and has not expired."""

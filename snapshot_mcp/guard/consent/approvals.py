@@ -97,6 +97,11 @@ class Approvals:
         with self._register.transaction() as rows:
             rows.record_call("refused", call, rule=rule)
 
+    def record_preview(self, call: Call, plan: Plan) -> None:
+        """Record that the plan was shown and nothing else; no approval is touched."""
+        with self._register.transaction() as rows:
+            rows.record_call("previewed", call, loss=plan.loss.model_dump(mode="json"), digest=plan.digest)
+
     # Decisions outside the conversation
 
     def open(self, call: Call, plan: Plan) -> Approval:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Snapshot
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, Snapshot, SnapshotUpdate
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard.consent.approval import moment_from_text, moment_to_text
 from snapshot_mcp.guard.consent.client import Client
@@ -23,7 +23,7 @@ RECENT_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What is done, where, and by whom. `arguments` are cleaned; a rename has `old_name` and `name`."""
+    """What is done, where, and by whom. `arguments` are cleaned; a rename has `old_name` and `name`, or `old_tags` and `tags`."""
 
     operation: str
     zone: str
@@ -40,9 +40,15 @@ class Deed:
         return about | {"principal": self.by, "client": self.client, "door": self.door, "by": self.by}
 
 
-def rename_deed(zone: str, location: str, snapshot: Snapshot, name: str, client: Client) -> Deed:
-    """Describe what `rename_snapshot` is about to do."""
-    names = {"old_name": snapshot.snapshot_name, "name": name}
+def rename_deed(zone: str, location: str, snapshot: Snapshot, update: SnapshotUpdate, client: Client) -> Deed | None:
+    """Describe what `rename_snapshot` is about to do to the name and the tags, None for nothing."""
+    texts: dict[str, str] = {}
+    if update.snapshot_name and update.snapshot_name != snapshot.snapshot_name:
+        texts |= {"old_name": snapshot.snapshot_name, "name": update.snapshot_name}
+    if update.tags is not None and update.tags != snapshot.tags:
+        texts |= {"old_tags": ", ".join(snapshot.tags), "tags": ", ".join(update.tags)}
+    if not texts:
+        return None
     return Deed(
         operation=RENAME,
         zone=zone,
@@ -50,7 +56,7 @@ def rename_deed(zone: str, location: str, snapshot: Snapshot, name: str, client:
         by=client.principal,
         door=Door.CLIENT,
         arguments={"snapshot_id": snapshot.snapshot_id}
-        | {key: clean_text(value, MAX_NAME_CHARACTERS) for key, value in names.items()},
+        | {key: clean_text(value, MAX_NAME_CHARACTERS) for key, value in texts.items()},
         client=clean_text(f"{client.name} {client.version}".strip()),
     )
 
@@ -66,7 +72,7 @@ class Journal:
         act = new_id(8, "act-")
         with self._register.transaction() as rows:
             rows.append(deed.operation, **deed.fields, act=act)
-            if deed.operation == RENAME:
+            if deed.operation == RENAME and "name" in deed.arguments:
                 _remember(rows, act, deed)
         return act
 

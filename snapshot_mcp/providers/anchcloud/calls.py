@@ -7,11 +7,12 @@ values, `IS_FULL` and the like, and the id in the path (CONTRACT.md, "Difference
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from snapshot_mcp.contract.errors import BadRequest
-from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, SnapshotUpdate
+from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, SnapshotUpdate, format_time
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.anchcloud.settings import ApiRevision
@@ -129,6 +130,10 @@ class ApiCalls:
     def lease(self, snapshot_ids: Sequence[str]) -> ApiCall:
         return ApiCall("POST", "/lease", f"Recovering {_ids(snapshot_ids)}", _body({"resources": list(snapshot_ids)}))
 
+    def verify(self, snapshot_ids: Sequence[str]) -> ApiCall:
+        body = _body({"snapshots": list(snapshot_ids)})
+        return ApiCall("POST", "/volume_snapshots/verify", f"Verifying {_ids(snapshot_ids)}", body)
+
     def get_job(self, job_id: str) -> ApiCall:
         return ApiCall("GET", f"/job/{path_id(job_id, 'job')}", f"Reading job {clean_text(job_id)!r}")
 
@@ -137,6 +142,9 @@ class ApiCalls:
 
     def list_unfinished_jobs(self) -> ApiCall:
         return ApiCall("GET", "/unfinished_jobs", "Listing unfinished jobs")
+
+    def list_finished_jobs(self, since: datetime, limit: int) -> ApiCall:
+        return self._list("finished_jobs", "Listing finished jobs", {"since": format_time(since), "limit": limit})
 
     def list_quota_left(self) -> ApiCall:
         return ApiCall("GET", "/quota_left", "Reading the quota")

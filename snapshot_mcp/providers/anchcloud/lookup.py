@@ -45,7 +45,7 @@ class ChangeRequest:
         match self.action:
             case JobAction.CREATE:
                 return SnapshotFilter(resource_id=self.ids[0], status=tuple(SnapshotStatus), limit=MAX_LIMIT)
-            case JobAction.DELETE | JobAction.APPLY | JobAction.LEASE:
+            case JobAction.DELETE | JobAction.APPLY | JobAction.LEASE | JobAction.VERIFY:
                 return SnapshotFilter(snapshots=self.ids[:MAX_LIMIT], limit=MAX_LIMIT)
             case _:
                 return None
@@ -143,6 +143,8 @@ def _is_effect(change: ChangeRequest, before: Picture, item: Item) -> bool:
             return item.status in GONE_SNAPSHOT_STATUSES and was.status not in GONE_SNAPSHOT_STATUSES
         case JobAction.APPLY:
             return bool(item.is_head) and not was.is_head
+        case JobAction.VERIFY:
+            return item.verified_at != was.verified_at
         case _:
             return item.is_available and was.status in GONE_SNAPSHOT_STATUSES
 
@@ -153,7 +155,7 @@ def _by_effect(change: ChangeRequest, before: Picture, after: Picture, items: Ma
         return _finished(change, change.ids)
     if not items:
         return Match()
-    if change.action in {JobAction.APPLY, JobAction.LEASE}:
+    if change.action in {JobAction.APPLY, JobAction.LEASE, JobAction.VERIFY}:
         return _by_moves(change, before, items)
     if change.action != JobAction.DELETE and len(items) > 1:
         return Match(unclear=f"one of {', '.join(clean_text(one) for one in sorted(items))} may be it")
@@ -199,6 +201,7 @@ def unknown(change: ChangeRequest, what: str, reason: str, unclear: str) -> Outc
         JobAction.DELETE: f"and at the status of snapshot {ids}",
         JobAction.APPLY: f"and at which snapshot is the head (is_head) of what {ids} was taken from",
         JobAction.LEASE: f"and at the status of {ids}",
+        JobAction.VERIFY: f"and at when {ids} was last verified; verifying again is safe",
         JobAction.CAPTURE_INSTANCE: f"and at the images for one named {quoted(change.name)}",
         JobAction.CREATE_VOLUME: f"and at the volumes for one named {quoted(change.name)}",
     }

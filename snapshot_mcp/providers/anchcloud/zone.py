@@ -1,6 +1,7 @@
 """`AnchCloudZone`: the Provider over the REST API. Each method is one operation; `changes.Changes` sends the changes."""
 
 from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, Unsupported
@@ -145,6 +146,18 @@ class AnchCloudZone:
             self._memory.remember(job)
         return jobs
 
+    async def list_finished_jobs(self, since: datetime, limit: int) -> Page[Job]:
+        """List the jobs that ended since then. Raises Unsupported if the zone has no such list."""
+        call = self._calls.list_finished_jobs(since, limit)
+        try:
+            if self._session.headers and Feature.HISTORY not in self.features:
+                raise Unsupported("It does not declare the feature.")
+            answer = await self._session.read(call)
+        except (NotFound, NoRoute, Unsupported):
+            raise Unsupported(f"The zone {self._zone!r} does not list finished jobs.") from None
+        jobs = parsed_list(Job, member(answer, "jobs", call.what), call.what)
+        return Page(jobs[:limit], _total_count(answer, call))
+
     def watch_jobs(self) -> AsyncGenerator[tuple[Job, ...], None]:
         """Yield the unfinished jobs, then all changes."""
         watch = Watch(
@@ -199,6 +212,13 @@ class AnchCloudZone:
             raise Unsupported(f"The zone {self._zone!r} does not support recovery.")
         change = ChangeRequest(JobAction.LEASE, tuple(snapshot_ids))
         return await self._changes.carry_out(self._calls.lease(snapshot_ids), change)
+
+    async def verify_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
+        """Read snapshots back whole."""
+        if not snapshot_ids:
+            raise BadRequest("Nothing to verify.", hint="Give at least one snapshot id.")
+        change = ChangeRequest(JobAction.VERIFY, tuple(snapshot_ids))
+        return await self._changes.carry_out(self._calls.verify(snapshot_ids), change, [Feature.VERIFY])
 
     async def cancel_job(self, job_id: str) -> Job:
         """Cancel a job."""

@@ -1,4 +1,4 @@
-"""Verify every byte of every snapshot, and compare the catalogue with the files (`zone check`).
+"""Verify every byte of snapshots: of the whole zone, with its catalogue (`zone check`), or of some (`work.verify`).
 
 Each chunk is read once, in the file that stores it; a map that points into an ancestor is compared with the record there.
 Damage is recorded, so that the next create of that chain is full, and cleared once the snapshot verifies again.
@@ -57,26 +57,56 @@ def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
     total = sum(row["size_bytes"] for row in rows)
     done = 0
     findings = list(_check_catalogue(catalogue))
-    damaged: set[str] = set()
+    verification = Verification(catalogue)
     for row in rows:
-        found = [one for one in _check_snapshot(folder, row) if one.subject not in damaged]
-        if found:
-            present = catalogue.snapshot(row["snapshot_id"])
-            if present is None or present["status"] == SnapshotStatus.CEASED:
-                continue
-        damaged.update(one.subject for one in found)
-        with catalogue.transaction():
-            for snapshot_id in {row["snapshot_id"], *(one.subject for one in found)}:
-                catalogue.mark_damaged(snapshot_id, is_damaged=snapshot_id in damaged)
-        findings += found
+        findings += verification.verify(row)
         done += row["size_bytes"]
         advance(done, total)
     findings += _check_strays(catalogue, folder)
     return CheckReport(len(rows), total, tuple(findings))
 
 
-def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
-    """Check a snapshot's bytes, chain and row; a finding may concern an ancestor."""
+class Verification:
+    """Reads snapshots back, parents before children, and records of each what was found.
+
+    `sound` are those that, with all that they build on, were read back whole.
+    """
+
+    def __init__(self, catalogue: FolderCatalogue) -> None:
+        self.catalogue = catalogue
+        self.damaged: set[str] = set()
+        self.sound: set[str] = set()
+
+    def verify(self, row: Row, advance: Callable[[int], None] = lambda amount: None) -> list[Finding]:
+        """Read a snapshot, again if that fails, and return what is new; `advance` is called with the bytes done."""
+        folder = self.catalogue.store.snapshots
+        found = _check_snapshot(folder, row, advance) and _check_snapshot(folder, row, _ignore)
+        found = [one for one in found if one.subject not in self.damaged]
+        if found:
+            present = self.catalogue.snapshot(row["snapshot_id"])
+            if present is None or present["status"] == SnapshotStatus.CEASED:
+                return []
+        self._record(row, found)
+        return found
+
+    def _record(self, row: Row, found: list[Finding]) -> None:
+        snapshot_id = row["snapshot_id"]
+        self.damaged.update(one.subject for one in found)
+        if snapshot_id not in self.damaged and (row["parent_id"] is None or row["parent_id"] in self.sound):
+            self.sound.add(snapshot_id)
+        with self.catalogue.transaction():
+            for one in {snapshot_id, *(one.subject for one in found)}:
+                self.catalogue.mark_damaged(one, is_damaged=one in self.damaged)
+            if snapshot_id in self.sound:
+                self.catalogue.mark_verified([snapshot_id])
+
+
+def _ignore(amount: int) -> None:
+    """Count nothing."""
+
+
+def _check_snapshot(folder: Path, row: Row, advance: Callable[[int], None]) -> list[Finding]:
+    """Check a snapshot's bytes, chain and row; a finding may concern an ancestor. The bytes are read from the disk anew."""
     snapshot_id = row["snapshot_id"]
     try:
         with Chain(folder, snapshot_id) as chain:
@@ -87,8 +117,10 @@ def _check_snapshot(folder: Path, row: Row) -> list[Finding]:
                 return [Finding(snapshot_id, "its file and the catalogue disagree about its chain", is_damage=True)]
             if chain.tip.size_bytes != row["size_bytes"]:
                 return [Finding(snapshot_id, "its file has the wrong size", is_damage=True)]
+            chain.tip.forget_cached()
+            share = row["size_bytes"] // max(1, header.region_count)
             for _ in in_order(lambda region: _check_region(chain, region), range(header.region_count)):
-                pass
+                advance(share)
     except DamagedSnapshot as error:
         return [Finding(error.snapshot_id, error.message, is_damage=True)]
     return []

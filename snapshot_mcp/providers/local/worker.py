@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from snapshot_mcp.catalogue import deletion, rollback, schema
+from snapshot_mcp.catalogue import deletion, jobs, rollback, schema
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
 from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
@@ -226,6 +226,7 @@ class _Worker:
         with self._connect() as catalogue:
             for snapshot_id in deletion.purge(catalogue):
                 log.info("purged %s", snapshot_id)
+            jobs.forget_old(catalogue)
 
     def _remove_partials(self) -> None:
         """Remove files that a dead worker left unfinished; nobody else writes them while this one holds the lock."""

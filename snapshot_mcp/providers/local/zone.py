@@ -35,6 +35,9 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
             Feature.TERMS,
             Feature.ONE_HOLD,
             Feature.CANCEL,
+            Feature.VERIFY,
+            Feature.HISTORY,
+            Feature.COVERAGE,
         }
     )
 

@@ -60,6 +60,11 @@ class SnapshotFile(Closing):
             os.close(self._fd)
             self._fd = -1
 
+    def forget_cached(self) -> None:
+        """Have what follows read from the disk, not from the kernel's cache."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     @property
     def size_bytes(self) -> int:
         """Return the size of the file."""

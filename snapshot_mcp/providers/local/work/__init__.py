@@ -6,7 +6,7 @@ from snapshot_mcp.catalogue import deletion, jobs
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.work import apply, create, export
+from snapshot_mcp.providers.local.work import apply, create, export, verify
 
 ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
     JobAction.CREATE: create.carry_out,
@@ -15,6 +15,7 @@ ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
     JobAction.APPLY: apply.carry_out,
     JobAction.CAPTURE_INSTANCE: export.carry_out,
     JobAction.CREATE_VOLUME: export.carry_out,
+    JobAction.VERIFY: verify.carry_out,
 }
 
 

@@ -1,0 +1,48 @@
+"""`snapshot-mcp jobs`: what runs, or with `--finished` what was done, how it ended, who asked and who approved."""
+
+import argparse
+import json
+import sys
+
+import anyio
+
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--finished", action="store_true", help="show what was done in the last day")
+    parser.add_argument("--since", default="", metavar="TIME", help="since when: 24h (default), 7d or a UTC time")
+    parser.add_argument("--zone", default="", metavar="NAME", help="only this zone")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    return anyio.run(_run, args)
+
+
+async def _run(args: argparse.Namespace) -> int:
+    from datetime import UTC, datetime
+
+    from snapshot_mcp import app
+    from snapshot_mcp.history.entry import parse_since
+
+    settings = app.own_settings()
+    async with app.build_zones(settings) as zones:
+        recalled = await app.build_history(settings, zones).recall(
+            parse_since(args.since, datetime.now(UTC)), args.zone
+        )
+    wants_all = bool(args.finished or args.since)
+    shown = [one for one in recalled.entries if wants_all or one.status == "working"]
+    if args.json:
+        print(json.dumps([one.as_dict() for one in shown], indent=2))
+    else:
+        for one in shown:
+            print(one.in_words())
+        if not shown:
+            print("No job in that time." if wants_all else "Nothing runs. --finished shows what was done.")
+    for name, error in recalled.errors.items():
+        reason = clean_text(error.message, MESSAGE_CHARACTERS)
+        print(f"snapshot-mcp: zone {quoted(name)} did not answer: {reason}", file=sys.stderr)
+    return 1 if recalled.errors else 0

@@ -1,0 +1,97 @@
+"""The texts of what the reading tools list: headings, a line each, sizes for people and ages beside times."""
+
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from snapshot_mcp.contract.models import Page, Snapshot, format_time
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, age_in_words, format_bytes, quoted
+from snapshot_mcp.server.rows import CoverageRow, ResourceRow, SnapshotRow
+
+
+def heading(noun: str, page: Page[Any], offset: int, zone: str, applied: str) -> str:
+    verb = f" match{'es' if page.total_count == 1 else ''} {applied}" if applied else ""
+    head = f"{count_of(page.total_count, noun)}{verb} in zone {zone}"
+    if page.items and (offset or len(page.items) < page.total_count):
+        return f"{head}; {offset + 1} to {offset + len(page.items)}:"
+    return f"{head}{':' if page.items else '.'}"
+
+
+def filter_in_words(**given: Any) -> str:
+    """Return the filters that were applied, "" for none."""
+    applied = {name: value for name, value in given.items() if value and value != "any"}
+    texts = {name: ", ".join(value) if isinstance(value, list) else value for name, value in applied.items()}
+    return " and ".join(f"{name} {quoted(text)}" for name, text in texts.items())
+
+
+def bare_hint(rows: list[ResourceRow]) -> str:
+    """Return which disks have no good restore point, and what to do about it."""
+    bare = [f"{row.resource_id} {quoted(row.name)}" for row in rows if row.coverage and not row.coverage.good_count]
+    if not bare:
+        return ""
+    more = f" and {len(bare) - 10} more" if len(bare) > 10 else ""
+    return f"Without a good restore point: {', '.join(bare[:10])}{more}. create_snapshots backs them up."
+
+
+def with_age(one: Snapshot, now: datetime) -> str:
+    """Return when it was taken, or when it was deleted and until when it can be recovered, with ages."""
+    moment = one.snapshot_time or one.create_time
+    taken = f"{format_time(moment)} ({age_in_words(moment, now)})" if moment else "not taken yet"
+    if one.deleted_at is None:
+        return taken
+    until = f", recover_snapshots until {format_time(one.recoverable_until)}" if one.recoverable_until else ""
+    return f"{taken}  deleted {format_time(one.deleted_at)} ({age_in_words(one.deleted_at, now)}){until}"
+
+
+def count_of(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+@lru_cache(maxsize=4096)
+def shown(one: Snapshot, verbose: bool) -> tuple[SnapshotRow, str, str]:
+    """Return a snapshot's row and its line before and after the time; cached, because lists show the same ones repeatedly."""
+    row = SnapshotRow.of(one, verbose=verbose)
+    marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
+    builds = f"  on {row.parent_id} in chain {row.root_id}" if row.parent_id else ""
+    verified = f"  verified {row.verified_at}" if row.verified_at else ""
+    after = (
+        f"  {format_bytes(row.stored_bytes)}  {quoted(row.name)} of {quoted(row.resource_name)} ({row.resource_id}){builds}"
+        f"{f'  {row.consistency}' if row.consistency else ''}{verified}{_details(row)}"
+    )
+    return row, f"{row.snapshot_id}  {row.type}  {row.status}{marks}  ", after
+
+
+def _details(row: SnapshotRow) -> str:
+    """Return what `verbose` adds to a line."""
+    parts = [
+        f"disk {format_bytes(row.disk_bytes)}" if row.disk_bytes is not None else "",
+        f"{row.chain_count} in its chain" if row.chain_count else "",
+        f"tags {', '.join(map(quoted, row.tags))}" if row.tags else "",
+        f"description {quoted(row.description, MESSAGE_CHARACTERS)}" if row.description else "",
+    ]
+    return "".join(f"  {one}" for one in parts if one)
+
+
+def resource_line(row: ResourceRow, now: datetime) -> str:
+    attached = f"  on {row.attached_to}" if row.attached_to else ""
+    held = f"  IN USE: {row.held_by}" if row.held_by else ""
+    problem = f"  PROBLEM: {row.problem}" if row.problem else ""
+    running = f"  RUNNING: {', '.join(row.running)}" if row.running else ""
+    what = f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.disk_bytes)}  {quoted(row.name)}"
+    place = f"  {row.path}" if row.path else ""
+    return f"{what}{attached}{place}{_coverage_in_words(row.coverage, now)}{running}{held}{problem}"
+
+
+def _coverage_in_words(found: CoverageRow | None, now: datetime) -> str:
+    if found is None:
+        return ""
+    parts = [f"{found.good_count} good"]
+    parts += [f"{found.damaged_count} DAMAGED"] if found.damaged_count else []
+    parts += [f"{found.fuzzy_count} fuzzy"] if found.fuzzy_count else []
+    counts = f"{', '.join(parts)}, {format_bytes(found.stored_bytes)} stored"
+    if not found.newest_good_id:
+        return f"  NOT COVERED: {counts}"
+    taken = datetime.fromisoformat(found.newest_good_time) if found.newest_good_time else None
+    age = f" of {found.newest_good_time} ({age_in_words(taken, now)})" if taken else ""
+    verified = f"verified {found.verified_at}" if found.verified_at else "never verified"
+    return f"  newest good {found.newest_good_id}{age}, {verified}; {counts}"

@@ -1,0 +1,139 @@
+"""`list_jobs` with `finished`, and `snapshot-mcp jobs`: what was done, how it ended, who asked and who approved."""
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from snapshot_mcp.contract.errors import NotFound, Unsupported
+from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.provider import Feature
+from snapshot_mcp.providers.local import LocalZone
+from tests.guard.test_attacks import Victim
+from tests.guard.test_attacks import victim as victim
+from tests.guard.test_tokens import EVERYBODY, serve
+from tests.patience import PATIENCE_SECONDS
+from tests.server.lab import Lab, back_up, data_of, finish, text_of
+from tests.server.test_consent import Person
+
+pytestmark = pytest.mark.anyio
+FINISHED = {"finished": True}
+
+
+@asynccontextmanager
+async def history(lab: Lab, mode: str = "auto", **arguments: Any) -> AsyncIterator[list[dict[str, Any]]]:
+    async with lab.connect(mode) as client:
+        result = await client.call_tool("list_jobs", FINISHED | arguments)
+        rows = data_of(result)["jobs"]
+        for row in rows:
+            for part in (
+                row["job_id"],
+                row["action"],
+                row["status"],
+                *row.get("snapshots", ()),
+                row.get("asked_by", ""),
+            ):
+                assert part in text_of(result)
+        yield rows
+
+
+async def test_what_was_done_and_who_approved_is_one_call(lab: Lab, mode: str) -> None:
+    """It outlives the server that did it, and another server on the home knows it too."""
+    await lab.add_disk("web")
+    async with lab.connect(mode, elicitation_callback=(person := Person("web"))) as client:
+        kept = await back_up(client, "web", "kept")
+        gone = await back_up(client, "web", "gone", full=True)
+        deleted = await client.call_tool("delete_snapshot", {"snapshot_id": gone, "wait_seconds": 50})
+        assert data_of(deleted).get("outcome") == "successful", person.questions
+        exported = await client.call_tool(
+            "export_to_volume", {"snapshot_id": kept, "volume_name": "copy", "wait_seconds": 50}
+        )
+    async with history(lab, mode) as rows:
+        by_action = {row["action"]: row for row in rows}
+        assert [row["action"] for row in rows].count("backup") == 2
+        deletion = by_action["deletion"]
+        assert deletion["status"] == "successful"
+        assert f"{gone} “gone”" in deletion["snapshots"]
+        assert deletion["approved_through"] == "client"
+        assert deletion["asked_by"] == deletion["approved_by"] == "local"
+        export = by_action["export to a new volume"]
+        assert export["job_id"] == data_of(exported)["job_id"]
+        assert export["made"][0].endswith("“copy”")
+        assert len({row["job_id"] for row in rows}) == len(rows) == 4
+
+
+async def test_since_when_is_asked_for_in_words_that_people_use(lab: Lab) -> None:
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        await back_up(client, "web", "one")
+        for since in ("1h", "7d", "24h", "2020-01-01", "2020-01-01T00:00:00Z"):
+            assert len(data_of(await client.call_tool("list_jobs", {"since": since}))["jobs"]) == 1
+        assert data_of(await client.call_tool("list_jobs", {"since": "2999-01-01T00:00:00Z"}))["jobs"] == []
+        wrong = await client.call_tool("list_jobs", {"since": "yesterday"})
+        assert wrong.is_error
+        assert "24h" in text_of(wrong)
+
+
+async def test_a_provider_that_forgets_its_jobs_is_remembered_for(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        await back_up(client, "web", "remembered")
+
+    async def forgets(zone: LocalZone, job_id: str) -> Job:
+        raise NotFound(f"There is no job {job_id}.")
+
+    async def lists_none(zone: LocalZone, *arguments: Any) -> Any:
+        raise Unsupported("It lists no finished jobs.")
+
+    monkeypatch.setattr(LocalZone, "get_job", forgets)
+    monkeypatch.setattr(LocalZone, "list_finished_jobs", lists_none)
+    monkeypatch.setattr(LocalZone, "features", LocalZone.features - {Feature.HISTORY})
+    async with history(lab) as (row,):
+        assert (row["action"], row["status"]) == ("backup", "successful")
+        assert row["snapshots"][0].endswith("“remembered”")
+        assert row["disks"][0].endswith("“web”")
+
+
+async def test_the_shell_tells_the_same(lab: Lab) -> None:
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        made = {"resource_ids": ["web"], "name": "nightly\x1b[31m", "wait_seconds": 50}
+        assert data_of(await client.call_tool("create_snapshots", made))["outcome"] == "successful"
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "snapshot_mcp", "jobs", *arguments]
+        done = subprocess.run(
+            command, env=lab.environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    assert "Nothing runs" in run()
+    (line,) = run("--finished").splitlines()
+    assert "backup of" in line
+    assert "nightly" in line
+    assert "\x1b" not in line
+    (row,) = json.loads(run("--since", "7d", "--json"))
+    assert (row["action"], row["status"], row["asked_by"]) == ("backup", "successful", "local")
+
+
+async def test_names_are_for_those_who_asked_and_for_approvers(victim: Victim) -> None:
+    """A viewer and another operator see the job without names."""
+    roles = EVERYBODY | {"otto": "operator"}
+    async with serve(victim, roles=roles) as service:
+        async with service.connect("olga") as olga:
+            made = await olga.call_tool("create_snapshots", {"resource_ids": [victim.disk_id], "name": "by olga"})
+            await finish(olga, made)
+        seen: dict[str, str] = {}
+        for name in ("olga", "vera", "otto", "axel"):
+            async with service.connect(name) as client:
+                result = await client.call_tool("list_jobs", FINISHED)
+                rows = {row["job_id"]: row for row in data_of(result)["jobs"]}
+                row = rows[data_of(made)["job_id"]]
+                seen[name] = row.get("asked_by", "")
+                assert ("asked by “olga”" in text_of(result)) == bool(seen[name])
+        assert seen == {"olga": "olga", "vera": "", "otto": "", "axel": "olga"}
