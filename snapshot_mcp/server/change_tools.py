@@ -64,9 +64,9 @@ async def create_snapshots(
     wait_seconds: WaitSeconds = 0.0,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:
-    """Make a restore point of disks or machines as they are now, at the same moment, for example before an upgrade.
-    Submits a job; a disk's first backup is full, later ones store changes. The same disks and name within ten minutes
-    return the existing one."""
+    """Save the current state of a disk, volume, VM or server as a restore point, to be able to go back after an
+    upgrade or patch; several at the same moment. Submits a job; the first backup is full, later ones store the
+    changes. The same disks and name within ten minutes return the existing one."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     resources = await find_resources(place.provider, resource_ids)
@@ -96,8 +96,8 @@ async def create_snapshots(
 async def export_to_image(
     ctx: Context, snapshot_id: SnapshotId, image_name: Name, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Export a machine's (instance's) snapshot to an image: a template or golden image for new machines. Submits a
-    job; destroys nothing."""
+    """Turn the snapshot or backup of a server (machine, instance, VM) into a golden image or template, to launch more
+    servers like it. Submits a job; destroys nothing."""
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
@@ -108,8 +108,8 @@ async def export_to_image(
 async def export_to_volume(
     ctx: Context, snapshot_id: SnapshotId, volume_name: Name, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Create a new volume from a snapshot: clone a disk, or get its earlier content beside the old one, for instance
-    for one file. Submits a job; destroys nothing, so prefer it to a roll-back."""
+    """Get the content of a snapshot on a new, separate disk beside the original: a clone, a lost disk, or one file
+    from a backup. Submits a job; destroys nothing, so prefer it to a roll-back."""
     place = state_of(ctx).zones.get(zone)
     snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
@@ -132,8 +132,8 @@ async def rename_snapshot(
     ] = ANY,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Renamed]:
-    """Change a snapshot's name, description or tags: add a tag to a restore point, call it something else. At once,
-    without a job."""
+    """Change the name, description or tags of a backup: call it something else, fix its name, add a tag to a restore
+    point. At once, without a job."""
     if not (name or description or tags):
         raise BadRequest("Neither name, description nor tags were given.", hint="Give at least one of them.")
     state = state_of(ctx)
@@ -174,8 +174,8 @@ def _changes(snapshot: Snapshot, update: SnapshotUpdate) -> list[str]:
 async def verify_snapshots(
     ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Submitted]:
-    """Test for damage: reads snapshots, and all that they build on, back whole, to prove that they are intact.
-    Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
+    """Prove that backups can really be restored: reads snapshots, and all that they build on, back whole, checking
+    for corruption and damage. Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.verify_snapshots(snapshot_ids)
     snapshots, _ = await try_find_snapshots(place.provider, snapshot_ids)
@@ -191,8 +191,8 @@ async def verify_snapshots(
 async def recover_snapshots(
     ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Change]:
-    """Bring deleted snapshots back, from the bin, while the zone keeps them: I deleted the wrong backup. What one
-    deletion took comes back together. Submits a job."""
+    """Undo the deletion of a backup: get a snapshot back that was deleted, removed or erased by mistake, while the
+    zone still keeps it. What one deletion took comes back together. Submits a job."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.recover_snapshots(snapshot_ids)
     coming, _ = await try_find_snapshots(place.provider, [*snapshot_ids, *job.resource_ids])

@@ -39,11 +39,13 @@ DEFAULT_WAIT_SECONDS = 25.0
 async def wait_for_job(
     ctx: Context,
     job_ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_IDS)],
-    timeout_seconds: Annotated[float, Field(ge=0, le=CALL_SECONDS)] = DEFAULT_WAIT_SECONDS,
+    timeout_seconds: Annotated[
+        float, Field(ge=0, le=CALL_SECONDS, description="0 to 50; default 25")
+    ] = DEFAULT_WAIT_SECONDS,
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, Waited]:
-    """How far is the backup, has the restore completed? Keeps following it until it ends, with progress.
-    "still_running": call it again."""
+    """How far is the backup, has the export or restore completed? Keeps an eye on a job until it has finished, with
+    progress. "still_running": call it again."""
     wanted = list(dict.fromkeys(job_ids))
     places = await _find_zones(state_of(ctx), wanted, zone)
     jobs: dict[str, Job] = {}
@@ -64,8 +66,8 @@ async def list_jobs(
     since: Annotated[str, Field(max_length=64, description="Of the history: 24h (default), 7d or a UTC time")] = "",
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, JobList]:
-    """Which jobs and backups are under way right now? With finished the last day: what was done, how it ended, who
-    asked for it, who approved it."""
+    """Which backups and other jobs are under way now? With finished, the history of today or since a time: what was
+    done, did a backup fail, who asked for a deletion and who approved it."""
     if finished or since:
         return await list_finished(ctx, since, zone)
     state = state_of(ctx)
@@ -102,8 +104,8 @@ async def list_jobs(
 async def cancel_job(
     ctx: Context, job_id: Annotated[str, Field(min_length=1)], zone: AnyZone = ""
 ) -> Annotated[CallToolResult, Cancellation]:
-    """Stop, abort or cancel what is running: a waiting one, a running backup or export, a roll-back before its first
-    byte. It leaves nothing behind."""
+    """Stop, abort or cancel a job: a waiting one, a running backup or export, a roll-back before its first byte. It
+    leaves nothing behind."""
     place, _ = await find_job(state_of(ctx), job_id, zone)
     job = await place.provider.cancel_job(job_id)
     shown = f"Job {clean_text(job.job_id)} ({action_of(job)}) in zone {place.name}"

@@ -69,8 +69,8 @@ async def list_snapshots(
     limit: Limit = 10,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, SnapshotList]:
-    """Which snapshots (backups, restore points) are there of a disk? Find one by name, date, tag, status; full ones;
-    deleted ones that can come back. Newest first."""
+    """Is there a snapshot or backup with this name, id or tag, and when was it taken? Lists the restore points of a
+    disk or of all, with time, size and status; full ones; deleted ones that can still come back. Newest first."""
     place = state_of(ctx).zones.get(zone)
     resource = await _resource_filter(place, resource_id)
     query = SnapshotFilter(
@@ -111,8 +111,8 @@ async def list_resources(
     limit: Limit = 20,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
-    """Which disks, volumes, machines (instances) and exported images are there, attached to what; which are
-    unprotected without a backup; how much space do their backups take."""
+    """Which disks, volumes, servers (machines, instances) and exported images are there, attached to what; which are
+    unprotected, without a recent backup; how much space do their backups take."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
@@ -134,7 +134,8 @@ async def show_chain(
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ChainPicture]:
     """Draw a disk's restore points as a tree: what would break if a full backup was removed, how incrementals build
-    on each other, which restore point is the current head, what is damaged. Deleting one deletes everything below it."""
+    on each other, which restore point is the current head, what is damaged. Deleting one deletes everything below
+    it."""
     place = state_of(ctx).zones.get(zone)
     found, snapshots, total = await _snapshots_of(place, resource_id)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))

@@ -166,7 +166,7 @@ def _compact(value: Any, key: str) -> Any:
     if key == "properties":
         return {name: _compact(one, "") for name, one in value.items()}
     out = {name: _compact(one, name) for name, one in value.items() if name != "title"}
-    if out.get("default", 0) in (None, "", [], ()):
+    if not out.get("default", True):
         del out["default"]
     arms = [arm for arm in out.get("anyOf", ()) if arm != {"type": "null"}]
     if len(arms) == 1:

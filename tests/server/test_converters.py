@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.environments import python_with
 from tests.server.lab import Lab, back_up
 from tests.server.test_arguments import required
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long]
 SCRIPTS = Path(__file__).with_name("converters")
-ENVIRONMENTS = Path.home() / ".cache" / "snapshot-mcp-tests"
 STACKS = {
     "google_genai": ["google-genai>=3,<4", "mcp>=2.3,<3"],
     "openai_agents": ["openai-agents>=0.24,<1"],
@@ -24,17 +24,6 @@ STACKS = {
     "mcp_use": ["mcp-use>=1.7,<2"],
     "crewai": ["mcpadapt[crewai]>=0.1.19,<1"],
 }
-
-
-def python(stack: str) -> Path:
-    """Return the interpreter of the environment with this stack; make it first."""
-    folder = ENVIRONMENTS / stack
-    interpreter = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(interpreter), "-m", "pip", "install", "-q", *STACKS[stack]], check=True)
-        (folder / "complete").touch()
-    return interpreter
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -46,7 +35,7 @@ async def test_every_tool_is_converted_and_called(lab: Lab, stack: str) -> None:
     environment = {"PATH": os.environ["PATH"], **lab.environ}
     arguments = map(json.dumps, ([sys.executable, "-m", "snapshot_mcp"], environment, calls))
     done = subprocess.run(
-        [str(python(stack)), str(SCRIPTS / f"with_{stack}.py"), *arguments],
+        [str(python_with(stack, STACKS[stack])), str(SCRIPTS / f"with_{stack}.py"), *arguments],
         env={"PATH": os.environ["PATH"], "HOME": str(lab.folder), "MCP_USE_ANONYMIZED_TELEMETRY": "false"},
         capture_output=True,
         text=True,
