@@ -134,7 +134,8 @@ class Entry:
         """Return what is known of it, for programs."""
         things = {name: _shown(getattr(self, name)) for name in THINGS}
         who = {name: clean_text(getattr(self, name)) for name in WHO[:-1]} | {"approved_through": clean_text(self.door)}
-        times = {"created_at": format_time(self.submitted), "finished_at": format_time(self.ended)}
+        begun, ended = format_time(self.submitted), format_time(self.ended)
+        times = {"created_at": begun, "finished_at": ended if ended != begun else ""}
         about = {"job_id": clean_text(self.job_id), "zone": clean_text(self.zone), "action": self.action_in_words}
         known = (
             about

@@ -81,14 +81,13 @@ async def create_snapshots(
                     raise
     if existing:
         return await _existing_result(ctx, place, existing, wait_seconds, wants_full=full)
-    disks = ", ".join(f"{quoted(one.name)} ({clean_text(one.id)}, {format_bytes(one.byte_size)})" for one in resources)
     made = [clean_text(one) for one in job.resource_ids if one not in ids]
     points = [Snapshot(snapshot_id=one, snapshot_name=name) for one in job.resource_ids if one not in ids]
     await note_submitted(ctx, place, job, JobAction.CREATE, disks=resources, snapshots=points)
     ending = await follow(ctx, place, job, wait_seconds)
-    result = _submitted(
-        place, job, ending, snapshot_ids=made or None, disk_bytes=sum(one.byte_size for one in resources)
-    )
+    size = sum(one.byte_size for one in resources)
+    result = _submitted(place, job, ending, snapshot_ids=made or None, disk_bytes=size)
+    disks = f"{', '.join(quoted(one.name) for one in resources)} ({format_bytes(size)})"
     head = f"Backup {quoted(name)} of {disks} in zone {place.name} is submitted as job {result.job_id}."
     return result.with_text(head, _ids_line(made), *ending.lines)
 
@@ -155,7 +154,7 @@ async def rename_snapshot(
     shown = clean_text(snapshot.snapshot_id)
     done = ", ".join(_changes(snapshot, update))
     result = Renamed(zone=place.name, status="done", snapshot_id=shown, hint=f"{done[0].upper()}{done[1:]}.")
-    return result.with_text(f"Snapshot {shown} in zone {place.name}: {done}.")
+    return result.with_text(f"Done. Snapshot {shown} in zone {place.name}: {done}.")
 
 
 def _changes(snapshot: Snapshot, update: SnapshotUpdate) -> list[str]:
@@ -295,18 +294,20 @@ async def _existing_result(
     ending = ending.and_say(f"{kind}It does not contain later changes; for a new backup use another name.")
     ending = ending.and_say(mixture_warning(existing))
     sizes = [one.virtual_size_bytes or 0 for one in existing]
+    size = sum(sizes) if all(sizes) else None
     result = Change(
         zone=zone.name,
         status="exists",
         job_id=clean_text(job.job_id) if job else None,
         snapshot_ids=ids,
         made_at=min(format_time(one.snapshot_time or one.create_time) for one in existing),
-        disk_bytes=sum(sizes) if all(sizes) else None,
+        disk_bytes=size,
         **ending.fields,
     )
     state = "is already being made, started" if is_unfinished else "already exists, made"
     return result.with_text(
-        f"Nothing new was started: {', '.join(ids)} {quoted(existing[0].snapshot_name)} in zone {zone.name} {state} at "
+        f"Nothing new was started: {', '.join(ids)} {quoted(existing[0].snapshot_name)}"
+        f"{f' ({format_bytes(size)})' if size else ''} in zone {zone.name} {state} at "
         f"{result.made_at}.",
         f"Its job is {result.job_id}." if job else "",
         *ending.lines,

@@ -88,19 +88,26 @@ async def _carry(act: Act, call: Awaitable[GuardedOutcome]) -> CallToolResult | 
     result = Guarded.of(outcome, act.zone.name)
     if outcome.status == "started":
         return await _follow(act, outcome, result)
-    lines = [outcome.message, *outcome.plan]
-    if outcome.approval_id and result.approval_expires_at:
-        lines.append(f"Approval {outcome.approval_id} can be given until {result.approval_expires_at}.")
-    if outcome.safety_job_id:
-        lines.append(f"Job of the safety snapshot: {result.safety_job_id}")
-    return result.with_text(*lines, result.hint)
+    return result.with_text(*_lines(result), result.hint)
+
+
+def _lines(result: Guarded) -> list[str]:
+    """Return all but the hint as lines of text."""
+    lines = [f"Status: {result.status}. {result.message}", result.how_to_approve or "", *result.plan]
+    if result.approval_id:
+        until = f" can be given until {result.approval_expires_at}" if result.approval_expires_at else ""
+        lines.append(f"Approval {result.approval_id}{until}.")
+    if result.safety_job_id:
+        ids = ", ".join(result.safety_snapshot_ids or ())
+        lines.append(f"Job of the safety snapshot{f' {ids}' if ids else ''}: {result.safety_job_id}")
+    return lines
 
 
 async def _follow(act: Act, outcome: GuardedOutcome, result: Guarded) -> CallToolResult:
     """Add what came of the job, as far as the call may wait for it."""
     if not act.wait_seconds:
-        return result.with_text(outcome.message)
+        return result.with_text(*_lines(result), result.hint)
     job = Job(job_id=outcome.job_id, action=act.action)
     ending = await follow(act.ctx, act.zone, job, act.wait_seconds)
-    told = {key: value for key, value in ending.fields.items() if key != "made"}  # safety_snapshot_ids has them
-    return result.model_copy(update=told).with_text(outcome.message, *ending.lines)
+    told = ending.fields | {"made": [one.line for one in ending.made or ()] or None}
+    return result.model_copy(update=told).with_text(*_lines(result), *ending.lines)

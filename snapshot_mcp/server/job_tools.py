@@ -14,7 +14,6 @@ from pydantic import Field
 
 from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.models import MAX_IDS, Job
-from snapshot_mcp.contract.states import FINAL_JOB_STATUSES
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.server.endings import (
     CALL_SECONDS,
@@ -91,9 +90,7 @@ async def list_jobs(
     if not found:
         raise next(iter(errors.values())) if len(errors) == 1 else Unavailable(_unreachable_text(errors))
     rows = [ListedJob.of(job, name) for name in names for job in found.get(name, ())]
-    unreachable = [
-        Unreachable(zone=name, reason=clean_text(error, MESSAGE_CHARACTERS)) for name, error in errors.items()
-    ]
+    unreachable = [Unreachable(zone=name, reason=_reason(name, error)) for name, error in errors.items()]
     where = ", ".join(name for name in names if name in found)
     hint = "wait_for_job follows them." if rows else ""
     head = f"No unfinished jobs in {where}." if not rows else f"{len(rows)} unfinished in {where}:"
@@ -161,22 +158,24 @@ async def _find_zones(state: ServerState, job_ids: Sequence[str], zone: str) -> 
 def job_line(row: JobRow) -> str:
     """Return a job as a line of text."""
     parts = [f"Job {row.job_id} in zone {row.zone}: {row.action}", row.status]
-    if row.status not in FINAL_JOB_STATUSES:
-        if row.percent is not None:
-            parts.append(f"{row.percent:.0f} %")
-        if row.phase:
-            parts.append(row.phase)
-        if row.done_bytes is not None and row.total_bytes:
-            parts.append(f"{format_bytes(row.done_bytes)} of {format_bytes(row.total_bytes)}")
+    if row.percent is not None:
+        parts.append(f"{row.percent:g} %")
+    if row.phase:
+        parts.append(row.phase)
+    if row.done_bytes is not None and row.total_bytes is not None:
+        parts.append(f"{format_bytes(row.done_bytes)} of {format_bytes(row.total_bytes)}")
     if row.error:
         parts.append(f"reason: {quoted(row.error, MESSAGE_CHARACTERS)}")
     if row.resource_ids:
         parts.append(", ".join(row.resource_ids))
+    if times := list(filter(None, (row.created_at, row.finished_at))):
+        parts.append(" to ".join(times))
     return "  ".join(parts)
 
 
+def _reason(name: str, error: ZoneError) -> str:
+    return clean_text(str(error).removeprefix(f"Zone {name}: "), MESSAGE_CHARACTERS)
+
+
 def _unreachable_text(errors: dict[str, ZoneError]) -> str:
-    return " ".join(
-        f"Zone {name} did not answer: {clean_text(error.message.removeprefix(f'Zone {name}: '), MESSAGE_CHARACTERS)}"
-        for name, error in errors.items()
-    )
+    return " ".join(f"Zone {name} did not answer: {_reason(name, error)}" for name, error in errors.items())

@@ -6,7 +6,7 @@ from typing import Any
 
 from snapshot_mcp.contract.models import Page, Snapshot, format_time
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, age_in_words, format_bytes, quoted
-from snapshot_mcp.server.rows import CoverageRow, ResourceRow, SnapshotRow
+from snapshot_mcp.server.rows import ResourceRow, SnapshotRow
 
 
 def heading(noun: str, page: Page[Any], offset: int, zone: str, applied: str) -> str:
@@ -26,7 +26,7 @@ def filter_in_words(**given: Any) -> str:
 
 def bare_hint(rows: list[ResourceRow]) -> str:
     """Return which disks have no good restore point, and what to do about it."""
-    bare = [f"{row.resource_id} {quoted(row.name)}" for row in rows if row.coverage and not row.coverage.good_count]
+    bare = [f"{row.resource_id} {quoted(row.name)}" for row in rows if row.good_count == 0]
     if not bare:
         return ""
     more = f" and {len(bare) - 10} more" if len(bare) > 10 else ""
@@ -79,19 +79,19 @@ def resource_line(row: ResourceRow, now: datetime) -> str:
     running = f"  RUNNING: {', '.join(row.running)}" if row.running else ""
     what = f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.disk_bytes)}  {quoted(row.name)}"
     place = f"  {row.path}" if row.path else ""
-    return f"{what}{attached}{place}{_coverage_in_words(row.coverage, now)}{running}{held}{problem}"
+    return f"{what}{attached}{place}{_protection_in_words(row, now)}{running}{held}{problem}"
 
 
-def _coverage_in_words(found: CoverageRow | None, now: datetime) -> str:
-    if found is None:
+def _protection_in_words(row: ResourceRow, now: datetime) -> str:
+    if row.good_count is None or row.stored_bytes is None:
         return ""
-    parts = [f"{found.good_count} good"]
-    parts += [f"{found.damaged_count} DAMAGED"] if found.damaged_count else []
-    parts += [f"{found.fuzzy_count} fuzzy"] if found.fuzzy_count else []
-    counts = f"{', '.join(parts)}, {format_bytes(found.stored_bytes)} stored"
-    if not found.newest_good_id:
+    parts = [f"{row.good_count} good"]
+    parts += [f"{row.damaged_count} DAMAGED"] if row.damaged_count else []
+    parts += [f"{row.fuzzy_count} fuzzy"] if row.fuzzy_count else []
+    counts = f"{', '.join(parts)}, {format_bytes(row.stored_bytes)} stored"
+    if not row.newest_good_id:
         return f"  NOT COVERED: {counts}"
-    taken = datetime.fromisoformat(found.newest_good_time) if found.newest_good_time else None
-    age = f" of {found.newest_good_time} ({age_in_words(taken, now)})" if taken else ""
-    verified = f"verified {found.verified_at}" if found.verified_at else "never verified"
-    return f"  newest good {found.newest_good_id}{age}, {verified}; {counts}"
+    taken = datetime.fromisoformat(row.newest_good_time) if row.newest_good_time else None
+    age = f" of {row.newest_good_time} ({age_in_words(taken, now)})" if taken else ""
+    verified = f"verified {row.verified_at}" if row.verified_at else "never verified"
+    return f"  newest good {row.newest_good_id}{age}, {verified}; {counts}"

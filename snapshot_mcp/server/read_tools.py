@@ -169,7 +169,7 @@ def picture(
         resource_name=clean_text(resource.resource_name),
         head_id=head,
         stored_bytes=sum(one.stored_bytes for one in snapshots),
-        frees_bytes=None if is_cut else chain.bytes_beside_the_newest(snapshots),
+        frees_bytes=None if is_cut else chain.bytes_beside_the_newest(snapshots) or None,
         gone_count=gone_count or None,
         lines=chain.draw(snapshots),
         hint=hint,

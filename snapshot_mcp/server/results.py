@@ -102,8 +102,8 @@ class Made(Result):
         parts += [self.time] if self.time else []
         parts += [f"stores {format_bytes(self.stored_bytes)}"] if self.stored_bytes is not None else []
         parts += [f"disk {format_bytes(self.disk_bytes)}"] if self.disk_bytes is not None else []
-        parts += [self.path] if self.path else []
-        return "  ".join(parts) + (f": {self.consistency}" if self.consistency else "")
+        parts += [one for one in (self.path, self.consistency) if one]
+        return "  ".join(parts)
 
 
 class Renamed(Result):
@@ -231,10 +231,14 @@ class Cancellation(Result):
 
 
 class Guarded(Result):
-    """Outcome of a guarded call; only with the status `started` was anything started. `outcome` and `error` after a wait."""
+    """Outcome of a guarded call; only with the status `started` was anything started.
+
+    `outcome`, `error` and `made` (a line for each safety snapshot) are set after a wait.
+    """
 
     zone: str
     status: Status
+    message: str
     plan: list[str] = []
     job_id: str | None = None
     approval_id: str | None = None
@@ -247,6 +251,7 @@ class Guarded(Result):
     declined_at: str | None = None
     ask_again_at: str | None = None
     outcome: Outcome | None = None
+    made: list[str] | None = None
     error: str | None = None
     hint: str = ""
 
@@ -256,6 +261,7 @@ class Guarded(Result):
         return cls(
             zone=zone,
             status=outcome.status,
+            message=outcome.message.removesuffix(f"\n{outcome.how_to_approve}"),
             plan=list(outcome.plan),
             job_id=clean_text(outcome.job_id) or None,
             approval_id=outcome.approval_id or None,

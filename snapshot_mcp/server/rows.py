@@ -38,8 +38,8 @@ class SnapshotRow(Result):
         details: dict[str, Any] = {}
         if verbose:
             details = {
-                "description": clean_text(snapshot.description, MESSAGE_CHARACTERS),
-                "tags": [clean_text(tag) for tag in snapshot.tags],
+                "description": clean_text(snapshot.description, MESSAGE_CHARACTERS) or None,
+                "tags": [clean_text(tag) for tag in snapshot.tags] or None,
                 "disk_bytes": snapshot.virtual_size_bytes,
                 "chain_count": snapshot.total_count if snapshot.is_full else None,
             }
@@ -74,44 +74,27 @@ class SnapshotList(Result):
     hint: str = ""
 
 
-class CoverageRow(Result):
-    """What protects a disk: its newest good restore point, how many there are of each worth, and what they store."""
-
-    newest_good_id: str | None = None
-    newest_good_time: str | None = None
-    verified_at: str | None = None
-    good_count: int
-    damaged_count: int | None = None
-    fuzzy_count: int | None = None
-    stored_bytes: int
-
-    @classmethod
-    def of(cls, coverage: Coverage) -> Self:
-        """Build it from a zone's coverage."""
-        return cls(
-            newest_good_id=clean_text(coverage.newest_good_id) or None,
-            newest_good_time=format_time(coverage.newest_good_time) or None,
-            verified_at=format_time(coverage.verified_at) or None,
-            good_count=coverage.good_count,
-            damaged_count=coverage.damaged_count or None,
-            fuzzy_count=coverage.fuzzy_count or None,
-            stored_bytes=coverage.stored_bytes,
-        )
-
-
 class ResourceRow(Result):
-    """A disk, machine or image in a list; `running` are the unfinished jobs on it."""
+    """A disk, machine or image in a list, with what protects it: the newest good restore point, how many there are of each
+    worth, what they store. `running` are the unfinished jobs on it.
+    """
 
     resource_id: str
     name: str
     kind: Literal["volume", "instance", "image"]
-    status: str
+    status: str = "available"
     disk_bytes: int
     attached_to: str | None = None
     path: str | None = None
     held_by: str | None = None
     problem: str | None = None
-    coverage: CoverageRow | None = None
+    newest_good_id: str | None = None
+    newest_good_time: str | None = None
+    verified_at: str | None = None
+    good_count: int | None = None
+    damaged_count: int | None = None
+    fuzzy_count: int | None = None
+    stored_bytes: int | None = None
     running: list[str] | None = None
 
     @classmethod
@@ -128,9 +111,21 @@ class ResourceRow(Result):
             path=clean_text(resource.path or "", MESSAGE_CHARACTERS) or None,
             held_by=clean_text(resource.held_by or "", MESSAGE_CHARACTERS) or None,
             problem=clean_text(resource.problem or "", MESSAGE_CHARACTERS) or None,
-            coverage=CoverageRow.of(coverage) if coverage else None,
+            **(_protection(coverage) if coverage else {}),
             running=list(running) or None,
         )
+
+
+def _protection(coverage: Coverage) -> dict[str, Any]:
+    return {
+        "newest_good_id": clean_text(coverage.newest_good_id) or None,
+        "newest_good_time": format_time(coverage.newest_good_time) or None,
+        "verified_at": format_time(coverage.verified_at) or None,
+        "good_count": coverage.good_count,
+        "damaged_count": coverage.damaged_count or None,
+        "fuzzy_count": coverage.fuzzy_count or None,
+        "stored_bytes": coverage.stored_bytes,
+    }
 
 
 class ResourceList(Result):

@@ -381,7 +381,7 @@ async def test_a_person_can_be_sent_to_a_page(lab: Lab, mode: str, action: Any, 
     server = build_server(app.build_zones(lab.settings), lambda: OpensAPage(lab.home, Policy()))
     async with Client(server, mode=mode, elicitation_callback=open_page) as client:
         result = await client.call_tool("delete_snapshot", {"snapshot_id": "ss-1"})
-    assert text_of(result).splitlines()[0] == expected
+    assert text_of(result).splitlines()[0] == f"Status: needs_approval. {expected}"
 
 
 @pytest.mark.anyio

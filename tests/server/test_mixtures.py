@@ -50,7 +50,7 @@ async def test_a_wait_says_that_what_was_made_may_be_a_mixture(lab: Lab, mode: s
     assert made["type"] == "full"
     assert made["consistency"] == f"{MIXTURE}; does not count as good"
     assert f"Snapshot {made['snapshot_id']} “nightly”  full  " in text_of(waited)
-    assert f": {MIXTURE}; does not count as good\n" in text_of(waited)
+    assert f"  {MIXTURE}; does not count as good\n" in text_of(waited)
     assert f"{made['snapshot_id']}: {MIXTURE}; this {NOT_GOOD}." in data_of(waited)["hint"]
     assert data_of(waited)["hint"] in text_of(waited)
 
@@ -64,7 +64,7 @@ async def test_a_wait_says_how_consistent_a_sound_one_is(lab: Lab, mode: str) ->
     (made,) = data_of(waited)["made"]
     assert made["consistency"].startswith(CRASH)
     assert "count as good" not in made["consistency"]
-    assert f": {made['consistency']}\n" in text_of(waited)
+    assert f"  {made['consistency']}\n" in text_of(waited)
     assert data_of(waited)["hint"] == "The restore point is complete; show_chain shows it in its chain."
     assert data_of(repeated)["hint"] == "It does not contain later changes; for a new backup use another name."
 

@@ -218,7 +218,7 @@ async def test_rename_changes_name_and_description(lab: Lab) -> None:
         await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "name": "new"})
         done = await client.call_tool("rename_snapshot", {"snapshot_id": snapshot_id, "description": "why"})
         assert data_of(done)["status"] == "done"
-        assert text_of(done) == f"Snapshot {snapshot_id} in zone local: its description was changed."
+        assert text_of(done) == f"Done. Snapshot {snapshot_id} in zone local: its description was changed."
         (row,) = data_of(await client.call_tool("list_snapshots", {"verbose": True}))["snapshots"]
     assert (row["name"], row["description"]) == ("new", "why")
 
@@ -374,13 +374,13 @@ async def test_are_we_covered_is_one_call(lab: Lab, mode: str) -> None:
         assert data_of(await client.call_tool("verify_snapshots", checked))["outcome"] == "successful"
         result = await client.call_tool("list_resources", {})
     rows = {row["name"]: row for row in data_of(result)["resources"]}
-    covered = rows["disk-0"]["coverage"]
+    covered = rows["disk-0"]
     assert covered["newest_good_id"] == first["snapshot_id"]
     assert covered["good_count"] == 1
     assert covered["stored_bytes"] == first["stored_bytes"]
     assert covered["verified_at"]
-    assert "verified_at" not in rows["disk-1"]["coverage"]
-    assert rows["disk-5"]["coverage"]["good_count"] == 0
+    assert "verified_at" not in rows["disk-1"]
+    assert rows["disk-5"]["good_count"] == 0
     assert f"{rows['disk-5']['resource_id']} “disk-5”" in data_of(result)["hint"]
     text = text_of(result)
     assert text.count("never verified") == 4
@@ -399,7 +399,7 @@ async def test_a_zone_that_keeps_no_counts_is_counted_from_its_list(lab: Lab, mo
         monkeypatch.setattr("snapshot_mcp.catalogue.listing.to_coverages", lambda catalogue, ids: {})
         counted = data_of(await client.call_tool("list_resources", {}))["resources"]
     assert counted == told
-    assert told[0]["coverage"]["newest_good_id"] == snapshot_id
+    assert told[0]["newest_good_id"] == snapshot_id
 
 
 @pytest.mark.anyio

@@ -8,6 +8,18 @@ from agents import Agent, RunContextWrapper
 from agents.mcp import MCPServerStdio, MCPUtil
 from agents.tool_context import ToolContext
 
+SUPPORTED = {
+    "type", "properties", "required", "additionalProperties", "items", "enum", "description", "default", "pattern",
+    "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems",
+}  # fmt: skip
+"""What OpenAI's strict mode takes of JSON schema, as far as we use it."""
+
+
+def keywords(schema: dict) -> set[str]:
+    """Return every keyword of a schema and of the schemas in it."""
+    inner = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
+    return set(schema).union(*map(keywords, inner))
+
 
 def neutral(schema: dict) -> object:
     if "enum" in schema:
@@ -31,6 +43,7 @@ async def main() -> None:
         for tool in tools:
             properties = tool.params_json_schema["properties"]
             assert set(tool.params_json_schema["required"]) == set(properties)
+            assert keywords(tool.params_json_schema) <= SUPPORTED
             given = {name: calls[tool.name].get(name, neutral(schema)) for name, schema in properties.items()}
             text = json.dumps(given)
             context = ToolContext(context=None, tool_name=tool.name, tool_call_id="1", tool_arguments=text)
