@@ -1,7 +1,7 @@
 """What an owner of six disks asks for, as the calls that a sensible model makes, and what each request costs.
 
 The answer's facts are in both forms of what comes back. `CONVERSATIONS.md` has the costs; run this file with
-`SNAPSHOT_MCP_WRITE_TABLES=1` to write it anew.
+`WRITE_TABLES=1` to write it anew.
 """
 
 import os
@@ -222,7 +222,7 @@ async def test_an_owner_gets_what_they_ask_for_within_the_bars(nursery: Nursery)
     with estate(nursery) as lab:
         talk = await converse(lab)
     table = talk.table()
-    if os.environ.get("SNAPSHOT_MCP_WRITE_TABLES"):
+    if os.environ.get("WRITE_TABLES"):
         DOCUMENT.write_text(INTRODUCTION + table, encoding="utf-8")
     print(table)
     assert "\n".join(talk.differences) == ""
