@@ -50,15 +50,32 @@ class Stage:
         assert not result.is_error, text_of(result)
         self.told = data_of(result)
 
-    def gets(self, name: str, value: str) -> None:
-        """Find a field with this value in what came back, and learn an id that is new."""
-        there = [
-            format_bytes(one) if name.endswith("_bytes") else str(one) for key, one in leaves(self.told) if key == name
-        ]
-        for new in (one for one in ID.findall(value) if one not in self.cast):
-            known = (one for text in there for one in ID.findall(text) if one not in self.cast.values())
-            self.cast[new] = next(known)
-        assert any(self.played(value) in one for one in there), (name, value, self.told)
+    def gets(self, fields: list[tuple[str, str]]) -> None:
+        """Find these fields in what came back, in one row of a list if that has them all, and learn the ids that are new."""
+        for there in (*rows(self.told), self.told):
+            cast = dict(self.cast)
+            if all(found(there, name, value, cast) for name, value in fields):
+                self.cast = cast
+                return
+        raise AssertionError((fields, self.told))
+
+
+def rows(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each row of a list, with what the result says besides."""
+    for name, value in told.items():
+        if isinstance(value, list):
+            yield from (told | {name: one} for one in value if isinstance(one, dict))
+
+
+def found(there: dict[str, Any], name: str, value: str, cast: dict[str, str]) -> bool:
+    """Whether a field with this value is there; the ids of the value that are new are cast for those that it has."""
+    texts = [format_bytes(one) if name.endswith("_bytes") else str(one) for key, one in leaves(there) if key == name]
+    for new in (one for one in ID.findall(value) if one not in cast):
+        cast[new] = next((one for text in texts for one in ID.findall(text) if one not in cast.values()), "")
+    played = ID.sub(lambda match: cast[match[0]], value)
+    return any(
+        text == played or ((" " in played or "/" in played or name == "lines") and played in text) for text in texts
+    )
 
 
 def steps(dialogue: str) -> Iterator[tuple[str, str]]:
@@ -78,9 +95,7 @@ async def play(stage: Stage, dialogue: str) -> None:
                 case "calls":
                     await stage.call(client, text)
                 case "gets":
-                    for field in text.split("; "):
-                        name, _, value = field.partition(" ")
-                        stage.gets(name, value)
+                    stage.gets([(field.partition(" ")[0], field.partition(" ")[2]) for field in text.split("; ")])
                 case "you run: snapshot-mcp approve":
                     await app.build_guard(stage.lab.settings).approve(stage.played(text), None)
                 case "Assistant:" | "":

@@ -43,7 +43,8 @@ client_secret = "s"
 
 async def agrees(context: Any, params: Any) -> ElicitResult:
     """A person who agrees to everything, with the word or the name that is asked for."""
-    words = params.requested_schema["properties"]["answer"].get("enum", ["keep", "pg-data"])
+    name = next(one for one in ("pg-data", "deleted") if f"“{one}”" in params.message)
+    words = params.requested_schema["properties"]["answer"].get("enum", ["keep", name])
     return ElicitResult(action="accept", content={"answer": words[-1]})
 
 
@@ -183,28 +184,35 @@ async def test_what_is_still_running_or_was_cancelled_says_the_same_twice(lab: L
 
 async def test_a_failed_job_says_the_same_twice(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tool that submits a job; the zone says of each that it has failed."""
-    await lab.add_disk("pg-data")
+    disks = ("new", "copied", "read", "recovered", "deleted")
+    for name in disks:
+        await lab.add_disk(name)
     await lab.add_disk("web", kind=ResourceType.INSTANCE)
-    async with lab.connect() as client:
+    async with lab.connect() as client:  # one disk a call: in truth the jobs go on
+        point = {name: await back_up(client, name, f"of {name}") for name in (*disks, "web")}
+    await lab.delete(point["recovered"])
+    finished: Callable[..., Any] = LocalZone.get_job
+
+    async def get_job(self: LocalZone, job_id: str) -> Job:
+        job: Job = await finished(self, job_id)
+        return job.model_copy(update={"status": "failed", "info": "the disk is\ngone at 100 MiB"})
+
+    async def list_unfinished_jobs(self: LocalZone) -> tuple[Job, ...]:
+        return ()
+
+    monkeypatch.setattr(LocalZone, "get_job", get_job)
+    monkeypatch.setattr(LocalZone, "list_unfinished_jobs", list_unfinished_jobs)
+    monkeypatch.setattr(LocalZone, "features", LocalZone.features - {Feature.WATCH})
+    failed = "submitted failed"
+    async with lab.connect(elicitation_callback=agrees) as client:
         seen = Seen(client)
-        one, machine = await back_up(client, "pg-data", "one"), await back_up(client, "web", "w")
-        finished: Callable[..., Any] = LocalZone.get_job
-
-        async def get_job(self: LocalZone, job_id: str) -> Job:
-            job: Job = await finished(self, job_id)
-            return job.model_copy(update={"status": "failed", "info": "the disk is\ngone at 100 MiB"})
-
-        async def list_unfinished_jobs(self: LocalZone) -> tuple[Job, ...]:
-            return ()
-
-        monkeypatch.setattr(LocalZone, "get_job", get_job)
-        monkeypatch.setattr(LocalZone, "list_unfinished_jobs", list_unfinished_jobs)
-        monkeypatch.setattr(LocalZone, "features", LocalZone.features - {Feature.WATCH})
-        failed = "submitted failed"
-        await seen.call("create_snapshots", failed, resource_ids=["pg-data"], name="two", **WAIT)
-        await seen.call("export_to_volume", failed, snapshot_id=one, volume_name="copy", **WAIT)
-        await seen.call("export_to_image", failed, snapshot_id=machine, image_name="copy", **WAIT)
-        await seen.call("verify_snapshots", failed, snapshot_ids=[one], **WAIT)
+        made = await seen.call("create_snapshots", failed, resource_ids=["new"], name="two", **WAIT)
+        await seen.call("wait_for_job", "failed", job_ids=[made["job_id"]])
+        await seen.call("export_to_volume", failed, snapshot_id=point["copied"], volume_name="copy", **WAIT)
+        await seen.call("export_to_image", failed, snapshot_id=point["web"], image_name="copy", **WAIT)
+        await seen.call("verify_snapshots", failed, snapshot_ids=[point["read"]], **WAIT)
+        await seen.call("recover_snapshots", failed, snapshot_ids=[point["recovered"]], **WAIT)
+        await seen.call("delete_snapshot", "started failed", snapshot_id=point["deleted"], **WAIT)
 
 
 async def test_every_status_of_a_guarded_call_says_the_same_twice(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
