@@ -61,10 +61,7 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
         )
     }
     acts = list({row["deletion_id"] for row in rows if row["deletion_id"]}) if is_verbose else []
-    deletions = {
-        row["deletion_id"]: row
-        for row in catalogue.rows(f"SELECT * FROM deletions WHERE deletion_id IN ({placeholders(acts)})", *acts)
-    }
+    deletions = _deletions(catalogue, acts)
     resource_ids = list({row["resource_id"] for row in rows})
     resources = {
         row["resource_id"]: row
@@ -86,6 +83,13 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
         )
         for row in rows
     )
+
+
+def _deletions(catalogue: Catalogue, ids: Sequence[str]) -> dict[str, Row]:
+    if not ids:
+        return {}
+    found = catalogue.rows(f"SELECT * FROM deletions WHERE deletion_id IN ({placeholders(ids)})", *ids)
+    return {row["deletion_id"]: row for row in found}
 
 
 @lru_cache(maxsize=1024)

@@ -89,7 +89,7 @@ def _among_few(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], 
 def _among_deleted(catalogue: Catalogue, query: SnapshotFilter) -> tuple[list[Row], int]:
     """Page over the deleted ones, which an index keeps in the order of their deletion."""
     where = _Where()
-    where.add("status = 'deleted'")
+    where.add("+status = 'deleted'")  # as the index has it
     if query.resource_id:
         where.add("+resource_id = ?", query.resource_id)
     if query.snapshot_type is not None:

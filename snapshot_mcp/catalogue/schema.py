@@ -201,7 +201,8 @@ def _count_worth(db: sqlite3.Connection) -> None:
         INSERT INTO snapshot_worth
             SELECT resource_id, worth, count(*), sum(size_bytes) FROM snapshots GROUP BY resource_id, worth;
         CREATE INDEX snapshots_by_worth ON snapshots (resource_id, worth, snapshot_at DESC, snapshot_id);
-        CREATE INDEX snapshots_deleted ON snapshots (status_at DESC, snapshot_id) WHERE status = 'deleted';
+        -- the +, or every statement with `status = ?` would be prepared anew for each value
+        CREATE INDEX snapshots_deleted ON snapshots (status_at DESC, snapshot_id) WHERE +status = 'deleted';
         CREATE INDEX jobs_by_end ON jobs (finished_at DESC, change DESC) WHERE finished_at IS NOT NULL;
         """
     execute_script(db, script)

@@ -1,6 +1,6 @@
 """The texts of what the reading tools list: headings, a line each, sizes for people and ages beside times."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +33,7 @@ def bare_hint(rows: list[ResourceRow]) -> str:
     return f"Without a good restore point: {', '.join(bare[:10])}{more}. create_snapshots backs them up."
 
 
-def with_age(one: Snapshot, now: datetime) -> str:
+def _with_age(one: Snapshot, now: datetime) -> str:
     """Return when it was taken, or when it was deleted and until when it can be recovered, with ages."""
     moment = one.snapshot_time or one.create_time
     taken = f"{format_time(moment)} ({age_in_words(moment, now)})" if moment else "not taken yet"
@@ -48,17 +48,19 @@ def count_of(count: int, noun: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def shown(one: Snapshot, verbose: bool) -> tuple[SnapshotRow, str, str]:
-    """Return a snapshot's row and its line before and after the time; cached, because lists show the same ones repeatedly."""
+def shown(one: Snapshot, verbose: bool, minute: int) -> tuple[SnapshotRow, str]:
+    """Return a snapshot's row and line as of a minute; cached, because lists show the same ones again and again."""
     row = SnapshotRow.of(one, verbose=verbose)
     marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
     builds = f"  on {row.parent_id} in chain {row.root_id}" if row.parent_id else ""
     verified = f"  verified {row.verified_at}" if row.verified_at else ""
-    after = (
+    taken = _with_age(one, datetime.fromtimestamp(minute * 60, UTC))
+    line = (
+        f"{row.snapshot_id}  {row.type}  {row.status}{marks}  {taken}"
         f"  {format_bytes(row.stored_bytes)}  {quoted(row.name)} of {quoted(row.resource_name)} ({row.resource_id}){builds}"
         f"{f'  {row.consistency}' if row.consistency else ''}{verified}{_details(row)}"
     )
-    return row, f"{row.snapshot_id}  {row.type}  {row.status}{marks}  ", after
+    return row, line
 
 
 def _details(row: SnapshotRow) -> str:

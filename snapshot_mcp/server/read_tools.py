@@ -5,6 +5,7 @@ are errors that name the zone.
 """
 
 from datetime import UTC, datetime
+from time import time
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Context
@@ -34,7 +35,6 @@ from snapshot_mcp.server.lines import (
     heading,
     resource_line,
     shown,
-    with_age,
 )
 from snapshot_mcp.server.rows import ChainPicture, ResourceList, ResourceRow, SnapshotList
 from snapshot_mcp.server.state import ServerState, state_of
@@ -89,17 +89,16 @@ async def list_snapshots(
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
     hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
-    drawn = [shown(one, verbose) for one in page.items]
-    rows = [row for row, _, _ in drawn]
+    minute = int(time() // 60)
+    drawn = [shown(one, verbose, minute) for one in page.items]
+    rows = [row for row, _ in drawn]
     applied = filter_in_words(
         snapshot_ids=snapshot_ids, resource_id=resource_id, snapshot_type=snapshot_type, status=status, search=search,
         root_id=root_id, tags=tags,
     )  # fmt: skip
     result = SnapshotList(zone=place.name, total_count=page.total_count, filter=applied, snapshots=rows, hint=hint)
     head = heading("snapshot", page, offset, place.name, applied)
-    now = datetime.now(UTC)
-    lines = [f"{before}{with_age(one, now)}{after}" for one, (_, before, after) in zip(page.items, drawn, strict=True)]
-    return result.with_text(head, *lines, hint)
+    return result.with_text(head, *(line for _, line in drawn), hint)
 
 
 async def list_resources(

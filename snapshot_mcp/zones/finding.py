@@ -5,7 +5,6 @@ An exact id takes precedence over a name; a name that several resources share is
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import anyio
@@ -183,6 +182,8 @@ async def _near(provider: Provider, text: str) -> list[Volume | Instance]:
 
 def near_names(text: str, names: Sequence[str]) -> list[str]:
     """Return the names nearest to `text`, by a common part, regardless of case, or by a few different letters."""
+    from difflib import get_close_matches
+
     folded = {name: name.casefold() for name in dict.fromkeys(names)}
     word = text.casefold()
     parts = [name for name, one in folded.items() if len(word) > 1 and (word in one or (len(one) > 1 and one in word))]
