@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from compileall import compile_dir
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -56,6 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "house", max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("house")
+    if not hasattr(config, "workerinput"):
+        # Processes that tests start read bytecode; where Python may not write it, each would compile the package anew.
+        compile_dir(Path(__file__).parents[1] / "snapshot_mcp", quiet=1)
     _check_schemas_once()
     _build_templates_once()
 

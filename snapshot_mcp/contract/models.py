@@ -38,7 +38,6 @@ MAX_NAME_CHARACTERS = 255
 """Names are any text up to this length and need not be unique (CONTRACT.md, "Names")."""
 
 MAX_DESCRIPTION_CHARACTERS = 4096
-
 MAX_LIMIT = 100
 """Items on the largest page (CONTRACT.md, "What surrounds them")."""
 
@@ -86,8 +85,7 @@ class SnapshotResource(ZoneModel):
 class Snapshot(ZoneModel):
     """A restore point: the contract's 18 fields, its `resource`, and what our zone adds with `verbose=1`.
 
-    `size` is the space it occupies, in MB. The fields after `tags` are our zone's own; other providers leave them unset:
-    `deleted_at` and `recoverable_until` of a deleted one; `verified_at`, when it and all that it builds on was last read back.
+    `size` is the space it occupies, in MB. The fields after `tags` are our zone's own; others leave them unset.
     """
 
     snapshot_id: str
@@ -226,7 +224,7 @@ class AttachedInstance(ZoneModel):
 class Coverage(ZoneModel):
     """What protects a disk: its restore points by worth, and the newest good one (CONTRACT.md, "What our own face adds").
 
-    `stored_bytes` counts all that exist. `verified_at`: when the newest good one was last read back; None for never.
+    `verified_at`: when the newest good one was last read back; None for never.
     """
 
     newest_good_id: WireText = ""
@@ -366,7 +364,7 @@ class Page(Generic[Item]):
 
 
 def first_repeated(ids: Iterable[str]) -> str | None:
-    """Return the first id that occurs twice, None if there is none (CONTRACT.md, "All or nothing")."""
+    """Return the first id that occurs twice, None for none (CONTRACT.md, "All or nothing")."""
     seen: set[str] = set()
     for one in ids:
         if one in seen:

@@ -10,6 +10,7 @@ from snapshot_mcp.server.rows import ResourceRow, SnapshotRow
 
 
 def heading(noun: str, page: Page[Any], offset: int, zone: str, applied: str) -> str:
+    """Return the first line: how many there are, what was applied, where, and which of them are shown."""
     verb = f" match{'es' if page.total_count == 1 else ''} {applied}" if applied else ""
     head = f"{count_of(page.total_count, noun)}{verb} in zone {zone}"
     if page.items and (offset or len(page.items) < page.total_count):
@@ -44,6 +45,7 @@ def _with_age(one: Snapshot, now: datetime) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
+    """Return a number with its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -75,6 +77,7 @@ def _details(row: SnapshotRow) -> str:
 
 
 def resource_line(row: ResourceRow, now: datetime) -> str:
+    """Return a disk, machine or image as a line of text, with what protects it."""
     attached = f"  on {row.attached_to}" if row.attached_to else ""
     held = f"  IN USE: {row.held_by}" if row.held_by else ""
     problem = f"  PROBLEM: {row.problem}" if row.problem else ""
