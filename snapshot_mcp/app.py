@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.guard import PersonAct as PersonAct
     from snapshot_mcp.guard import Policy
-    from snapshot_mcp.history.history import History as History
+    from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.server.callers import Callers, Roll
@@ -147,15 +147,15 @@ def build_server(
     )
 
 
-def build_history(settings: Settings, zones: Zones) -> History:
+def build_history(settings: Settings, zones: Zones) -> JobHistory:
     """Return the history of the home, over zones that are open."""
-    from snapshot_mcp.history.history import History
-    from snapshot_mcp.history.register import Register
+    from snapshot_mcp.history.history import JobHistory
+    from snapshot_mcp.history.register import JobRegister
 
     async def guard() -> Guard:
         return build_guard(settings)
 
-    return History(Register(settings.home), zones, guard)
+    return JobHistory(JobRegister(settings.home), zones, guard)
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import get_args
@@ -246,6 +247,17 @@ def test_the_rooms_of_a_provider_import_one_another_in_one_direction(folder: str
         assert graph[room] <= allowed, f"{room} imports {graph[room] - allowed}"
     at_the_top = {room: imported for room, imported in ROOMS[folder].items() if room != "settings"}
     assert list(TopologicalSorter(at_the_top).static_order())  # raises CycleError
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """One word, one meaning: a reader who searches for a class finds one."""
+    names = Counter(
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_provider_is_a_folder_and_a_line() -> None:

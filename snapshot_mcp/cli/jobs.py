@@ -42,6 +42,9 @@ async def _run(args: argparse.Namespace) -> int:
             print(one.in_words())
         if not shown:
             print("No job in that time." if wants_all else "Nothing runs. --finished shows what was done.")
+    if recalled.problem:
+        reason = clean_text(recalled.problem, MESSAGE_CHARACTERS)
+        print(f"snapshot-mcp: who asked and approved may be missing: {reason}", file=sys.stderr)
     for name, error in recalled.errors.items():
         reason = clean_text(error.message, MESSAGE_CHARACTERS)
         print(f"snapshot-mcp: zone {quoted(name)} did not answer: {reason}", file=sys.stderr)

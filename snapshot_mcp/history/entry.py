@@ -205,5 +205,7 @@ def to_json(entry: Entry) -> dict[str, Any]:
 
 
 def from_json(about: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that `to_json` stored."""
-    return {name: tuple(Thing(*one) for one in value) if name in THINGS else value for name, value in about.items()}
+    """Return the fields that `to_json` stored. Raises TypeError, AttributeError for what it did not store."""
+    return {
+        name: tuple(Thing(*one) for one in value) if name in THINGS else str(value) for name, value in about.items()
+    }

@@ -1,4 +1,4 @@
-"""`History`: notes what is submitted, and recalls the jobs of a time from the register, the guard and the zones.
+"""`JobHistory`: notes what is submitted, and recalls the jobs of a time from the register, the guard and the zones.
 
 Noting is best effort: a job that was submitted does not fail because it could not be noted. Recalling asks each zone once.
 """
@@ -20,7 +20,7 @@ from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.values import parse_time
 from snapshot_mcp.guard import State
 from snapshot_mcp.history.entry import FORGOTTEN, MAX_ROWS, Entry, Thing, merge
-from snapshot_mcp.history.register import Register
+from snapshot_mcp.history.register import JobRegister
 from snapshot_mcp.zones import Zone, Zones
 from snapshot_mcp.zones.finding import try_find_snapshots
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class Recalled:
     """The newest jobs of a time. `total_count`: all that are known; `errors`: zones that did not answer, by name.
 
-    `problem`: why it is not known who approved, "" normally.
+    `problem`: why it may not be known who asked and approved, "" normally.
     """
 
     entries: tuple[Entry, ...]
@@ -52,10 +52,10 @@ class Recalled:
     problem: str = ""
 
 
-class History:
+class JobHistory:
     """The history of a home, over its zones. `guard` returns its guard."""
 
-    def __init__(self, register: Register, zones: Zones, guard: "Callable[[], Awaitable[Guard]]") -> None:
+    def __init__(self, register: JobRegister, zones: Zones, guard: "Callable[[], Awaitable[Guard]]") -> None:
         self._register = register
         self._zones = zones
         self._guard = guard
@@ -86,8 +86,7 @@ class History:
         Raises the error of the only zone that is asked, unless the register knows something of it.
         """
         places, errors = self._places([zone] if zone else self._zones.names)
-        problem = await self._absorb()
-        known = await in_thread(self._register.list_since, since)
+        known, problem = await self._known(since)
         if zone:
             wanted = {place.provider.location for place in places}
             known = [one for one in known if one.location in wanted or (not wanted and one.zone == zone)]
@@ -123,16 +122,22 @@ class History:
                 errors[name] = error
         return list(found.values()), errors
 
-    async def _absorb(self) -> str:
-        """Copy the guard's jobs into the register, which keeps them longer; return why that failed, "" if it did not."""
+    async def _known(self, since: datetime) -> tuple[list[Entry], str]:
+        """Return the register's jobs with the guard's, and why one of them could not be read, "" if both were.
+
+        The guard's are copied into the register, which keeps them longer.
+        """
+        entries: list[Entry] = []
         try:
             approvals = await (await self._guard()).list_approvals()
             entries = [entry for one in approvals for entry in entries_of(one)]
-            if entries:
-                await in_thread(self._register.note, entries)
+            await in_thread(self._register.note, entries)
+            return await in_thread(self._register.list_since, since), ""
         except ZoneError as error:
-            return error.message
-        return ""
+            problem = error.message
+        with suppress(ZoneError):
+            return await in_thread(self._register.list_since, since), problem
+        return [one for one in entries if one.at >= since], problem
 
     async def _ask(self, place: Zone, since: datetime, known: Sequence[Entry]) -> list[Entry]:
         """Return what the zone says: its unfinished jobs, its finished ones, and those that the register asks about."""

@@ -46,7 +46,7 @@ MIGRATIONS: tuple[sqlite.Migration, ...] = (partial(sqlite.execute_script, scrip
 """Each migrates the file from the version of its index (`PRAGMA user_version`) to the next, in its own transaction."""
 
 
-class Register:
+class JobRegister:
     """The register of a home; each method is one transaction. Raises InternalError if the file cannot be used."""
 
     def __init__(self, home: Path) -> None:
@@ -85,16 +85,21 @@ class Register:
         return self._look(f"location = ? AND status = '' AND job_id IN ({marks})", (location, *job_ids))
 
     def _look(self, condition: str, parameters: tuple[object, ...]) -> list[Entry]:
-        """Read without creating the file."""
+        """Read without creating the file, and beside whoever writes."""
         if not self.path.exists():
             return []
-        with self._transaction() as db:
+        with self._connection() as db:
             return _find(db, condition, parameters)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._connection() as connection, sqlite.transaction(connection):
+            yield connection
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(self._connect()) as connection, sqlite.transaction(connection):
+            with closing(self._connect()) as connection:
                 yield connection
         except (sqlite3.Error, OSError) as error:
             self._is_ready = False
@@ -118,6 +123,11 @@ def _find(db: sqlite3.Connection, condition: str, parameters: tuple[object, ...]
 
 
 def _read(row: sqlite3.Row) -> Entry:
+    """Return a row's entry; of one whose details cannot be read there is still the job, its end and the times."""
+    try:
+        about = from_json(json.loads(row["about"]))
+    except (ValueError, TypeError, AttributeError):
+        about = {}
     return Entry(
         location=row["location"],
         zone=row["zone"],
@@ -127,7 +137,7 @@ def _read(row: sqlite3.Row) -> Entry:
         error=row["error"],
         submitted=_moment(row["submitted_at"]),
         ended=_moment(row["ended_at"]),
-        **from_json(json.loads(row["about"])),
+        **about,
     )
 
 

@@ -29,7 +29,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.elicitation import HostClient
-from snapshot_mcp.server.endings import Ending, WaitSeconds, follow, try_list
+from snapshot_mcp.server.endings import JobResult, WaitSeconds, follow, try_list
 from snapshot_mcp.server.past import note_submitted
 from snapshot_mcp.server.read_tools import ANY, ZoneArgument
 from snapshot_mcp.server.results import Change, Renamed, Submitted, mixture_warning
@@ -222,7 +222,7 @@ async def _describe_heads(zone: Zone, coming: Sequence[Snapshot]) -> str:
 
 
 def _submitted(
-    zone: Zone, job: Job, ending: Ending, *, snapshot_ids: list[str] | None, disk_bytes: int | None = None
+    zone: Zone, job: Job, ending: JobResult, *, snapshot_ids: list[str] | None, disk_bytes: int | None = None
 ) -> Change:
     return Change(
         zone=zone.name,
@@ -286,7 +286,7 @@ async def _existing_result(
     ids = [clean_text(one.snapshot_id) for one in existing]
     is_unfinished = any(one.status == SnapshotStatus.PENDING for one in existing)
     job = await _job_making(zone, existing) if is_unfinished else None
-    ending = Ending(hint=IN_PROGRESS if job else "")
+    ending = JobResult(hint=IN_PROGRESS if job else "")
     if job and wait_seconds:
         ending = await follow(ctx, zone, job, wait_seconds)
     is_other = wants_full and not all(one.is_full for one in existing)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import anyio
+
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Coverage, Image, Job, Resource, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotStatus
@@ -15,6 +17,9 @@ from snapshot_mcp.zones.finding import read_list, try_find_snapshots
 
 MAX_COUNTED = 1000
 """Restore points that a call counts in a zone that keeps no counts."""
+
+COUNT_SECONDS = 20.0
+"""How long the counting may take; the list of disks comes without it then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,14 @@ async def protection_of(zone: Zone, resources: Sequence[Resource]) -> Protection
     running = await _running(zone)
     if len(told) == len(disks):
         return Protection(told, running)
-    try:
-        counted, note = await _counted(zone, disks)
-    except ZoneError as error:
-        return Protection(told, running, f"The restore points could not be counted: {clean_text(error.message, 200)}")
-    return Protection(counted | told, running, note)
+    reason = "the zone did not answer in time."
+    with anyio.move_on_after(COUNT_SECONDS):
+        try:
+            counted, note = await _counted(zone, disks)
+            return Protection(counted | told, running, note)
+        except ZoneError as error:
+            reason = clean_text(error.message, 200)
+    return Protection(told, running, f"The restore points could not be counted: {reason}")
 
 
 async def _counted(zone: Zone, disks: Sequence[Resource]) -> tuple[dict[str, Coverage], str]:
@@ -49,9 +57,21 @@ async def _counted(zone: Zone, disks: Sequence[Resource]) -> tuple[dict[str, Cov
     of: dict[str, list[Snapshot]] = {one.id: [] for one in disks}
     for snapshot in snapshots:
         of.get(snapshot.resource.resource_id, []).append(snapshot)
-    left = total - len(snapshots)
-    note = f"The oldest {left} of {total} restore points are not counted." if left > 0 else ""
+    if total <= len(snapshots):
+        return {resource_id: _coverage(points) for resource_id, points in of.items()}, ""
+    of = {resource_id: _whole_chains(points) for resource_id, points in of.items()}
+    note = f"Only the newest {len(snapshots)} of {total} restore points were read; what builds on older ones is not counted."
     return {resource_id: _coverage(points) for resource_id, points in of.items()}, note
+
+
+def _whole_chains(points: Sequence[Snapshot]) -> list[Snapshot]:
+    """Return the points whose every ancestor is among them: of the others it is not known whether they are good."""
+    tree = SnapshotTree(points)
+    return [one for one in points if all(map(tree.is_placed, _lineage(tree, one.snapshot_id)))]
+
+
+def _lineage(tree: SnapshotTree, snapshot_id: str) -> list[str]:
+    return [snapshot_id, *(one.snapshot_id for one in tree.ancestors(snapshot_id))]
 
 
 def _coverage(points: Sequence[Snapshot]) -> Coverage:

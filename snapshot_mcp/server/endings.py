@@ -65,7 +65,7 @@ def seconds_left() -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class JobResult:
     """What came of one job; without a wait only `hint` is set. `error` is the reason of a failed job."""
 
     outcome: Outcome | None = None
@@ -92,13 +92,13 @@ class Ending:
 
 async def follow(
     ctx: Context[Any, Any], zone: Zone, job: Job, wait_seconds: float, *, source: Snapshot | None = None
-) -> Ending:
+) -> JobResult:
     """Wait for a job that was just submitted, within what is left of the call; return what came of it.
 
     `source` is the snapshot that an export has the content of. Raises no ZoneError.
     """
     if not wait_seconds:
-        return Ending()
+        return JobResult()
     places, latest = {job.job_id: zone}, {job.job_id: job}
     seconds = min(wait_seconds, seconds_left() - LOOKUP_SECONDS)
     trouble = ""
@@ -106,7 +106,7 @@ async def follow(
         try:
             await wait_in_zones(places, max(0.0, seconds), ProgressReport(ctx), latest)
         except NotFound as error:
-            return Ending(hint=clean_text(error, MESSAGE_CHARACTERS))
+            return JobResult(hint=clean_text(error, MESSAGE_CHARACTERS))
         except ZoneError as error:
             trouble = f"The job could not be followed: {clean_text(error.message, MESSAGE_CHARACTERS)} It continues. "
     job = latest[job.job_id]
@@ -115,8 +115,8 @@ async def follow(
     outcome, hint = outcome_of([row])
     with anyio.move_on_after(max(LOOKUP_SECONDS, seconds_left())):
         found = await find_made(places, latest, source)
-        return Ending(outcome, found.made, row.error, trouble + hint + found.hint)
-    return Ending(outcome, None, row.error, trouble + hint + NOT_LISTED.format(zone.name))
+        return JobResult(outcome, found.made, row.error, trouble + hint + found.hint)
+    return JobResult(outcome, None, row.error, trouble + hint + NOT_LISTED.format(zone.name))
 
 
 def outcome_of(rows: Sequence[JobRow]) -> tuple[Outcome, str]:
@@ -182,7 +182,7 @@ NOT_LISTED = " The consistency could not be read in {}: list_snapshots shows it.
 
 
 @dataclass(slots=True)
-class Found:
+class MadeRows:
     """What jobs have made, as far as their zones list it; `unseen` are the zones that did not list all of it."""
 
     rows: list[Made] = field(default_factory=list)
@@ -207,16 +207,16 @@ class Found:
         return self.rows[:MAX_MADE] or None
 
 
-async def find_made(places: dict[str, Zone], jobs: dict[str, Job], source: Snapshot | None = None) -> Found:
+async def find_made(places: dict[str, Zone], jobs: dict[str, Job], source: Snapshot | None = None) -> MadeRows:
     """Look up what the successful jobs have made, in all zones at once. Raises no ZoneError."""
     groups = by_zone(places, [job_id for job_id, job in jobs.items() if job.is_successful])
     label = len({zone.name for zone in places.values()}) > 1
-    parts = [Found() for _ in groups]
+    parts = [MadeRows() for _ in groups]
     async with anyio.create_task_group() as tasks:
         for part, (place, job_ids) in zip(parts, groups, strict=True):
             name = place.name if label else None
             tasks.start_soon(_look_in, place, [jobs[one] for one in job_ids], name, source, part)
-    found = Found()
+    found = MadeRows()
     for part in parts:
         found.rows += part.rows
         found.snapshots += part.snapshots
@@ -224,7 +224,9 @@ async def find_made(places: dict[str, Zone], jobs: dict[str, Job], source: Snaps
     return found
 
 
-async def _look_in(place: Zone, jobs: Sequence[Job], label: str | None, source: Snapshot | None, into: Found) -> None:
+async def _look_in(
+    place: Zone, jobs: Sequence[Job], label: str | None, source: Snapshot | None, into: MadeRows
+) -> None:
     snapshots, is_whole = await finding.try_find_snapshots(
         place.provider, [one for job in jobs for one in _snapshots_of(job)]
     )

@@ -35,7 +35,7 @@ async def delete_snapshot(
     state = state_of(ctx)
     place = state.zones.get(zone)
     guard = await state.guard()
-    act = Act(ctx, place, JobAction.DELETE, wait_seconds)
+    act = GuardedCall(ctx, place, JobAction.DELETE, wait_seconds)
     if plan_only:
         return await _carry(act, guard.preview_deletion(place, snapshot_id, HostClient(ctx)))
     return await _carry(act, guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
@@ -60,7 +60,7 @@ async def rollback_to_snapshots(
         await progress.send(jobs, "taking the safety snapshot")
 
     guard = await state.guard()
-    act = Act(ctx, place, JobAction.APPLY, wait_seconds)
+    act = GuardedCall(ctx, place, JobAction.APPLY, wait_seconds)
     if plan_only:
         seen = guard.preview_rollback(place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot)
         return await _carry(act, seen)
@@ -70,7 +70,7 @@ async def rollback_to_snapshots(
     return await _carry(act, call)
 
 
-class Act(NamedTuple):
+class GuardedCall(NamedTuple):
     """What a guarded call wants done, and how long it waits for that."""
 
     ctx: Context
@@ -79,7 +79,7 @@ class Act(NamedTuple):
     wait_seconds: float
 
 
-async def _carry(act: Act, call: Awaitable[GuardedOutcome]) -> CallToolResult | InputRequiredResult:
+async def _carry(act: GuardedCall, call: Awaitable[GuardedOutcome]) -> CallToolResult | InputRequiredResult:
     try:
         outcome = await call
     except AnswerNeeded as needed:
@@ -103,7 +103,7 @@ def _lines(result: Guarded) -> list[str]:
     return lines
 
 
-async def _follow(act: Act, outcome: GuardedOutcome, result: Guarded) -> CallToolResult:
+async def _follow(act: GuardedCall, outcome: GuardedOutcome, result: Guarded) -> CallToolResult:
     """Add what came of the job, as far as the call may wait for it."""
     if not act.wait_seconds:
         return result.with_text(*_lines(result), result.hint)

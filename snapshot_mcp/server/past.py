@@ -6,7 +6,7 @@ Who asked and who approved is shown to the one who asked, to approvers, and to e
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult
@@ -21,9 +21,6 @@ from snapshot_mcp.server.elicitation import HostClient
 from snapshot_mcp.server.results import JobList, ListedJob, Unreachable
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
-
-if TYPE_CHECKING:
-    pass
 
 
 async def note_submitted(
@@ -88,7 +85,9 @@ async def list_finished(ctx: Context[Any, Any], since: str, zone: str) -> CallTo
         f"Only the newest {MAX_ROWS} of {recalled.total_count}: give a later since."
         if recalled.total_count > len(rows)
         else "",
-        f"Who approved is not known: {clean_text(recalled.problem, MESSAGE_CHARACTERS)}" if recalled.problem else "",
+        f"Who asked and approved may be missing: {clean_text(recalled.problem, MESSAGE_CHARACTERS)}"
+        if recalled.problem
+        else "",
         "wait_for_job follows what is still working." if any(row.status == "working" for row in rows) else "",
     ]
     hint = " ".join(filter(None, hints))

@@ -17,7 +17,7 @@ from snapshot_mcp.zones import Zone, Zones
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard
-    from snapshot_mcp.history.history import History
+    from snapshot_mcp.history.history import JobHistory
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +59,14 @@ class ServerState:
         return self._guard
 
     @cached_property
-    def history(self) -> "History | None":
+    def history(self) -> "JobHistory | None":
         """The history of this home; imported with the first job."""
         if self.home is None:
             return None
-        from snapshot_mcp.history.history import History
-        from snapshot_mcp.history.register import Register
+        from snapshot_mcp.history.history import JobHistory
+        from snapshot_mcp.history.register import JobRegister
 
-        return History(Register(self.home), self.zones, self.guard)
+        return JobHistory(JobRegister(self.home), self.zones, self.guard)
 
     async def command(self) -> str:
         """Return how a shell runs this program."""

@@ -58,6 +58,21 @@ async def test_a_bit_that_flips_anywhere_in_a_chain_is_found(local_zone: LocalZo
     assert image.read_bytes() == content
 
 
+async def test_a_mark_stays_while_the_bytes_cannot_be_read(local_zone: LocalZone, tmp_path: Path) -> None:
+    """An incremental behind a damaged full snapshot was not read back, so its own damage is not over."""
+    image = make_image(tmp_path / "disk.img", 128 * KIB)
+    _, (full, last) = await chain_of(local_zone, image, 2)
+    for snapshot_id, place in ((last, 0.5), (full, 0.999)):  # a chunk; the footer, without which no file is read
+        path = file_of(local_zone, snapshot_id)
+        sound = bytearray(path.read_bytes())
+        sound[int(len(sound) * place)] ^= 1
+        path.write_bytes(sound)
+        await finish(local_zone, await local_zone.verify_snapshots([last]))
+    with FolderCatalogue(local_zone.folder) as catalogue:
+        marks = {row["snapshot_id"]: row["is_damaged"] for row in catalogue.rows("SELECT * FROM snapshots")}
+    assert marks == {full: 1, last: 1}
+
+
 async def test_it_runs_beside_a_backup_and_keeps_its_snapshot_from_deletion(
     local_zone: LocalZone, tmp_path: Path
 ) -> None:

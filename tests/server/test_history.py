@@ -1,10 +1,11 @@
 """`list_jobs` with `finished`, and `snapshot-mcp jobs`: what was done, how it ended, who asked and who approved."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
@@ -96,6 +97,25 @@ async def test_a_provider_that_forgets_its_jobs_is_remembered_for(lab: Lab, monk
         assert (row["action"], row["status"]) == ("backup", "successful")
         assert row["snapshots"][0].endswith("“remembered”")
         assert row["disks"][0].endswith("“web”")
+
+
+async def test_a_broken_register_costs_no_job(lab: Lab) -> None:
+    """An odd row still has its job; without a readable file jobs run, and the list says what it lacks."""
+    await lab.add_disk("web")
+    path = lab.home / "history.sqlite"
+    async with lab.connect() as client:
+        await back_up(client, "web", "one")
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE jobs SET about = '[1]'")
+        listed = await client.call_tool("list_jobs", FINISHED)
+        assert [row["action"] for row in data_of(listed)["jobs"]] == ["backup"]
+        for leftover in lab.home.glob("history.sqlite*"):
+            leftover.unlink()
+        path.write_bytes(b"no database" * 999)
+        await back_up(client, "web", "two")
+        listed = await client.call_tool("list_jobs", FINISHED)
+    assert [row["action"] for row in data_of(listed)["jobs"]] == ["backup", "backup"]
+    assert "cannot be used" in text_of(listed)
 
 
 async def test_the_shell_tells_the_same(lab: Lab) -> None:

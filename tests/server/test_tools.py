@@ -403,6 +403,22 @@ async def test_a_zone_that_keeps_no_counts_is_counted_from_its_list(lab: Lab, mo
 
 
 @pytest.mark.anyio
+async def test_what_builds_on_a_restore_point_that_was_not_read_is_not_counted(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that is cut off has no damage: whether what lies beyond the cut is good is not known."""
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        await back_up(client, "web", "one")
+        await back_up(client, "web", "two")
+        monkeypatch.setattr("snapshot_mcp.catalogue.listing.to_coverages", lambda catalogue, ids: {})
+        monkeypatch.setattr("snapshot_mcp.server.coverage.MAX_COUNTED", 1)
+        cut = data_of(await client.call_tool("list_resources", {}))
+    assert "damaged_count" not in cut["resources"][0]
+    assert "Only the newest 1 of 2 restore points were read" in cut["hint"]
+
+
+@pytest.mark.anyio
 async def test_tags_are_set_removed_and_recorded(lab: Lab, mode: str) -> None:
     await lab.add_disk("web")
     async with lab.connect(mode) as client:

@@ -81,7 +81,8 @@ class Verification:
         """Read a snapshot, again if that fails, and return what is new; `advance` is called with the bytes done."""
         folder = self.catalogue.store.snapshots
         found = _check_snapshot(folder, row, advance) and _check_snapshot(folder, row, _ignore)
-        found = [one for one in found if one.subject not in self.damaged]
+        if found and all(one.subject in self.damaged for one in found):
+            return []  # a damaged ancestor, already reported, prevents reading this one: its own mark stays as it is
         if found:
             present = self.catalogue.snapshot(row["snapshot_id"])
             if present is None or present["status"] == SnapshotStatus.CEASED:
