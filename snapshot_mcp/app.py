@@ -19,6 +19,7 @@ from snapshot_mcp.providers.local.settings import LocalZoneSettings
 from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
+    from anyio import Event
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.provider import Provider
@@ -125,9 +126,17 @@ def deed(operation: str, zone: Provider, by: str, **arguments: Any) -> Deed:
 
 
 def build_server(
-    settings: Settings, *, file: OperatorFile | None = None, callers: Callers | None = None, url: str = ""
+    settings: Settings,
+    *,
+    file: OperatorFile | None = None,
+    callers: Callers | None = None,
+    url: str = "",
+    leaving: Event | None = None,
 ) -> MCPServer[Any]:
-    """Return the MCP server over all zones: for stdio, or with a `url` for HTTP, where `callers` have tokens."""
+    """Return the MCP server over all zones: for stdio, or with a `url` for HTTP, where `callers` have tokens.
+
+    Waits are cut short once `leaving` is set.
+    """
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.server.build import build_server
 
@@ -144,6 +153,7 @@ def build_server(
         callers=callers,
         url=url,
         home=settings.home,
+        leaving=leaving,
     )
 
 
@@ -171,15 +181,23 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
 
 
 def serve_stdio(settings: Settings) -> None:
-    """Serve MCP on stdin and stdout until the host closes them, even during a call."""
+    """Serve MCP on stdin and stdout until the host closes them. Raises InternalError if answers cannot be written."""
     import anyio
 
-    server = build_server(settings)
+    from snapshot_mcp.server.stdio import serve_stdio
+
+    leaving = anyio.Event()
+    server = build_server(settings, leaving=leaving)
     _settle_memory()
+    problem = ""
     try:
-        anyio.run(server.run_stdio_async)
+        anyio.run(serve_stdio, server, leaving)
     except* (BrokenPipeError, ConnectionResetError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass
+    except* OSError as errors:
+        problem = str(errors.exceptions[0])
+    if problem:
+        raise InternalError(f"The answers could not be written: {problem}. Jobs go on.")
 
 
 def serve_http(settings: Settings, address: str) -> None:
@@ -196,7 +214,15 @@ def serve_http(settings: Settings, address: str) -> None:
         callers = Callers(_roll(file), partial(_roll, file))
         server = build_server(settings, file=file, callers=callers, url=f"http://{host}:{port}{PATH}")
         _settle_memory()
-        anyio.run(serve_http, server, listener, callers)
+        _end_as(anyio.run(serve_http, server, listener, callers))
+
+
+def _end_as(signals: Sequence[int]) -> None:
+    """End as these signals end a program: with KeyboardInterrupt for the one of Ctrl-C."""
+    import signal
+
+    for one in signals:
+        signal.raise_signal(one)
 
 
 def serve_zone(
@@ -232,12 +258,12 @@ def serve_zone(
         where = "wrote a new key pair to" if is_new else "the key pairs are in"
         say(f"{where} {keys.path} (client_id {', '.join(f'{one.client_id}: {one.role}' for one in pairs)})")
 
-    async def serve() -> None:
+    async def serve() -> tuple[int, ...]:
         app = service.build_service(
             {zone.zone: zone}, tokens, allowed_hosts=allowed_hosts, any_address=not is_loopback(host)
         )
         try:
-            await service.serve(
+            return await service.serve(
                 app,
                 listener,
                 certificate=certificate,
@@ -249,7 +275,7 @@ def serve_zone(
             await zone.aclose()
 
     with listener:
-        anyio.run(serve)
+        _end_as(anyio.run(serve))
 
 
 async def _stdin_closes() -> None:

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
     if args.http:
         app.serve_http(settings, args.http)
         return 0
-    if sys.stdin.isatty():
+    if sys.stdin and sys.stdin.isatty():
         command = app.command(settings.variables)
         print(
             f"snapshot-mcp: this MCP server is waiting for a host on stdin. Hosts start it themselves: see `{command} config`. "

@@ -1,8 +1,8 @@
 """Running uvicorn, for every HTTP server of the program. Importing this imports uvicorn."""
 
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,19 +62,30 @@ class HttpServer(uvicorn.Server):
         self._stop = anyio.Event()
         self._on_stop = on_stop
         self._handles_signals = handles_signals
+        self.captured: tuple[int, ...] = ()
 
-    async def serve_on(self, listener: socket.socket) -> None:
-        """Serve until stopped, then close the socket."""
+    async def serve_on(self, listener: socket.socket) -> tuple[int, ...]:
+        """Serve until stopped, then close the socket; return the signals that stopped it."""
         await self.serve(sockets=[listener])
+        return self.captured
 
     def stop(self) -> None:
         """Stop gracefully."""
         self.should_exit = True
         self._stop.set()
 
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Handle signals like uvicorn, or not at all."""
-        return super().capture_signals() if self._handles_signals else nullcontext()
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals like uvicorn, or not at all; those that came are in `captured`, to be raised after the event loop.
+
+        uvicorn raises them within it, which ends its own tasks with a traceback.
+        """
+        if not self._handles_signals:
+            yield
+            return
+        with super().capture_signals():
+            yield
+            self.captured, self._captured_signals = tuple(self._captured_signals), []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start like uvicorn, then set `is_ready`."""

@@ -6,12 +6,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import MCPServer, RequestStateSecurity
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.subscriptions import InMemorySubscriptionBus
 from mcp.shared.exceptions import MCPError
-from mcp.types import INVALID_PARAMS, ToolAnnotations
+from mcp.types import INVALID_PARAMS, INVALID_REQUEST, ToolAnnotations
 from pydantic import AnyHttpUrl
 
 from snapshot_mcp import __version__
@@ -20,6 +21,7 @@ from snapshot_mcp.server import change_tools, guarded_tools, job_tools, read_too
 from snapshot_mcp.server.approval_routes import add_approvals
 from snapshot_mcp.server.callers import Callers, Roll
 from snapshot_mcp.server.completion import complete
+from snapshot_mcp.server.elicitation import read_odd_answers
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.resources import add_resources
 from snapshot_mcp.server.state import ServerState
@@ -95,15 +97,16 @@ def build_server(
     callers: Callers | None = None,
     url: str = "",
     home: Path | None = None,
+    leaving: anyio.Event | None = None,
 ) -> MCPServer[ServerState]:
     """Build a server over these zones. It can run once: its lifespan owns the zones. The history is kept in `home`.
 
     `callers` are for HTTP at `url`: only callers with one of their tokens are admitted, or every program on this machine if
-    there were no tokens at the start.
+    there were no tokens at the start. Waits are cut short once `leaving` is set.
     """
     bus = InMemorySubscriptionBus()
     subscriptions = Subscriptions(zones, bus)
-    state = ServerState(zones, build_guard, subscriptions.announce_zone, home)
+    state = ServerState(zones, build_guard, subscriptions.announce_zone, home, leaving)
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[ServerState]) -> AsyncIterator[ServerState]:
@@ -124,7 +127,9 @@ def build_server(
         lifespan=lifespan,
         middleware=[
             *([visits.admit] if visits else []),
+            _name_the_handshake,
             _reject_unknown_prompt(names := set[str]()),
+            read_odd_answers,
             subscriptions.listen,
         ],
         subscriptions=bus,
@@ -154,6 +159,17 @@ def _authentication(tokens: Callers, url: str) -> dict[str, Any]:
         "token_verifier": tokens,
         "auth": AuthSettings(issuer_url=address, resource_server_url=address, validate_token_resource=False),
     }
+
+
+async def _name_the_handshake(ctx: Any, call_next: Any) -> Any:
+    """Refuse a call before the handshake in words (middleware); the SDK says that its parameters are invalid."""
+    is_early = ctx.method not in {"initialize", "ping"} and not ctx.session._connection.initialize_accepted
+    try:
+        return await call_next(ctx)
+    except MCPError as error:
+        if is_early and error.error.code == INVALID_PARAMS:
+            raise MCPError(INVALID_REQUEST, "This connection is not initialized: send initialize first.") from None
+        raise
 
 
 def _reject_unknown_prompt(names: set[str]) -> Any:

@@ -9,6 +9,7 @@ abandon the call after a minute.
 import hashlib
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from mcp.types import (
     ElicitResult,
     InputRequiredResult,
 )
+from pydantic import ValidationError
 
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard import Question, QuestionAnswer, UrlAnswer
@@ -32,6 +34,25 @@ ASK_SECONDS = 55.0
 """Time limit of a call including a person's answer; hosts abandon it after 60 seconds."""
 KEY = "consent"
 FIELD = "answer"
+
+NO_ANSWER = (MCPError, ValidationError)
+"""What a question ends with if the host refuses it, has gone, or answers with something else than the protocol has."""
+
+
+async def read_odd_answers(ctx: Any, call_next: Any) -> Any:
+    """Take an answer that is none for a closed dialog (middleware): the SDK would refuse the whole call without a word."""
+    given = (ctx.params or {}).get("inputResponses")
+    if ctx.method == "tools/call" and isinstance(given, dict):
+        ctx = replace(ctx, params={**ctx.params, "inputResponses": {key: _readable(one) for key, one in given.items()}})
+    return await call_next(ctx)
+
+
+def _readable(answer: Any) -> Any:
+    try:
+        ElicitResult.model_validate(answer)
+    except ValidationError:
+        return {"action": "cancel"}
+    return answer
 
 
 class AnswerNeeded(Exception):
@@ -97,7 +118,7 @@ class HostClient:
         params = ElicitRequestFormParams(message=question.message, requested_schema=_schema(question))
         if self._is_modern:
             return _answer(self._answered(params))
-        with suppress(MCPError), anyio.move_on_after(self.seconds_left):
+        with suppress(*NO_ANSWER), anyio.move_on_after(self.seconds_left):
             result = await self._ctx.session.elicit_form(
                 params.message, params.requested_schema, related_request_id=self._ctx.request_id
             )
@@ -110,7 +131,7 @@ class HostClient:
         """Ask the person to open the approval page; opening it approves nothing."""
         if self._is_modern:
             return _url_answer(self._answered(ElicitRequestURLParams(message=message, url=url)))
-        with suppress(MCPError), anyio.move_on_after(self.seconds_left):
+        with suppress(*NO_ANSWER), anyio.move_on_after(self.seconds_left):
             result = await self._ctx.session.elicit_url(
                 message, url, approval_id, related_request_id=self._ctx.request_id
             )

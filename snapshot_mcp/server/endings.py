@@ -29,6 +29,9 @@ CALL_SECONDS = 50.0
 LOOKUP_SECONDS = 2.0
 """What a wait leaves of the call's time for looking up what was made."""
 
+LEAVING_SECONDS = 1.0
+"""How long waits go on once the host has closed its end: some jobs end in a moment."""
+
 MAX_MADE = 20
 """Most rows of `made`; a list tool has the others."""
 
@@ -104,7 +107,7 @@ async def follow(
     trouble = ""
     with anyio.move_on_after(max(0.0, seconds)):
         try:
-            await wait_in_zones(places, max(0.0, seconds), ProgressReport(ctx), latest)
+            await wait_in_zones(ctx, places, max(0.0, seconds), latest)
         except NotFound as error:
             return JobResult(hint=clean_text(error, MESSAGE_CHARACTERS))
         except ZoneError as error:
@@ -141,10 +144,14 @@ def by_zone(places: dict[str, Zone], job_ids: Iterable[str]) -> list[tuple[Zone,
 
 
 async def wait_in_zones(
-    places: dict[str, Zone], timeout_seconds: float, progress: ProgressReport, latest: dict[str, Job]
+    ctx: Context[Any, Any], places: dict[str, Zone], timeout_seconds: float, latest: dict[str, Job]
 ) -> None:
-    """Wait in all zones at once and keep the jobs' states in `latest`. Raises the first error."""
+    """Wait in all zones at once and keep the jobs' states in `latest`; not for long once the host leaves.
+
+    Raises the first error.
+    """
     errors: list[ZoneError] = []
+    progress = ProgressReport(ctx)
 
     async def note(some: tuple[Job, ...]) -> None:
         latest.update({job.job_id: job for job in some})
@@ -158,9 +165,17 @@ async def wait_in_zones(
             errors.append(error.within(place.name))
             tasks.cancel_scope.cancel()
 
-    async with anyio.create_task_group() as tasks:
-        for place, job_ids in by_zone(places, places):
-            tasks.start_soon(wait_in, place, job_ids)
+    async def watch_the_host() -> None:
+        await state_of(ctx).leaving.wait()
+        await anyio.sleep(LEAVING_SECONDS)
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as around:
+        around.start_soon(watch_the_host)
+        async with anyio.create_task_group() as tasks:
+            for place, job_ids in by_zone(places, places):
+                tasks.start_soon(wait_in, place, job_ids)
+        around.cancel_scope.cancel()
     if errors:
         raise errors[0]
 

@@ -9,6 +9,8 @@ import sys
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.ground import web
 
@@ -44,8 +46,8 @@ def listen(host: str, port: int) -> socket:
         raise BadRequest(f"Cannot listen on {host}:{port}: {error.strerror}.", hint="Choose another port.") from None
 
 
-async def serve_http(server: "MCPServer[Any]", listener: socket, callers: "Callers") -> None:
-    """Serve until a signal arrives; print the URL on stderr."""
+async def serve_http(server: "MCPServer[Any]", listener: socket, callers: "Callers") -> tuple[int, ...]:
+    """Serve until a signal arrives, and return it; print the URL on stderr."""
     from mcp.server.transport_security import TransportSecuritySettings
 
     from snapshot_mcp.ground.http_server import HttpServer
@@ -55,8 +57,17 @@ async def serve_http(server: "MCPServer[Any]", listener: socket, callers: "Calle
     app: Any = server.streamable_http_app(streamable_http_path=PATH, transport_security=no_checks)
     if not callers.has_had_tokens:
         app = _close_with_the_first_token(app, callers)
-    print(f"snapshot-mcp: {web.url_of(listener)}{PATH}", file=sys.stderr, flush=True)
-    await HttpServer(_admit(app), handles_signals=True, log_level="warning").serve_on(listener)
+    server_on_http = HttpServer(_admit(app), handles_signals=True, log_level="warning")
+
+    async def announce() -> None:
+        await server_on_http.is_ready.wait()
+        print(f"snapshot-mcp: {web.url_of(listener)}{PATH}", file=sys.stderr, flush=True)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(announce)
+        signals = await server_on_http.serve_on(listener)
+        tasks.cancel_scope.cancel()
+    return signals
 
 
 def _admit(app: Any) -> Any:

@@ -25,7 +25,6 @@ from snapshot_mcp.server.endings import (
     wait_in_zones,
 )
 from snapshot_mcp.server.past import list_finished
-from snapshot_mcp.server.progress import ProgressReport
 from snapshot_mcp.server.results import Cancellation, JobList, JobRow, ListedJob, Unreachable, Waited, action_of
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
@@ -49,7 +48,10 @@ async def wait_for_job(
     places = await _find_zones(state_of(ctx), wanted, zone)
     jobs: dict[str, Job] = {}
     seconds = min(timeout_seconds, max(0.0, seconds_left() - LOOKUP_SECONDS))
-    await wait_in_zones(places, seconds, ProgressReport(ctx), jobs)
+    await wait_in_zones(ctx, places, seconds, jobs)
+    for job_id in wanted:
+        if job_id not in jobs:  # the host has left before the zone has said anything
+            jobs[job_id] = await places[job_id].provider.get_job(job_id)
     await note_ends(state_of(ctx), places, jobs)
     rows = [JobRow.of(jobs[job_id], places[job_id].name) for job_id in wanted]
     outcome, hint = outcome_of(rows)

@@ -35,10 +35,13 @@ class ServerState:
         build_guard: "Callable[[], Guard]",
         announce_zone: Callable[[str], Awaitable[None]],
         home: Path | None = None,
+        leaving: anyio.Event | None = None,
     ) -> None:
         self.zones = zones
         self.home = home
         """The folder of the history; None for a server that keeps none."""
+        self.leaving = leaving or anyio.Event()
+        """Set once the host has closed its end: whoever waits answers what is so."""
         self.announce_zone = announce_zone
         """Notify subscribers of a zone's snapshots and chains about a change without a job."""
         self._create_locks: dict[str, anyio.Lock] = {}

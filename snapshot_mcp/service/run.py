@@ -83,8 +83,8 @@ async def serve(
     key: Path | None = None,
     on_ready: Callable[[], None] = lambda: None,
     until: Callable[[], Awaitable[None]] = anyio.sleep_forever,
-) -> None:
-    """Serve until SIGINT or SIGTERM, or until `until` returns."""
+) -> tuple[int, ...]:
+    """Serve until SIGINT or SIGTERM, which it returns, or until `until` returns."""
     server = _server(app, certificate, key, handles_signals=True)
 
     async def announce_and_stop() -> None:
@@ -95,8 +95,9 @@ async def serve(
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(announce_and_stop)
-        await server.serve_on(listener)
+        signals = await server.serve_on(listener)
         tasks.cancel_scope.cancel()
+    return signals
 
 
 @asynccontextmanager
