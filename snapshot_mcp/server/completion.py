@@ -3,7 +3,7 @@
 from mcp.types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
 
 from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
+from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotType
 from snapshot_mcp.server.state import ServerState
 from snapshot_mcp.zones import Zone
@@ -19,6 +19,8 @@ async def complete(
     context: CompletionContext | None,
 ) -> Completion:
     """Return values for an argument; none if the zone cannot be reached."""
+    if len(argument.value) > MAX_NAME_CHARACTERS:
+        return Completion(values=[], total=0, has_more=False)
     given = (context.arguments if context else None) or {}
     try:
         if argument.name == "zone":

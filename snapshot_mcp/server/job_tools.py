@@ -29,7 +29,7 @@ from snapshot_mcp.server.results import Cancellation, JobList, JobRow, ListedJob
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 
-AnyZone = Annotated[str, Field(description="Zone; every one if unset")]
+AnyZone = Annotated[str, Field(description="Zone; all if unset")]
 
 DEFAULT_WAIT_SECONDS = 25.0
 

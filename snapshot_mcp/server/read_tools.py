@@ -15,6 +15,7 @@ from pydantic import Field
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import (
     MAX_LIMIT,
+    MAX_NAME_CHARACTERS,
     MAX_OFFSET,
     Page,
     Resource,
@@ -41,8 +42,18 @@ from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resource, near_names, read_list
 
-ZoneArgument = Annotated[str, Field(description="Zone; the default if unset")]
-Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET, description="Rows to skip")]
+MAX_FILTER_VALUES = 1000
+"""Most values of a filter: SQLite takes some 30,000 in one statement."""
+
+ZoneArgument = Annotated[str, Field(description="Zone; default if unset")]
+ResourceId = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Id or exact name of a disk or machine")]
+Search = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Part of an id or a name")]
+Offset = Annotated[
+    int,
+    Field(
+        ge=0, le=MAX_OFFSET, description="Rows to skip", json_schema_extra=lambda schema: schema.pop("maximum", None)
+    ),
+]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT} rows")]
 Kind = Literal["any", "volume", "instance", "image"]
 
@@ -55,15 +66,19 @@ MAX_CHAIN_NODES = 100
 
 async def list_snapshots(
     ctx: Context,
-    snapshot_ids: list[str] = ANY,
-    resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")] = "",
+    snapshot_ids: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)] = ANY,
+    resource_id: ResourceId = "",
     snapshot_type: Literal["any", "full", "incremental"] = "any",
     status: Annotated[
-        list[str], Field(description="pending, available, suspended, deleted, ceased; default: all but the last two")
+        list[str],
+        Field(
+            max_length=MAX_FILTER_VALUES,
+            description="pending, available, suspended, deleted, ceased; default: all but the last two",
+        ),
     ] = ANY,
-    search: Annotated[str, Field(description="Part of an id or a name")] = "",
+    search: Search = "",
     root_id: Annotated[str, Field(description="Only this chain")] = "",
-    tags: Annotated[list[str], Field(description="Any of these")] = ANY,
+    tags: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES, description="Any of these")] = ANY,
     verbose: Annotated[bool, Field(description="With description, tags, disk and chain sizes")] = False,
     offset: Offset = 0,
     limit: Limit = 10,
@@ -104,8 +119,8 @@ async def list_snapshots(
 async def list_resources(
     ctx: Context,
     kind: Kind = "any",
-    search: Annotated[str, Field(description="Part of an id or a name")] = "",
-    status: list[str] = ANY,
+    search: Search = "",
+    status: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)] = ANY,
     offset: Offset = 0,
     limit: Limit = 20,
     zone: ZoneArgument = "",
@@ -129,7 +144,7 @@ async def list_resources(
 
 async def show_chain(
     ctx: Context,
-    resource_id: Annotated[str, Field(description="Id or exact name of a disk or machine")],
+    resource_id: Annotated[ResourceId, Field(min_length=1)],
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ChainPicture]:
     """Draw a disk's restore points as a tree: what would break if a full backup was removed, how incrementals build

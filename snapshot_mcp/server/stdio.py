@@ -90,8 +90,8 @@ class _Wire:
         self._leaving = leaving
         self._to_server, self.incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         self.outgoing, self._from_server = anyio.create_memory_object_stream[SessionMessage](0)
-        self._open: set[RequestId] = set()
-        self._asked: set[RequestId] = set()
+        self._open: set[RequestId | None] = set()
+        self._asked: set[RequestId | None] = set()
         self._answered = anyio.Event()
         self._writing = anyio.Lock()
 
@@ -116,7 +116,7 @@ class _Wire:
                 await self._write(told.model_dump_json(by_alias=True, exclude_unset=True).encode())
                 match told:
                     case JSONRPCResponse() | JSONRPCError():
-                        self._open.discard(told.id) if told.id is not None else None
+                        self._open.discard(told.id)
                         self._answered.set()
                     case JSONRPCRequest():
                         self._asked.add(told.id)
@@ -160,9 +160,11 @@ class _Wire:
             await self._refuse(None, PARSE_ERROR, "The line is not JSON. Send one message a line.")
             return
         if isinstance(data, list):
-            for request_id in [one for one in map(_request_id, data) if one is not None] or [None]:
-                await self._refuse(request_id, INVALID_REQUEST, "Batches are not supported. Send one message a line.")
-        elif (request_id := _request_id(data)) in self._asked and "method" not in data:
+            for one in set(map(_request_id, data)) - {None} or {None}:
+                await self._refuse(one, INVALID_REQUEST, "Batches are not supported. Send one message a line.")
+            return
+        request_id = _request_id(data)
+        if request_id in self._asked and "method" not in data:
             await self._hear_nothing(request_id)
         elif _LONE_SURROGATE.search(json.dumps(data, ensure_ascii=False)):
             await self._refuse(request_id, PARSE_ERROR, "The text has half of a surrogate pair, which is no character.")
@@ -171,7 +173,7 @@ class _Wire:
 
     async def _hear_nothing(self, request_id: RequestId | None) -> None:
         """Let a question of the server end without an answer: its host has gone, or has sent no message."""
-        self._asked.discard(request_id) if request_id is not None else None
+        self._asked.discard(request_id)
         error = ErrorData(code=CONNECTION_CLOSED, message="The host has sent no readable answer.")
         await self._to_server.send(SessionMessage(JSONRPCError(jsonrpc="2.0", id=request_id, error=error)))
 

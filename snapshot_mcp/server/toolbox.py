@@ -15,6 +15,7 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from snapshot_mcp.contract import errors
+from snapshot_mcp.contract.models import MAX_DESCRIPTION_CHARACTERS, MAX_IDS
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.server.callers import refuse_role
 from snapshot_mcp.server.endings import begin_call
@@ -45,6 +46,8 @@ class StrictTool(Tool):
         begin_call()
         if reason := refuse_role(reads_only=bool(self.annotations and self.annotations.read_only_hint)):
             return error_result(errors.Forbidden.code, f"{self.name} was not called: {reason}")
+        if reason := _too_long(arguments):
+            return error_result(errors.BadRequest.code, f"{self.name} was not called: {reason}")
         try:
             return await super().run(self._as_meant(arguments), context, convert_result)
         except UnexpectedToolError as error:
@@ -89,6 +92,15 @@ class StrictTool(Tool):
                 case _:
                     lines.append(f"{name}: {clean_text(one['msg'].removeprefix('Input '), MESSAGE_CHARACTERS)}.")
         return " ".join(lines)
+
+
+def _too_long(arguments: dict[str, Any]) -> str:
+    """Return which text is longer than any that the tools take, "" if none is: ids and zones have no limit of their own."""
+    for name, value in arguments.items():
+        for text in value[:MAX_IDS] if isinstance(value, list) else [value]:
+            if isinstance(text, str) and len(text) > MAX_DESCRIPTION_CHARACTERS:
+                return f"{clean_text(name)} has {len(text):,} characters; at most {MAX_DESCRIPTION_CHARACTERS:,} are possible."
+    return ""
 
 
 def error_result(code: str, text: str) -> CallToolResult:

@@ -137,3 +137,28 @@ async def test_a_filter_that_was_applied_is_named(lab: Lab) -> None:
         applied = data_of(found)["filter"]
         assert applied == "snapshot_type “full” and search “on”"
         assert applied in text_of(found)
+
+
+LONG = "x" * 60_000
+MANY = ["x"] * 300_000
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "value", [LONG, MANY, [LONG], [f"{LONG}{number}" for number in range(3)]], ids=["a", "b", "c", "d"]
+)
+async def test_very_long_arguments_are_refused_in_words(lab: Lab, value: Any) -> None:
+    """Every text and list argument of every tool: SQLite's limits came through as internal errors."""
+    async with lab.connect() as client:
+        for tool in (await client.list_tools()).tools:
+            wanted = {name: ["a"] if about["type"] == "array" else "a" for name, about in needed(tool)}
+            for name, about in tool.input_schema["properties"].items():
+                if about["type"] == ("array" if isinstance(value, list) else "string"):
+                    result = await client.call_tool(tool.name, wanted | {name: value})
+                    assert result.is_error, (tool.name, name)
+                    assert (result.meta or {})["code"] in {"bad_request", "unknown_zone"}, text_of(result)
+                    assert len(text_of(result)) < 1000
+
+
+def needed(tool: Tool) -> list[tuple[str, Any]]:
+    return [(name, tool.input_schema["properties"][name]) for name in tool.input_schema.get("required", ())]

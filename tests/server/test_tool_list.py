@@ -82,7 +82,7 @@ async def test_a_tool_says_what_leaving_the_zone_out_means(lab: Lab) -> None:
     for tool in await listed(lab, "auto"):
         said = tool.input_schema["properties"]["zone"]["description"]
         means_every_zone = tool.name in {"list_jobs", "wait_for_job", "cancel_job"}
-        assert said == ("Zone; every one if unset" if means_every_zone else "Zone; the default if unset")
+        assert said == ("Zone; all if unset" if means_every_zone else "Zone; default if unset")
 
 
 @pytest.mark.anyio
