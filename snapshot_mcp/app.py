@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
-from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError, load_settings
+from snapshot_mcp.settings import LOCAL, ZONE_VARIABLES, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -170,11 +171,22 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
     return zone.build(settings.site(name))
 
 
-def serve_stdio(settings: Settings) -> None:
+def build_unusable_server(error: SettingsError) -> MCPServer[Any]:
+    """Return a server without zones that answers every call with what is wrong with the settings."""
+    from snapshot_mcp.server.build import build_server
+    from snapshot_mcp.zones import Zones
+
+    def guard() -> Guard:
+        raise InternalError(error.message, hint=error.hint)
+
+    problem = f"{error.message} {error.hint}".strip()
+    return build_server(Zones({}, default=LOCAL), guard, problem=clean_text(problem, MESSAGE_CHARACTERS))
+
+
+def serve_stdio(server: MCPServer[Any]) -> None:
     """Serve MCP on stdin and stdout until the host closes them, even during a call."""
     import anyio
 
-    server = build_server(settings)
     _settle_memory()
     try:
         anyio.run(server.run_stdio_async)

@@ -12,8 +12,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from snapshot_mcp import app
+    from snapshot_mcp.settings import SettingsError
 
-    settings = app.own_settings()
+    try:
+        settings = app.own_settings()
+    except SettingsError as error:
+        if args.http or sys.stdin.isatty():
+            raise
+        print(f"snapshot-mcp: {error.message}", file=sys.stderr)
+        app.serve_stdio(app.build_unusable_server(error))
+        return 1
     app.log_to_stderr()
     if args.http:
         app.serve_http(settings, args.http)
@@ -25,5 +33,5 @@ def run(args: argparse.Namespace) -> int:
             f"`{command} tour` shows it at work.",
             file=sys.stderr,
         )
-    app.serve_stdio(settings)
+    app.serve_stdio(app.build_server(settings))
     return 0
