@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
-from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError, load_settings
+from snapshot_mcp.settings import LOCAL, ZONE_VARIABLES, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from anyio import Event
@@ -180,14 +181,29 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
     return zone.build(settings.site(name))
 
 
-def serve_stdio(settings: Settings) -> None:
-    """Serve MCP on stdin and stdout until the host closes them. Raises InternalError if answers cannot be written."""
+def build_unusable_server(error: SettingsError, leaving: Event | None = None) -> MCPServer[Any]:
+    """Return a server without zones that answers every call with what is wrong with the settings."""
+    from snapshot_mcp.server.build import build_server
+    from snapshot_mcp.zones import Zones
+
+    def guard() -> Guard:
+        raise InternalError(error.message, hint=error.hint)
+
+    problem = clean_text(f"{error.message} {error.hint}".strip(), MESSAGE_CHARACTERS)
+    return build_server(Zones({}, default=LOCAL), guard, leaving=leaving, problem=problem)
+
+
+def serve_stdio(build: Callable[..., MCPServer[Any]]) -> None:
+    """Serve MCP on stdin and stdout until the host closes them; `build` takes the event `leaving` and returns the server.
+
+    Raises InternalError if answers cannot be written.
+    """
     import anyio
 
     from snapshot_mcp.server.stdio import serve_stdio
 
     leaving = anyio.Event()
-    server = build_server(settings, leaving=leaving)
+    server = build(leaving=leaving)
     _settle_memory()
     problem = ""
     try:

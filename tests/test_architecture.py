@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "settings", "exposure", "zones", "history", "contract"},
+    "cli": {"app", "settings", "exposure", "zones", "history", "hosts", "contract"},
     "app": {
         "settings",
         "operator_file",
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "settings": {"guard.plan", "providers", "providers.local", "contract"},
     "operator_file": {"settings"},
     "exposure": {"settings"},
+    "hosts": {"settings", "ground", "contract"},
     "server": {"ground", "history", "guard", "guard.page", "zones", "contract"},
     "history": {"ground", "guard", "zones", "contract"},
     "service": {"ground", "contract"},

@@ -16,7 +16,7 @@ from snapshot_mcp import __version__
 COMMANDS = {
     "serve": ("snapshot_mcp.cli.serve", "run the MCP server (stdio; this is the default)"),
     "tour": ("snapshot_mcp.cli.tour", "see it work: back up a scratch disk, change it, roll it back"),
-    "config": ("snapshot_mcp.cli.config", "print the configuration for Claude, VS Code or Cursor"),
+    "config": ("snapshot_mcp.cli.config", "into a host: Claude Code, Codex, Gemini CLI, VS Code, Cursor and others"),
     "zone": ("snapshot_mcp.cli.zone", "the embedded zone: add, remove, list, check and purge disks, serve it"),
     "jobs": ("snapshot_mcp.cli.jobs", "what runs and what was done, who asked and who approved"),
     "approvals": ("snapshot_mcp.cli.approvals", "list the requests that wait for a person's approval"),

@@ -1,74 +1,106 @@
-"""`snapshot-mcp config HOST`: print the configuration for a host on stdout, and where to paste it on stderr."""
+"""`snapshot-mcp config HOST`: print a host's entry on stdout and what to do with it on stderr, or write it into its file."""
 
 import argparse
-import json
-import os
-import shlex
-import shutil
+import re
 import sys
-from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
-NAME = "snapshot-mcp"
-HOSTS = ("claude-desktop", "claude-code", "vscode", "cursor")
+from snapshot_mcp.contract.errors import BadRequest
+
+TOKEN_VARIABLE = "SNAPSHOT_TOKEN"
+"""A host's variable with the caller's token. Not `SNAPSHOT_MCP_…`: those are settings, and unknown ones are errors."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    from snapshot_mcp.hosts.entries import HOSTS
+
     parser.add_argument("host", choices=HOSTS, metavar="HOST", help=", ".join(HOSTS))
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--write", action="store_true", help="put it into the host's own file, and keep a copy of the old one"
+    )
+    how.add_argument("--link", action="store_true", help="print the host's install link instead")
+    parser.add_argument("--http", metavar="URL", default="", help="use a server that runs already, with serve --http")
+    parser.add_argument(
+        "--token-variable",
+        metavar="NAME",
+        default=TOKEN_VARIABLE,
+        help="with --http: the host's variable that holds your token (%(default)s; '' for none)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    where, text = snippet(args.host, command(), environment())
-    print(where, file=sys.stderr)
-    print(text)
+    from snapshot_mcp.hosts import files
+    from snapshot_mcp.hosts.entries import HOSTS, Remote, claude_code_line
+    from snapshot_mcp.hosts.launch import NAME, this_launch
+
+    host, launch, remote = HOSTS[args.host], this_launch(), None
+    if args.http:
+        remote = Remote(*_checked(args.http, args.token_variable))
+        if host.over_http is None:
+            raise BadRequest(
+                f"{host.title} starts programs; its file has no place for a URL.", hint="Leave --http out."
+            )
+    entry = host.remote_entry(remote) if remote else host.entry(launch)
+    notes = _notes(args.host, launch, remote)
+    if args.link:
+        link = host.link(entry)
+        if not link:
+            raise BadRequest(
+                f"{host.title} has no install link.", hint="Use --write, or paste what is printed without it."
+            )
+        if entry.get("envs"):
+            notes.append(f"{host.title}'s link holds no variables: {', '.join(entry['envs'])} left out.")
+        print(link)
+    elif args.write:
+        done = files.write(host, entry)
+        print(f"{NAME} {'is now' if done.is_changed else 'was already'} in {done.path}")
+        if done.kept:
+            print(f"The old file is kept as {done.kept}")
+        notes.append(host.after)
+    elif args.host == "claude-code":
+        print("Run this in a terminal:", file=sys.stderr)
+        print(claude_code_line(None if remote else launch, remote))
+    else:
+        print(f"Add this to {host.file()}, or run it again with --write. {host.after}", file=sys.stderr)
+        print(files.printed(host, entry))
+    for note in notes:
+        print(note, file=sys.stderr)
     return 0
 
 
-def command() -> list[str]:
-    """Return the command that starts this installation, with its full path: hosts do not use the shell's PATH."""
-    beside = Path(sys.executable).parent / (NAME + (".exe" if os.name == "nt" else ""))
-    found = str(beside) if beside.is_file() else shutil.which(NAME)
-    return [found] if found else [sys.executable, "-m", "snapshot_mcp"]
+def _checked(url: str, variable: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise BadRequest(
+            "The URL must be like http://127.0.0.1:8765/mcp, without a user, a password or a query.",
+            hint="`snapshot-mcp serve --http HOST:PORT` prints it.",
+        )
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|", variable):
+        raise BadRequest("--token-variable is the name of a variable, never the token itself.")
+    if variable.startswith("SNAPSHOT_MCP_"):
+        raise BadRequest("Names with SNAPSHOT_MCP_ are settings of the server.", hint="Choose another variable.")
+    return url, variable
 
 
-def environment() -> dict[str, str]:
-    """Return the variables with the paths of settings and home, for the host's server; secrets are left out."""
-    return {
-        key: str(Path(os.environ[key]).expanduser().absolute())
-        for key in ("SNAPSHOT_MCP_CONFIG", "SNAPSHOT_MCP_HOME")
-        if os.environ.get(key)
-    }
+def _notes(name: str, launch: object, remote: object) -> list[str]:
+    from snapshot_mcp.hosts.entries import HOSTS, Remote
+    from snapshot_mcp.hosts.launch import Launch
 
-
-def snippet(host: str, words: list[str], environ: dict[str, str]) -> tuple[str, str]:
-    """Return where to paste the text, and the text."""
-    entry: dict[str, Any] = {"command": words[0]}
-    if words[1:]:
-        entry["args"] = words[1:]
-    if environ:
-        entry["env"] = environ
-    match host:
-        case "claude-code":
-            options = [part for key, value in environ.items() for part in ("--env", f"{key}={value}")]
-            line = shlex.join(["claude", "mcp", "add", "--scope", "user", NAME, *options, "--", *words])
-            return "Run this in a terminal:", line
-        case "vscode":
-            where = "Add this to .vscode/mcp.json of a workspace (or run “MCP: Open User Configuration”):"
-            return where, _json({"servers": {NAME: {"type": "stdio", **entry}}})
-        case "cursor":
-            where = "Add this to ~/.cursor/mcp.json (or .cursor/mcp.json of a project):"
-        case _:
-            where = f"Add this to {_claude_desktop_file()} and restart Claude:"
-    return where, _json({"mcpServers": {NAME: entry}})
-
-
-def _claude_desktop_file() -> str:
-    mac, windows = "~/Library/Application Support/Claude/", "%APPDATA%\\Claude\\"
-    folder = {"darwin": mac, "win32": windows}.get(sys.platform, "~/.config/Claude/")
-    return f"{folder}claude_desktop_config.json"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    if isinstance(remote, Remote):
+        if not remote.variable:
+            return []
+        if not HOSTS[name].reference:
+            return [
+                f"{HOSTS[name].title} reads no variables here: if the server wants a token, add its header yourself."
+            ]
+        return [f"If the server wants a token, start the host with your token in {remote.variable}."]
+    assert isinstance(launch, Launch)
+    if launch.left_out:
+        return [
+            f"Left out, because they describe a provider with its secret: {', '.join(launch.left_out)}. "
+            "Describe the zone in config.toml instead, as [zones.NAME]."
+        ]
+    return []

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,8 +13,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from snapshot_mcp import app
+    from snapshot_mcp.settings import SettingsError
 
-    settings = app.own_settings()
+    try:
+        settings = app.own_settings()
+    except SettingsError as error:
+        if args.http or (sys.stdin and sys.stdin.isatty()):
+            raise
+        print(f"snapshot-mcp: {error.message}", file=sys.stderr)
+        app.serve_stdio(partial(app.build_unusable_server, error))
+        return 1
     app.log_to_stderr()
     if args.http:
         app.serve_http(settings, args.http)
@@ -25,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
             f"`{command} tour` shows it at work.",
             file=sys.stderr,
         )
-    app.serve_stdio(settings)
+    app.serve_stdio(partial(app.build_server, settings))
     return 0

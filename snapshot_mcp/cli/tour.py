@@ -28,11 +28,12 @@ from mcp.client.stdio import stdio_client
 from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
 
 from snapshot_mcp import app
-from snapshot_mcp.cli import config, tour_disk
+from snapshot_mcp.cli import tour_disk
 from snapshot_mcp.cli.tour_disk import DISK_BYTES, LETTER
 from snapshot_mcp.cli.tour_screen import Screen
 from snapshot_mcp.contract.errors import BadRequest, StorageFull
 from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.hosts.launch import path_variables
 from snapshot_mcp.settings import load_settings
 
 DISK = "web"
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if not args.yes and not sys.stdin.isatty():
-        hint = f"Run it in a terminal, or as `{app.command(config.environment())} tour --yes`."
+        hint = f"Run it in a terminal, or as `{app.command(path_variables())} tour --yes`."
         raise BadRequest("The tour asks questions, but there is no terminal to answer them.", hint=hint)
     folder = tempfile.gettempdir()
     if (free := shutil.disk_usage(folder).free) < SCRATCH_BYTES:
@@ -139,7 +140,7 @@ class Tour:
                 await self._story()
         if log_path.read_text().strip():
             raise TourFailed("The server logged something, which it should not.")
-        command = app.command(config.environment())
+        command = app.command(path_variables())
         self.screen.end(
             [
                 f"Next: {command} zone add PATH registers one of your disk images,",

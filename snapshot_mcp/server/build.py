@@ -27,6 +27,7 @@ from snapshot_mcp.server.resources import add_resources
 from snapshot_mcp.server.state import ServerState
 from snapshot_mcp.server.subscriptions import Subscriptions
 from snapshot_mcp.server.toolbox import DESTROY, READ, WRITE, WRITE_AGAIN, build_tool
+from snapshot_mcp.server.unusable import answer_with
 from snapshot_mcp.server.visits import Visits
 from snapshot_mcp.zones import Zones
 
@@ -98,11 +99,13 @@ def build_server(
     url: str = "",
     home: Path | None = None,
     leaving: anyio.Event | None = None,
+    problem: str = "",
 ) -> MCPServer[ServerState]:
     """Build a server over these zones. It can run once: its lifespan owns the zones. The history is kept in `home`.
 
     `callers` are for HTTP at `url`: only callers with one of their tokens are admitted, or every program on this machine if
-    there were no tokens at the start. Waits are cut short once `leaving` is set.
+    there were no tokens at the start. Waits are cut short once `leaving` is set. With a `problem` of the settings every call is
+    answered with it.
     """
     bus = InMemorySubscriptionBus()
     subscriptions = Subscriptions(zones, bus)
@@ -122,10 +125,13 @@ def build_server(
         "snapshot-mcp",
         title="Volume snapshots",
         version=__version__,
-        instructions=build_instructions(zones, read_only=read_only),
+        instructions=f"This server's settings cannot be used: {problem}"
+        if problem
+        else build_instructions(zones, read_only=read_only),
         tools=list(build_tools(read_only=read_only)),
         lifespan=lifespan,
         middleware=[
+            *([answer_with(problem)] if problem else []),
             *([visits.admit] if visits else []),
             _name_the_handshake,
             _reject_unknown_prompt(names := set[str]()),
