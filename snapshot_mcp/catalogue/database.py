@@ -129,9 +129,9 @@ class Catalogue(Closing):
             (int(is_damaged), snapshot_id, int(is_damaged)),
         )
         if changed.rowcount:
-            self._mark_affected(snapshot_id)
+            self.mark_affected(snapshot_id)
 
-    def _mark_affected(self, snapshot_id: str) -> None:
+    def mark_affected(self, snapshot_id: str) -> None:
         """Record of a snapshot and its descendants, parents first, whether they or anything that they build on is damaged."""
         for row in self.subtree(snapshot_id):
             self.db.execute(

@@ -74,10 +74,12 @@ def recover(catalogue: Catalogue, job: Row, request: dict[str, Any], progress: J
         succeed(catalogue, job)
 
 
-def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list[str]:
+def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = (), needed: Collection[str] = ()) -> list[str]:
     """Purge the deletions whose grace period has ended, children before parents, and return the ids that are now ceased.
 
     `at_once`: ids to purge now; a deletion whose ids are all in it does not wait for its grace period (None: none waits).
+    `needed`: ids that are kept, with all that was deleted with them, because something that the catalogue does not know builds
+    on them.
     First the catalogue says `ceased`, then the bytes are removed, so a crash leaves unused bytes, which the next purge
     removes, and never a snapshot without bytes.
     """
@@ -97,7 +99,7 @@ def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = ()) -> list
                 for one in catalogue.subtree(snapshot["snapshot_id"])
                 if one["status"] != SnapshotStatus.CEASED and one["snapshot_id"] not in ids
             ]
-            if below or any(one["resource_id"] in busy for one in going):
+            if below or not ids.isdisjoint(needed) or any(one["resource_id"] in busy for one in going):
                 continue
             for one in ids:
                 db.execute(

@@ -223,6 +223,11 @@ _SUM: Final = """
 """
 
 
+def _remember_paths(db: sqlite3.Connection) -> None:
+    """Record where a disk was that has no path since its zone was rebuilt; it is shown and never opened."""
+    db.execute("ALTER TABLE resources ADD COLUMN former_path TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
@@ -230,6 +235,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _bind_destruction,
     _keep_each_half,
     _count_worth,
+    _remember_paths,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 

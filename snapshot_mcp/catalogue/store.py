@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from snapshot_mcp.contract.errors import Damaged
+from snapshot_mcp.contract.errors import Damaged, Unsupported
 
 if TYPE_CHECKING:
     from snapshot_mcp.catalogue.database import Catalogue
@@ -25,6 +25,17 @@ class DamagedSnapshot(Damaged):
             f"Snapshot {snapshot_id} is damaged: {what}.",
             hint="Restore points that build on it are affected. Take a new full snapshot; the command `zone check` shows which"
             " ones still verify.",
+        )
+        self.snapshot_id = snapshot_id
+
+
+class NewerSnapshot(Unsupported):
+    """The bytes of the snapshot `snapshot_id` have a format that only a newer version of this program reads. Not damage."""
+
+    def __init__(self, snapshot_id: str, what: str) -> None:
+        super().__init__(
+            f"Snapshot {snapshot_id} was written by a newer version of snapshot-mcp ({what}), so it was not read.",
+            hint="Nothing was changed or marked. Update this installation. Until then only a full backup of its disk is possible.",
         )
         self.snapshot_id = snapshot_id
 

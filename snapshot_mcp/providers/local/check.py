@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_mcp.catalogue.lookup import label_of
-from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
+from snapshot_mcp.catalogue.store import DamagedSnapshot, NewerSnapshot, Row
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local.capture import in_order
 from snapshot_mcp.providers.local.disk import shown
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUFFIX, Place, file_name
+from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, Place, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
+from snapshot_mcp.providers.local.strays import find_strays
 
 Advance = Callable[[int, int], None]
 """Called with the bytes done and the total."""
@@ -47,7 +48,6 @@ class CheckReport:
 
 def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
     """Verify the whole zone. Jobs may run; snapshots that they create or purge in the meantime are skipped."""
-    folder = catalogue.folder / "snapshots"
     rows = catalogue.rows(
         "SELECT * FROM snapshots WHERE status IN (?, ?, ?) ORDER BY root_id, depth, snapshot_id",
         SnapshotStatus.AVAILABLE,
@@ -62,31 +62,35 @@ def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
         findings += verification.verify(row)
         done += row["size_bytes"]
         advance(done, total)
-    findings += _check_strays(catalogue, folder)
+    findings += _check_strays(catalogue)
     return CheckReport(len(rows), total, tuple(findings))
 
 
 class Verification:
     """Reads snapshots back, parents before children, and records of each what was found.
 
-    `sound` are those that, with all that they build on, were read back whole.
+    `sound` are those that, with all that they build on, were read back whole; `newer` have a format that cannot be read here.
     """
 
     def __init__(self, catalogue: FolderCatalogue) -> None:
         self.catalogue = catalogue
         self.damaged: set[str] = set()
         self.sound: set[str] = set()
+        self.newer: set[str] = set()
 
     def verify(self, row: Row, advance: Callable[[int], None] = lambda amount: None) -> list[Finding]:
         """Read a snapshot, again if that fails, and return what is new; `advance` is called with the bytes done."""
         folder = self.catalogue.store.snapshots
         found = _check_snapshot(folder, row, advance) and _check_snapshot(folder, row, _ignore)
-        if found and all(one.subject in self.damaged for one in found):
-            return []  # a damaged ancestor, already reported, prevents reading this one: its own mark stays as it is
+        if found and all(one.subject in self.damaged | self.newer for one in found):
+            return []  # an ancestor, already reported, prevents reading this one: its own mark stays as it is
         if found:
             present = self.catalogue.snapshot(row["snapshot_id"])
             if present is None or present["status"] == SnapshotStatus.CEASED:
                 return []
+        if found and not any(one.is_damage for one in found):
+            self.newer.update(one.subject for one in found)
+            return found
         self._record(row, found)
         return found
 
@@ -124,6 +128,8 @@ def _check_snapshot(folder: Path, row: Row, advance: Callable[[int], None]) -> l
                 advance(share)
     except DamagedSnapshot as error:
         return [Finding(error.snapshot_id, error.message, is_damage=True)]
+    except NewerSnapshot as error:
+        return [Finding(error.snapshot_id, error.message, is_damage=False)]
     return []
 
 
@@ -152,7 +158,9 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
         if message != "ok":
             yield Finding("catalogue", clean_text(message, MESSAGE_CHARACTERS), is_damage=True)
     for resource in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
-        if not Path(resource["path"]).exists():
+        if not resource["path"]:
+            yield Finding(label_of(resource), catalogue.store.look_at(resource).problem, is_damage=False)
+        elif not Path(resource["path"]).exists():
             yield Finding(label_of(resource), f"its file {shown(resource['path'])} is missing", is_damage=False)
         if resource["applying_id"]:
             state = "it waits for a person" if resource["is_stopped"] else "it is in progress"
@@ -163,10 +171,8 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
             yield Finding(image["image_id"], f"its file {shown(image['path'])} is missing", is_damage=False)
 
 
-def _check_strays(catalogue: FolderCatalogue, folder: Path) -> Iterator[Finding]:
+def _check_strays(catalogue: FolderCatalogue) -> Iterator[Finding]:
     """Report files without a row, and never touch them: a file may outlive its catalogue."""
-    known = {file_name(row["snapshot_id"]) for row in catalogue.rows("SELECT snapshot_id FROM snapshots")}
-    for path in sorted(folder.glob(f"ss-*{SUFFIX}")):
-        if path.name not in known:
-            text = "a snapshot file that is not in the catalogue; it was left untouched"
-            yield Finding(clean_text(path.name), text, is_damage=False)
+    for one in find_strays(catalogue, catalogue.folder):
+        text = "a snapshot file that is not in the catalogue; it was left untouched. `zone rebuild` takes it in"
+        yield Finding(clean_text(file_name(one)), text, is_damage=False)

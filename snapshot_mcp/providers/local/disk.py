@@ -49,6 +49,11 @@ class OpenDisk(Closing):
 
     def __init__(self, path: str, label: str, flags: int) -> None:
         self.path, self.label = Path(path), label
+        if not path:
+            raise NotUsable(
+                f"{label} has no file: its zone was rebuilt, and nothing that it kept says where the disk is for certain.",
+                hint="The command `zone move ID PATH` gives it one; `zone list` shows where it was.",
+            )
         try:
             self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except BlockingIOError:

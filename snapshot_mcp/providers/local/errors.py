@@ -35,7 +35,7 @@ def _from_sqlite(error: sqlite3.Error) -> ZoneError | None:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return Damaged(
                 f"The zone's catalogue is damaged: {error}.",
-                hint="Restore catalogue.sqlite from a copy. Keep the zone's folder: its snapshot files still hold their data.",
+                hint="Run the command `zone rebuild`, or restore catalogue.sqlite from a copy. Keep the zone's folder: its snapshot files still hold their data.",
             )
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             return InternalError(

@@ -3,34 +3,79 @@
 SQLite runs in WAL mode with `synchronous=FULL`, so a committed row survives a power cut. All processes share the file.
 """
 
+import fcntl
+import os
 from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.catalogue import schema
 from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.providers.local.platform import keep_in_place
 from snapshot_mcp.providers.local.store import FileStore
+from snapshot_mcp.providers.local.strays import has_content, refuse_lost
 
 FILE_NAME: Final = "catalogue.sqlite"
 FOLDERS: Final = ("snapshots", "volumes", "images")
 
 
 class FolderCatalogue(Catalogue):
-    """The catalogue of the zone in `folder`; without `create`, FileNotFoundError is raised if the folder is missing."""
+    """The catalogue of the zone in `folder`; without `create`, FileNotFoundError is raised if the folder is missing.
+
+    It is never created beside the files of a lost one (NotUsable). While it is open, the zone is not rebuilt (`rebuild`).
+    """
 
     store: FileStore
 
     def __init__(self, folder: Path, *, create: bool = True, clock: Clock | None = None) -> None:
         self.folder = folder
+        refuse_lost(folder / FILE_NAME)
         if create:
             for path in (folder, *(folder / name for name in FOLDERS)):
                 make_private_folder(path)
             keep_in_place(folder)  # SQLite's files; the folders above keep the filesystem's checksums
-        super().__init__(schema.open_catalogue(folder / FILE_NAME), FileStore(folder), clock)
+        self._lock = lock_zone(folder)
+        try:
+            super().__init__(schema.open_catalogue(folder / FILE_NAME), FileStore(folder), clock)
+        except BaseException:
+            _unlock(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Close the connection, and let the zone be rebuilt."""
+        super().close()
+        _unlock(self._lock)
+        self._lock = None
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Return whether there is a catalogue, without creating one."""
-        return (folder / FILE_NAME).exists()
+        """Return whether there is a catalogue, without creating one. Raises NotUsable if it was lost."""
+        refuse_lost(folder / FILE_NAME)
+        return has_content(folder / FILE_NAME)
+
+
+def lock_zone(folder: Path, *, is_alone: bool = False) -> int | None:
+    """Return a descriptor that holds the zone open, shared with others or alone; None where the system cannot lock a folder.
+
+    Raises Unavailable while another process holds it otherwise.
+    """
+    try:
+        fd = os.open(folder / FOLDERS[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Unavailable("The zone is being rebuilt.", hint="Try again when `zone rebuild` has finished.") from None
+    except OSError:  # such as a filesystem without locks
+        os.close(fd)
+        return None
+    return fd
+
+
+def _unlock(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)

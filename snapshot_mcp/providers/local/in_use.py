@@ -58,6 +58,7 @@ def ask_lease(fd: int) -> Lease:
 def find_uses(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> dict[str, Use]:
     """Return who uses each disk, by resource id."""
     uses = _jobs(catalogue, folder, resources)
+    resources = [row for row in resources if row["path"]]
     holders = find_holders([Path(row["path"]) for row in resources])
     named = {path: describe(found) for path, found in holders.items()}
     with _no_new_jobs(catalogue) as may_open:

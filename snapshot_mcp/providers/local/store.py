@@ -12,10 +12,16 @@ from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import capture, in_use, restore
-from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
+from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk, shown
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+
+
+def _no_file(resource: Row) -> str:
+    """Say of a disk without a path where it was before its zone was rebuilt."""
+    was = f"; it was at {shown(resource['former_path'])} before the zone was rebuilt" if resource["former_path"] else ""
+    return f"it has no file{was}. The command `zone move {resource['resource_id']} PATH` gives it one"
 
 
 class FileStore:
@@ -47,6 +53,8 @@ class FileStore:
 
     def look_at(self, row: Row, *, is_verbose: bool = False) -> Sight:
         """Look at the file at the row's path without opening it."""
+        if not row["path"]:
+            return Sight(0, _no_file(row))
         path = Path(row["path"])
         try:
             size = path.stat().st_size
@@ -60,7 +68,7 @@ class FileStore:
 
     def identity_of(self, resource: Row) -> str:
         """Return which file is at the disk's path."""
-        return str(identity_at(Path(resource["path"])) or "")
+        return str(identity_at(Path(resource["path"])) or "") if resource["path"] else ""
 
     def is_same_disk(self, before: str, present: str) -> bool:
         """Compare filesystem, inode and birth time, not the number of hard links."""

@@ -27,6 +27,8 @@ from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.platform import lift_file_limit
+from snapshot_mcp.providers.local.spare import keep_copy
+from snapshot_mcp.providers.local.strays import needed_by_strays
 from snapshot_mcp.providers.local.work import carry_out
 
 LOG_NAME: Final = "worker.log"
@@ -186,6 +188,7 @@ class _Worker:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.idle_seconds:
                 self._purge()  # again: at the start a job may have held what was to be purged
+                self._copy()
                 log.info("worker is idle and exits")
                 return
             time.sleep(POLL_SECONDS)
@@ -224,9 +227,17 @@ class _Worker:
 
     def _purge(self) -> None:
         with self._connect() as catalogue:
-            for snapshot_id in deletion.purge(catalogue):
+            for snapshot_id in deletion.purge(catalogue, needed=needed_by_strays(catalogue, catalogue.folder)):
                 log.info("purged %s", snapshot_id)
             jobs.forget_old(catalogue)
+
+    def _copy(self) -> None:
+        """Keep the copy of the catalogue fresh; without one a rebuild knows less, so a failure is only logged."""
+        try:
+            if keep_copy(self.catalogue):
+                log.info("copied the catalogue")
+        except (sqlite3.Error, OSError) as error:
+            log.warning("cannot copy the catalogue: %s", error)
 
     def _remove_partials(self) -> None:
         """Remove files that a dead worker left unfinished; nobody else writes them while this one holds the lock."""

@@ -1,11 +1,13 @@
 """`LocalZone`: the embedded zone as a Provider, `catalogue.zone` over files."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
+from snapshot_mcp.catalogue import deletion
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_resource
 from snapshot_mcp.catalogue.zone import CatalogueZone
@@ -19,7 +21,17 @@ from snapshot_mcp.providers.local import registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
+from snapshot_mcp.providers.local.strays import find_newer, find_strays, needed_by_strays
 from snapshot_mcp.providers.local.worker import ensure_worker
+
+
+@dataclass(frozen=True, slots=True)
+class Oversight:
+    """What a list of a zone says of its files: those without a row, and those of a newer format with its version."""
+
+    stray_ids: tuple[str, ...]
+    newer: tuple[tuple[str, int], ...]
 
 
 class LocalZone(CatalogueZone[FolderCatalogue]):
@@ -92,6 +104,33 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
             with self._errors_translated(), self._open() as catalogue:
                 return check(catalogue, advance)
 
+        return await anyio.to_thread.run_sync(run)
+
+    async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
+        """Purge as every zone of ours does, but nothing that a snapshot file without a row builds on."""
+
+        def run(catalogue: FolderCatalogue) -> list[str]:
+            needed = needed_by_strays(catalogue, self.folder)
+            return deletion.purge(catalogue, at_once=snapshot_ids, needed=needed)
+
+        return tuple(await self._write(run))
+
+    async def look_over(self) -> Oversight:
+        """Find the snapshot files that no row names, and those of a newer format, without reading their content."""
+
+        def look(catalogue: FolderCatalogue) -> Oversight:
+            return Oversight(tuple(find_strays(catalogue, self.folder)), tuple(find_newer(self.folder)))
+
+        return await self._read(look, Oversight((), ()))
+
+    async def rebuild(self) -> RebuildReport:
+        """Take in again the snapshot files that no row names (`rebuild.rebuild`). Raises ResourceBusy while the zone is open."""
+
+        def run() -> RebuildReport:
+            with self._errors_translated():
+                return rebuild(self.folder, self._clock)
+
+        await self.aclose()  # its own connection would be in the way
         return await anyio.to_thread.run_sync(run)
 
     def _exists(self) -> bool:

@@ -15,7 +15,12 @@ else:
     from backports import zstd
 
 VERSION: Final = 1
-MAGIC: Final = b"SNAPMCP" + bytes([VERSION])
+"""The version that is written, and the newest that is read; each version from 1 on is read for ever (FORMAT.md, "Versions")."""
+
+NAME: Final = b"SNAPMCP"
+"""The first bytes of every version; the next byte is the version."""
+
+MAGIC: Final = NAME + bytes([VERSION])
 END_MAGIC: Final = b"SNAPEND" + bytes([VERSION])
 SUFFIX: Final = ".snap"
 
@@ -34,6 +39,13 @@ LENGTH: Final = struct.Struct("<I")
 ZERO_PLACE: Final = PLACE.pack(ZERO, RAW, 0, 0, bytes(32))
 
 MAX_HEADER_BYTES: Final = 1 << 20
+MAX_TAGS: Final = 256
+"""Tags that a header repeats; longer texts are cut as well, so that any header is shorter than the limit."""
+
+MAX_CHUNK_BYTES: Final = 16 << 20
+MAX_REGION_BYTES: Final = 1 << 30
+MAX_VIRTUAL_BYTES: Final = 1 << 50
+"""Sizes in a header that this program could have written; a larger one would only exhaust the memory of its reader."""
 
 
 class Place(NamedTuple):
@@ -52,7 +64,11 @@ class Place(NamedTuple):
 
 
 class Header(BaseModel):
-    """Facts that are known before the disk is read."""
+    """Facts that are known before the disk is read.
+
+    Those from `snapshot_name` on serve a rebuild alone (FORMAT.md, "A lost catalogue"): older files lack them, a rename
+    does not change them, and `resource_path` is shown and never opened.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -67,6 +83,19 @@ class Header(BaseModel):
     region_size: int = REGION_SIZE
     hash: str = "blake3"
     compression: str = "zstd"
+    snapshot_name: str = ""
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    created_at: str = ""
+    resource_name: str = ""
+    resource_path: str = ""
+    taken_with: tuple[str, ...] = ()
+
+    @property
+    def is_possible(self) -> bool:
+        """Return whether this program could have written these sizes."""
+        sizes = 0 < self.chunk_size <= MAX_CHUNK_BYTES and 0 < self.region_size <= MAX_REGION_BYTES
+        return sizes and self.region_size % self.chunk_size == 0 and 0 <= self.virtual_size_bytes <= MAX_VIRTUAL_BYTES
 
     @property
     def depth(self) -> int:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from snapshot_mcp.catalogue.store import DamagedSnapshot
+from snapshot_mcp.catalogue.store import DamagedSnapshot, NewerSnapshot
 from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.providers.local.snapshot_file.format import (
     END_MAGIC,
@@ -16,8 +16,10 @@ from snapshot_mcp.providers.local.snapshot_file.format import (
     LENGTH,
     MAGIC,
     MAX_HEADER_BYTES,
+    NAME,
     PLACE,
     RECORD,
+    VERSION,
     ZERO_PLACE,
     Header,
     Place,
@@ -33,7 +35,8 @@ Part = TypeVar("Part", Header, Trailer)
 class SnapshotFile(Closing):
     """One file, open for reading by any number of threads.
 
-    Raises DamagedSnapshot if anything does not verify, OSError if the process has too many files open.
+    Raises DamagedSnapshot if anything does not verify, NewerSnapshot if this version cannot read the file, OSError if the
+    process has too many files open.
     """
 
     def __init__(self, folder: Path, snapshot_id: str) -> None:
@@ -110,6 +113,8 @@ class SnapshotFile(Closing):
 
     def _read_header(self) -> Header:
         start = self._pread(len(MAGIC) + LENGTH.size, 0)
+        if (version := newer_version(start)) is not None:
+            raise NewerSnapshot(self.snapshot_id, f"file format {version}; this version reads up to {VERSION}")
         if start[: len(MAGIC)] != MAGIC:
             raise self.damaged("its file does not start with a known snapshot header")
         (length,) = LENGTH.unpack(start[len(MAGIC) :])
@@ -119,8 +124,10 @@ class SnapshotFile(Closing):
         header = self._parse(Header, body[:length], body[length:])
         if header.snapshot_id != self.snapshot_id or header.chain[-1:] != (self.snapshot_id,):
             raise self.damaged(f"its file belongs to {header.snapshot_id!r}")
-        if header.hash != "blake3" or header.compression != "zstd" or header.chunk_size <= 0:
-            raise self.damaged(f"its hash or compression ({header.hash}, {header.compression}) is not supported")
+        if header.hash != "blake3" or header.compression != "zstd":
+            raise self.damaged("its hash or compression is not supported")
+        if not header.is_possible:
+            raise self.damaged("its header has impossible sizes")
         return header
 
     def _read_trailer(self) -> tuple[Trailer, bytes, bytes]:
@@ -133,8 +140,10 @@ class SnapshotFile(Closing):
         data = self._pread(length, offset)
         if hash_of(data) != digest:
             raise self.damaged("its map does not match its hash")
-        (body_length,) = LENGTH.unpack(data[: LENGTH.size])
+        (body_length,) = LENGTH.unpack(data[: LENGTH.size].ljust(LENGTH.size, b"\0"))
         body_end = LENGTH.size + body_length
+        if body_end >= len(data):
+            raise self.damaged("its map is truncated")
         trailer = self._parse(Trailer, data[LENGTH.size : body_end], None)
         table_size = self.header.region_count * PLACE.size
         regions = decompress(data[body_end], data[body_end + 1 :], table_size)
@@ -154,6 +163,12 @@ class SnapshotFile(Closing):
 def unpack_places(places: bytes) -> Iterator[Place]:
     """Yield the places of a packed map."""
     return map(Place._make, PLACE.iter_unpack(places))
+
+
+def newer_version(start: bytes) -> int | None:
+    """Return the version of a file that only a newer program reads, by its first eight bytes; None for any other file."""
+    is_snapshot = start[: len(NAME)] == NAME and len(start) > len(NAME)
+    return start[len(NAME)] if is_snapshot and start[len(NAME)] > VERSION else None
 
 
 class Chain(Closing):

@@ -85,7 +85,8 @@ class FirstAttempt(Overwriting):
         snapshot = self.catalogue.snapshot(safety_id)
         assert snapshot is not None
         self.catalogue.store.remove([safety_id])  # a file that an interrupted worker left
-        capture_one(self.catalogue, snapshot, disk.target, taken_at, self.progress)
+        together = tuple(self.safety.values())
+        capture_one(self.catalogue, snapshot, disk.target, taken_at, self.progress, together)
 
     def _read_back(self, disk: Disk) -> None:
         with Chain(self.folder, self.safety[disk.id]) as before:

@@ -1,5 +1,6 @@
 """Create snapshots: one file per resource, all as of one moment, and available only when all are durable."""
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -14,12 +15,13 @@ from snapshot_mcp.catalogue.room import Floor
 from snapshot_mcp.catalogue.snapshots import Taken, make_available, make_full
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import NotUsable
-from snapshot_mcp.contract.models import format_time
+from snapshot_mcp.contract.models import MAX_DESCRIPTION_CHARACTERS, MAX_NAME_CHARACTERS, format_time
+from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.disk import CaptureSource
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.snapshot_file.format import Header, chunk_size_for
+from snapshot_mcp.providers.local.snapshot_file.format import MAX_TAGS, Header, chunk_size_for
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
 
@@ -49,7 +51,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
         taken_at = catalogue.now()
         progress.start("reading", sum(source.size_bytes for source in sources))
         for snapshot, source in zip(snapshots, sources, strict=True):
-            capture_one(catalogue, snapshot, source, taken_at, progress)
+            capture_one(catalogue, snapshot, source, taken_at, progress, ids)
             source.close()
         progress.finish()
         _finish_create(catalogue, job, ids, format_time(moment(taken_at)))
@@ -67,11 +69,17 @@ class Source(Protocol):
 
 
 def capture_one(
-    catalogue: FolderCatalogue, snapshot: Row, source: Source, taken_at: int, progress: JobProgress
+    catalogue: FolderCatalogue,
+    snapshot: Row,
+    source: Source,
+    taken_at: int,
+    progress: JobProgress,
+    taken_with: Sequence[str] = (),
 ) -> None:
-    """Write one snapshot's file; it becomes full if its parent turns out to be damaged."""
+    """Write one snapshot's file; it becomes full if its parent turns out to be damaged. `taken_with`: all ids of its moment."""
     folder = catalogue.store.snapshots
     snapshot_id = snapshot["snapshot_id"]
+    facts = _facts_for_a_rebuild(catalogue, snapshot, taken_with)
     done = 0
 
     def advance(amount: int) -> None:
@@ -82,9 +90,9 @@ def capture_one(
 
     def write(parent: Chain | None) -> None:
         header = Header(
+            **facts,
             snapshot_id=snapshot_id,
             resource_id=snapshot["resource_id"],
-            resource_type=owner_of(catalogue, snapshot)["resource_type"],
             chain=(*(parent.header.chain if parent else ()), snapshot_id),
             parent_hash=parent.tip.hash.hex() if parent else "",
             snapshot_time=format_time(moment(taken_at)),
@@ -106,6 +114,22 @@ def capture_one(
         make_full(catalogue, snapshot_id, error)
         progress.advance(-done)
         write(None)
+
+
+def _facts_for_a_rebuild(catalogue: FolderCatalogue, snapshot: Row, taken_with: Sequence[str]) -> dict[str, Any]:
+    """Return what the file repeats of the catalogue, in case that is lost (FORMAT.md, "A lost catalogue")."""
+    resource = owner_of(catalogue, snapshot)
+    tags = json.loads(snapshot["tags"])[:MAX_TAGS]
+    return {
+        "resource_type": resource["resource_type"],
+        "resource_name": resource["name"],
+        "resource_path": encodable(resource["path"]),
+        "snapshot_name": snapshot["name"],
+        "description": snapshot["description"][:MAX_DESCRIPTION_CHARACTERS],
+        "tags": tuple(one[:MAX_NAME_CHARACTERS] for one in tags),
+        "created_at": format_time(moment(snapshot["created_at"])),
+        "taken_with": tuple(one for one in taken_with if one != snapshot["snapshot_id"]),
+    }
 
 
 def _is_complete(catalogue: FolderCatalogue, snapshot_id: str) -> bool:

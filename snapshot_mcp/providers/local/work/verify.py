@@ -6,13 +6,13 @@ from typing import Any
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.store import Row
-from snapshot_mcp.contract.errors import Damaged
+from snapshot_mcp.contract.errors import Damaged, Unsupported
 from snapshot_mcp.providers.local.check import Finding, Verification
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
-    """Verify, parents before children. Raises Damaged, which names what is."""
+    """Verify, parents before children. Raises Damaged, which names what is, or Unsupported for what cannot be read here."""
     rows = _with_ancestors(catalogue, request["verify_ids"])
     progress.start("verifying", sum(row["size_bytes"] for row in rows))
     verification = Verification(catalogue)
@@ -23,7 +23,8 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
     if findings:
         with catalogue.transaction():
             catalogue.set_job(job["job_id"], extra=json.dumps(json.loads(job["extra"]) | outcome))
-        raise _damaged(findings, [one for one in request["verify_ids"] if one not in sound])
+        unread = [one for one in request["verify_ids"] if one not in sound]
+        raise _damaged(findings, unread) if verification.damaged else _unread(findings, unread)
     with catalogue.transaction():
         succeed(catalogue, job, outcome)
 
@@ -31,6 +32,13 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
 def _with_ancestors(catalogue: FolderCatalogue, snapshot_ids: list[str]) -> list[Row]:
     rows = {row["snapshot_id"]: row for one in snapshot_ids for row in catalogue.ancestors(one)}
     return sorted(rows.values(), key=lambda row: (row["root_id"], row["depth"], row["snapshot_id"]))
+
+
+def _unread(findings: list[Finding], ids: list[str]) -> Unsupported:
+    return Unsupported(
+        f"{' '.join(one.text for one in findings)} So these were not verified: {', '.join(ids)}.",
+        hint="None of them was marked. Update this installation, then verify again.",
+    )
 
 
 def _damaged(findings: list[Finding], lost: list[str]) -> Damaged:

@@ -1,0 +1,111 @@
+"""Find the snapshot files that no row of the catalogue names, and refuse to make a new catalogue beside them.
+
+Such files remain where a catalogue was lost, emptied, or replaced by an older one (FORMAT.md, "A lost catalogue").
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from snapshot_mcp.catalogue.database import Catalogue, placeholders
+from snapshot_mcp.catalogue.store import DamagedSnapshot, NewerSnapshot
+from snapshot_mcp.contract.errors import NotUsable
+from snapshot_mcp.contract.states import SnapshotStatus
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.providers.local.snapshot_file.format import SUFFIX, file_name
+from snapshot_mcp.providers.local.snapshot_file.reader import SnapshotFile, newer_version
+
+COPY_NAME: Final = "catalogue.copy.sqlite"
+"""The copy of the catalogue that the worker keeps beside it (`spare`)."""
+
+REBUILD_HINT: Final = (
+    "Run the command `zone rebuild`, which takes them in again. Or, if you have a copy of catalogue.sqlite that is up to date,"
+    " put it back."
+)
+
+MAX_LOOKED_AT: Final = 20_000
+"""Files whose first bytes a list reads, a second on a slow disk."""
+
+_BATCH: Final = 500
+
+
+def snapshot_ids_in(folder: Path) -> list[str]:
+    """Return the ids of all snapshot files in the zone's folder, sorted; none if there is no such folder."""
+    try:
+        with os.scandir(folder / "snapshots") as entries:
+            names = [entry.name for entry in entries]
+    except FileNotFoundError:
+        return []
+    return sorted(name.removesuffix(SUFFIX) for name in names if name.startswith("ss-") and name.endswith(SUFFIX))
+
+
+def find_strays(catalogue: Catalogue, folder: Path, *, with_pending: bool = False) -> list[str]:
+    """Return the ids of the files that no row accounts for, sorted.
+
+    A row that has ceased accounts for its file only while a purge is to remove it, one that is `pending` only while its job
+    runs (with `with_pending`: never, since none does).
+    """
+    found: list[str] = []
+    ids = snapshot_ids_in(folder)
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        rows = catalogue.rows(
+            f"""SELECT snapshot_id, status, (SELECT state FROM deletions d WHERE d.deletion_id = s.deletion_id) AS state
+            FROM snapshots s WHERE snapshot_id IN ({placeholders(batch)})""",
+            *batch,
+        )
+        without = {SnapshotStatus.PENDING} if with_pending else set()
+        known = {row["snapshot_id"] for row in rows if row["status"] not in {SnapshotStatus.CEASED, *without}}
+        known |= {
+            row["snapshot_id"] for row in rows if row["status"] == SnapshotStatus.CEASED and row["state"] == "purged"
+        }
+        found += [one for one in batch if one not in known]
+    return found
+
+
+def needed_by_strays(catalogue: Catalogue, folder: Path) -> set[str]:
+    """Return the ids on which files without a row build: they must not be purged before a person has rebuilt the zone."""
+    needed: set[str] = set()
+    for one in find_strays(catalogue, folder):
+        try:
+            with SnapshotFile(folder / "snapshots", one) as file:
+                needed.update(file.header.chain)
+        except (DamagedSnapshot, NewerSnapshot):
+            continue
+    return needed
+
+
+def find_newer(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield the snapshots that a newer version of the program wrote, with the version of their format."""
+    for one in snapshot_ids_in(folder)[:MAX_LOOKED_AT]:
+        try:
+            with (folder / "snapshots" / file_name(one)).open("rb", buffering=0) as file:
+                version = newer_version(file.read(8))
+        except OSError:
+            continue
+        if version is not None:
+            yield one, version
+
+
+def refuse_lost(catalogue_path: Path) -> None:
+    """Raise NotUsable if there is no catalogue although the zone has content: a new one would hide it."""
+    folder = catalogue_path.parent
+    if has_content(catalogue_path):
+        return
+    count = len(snapshot_ids_in(folder))
+    what = f"{count} snapshot files are" if count > 1 else "a snapshot file is" if count else ""
+    if not what and (folder / COPY_NAME).exists():
+        what = f"a copy of it ({COPY_NAME}) is"
+    if what:
+        state = "empty" if catalogue_path.exists() else "missing"
+        where = clean_text(folder, MESSAGE_CHARACTERS)
+        raise NotUsable(f"The zone's catalogue is {state}, but {what} in {where!r}.", hint=REBUILD_HINT)
+
+
+def has_content(catalogue_path: Path) -> bool:
+    """Return whether the catalogue's file exists and is not empty."""
+    try:
+        return catalogue_path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
