@@ -76,7 +76,7 @@ def _checked(url: str, variable: str) -> tuple[str, str]:
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise BadRequest(
             "The URL must be like http://127.0.0.1:8765/mcp, without a user, a password or a query.",
-            hint="`snapshot-mcp serve --http HOST:PORT` prints it.",
+            hint="A server that was started with serve --http prints it.",
         )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|", variable):
         raise BadRequest("--token-variable is the name of a variable, never the token itself.")

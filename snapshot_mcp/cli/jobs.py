@@ -6,6 +6,7 @@ import sys
 
 import anyio
 
+from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 
 
@@ -29,10 +30,15 @@ async def _run(args: argparse.Namespace) -> int:
     from snapshot_mcp.history.entry import parse_since
 
     settings = app.own_settings()
+    since, failed = parse_since(args.since, datetime.now(UTC)), None
     async with app.build_zones(settings) as zones:
-        recalled = await app.build_history(settings, zones).recall(
-            parse_since(args.since, datetime.now(UTC)), args.zone
-        )
+        try:
+            zone = zones.get(args.zone).name if args.zone else ""
+            recalled = await app.build_history(settings, zones).recall(since, zone)
+        except ZoneError as error:
+            failed = error
+    if failed:
+        raise failed
     wants_all = bool(args.finished or args.since)
     shown = [one for one in recalled.entries if wants_all or one.status == "working"]
     if args.json:
@@ -42,10 +48,12 @@ async def _run(args: argparse.Namespace) -> int:
             print(one.in_words())
         if not shown:
             print("No job in that time." if wants_all else "Nothing runs. --finished shows what was done.")
+        if wants_all and recalled.total_count > len(shown):
+            print(f"Only the newest {len(shown)} of {recalled.total_count}; give a later --since.")
     if recalled.problem:
         reason = clean_text(recalled.problem, MESSAGE_CHARACTERS)
         print(f"snapshot-mcp: who asked and approved may be missing: {reason}", file=sys.stderr)
-    for name, error in recalled.errors.items():
-        reason = clean_text(error.message, MESSAGE_CHARACTERS)
+    for name, trouble in recalled.errors.items():
+        reason = clean_text(trouble.message, MESSAGE_CHARACTERS)
         print(f"snapshot-mcp: zone {quoted(name)} did not answer: {reason}", file=sys.stderr)
     return 1 if recalled.errors else 0

@@ -32,6 +32,9 @@ ACTIONS: dict[str, str] = {
 MAKES = {JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME}
 """Actions whose job names what it makes; APPLY names disks, the others snapshots."""
 
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far a zone's clock may differ from this machine's; what differs more is a wrong clock."""
+
 MAX_THINGS = 8
 """Disks or snapshots named in a row; the others are counted."""
 
@@ -107,7 +110,13 @@ class Entry:
         if self.status or not job.is_finished:
             return self
         end = Entry.of(job, self.zone, self.location)
-        return replace(self, status=end.status, error=end.error, ended=end.ended or datetime.now(UTC))
+        return replace(self, status=end.status, error=end.error, ended=self.likely_end(end.ended))
+
+    def likely_end(self, told: datetime | None) -> datetime:
+        """Return when it ended, by the zone if that can be so: after its submission and not in the future."""
+        now = datetime.now(UTC)
+        is_late_enough = told is not None and (self.submitted is None or told >= self.submitted - CLOCK_SKEW)
+        return told if told is not None and is_late_enough and told <= now + CLOCK_SKEW else now
 
     def completed(self, other: "Entry") -> Self:
         """Return it with what only the other entry of the same job has."""
@@ -205,7 +214,6 @@ def to_json(entry: Entry) -> dict[str, Any]:
 
 
 def from_json(about: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that `to_json` stored. Raises TypeError, AttributeError for what it did not store."""
-    return {
-        name: tuple(Thing(*one) for one in value) if name in THINGS else str(value) for name, value in about.items()
-    }
+    """Return the fields that `to_json` stored, of others nothing. Raises TypeError for what it did not store."""
+    things = {name: tuple(Thing(*one) for one in about[name]) for name in THINGS if name in about}
+    return things | {name: str(about[name]) for name in WHO if name in about}

@@ -7,7 +7,7 @@ thread.
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from snapshot_mcp.history.entry import Entry, from_json, to_json
 KEPT_SECONDS = 90 * 24 * 3600.0
 """How long a job is kept after something last happened to it."""
 
-BUSY_SECONDS = 5.0
-"""How long to wait for the lock; transactions take milliseconds."""
+BUSY_SECONDS = 1.5
+"""How long to wait for the lock; transactions take milliseconds, and a job's answer waits for them."""
 
 _TABLES = """
 CREATE TABLE jobs (
@@ -79,10 +79,14 @@ class JobRegister:
         """Return what was submitted or has ended since then, and what has no known end."""
         return self._look("at >= ? OR status = ''", (since.timestamp(),))
 
+    def find(self, job_id: str) -> list[Entry]:
+        """Return the jobs with this id: one, unless zones have given it twice."""
+        return self._look("job_id = ?", (job_id,))
+
     def unended(self, location: str, job_ids: Sequence[str]) -> list[Entry]:
         """Return those of these jobs of a zone whose end is not recorded yet."""
         marks = ", ".join("?" * len(job_ids))
-        return self._look(f"location = ? AND status = '' AND job_id IN ({marks})", (location, *job_ids))
+        return self._look(f"location = ? AND status IN ('', 'unknown') AND job_id IN ({marks})", (location, *job_ids))
 
     def _look(self, condition: str, parameters: tuple[object, ...]) -> list[Entry]:
         """Read without creating the file, and beside whoever writes."""
@@ -104,8 +108,8 @@ class JobRegister:
         except (sqlite3.Error, OSError) as error:
             self._is_ready = False
             raise InternalError(
-                f"The history in {str(self.path)!r} cannot be used: {error}.",
-                hint="Check the folder's permissions and the free space on its disk. Jobs are not affected.",
+                f"{self.path.name} in the home folder cannot be used: {error}.",
+                hint="Check its permissions and the free space on its disk. Jobs are not affected.",
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -149,7 +153,9 @@ def _write(db: sqlite3.Connection, entry: Entry) -> None:
 
 
 def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    with suppress(ValueError, OverflowError, OSError):
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return None
 
 
 def _seconds(moment: datetime | None) -> float | None:

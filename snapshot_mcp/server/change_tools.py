@@ -28,6 +28,7 @@ from snapshot_mcp.contract.models import (
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.server.deadline import preparing
 from snapshot_mcp.server.elicitation import HostClient
 from snapshot_mcp.server.endings import JobResult, WaitSeconds, follow, try_list
 from snapshot_mcp.server.past import note_submitted
@@ -35,7 +36,7 @@ from snapshot_mcp.server.read_tools import ANY, ZoneArgument
 from snapshot_mcp.server.results import Change, Renamed, Submitted, mixture_warning
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
-from snapshot_mcp.zones.finding import find_resources, find_snapshot, read_list, try_find_snapshots
+from snapshot_mcp.zones.finding import at_once, find_resources, find_snapshot, read_list, try_find_snapshots
 
 Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
 """A zone takes any text; a blank name is a mistake."""
@@ -69,10 +70,12 @@ async def create_snapshots(
     changes. The same disks and name within ten minutes return the existing one."""
     state = state_of(ctx)
     place = state.zones.get(zone)
-    resources = await find_resources(place.provider, resource_ids)
+    with preparing():
+        resources = await find_resources(place.provider, resource_ids)
     ids = [one.id for one in resources]
     async with state.create_lock(place):
-        existing = await _find_equal(place, ids, name)
+        with preparing():
+            existing = await _find_equal(place, ids, name)
         if not existing:
             try:
                 job = await place.provider.create_snapshots(ids, name, is_full=full)
@@ -98,7 +101,8 @@ async def export_to_image(
     """Turn the snapshot or backup of a server (machine, instance, VM) into a golden image or template, to launch more
     servers like it. Submits a job; destroys nothing."""
     place = state_of(ctx).zones.get(zone)
-    snapshot = await find_snapshot(place.provider, snapshot_id)
+    with preparing():
+        snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
     await note_submitted(ctx, place, job, JobAction.CAPTURE_INSTANCE, snapshots=[snapshot], makes=image_name)
     return await _exported(ctx, place, job, wait_seconds, snapshot, f"image {quoted(image_name)}")
@@ -110,7 +114,8 @@ async def export_to_volume(
     """Get the content of a snapshot on a new, separate disk beside the original: a clone, a lost disk, or one file
     from a backup. Submits a job; destroys nothing, so prefer it to a roll-back."""
     place = state_of(ctx).zones.get(zone)
-    snapshot = await find_snapshot(place.provider, snapshot_id)
+    with preparing():
+        snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
     await note_submitted(ctx, place, job, JobAction.CREATE_VOLUME, snapshots=[snapshot], makes=volume_name)
     return await _exported(ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}")
@@ -261,15 +266,18 @@ async def _find_equal(zone: Zone, resource_ids: Sequence[str], name: str) -> lis
     """
     since = datetime.now(UTC) - SAME_CREATE
     alike: list[tuple[str, Snapshot]] = []
-    for resource_id in resource_ids:
+
+    async def look(resource_id: str) -> None:
         query = SnapshotFilter(resource_id=resource_id, search_word=name, verbose=1)
         found = (await read_list(zone.provider.list_snapshots, query))[0]
-        alike += [(resource_id, one) for one in found if one.snapshot_name == name and _is_repeatable(one, since)]
+        alike.extend((resource_id, one) for one in found if one.snapshot_name == name and _is_repeatable(one, since))
+
+    await at_once(look, resource_ids)
     for moment_of in (attrgetter("create_time"), attrgetter("snapshot_time")):
         for moment in dict.fromkeys(moment_of(one) for _, one in alike):
-            at_once = {resource_id: one for resource_id, one in alike if moment_of(one) == moment}
-            if moment and len(at_once) == len(resource_ids):
-                return [at_once[resource_id] for resource_id in resource_ids]
+            together = {resource_id: one for resource_id, one in alike if moment_of(one) == moment}
+            if moment and len(together) == len(resource_ids):
+                return [together[resource_id] for resource_id in resource_ids]
     return []
 
 

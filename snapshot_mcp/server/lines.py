@@ -40,7 +40,8 @@ def _with_age(one: Snapshot, now: datetime) -> str:
     taken = f"{format_time(moment)} ({age_in_words(moment, now)})" if moment else "not taken yet"
     if one.deleted_at is None:
         return taken
-    until = f", recover_snapshots until {format_time(one.recoverable_until)}" if one.recoverable_until else ""
+    is_kept = one.recoverable_until is not None and one.recoverable_until > now
+    until = f", recover_snapshots until {format_time(one.recoverable_until)}" if is_kept else ""
     return f"{taken}  deleted {format_time(one.deleted_at)} ({age_in_words(one.deleted_at, now)}){until}"
 
 

@@ -29,9 +29,15 @@ MAX_LISTED = 20_000
 PASSES = 4
 """Attempts to read a list that changes while it is read; enough for a zone where a backup ends every second."""
 
+CONCURRENT_READS = 8
+"""Things that a zone is asked for at once."""
+
 MAX_NEAR = 5
 NEAR = 0.6
 """Least similarity of a near name, of 1: a letter more, less or different in a short one."""
+
+COMPARED_CHARACTERS = 80
+"""What of a name is compared with another: the time for it grows with the square."""
 
 TRY_SECONDS = 5.0
 """Time limit for looking up optional details; with the longest wait it stays below the hosts' own limits."""
@@ -83,10 +89,35 @@ async def find_resource(provider: Provider, text: str) -> Volume | Instance:
 
 async def find_resources(provider: Provider, texts: Sequence[str]) -> list[Volume | Instance]:
     """Return several resources in the given order. Raises BadRequest if two texts name the same one."""
-    found = [await find_resource(provider, text) for text in texts]
+    by_text: dict[str, Volume | Instance] = {}
+
+    async def look(text: str) -> None:
+        by_text[text] = await find_resource(provider, text)
+
+    await at_once(look, list(dict.fromkeys(texts)))
+    found = [by_text[text] for text in texts]
     if (repeated := first_repeated(one.id for one in found)) is not None:
         raise BadRequest(f"{clean_text(repeated)} is listed twice.", hint="List each disk or machine once.")
     return found
+
+
+async def at_once(look: Callable[[str], Awaitable[None]], texts: Sequence[str]) -> None:
+    """Call `look` for each text, some at once. Raises the first text's ZoneError, as if they had been looked up in turn."""
+    limiter, errors = anyio.Semaphore(CONCURRENT_READS), dict[str, ZoneError]()
+
+    async def bounded(text: str) -> None:
+        async with limiter:
+            try:
+                await look(text)
+            except ZoneError as error:
+                errors[text] = error
+
+    async with anyio.create_task_group() as tasks:
+        for text in texts:
+            tasks.start_soon(bounded, text)
+    for text in texts:
+        if text in errors:
+            raise errors[text]
 
 
 async def find_snapshot(provider: Provider, snapshot_id: str) -> Snapshot:
@@ -184,8 +215,8 @@ def near_names(text: str, names: Sequence[str]) -> list[str]:
     """Return the names nearest to `text`, by a common part, regardless of case, or by a few different letters."""
     from difflib import get_close_matches
 
-    folded = {name: name.casefold() for name in dict.fromkeys(names)}
-    word = text.casefold()
+    folded = {name: name.casefold()[:COMPARED_CHARACTERS] for name in dict.fromkeys(names)}
+    word = text.casefold()[:COMPARED_CHARACTERS]
     parts = [name for name, one in folded.items() if len(word) > 1 and (word in one or (len(one) > 1 and one in word))]
     close = get_close_matches(word, list(folded.values()), n=MAX_NEAR, cutoff=NEAR)
     return list(dict.fromkeys([*parts, *(name for one in close for name in folded if folded[name] == one)]))[:MAX_NEAR]

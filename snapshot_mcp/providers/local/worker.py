@@ -23,6 +23,7 @@ from snapshot_mcp.catalogue import deletion, jobs, rollback, schema
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
 from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
@@ -40,6 +41,11 @@ POLL_SECONDS: Final = 0.02
 
 PARALLEL_JOBS: Final = 4
 """Jobs that run at the same time, so that a short one does not wait for a long one."""
+
+PARALLEL_VERIFICATIONS: Final = 2
+"""Verifications that run at the same time: they may take hours, and nobody's backup waits for all of them."""
+
+_VERIFYING: Final = f"(SELECT count(*) FROM jobs WHERE status = 'working' AND action = '{JobAction.VERIFY}')"
 
 _LAUNCH: Final = (
     "import os, sys\n"
@@ -195,7 +201,11 @@ class _Worker:
 
         Jobs with a deadline to start come first; `only_urgent` returns no others.
         """
-        which = "begin_until != 0" if only_urgent else "true"
+        which = (
+            "begin_until != 0"
+            if only_urgent
+            else f"(action != '{JobAction.VERIFY}' OR {_VERIFYING} < {PARALLEL_VERIFICATIONS})"
+        )
         query = f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND {which}
             ORDER BY begin_until != 0 DESC, created_at, change LIMIT 1"""
         if schema.is_newer(self.catalogue.db) or self.catalogue.row(query) is None:
