@@ -283,7 +283,10 @@ def _roll(file: OperatorFile) -> Roll:
 
 def _zone_settings(settings: Settings, name: str) -> ZoneSettings:
     if name not in settings.zones:
-        raise UnknownZone(f"Unknown zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
+        from snapshot_mcp.zones.finding import sorted_names
+
+        names = sorted_names(name, list(settings.zones))
+        raise UnknownZone(f"Unknown zone {name!r}.", hint=f"Zones: {', '.join(names)}.")
     zone = settings.zones[name]
     if os.name == "nt" and not zone.runs_on_windows:
         others = ", ".join(f'"{one}"' for one, model in zone_models().items() if model.runs_on_windows)

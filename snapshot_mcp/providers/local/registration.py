@@ -15,11 +15,12 @@ from snapshot_mcp.catalogue.snapshots import new_id
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local.disk import image_path, shown
+from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
+from snapshot_mcp.providers.local.place import other_kind_at, shown
 
 
 def register(
@@ -91,9 +92,11 @@ def refuse_registered(catalogue: FolderCatalogue, real: Path) -> None:
     inode = _inode(real)
     for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
         if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
+            kind = other_kind_at(Path(other["path"]))
+            move = f"Its path {shown(other['path'])} is now {kind}: the command `zone move ID PATH` takes the disk to its file."
             raise BadRequest(
                 f"The file {shown(real)} is already registered as {label_of(other)}.",
-                hint=f"Use {other['resource_id']}.",
+                hint=move if kind else f"Use {other['resource_id']}.",
             )
 
 
