@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
+    from snapshot_mcp.providers.local.moving import Move as Move
     from snapshot_mcp.server.callers import Callers, Roll
     from snapshot_mcp.service import KeyFile
     from snapshot_mcp.zones import Zones

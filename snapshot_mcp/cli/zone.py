@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
+from snapshot_mcp.cli import zone_keys, zone_move, zone_purge, zone_serve
+from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     remove = commands.add_parser("remove", help="unregister a disk; its file and its snapshots remain")
     remove.add_argument("resource_id", metavar="ID")
+    zone_move.add_arguments(
+        commands.add_parser("move", help="take a disk to another path, where its file is now; its restore points stay")
+    )
     commands.add_parser("list", help="list the registered disks, their users and their problems")
     commands.add_parser("check", help="read and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
@@ -48,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    commands = {"serve": zone_serve.run, "keys": zone_keys.run, "purge": zone_purge.run}
+    commands = {"serve": zone_serve.run, "keys": zone_keys.run, "purge": zone_purge.run, "move": zone_move.run}
     command = commands.get(args.zone_command)
     return command(args) if command else anyio.run(_run, args)
 
@@ -112,14 +116,8 @@ async def _list(zone: "LocalZone", command: str) -> None:
 
 
 async def _check(zone: "LocalZone") -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("verifying", total=None)
-        report = await zone.check(lambda done, total: progress.update(task, completed=done, total=total))
+    with progress_bar("verifying") as advance:
+        report = await zone.check(advance)
     for finding in report.findings:
         print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
     size = format_bytes(report.byte_count)

@@ -265,6 +265,12 @@ class Guard:
 
         return plan_purge(zone_name, deleted, await self._rules(zone_name))
 
+    async def plan_move(self, zone_name: str, label: str, lines: Sequence[str]) -> "PersonAct":
+        """Plan to move a disk to a file that may not be its own, under the current rules."""
+        from snapshot_mcp.guard.plan.person import plan_move
+
+        return plan_move(label, lines, await self._rules(zone_name))
+
     async def prove_person(self, pin: str | None, about: Mapping[str, Any]) -> Door:
         """Check the PIN of a person at a terminal, if one is set, and return their door.
 

@@ -13,6 +13,7 @@ from snapshot_mcp.guard.plan.rules import Refusal, refuse_protected
 from snapshot_mcp.guard.plan.wording import counted, format_moment
 
 PURGE = "zone purge"
+MOVE = "zone move"
 SHOWN = 40
 """Restore points listed in a plan; the rest are counted."""
 
@@ -52,6 +53,17 @@ def plan_purge(zone: str, deleted: Sequence[Snapshot], policy: Policy) -> Person
         word="purge",
         ids=tuple(one.snapshot_id for one in going),
         refusal=refusals[kept[0].snapshot_id] if kept and not going else None,
+        is_strict=policy.consent == "human",
+    )
+
+
+def plan_move(label: str, lines: Sequence[str], policy: Policy) -> PersonAct:
+    """Plan to move a disk to a file that may not be its own; `lines` say from where to where, and why that is in doubt."""
+    return PersonAct(
+        operation=MOVE,
+        title=f"Move {clean_text(label)} to a file that may not be its own?",
+        lines=(*lines, "A roll-back of the disk will overwrite that file. Nothing is overwritten now."),
+        word="move",
         is_strict=policy.consent == "human",
     )
 

@@ -19,6 +19,7 @@ from snapshot_mcp.providers.local import registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 
@@ -82,6 +83,20 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
         """Unregister a disk image; its file and snapshots stay. Raises NotFound, ResourceBusy, NotUsable."""
         return await self._write(lambda one: to_resource(one, registration.unregister(one, resource_id)))
+
+    async def plan_move(self, resource_id: str, path: Path, advance: Advance = lambda done, total: None) -> Move:
+        """Compare a file with the disk that is to be moved there (`moving`, which says what it raises)."""
+
+        def run() -> Move:
+            with self._errors_translated(), self._open() as catalogue:
+                return Mover(catalogue, self.home, self.configuration).plan(resource_id, path, advance)
+
+        return await anyio.to_thread.run_sync(run)
+
+    async def move_resource(self, move: Move) -> Volume | Instance:
+        """Move a disk as planned. Raises TermsChanged if the disk or the file changed since, and what `plan_move` raises."""
+        own = self.home, self.configuration
+        return await self._write(lambda one: to_resource(one, Mover(one, *own).carry_out(move)))
 
     async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
         """Verify every byte of every snapshot and record what is damaged (`check.check`)."""
