@@ -21,6 +21,7 @@ from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError, load_
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
+    from snapshot_mcp.contract.own_file import OwnFile as OwnFile
     from snapshot_mcp.contract.provider import Provider
     from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Deed as Deed

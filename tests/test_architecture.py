@@ -192,6 +192,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "registration",
             "snapshot_file",
         },
+        "own_file": {"disk", "folder", "holders", "identity", "in_use", "place"},
         "place": set(),
         "platform": {"holders"},
         "registration": {"disk", "folder", "formats", "holders", "in_use", "place"},
@@ -212,7 +213,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "snapshot_file",
         },
         "worker": {"folder", "in_use", "platform", "work"},
-        "zone": {"check", "errors", "folder", "moving", "registration", "worker"},
+        "zone": {"check", "errors", "folder", "moving", "own_file", "registration", "worker"},
     },
     "providers/anchcloud": {
         "bounds": set(),

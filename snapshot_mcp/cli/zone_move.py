@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snapshot_mcp.cli.bar import progress_bar
+from snapshot_mcp.cli.named import find_disk
 from snapshot_mcp.cli.person import agree, user_name
 from snapshot_mcp.contract.text import clean_text
-from snapshot_mcp.zones.finding import find_resource
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import Deed, Guard, Move
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = app.own_settings()
     guard = app.build_guard(settings)
-    move, deed = anyio.run(_plan, settings, args)
+    move, deed = anyio.run(_plan, settings, guard, args)
     lines = _lines(move)
     if move.doubts:
         act = anyio.run(guard.plan_move, deed.zone, move.label, lines)
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _plan(settings: "Settings", args: argparse.Namespace) -> "tuple[Move, Deed]":
+async def _plan(settings: "Settings", guard: "Guard", args: argparse.Namespace) -> "tuple[Move, Deed]":
     from snapshot_mcp import app
 
     async with aclosing(app.open_local_zone(settings, args.zone)) as zone:
-        resource_id = (await find_resource(zone, args.resource)).id
+        resource_id = (await find_disk(zone, args.resource, guard.command)).id
         with progress_bar("comparing") as advance:
             move = await zone.plan_move(resource_id, args.path, advance)
         found = {"compared_with": move.snapshot_id, "equal": str(move.likeness or "not compared")}

@@ -185,7 +185,8 @@ async def test_another_file_at_the_path_is_not_overwritten_by_a_job_that_waited(
     assert job.error.code in {"terms_changed", "not_usable"}
     assert image.read_bytes() == content
     assert await ids(zone, resource_id=volume_id) == {snapshot_id}
-    assert (await zone.check()).is_clean
+    findings = (await zone.check()).findings
+    assert [one.text for one in findings if "is now a symbolic link" not in one.text] == []
 
 
 @pytest.mark.parametrize("is_rebooted", [False, True])
@@ -828,6 +829,8 @@ def as_an_earlier_version_left_it(zone: LocalZone) -> None:
             ("snapshots", "worth is_affected verified_at"),
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
             ("resources", "applying_identity applying_safety_id is_stopped other_halves"),
+            ("resources", "made_identity made_from made_mtime_ns"),
+            ("images", "made_identity made_mtime_ns"),
         ):
             for column in added.split():
                 catalogue.db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")

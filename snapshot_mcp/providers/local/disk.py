@@ -157,11 +157,12 @@ class TargetDisk(OpenDisk):
     """
 
     consistency = "held"
+    consequence = " and cannot be rolled back"
 
     def __init__(self, path: str, label: str, *, is_patient: bool = True) -> None:
         self._hold: WriteHold | None = None
         self.path, self.label = Path(path), label
-        with self._closed_on_error(" and cannot be rolled back"):
+        with self._closed_on_error(self.consequence):
             with OpenDisk(path, label, os.O_RDONLY) as reader:
                 WriteHold.refuse_writers(reader.fd, reader.path)
             super().__init__(path, label, os.O_RDWR)
