@@ -4,6 +4,7 @@ import argparse
 import sys
 from contextlib import aclosing
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,6 +16,9 @@ from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.zones.finding import read_whole
+
+MAX_MISSING = 3
+"""Most disks without a file that are named after another was registered."""
 
 SECTOR_BYTES = 512
 """A machine reads and writes whole sectors of a disk."""
@@ -85,6 +89,7 @@ async def _run(args: argparse.Namespace) -> int:
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
                     print(note, file=sys.stderr)
+                await _point_to_missing(zone, added, guard.command)
             case "cancel":
                 job = await zone.cancel_job(args.job_id)
                 done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
@@ -94,6 +99,19 @@ async def _run(args: argparse.Namespace) -> int:
             case "check":
                 return await _check(zone)
     return 0
+
+
+async def _point_to_missing(zone: "LocalZone", added: Volume | Instance, command: str) -> None:
+    """Say which disks have no file at their path: what was added may be one of them, which was moved."""
+    query = ResourceFilter()
+    disks = [*await read_whole(zone.list_volumes, query), *await read_whole(zone.list_instances, query)]
+    for one in [one for one in disks if not one.byte_size][:MAX_MISSING]:
+        name = f"{clean_text(one.name)} ({one.id})"
+        print(
+            f"{name} has no file at its path. If this is its file, keep its restore points:\n"
+            f"{command} zone remove {added.id}\n{command} zone move {one.id} {quote(clean_text(added.path or '', 400))}",
+            file=sys.stderr,
+        )
 
 
 def _line(resource: Volume | Instance) -> str:

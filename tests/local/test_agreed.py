@@ -471,6 +471,32 @@ async def test_a_half_written_disk_that_is_not_at_its_path_is_said_as_it_is(roll
     assert problem.endswith("(the disk that it was overwriting is not at its path; the one there now is complete)")
 
 
+@pytest.mark.parametrize("safety", ["", "before"])
+async def test_a_half_written_disk_is_resumed_where_it_was_moved_to(rolled: Rolled, safety: str) -> None:
+    """It is the very file; what is at the old path by now is not touched, and a copy of the half is not taken for a whole."""
+    zone, image, volume_id, snapshot_id, content = rolled
+    job = await interrupted(zone, image, volume_id, snapshot_id, safety)
+    with pytest.raises(ResourceBusy, match=job.job_id):
+        await zone.plan_move(volume_id, image)
+    moved = image.rename(image.with_name("moved.img"))
+    assert (await finish(zone, await zone.get_job(job.job_id))).status == "failed"
+    copy = image.with_name("copy.img")
+    copy.write_bytes(moved.read_bytes())
+    with pytest.raises(NotUsable, match="is unfinished, and the file"):
+        await zone.plan_move(volume_id, copy)
+    image.write_bytes(b"another file of its owner")
+    await zone.move_resource(await zone.plan_move(volume_id, moved))
+    assert (await volume_of(zone, volume_id)).status == "pending"
+    with FolderCatalogue(zone.folder) as catalogue:
+        rollback.resume(catalogue)
+    for unfinished in await zone.list_unfinished_jobs():
+        await succeed(zone, unfinished)
+    with Chain(zone.folder / "snapshots", snapshot_id) as chain:
+        assert moved.read_bytes() == restore.content_at(chain, 0, len(content))
+    assert (await volume_of(zone, volume_id)).status == "available"
+    assert image.read_bytes() == b"another file of its owner"
+
+
 @pytest.mark.parametrize("is_changed", CHANGES[:4])
 async def test_an_interrupted_roll_back_is_not_resumed_over_another_file(
     rolled: Rolled, is_changed: Callable[[Path], None]

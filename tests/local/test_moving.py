@@ -400,6 +400,28 @@ async def test_a_strict_zone_needs_the_pin_for_a_file_in_doubt(lab: Lab) -> None
     assert disk.path == str(lab.folder / "pg-data.img")
 
 
+@pytest.mark.long
+async def test_a_file_that_was_moved_and_registered_again_leads_to_the_move(lab: Lab) -> None:
+    """Registered anew it would have a chain of its own, and the old one would end without a word."""
+    disk = await lab.add_disk("pg-data")
+    zone = app.open_local_zone(lab.settings)
+    await back_up(zone, disk.id)
+    await zone.aclose()
+    assert disk.path
+    moved = Path(disk.path).rename(lab.folder / "moved.img")
+    added = await command(lab, "zone", "add", str(moved))
+    new_id = added.stdout.split()[0]
+    assert f"pg-data ({disk.id}) has no file at its path." in added.stderr
+    for line in (f"zone remove {new_id}\n", f"zone move {disk.id} {moved}\n"):
+        assert line in added.stderr
+    done = await command(lab, "zone", "move", disk.id, str(moved))
+    assert (done.returncode, f"`zone remove {new_id}` unregisters it" in done.stderr) == (1, True)
+    assert (await command(lab, "zone", "remove", new_id)).returncode == 0
+    assert (await command(lab, "zone", "move", disk.id, str(moved))).returncode == 0
+    quiet = await command(lab, "zone", "add", str(lab.image("other")))
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+
+
 async def test_a_name_that_several_disks_have_is_refused_with_their_ids(lab: Lab) -> None:
     one = await lab.add_disk("db", file_name="one")
     two = await lab.add_disk("db", kind=ResourceType.INSTANCE, file_name="two")

@@ -20,6 +20,7 @@ from tests.guard.test_person import in_terminal
 from tests.guard.test_record import command, records
 from tests.guard.test_terminal import PIN
 from tests.local.test_in_use import holder
+from tests.marks import long
 from tests.server.lab import Lab
 from tests.whole_way.workers import Nursery
 
@@ -307,7 +308,9 @@ async def test_what_nothing_can_restore_takes_the_typed_id(lab: Lab) -> None:
     assert (status, made.path.exists()) == (0, False), shown
 
 
-@pytest.mark.parametrize("rules", ['protect = { names = ["co*"] }', "read_only = true", 'consent = "human"'])
+@pytest.mark.parametrize(
+    "rules", ['protect = { names = ["co*"] }', long("read_only = true"), long('consent = "human"')]
+)
 async def test_what_a_rule_forbids_is_not_deleted_by_any_word(lab: Lab, rules: str) -> None:
     made = await exported(lab)
     (lab.folder / "config.toml").write_text(f"[guard]\n{rules}\n")

@@ -94,9 +94,10 @@ def refuse_registered(catalogue: FolderCatalogue, real: Path, own_id: str = "") 
         if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
             kind = other_kind_at(Path(other["path"]))
             move = f"Its path {shown(other['path'])} is now {kind}: the command `zone move ID PATH` takes the disk to its file."
+            remove = f"If that was a mistake, `zone remove {other['resource_id']}` unregisters it, and then this disk can move."
             raise BadRequest(
                 f"The file {shown(real)} is already registered as {label_of(other)}.",
-                hint=move if kind else f"Use {other['resource_id']}.",
+                hint=move if kind else remove if own_id else f"Use {other['resource_id']}.",
             )
 
 
