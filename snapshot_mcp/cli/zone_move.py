@@ -11,6 +11,7 @@ import anyio
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.named import find_disk
 from snapshot_mcp.cli.person import agree, user_name
+from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ def run(args: argparse.Namespace) -> int:
     lines = _lines(move)
     if move.doubts:
         act = anyio.run(guard.plan_move, deed.zone, move.label, lines)
-        door = agree(guard, act, deed)
+        try:
+            door = agree(guard, act, deed)
+        except BadRequest as error:  # no terminal, or no PIN: then the reasons were not shown yet
+            error.add(after=" ".join(move.doubts))
+            raise
         if door is None:
             return 1
         deed = replace(deed, door=door)

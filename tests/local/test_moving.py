@@ -376,12 +376,14 @@ async def test_a_file_in_doubt_takes_a_persons_word(lab: Lab) -> None:
     other = lab.image("other")
     words = ["zone", "move", disk.id, str(other)]
     done = await command(lab, *words)
-    assert (done.returncode, "`zone move` needs a terminal." in done.stderr) == (1, True)
+    assert (done.returncode, "`zone move` needs a terminal. Only 0 of 32 chunks (0 %) of" in done.stderr) == (1, True)
     for flag in ("--yes", "--force"):
         assert (await command(lab, *words, flag)).returncode == 2
     status, shown = await in_terminal(lab, words, ("Type move to agree", "yes"))
     assert (status, "Not confirmed: nothing was done." in shown) == (1, True)
     assert [one["arguments"]["path"] for one in records(lab, "declined")] == [str(other)]
+    own = await command(lab, "zone", "move", disk.id, str(lab.home / "zones" / ".." / "guard.sqlite"))
+    assert (own.returncode, "keeps its own files" in own.stderr) == (1, True)
     await app.build_guard(lab.settings).set_pin(PIN)
     status, shown = await in_terminal(lab, words, ("Only 0 of 32 chunks (0 %)", "move"), ("PIN", PIN))
     assert status == 0, shown

@@ -12,7 +12,7 @@ from snapshot_mcp import app
 from snapshot_mcp.contract.errors import BadRequest, NotFound, NotUsable, ResourceBusy, TermsChanged
 from snapshot_mcp.contract.models import ResourceFilter
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local import LocalZone, own_file
 from snapshot_mcp.providers.local.own_file import DoomedFile
 from tests.conftest import end_worker
 from tests.disks import MIB, back_up, make_image, succeed
@@ -238,6 +238,25 @@ async def test_what_changed_since_the_yes_is_kept(kind: str, local_zone: LocalZo
     await succeed(local_zone, await local_zone.delete_snapshot(other.snapshot_id))
     with pytest.raises(TermsChanged):
         await local_zone.delete_own_file(agreed)
+
+
+async def test_a_kill_between_the_file_and_the_list_leaves_a_row_that_says_so(
+    local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FORMAT.md, "Deleting an export": it can be taken off the list as any disk whose file is gone."""
+    made = await export(local_zone, tmp_path)
+    agreed = await local_zone.look_at_own_file(made.id)
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(own_file, "take_off_list", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        await local_zone.delete_own_file(agreed)
+    (found,) = [one for one in (await local_zone.list_volumes(ResourceFilter())).items if one.id == made.id]
+    assert "its file cannot be read: No such file" in (found.problem or "")
+    await local_zone.remove_resource(made.id)
+    assert made.id not in await listed(local_zone)
 
 
 # the command
