@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anyio import Event
     from mcp.server.mcpserver import MCPServer
 
+    from snapshot_mcp.contract.own_file import OwnFile as OwnFile
     from snapshot_mcp.contract.provider import Provider
     from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Deed as Deed
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
+    from snapshot_mcp.providers.local.moving import Move as Move
     from snapshot_mcp.server.callers import Callers, Roll
     from snapshot_mcp.service import KeyFile
     from snapshot_mcp.zones import Zones
@@ -325,7 +327,10 @@ def _roll(file: OperatorFile) -> Roll:
 
 def _zone_settings(settings: Settings, name: str) -> ZoneSettings:
     if name not in settings.zones:
-        raise UnknownZone(f"Unknown zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
+        from snapshot_mcp.zones.finding import sorted_names
+
+        names = sorted_names(name, list(settings.zones))
+        raise UnknownZone(f"Unknown zone {name!r}.", hint=f"Zones: {', '.join(names)}.")
     zone = settings.zones[name]
     if os.name == "nt" and not zone.runs_on_windows:
         others = ", ".join(f'"{one}"' for one, model in zone_models().items() if model.runs_on_windows)

@@ -114,6 +114,13 @@ class Catalogue(Closing):
             (image_id, name, path, snapshot_id, self.now()),
         )
 
+    def record_export(self, new_id: str, identity: str, mtime_ns: int, snapshot_id: str) -> None:
+        """Record of a volume or an image which file the store made for it, when it was last written, and from which snapshot."""
+        made = "SET made_identity = ?, made_mtime_ns = ?"
+        values = identity, mtime_ns
+        self.db.execute(f"UPDATE resources {made}, made_from = ? WHERE resource_id = ?", (*values, snapshot_id, new_id))
+        self.db.execute(f"UPDATE images {made} WHERE image_id = ?", (*values, new_id))
+
     def set_job(self, job_id: str, **columns: object) -> None:
         """Update a job so that watchers notice the change."""
         names = "".join(f"{name} = ?, " for name in columns)

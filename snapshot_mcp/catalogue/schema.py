@@ -223,6 +223,18 @@ _SUM: Final = """
 """
 
 
+def _record_exports(db: sqlite3.Connection) -> None:
+    """Record which file an export made, since only such a file may be deleted, and what a volume was made from."""
+    for column in (
+        "resources ADD COLUMN made_identity TEXT NOT NULL DEFAULT ''",  # '': not made by an export of this zone
+        "resources ADD COLUMN made_from TEXT NOT NULL DEFAULT ''",
+        "resources ADD COLUMN made_mtime_ns INTEGER NOT NULL DEFAULT 0",  # of the file; a later one: it was written to
+        "images ADD COLUMN made_identity TEXT NOT NULL DEFAULT ''",
+        "images ADD COLUMN made_mtime_ns INTEGER NOT NULL DEFAULT 0",
+    ):
+        db.execute(f"ALTER TABLE {column}")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
@@ -230,6 +242,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _bind_destruction,
     _keep_each_half,
     _count_worth,
+    _record_exports,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 

@@ -146,7 +146,13 @@ def _arguments(arguments: dict[str, Any]) -> str:
         arguments[key] for key in ("snapshot_id", "resource_id") if key in arguments
     ]
     shown = [", ".join(map(str, ids))] if ids else []
-    for key, word in (("path", ""), ("old_name", "from "), ("name", "to " if "old_name" in arguments else "as ")):
+    for key, word in (
+        ("old_path", "from "),
+        ("path", "to " if "old_path" in arguments else ""),
+        ("equal", "equal "),
+        ("old_name", "from "),
+        ("name", "to " if "old_name" in arguments else "as "),
+    ):
         if key in arguments:
             shown.append(f"{word}{quoted(arguments[key])}")
     return " ".join(shown)

@@ -4,20 +4,33 @@ import argparse
 import sys
 from contextlib import aclosing
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
+from snapshot_mcp.cli import zone_keys, zone_move, zone_purge, zone_remove, zone_serve
+from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.person import user_name
-from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.zones.finding import read_whole
 
+MAX_MISSING = 3
+"""Most disks without a file that are named after another was registered."""
+
 SECTOR_BYTES = 512
 """A machine reads and writes whole sectors of a disk."""
+
+COMMANDS = {
+    "serve": zone_serve.run,
+    "keys": zone_keys.run,
+    "purge": zone_purge.run,
+    "move": zone_move.run,
+    "remove": zone_remove.run,
+}
+"""The commands that have a module of their own."""
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import LocalZone
@@ -32,8 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--instance", action="store_true", help="register an instance's disk: its snapshots export to images"
     )
-    remove = commands.add_parser("remove", help="unregister a disk; its file and its snapshots remain")
-    remove.add_argument("resource_id", metavar="ID")
+    zone_remove.add_arguments(
+        commands.add_parser(
+            "remove", help="unregister a disk, or take an image off the list; its file and snapshots remain"
+        )
+    )
+    zone_move.add_arguments(
+        commands.add_parser("move", help="take a disk to another path, where its file is now; its restore points stay")
+    )
     commands.add_parser("list", help="list the registered disks, their users and their problems")
     commands.add_parser("check", help="read and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
@@ -48,8 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    commands = {"serve": zone_serve.run, "keys": zone_keys.run, "purge": zone_purge.run}
-    command = commands.get(args.zone_command)
+    command = COMMANDS.get(args.zone_command)
     return command(args) if command else anyio.run(_run, args)
 
 
@@ -71,14 +89,7 @@ async def _run(args: argparse.Namespace) -> int:
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
                     print(note, file=sys.stderr)
-            case "remove":
-                deed = app.deed("zone remove", zone, user_name(), resource_id=args.resource_id)
-                try:
-                    async with guard.recorded(deed):
-                        removed = await zone.remove_resource(args.resource_id)
-                except NotFound as error:
-                    raise NotFound(error.message, hint=f"`{guard.command} zone list` shows the ids.") from None
-                print(f"{removed.id} is unregistered; its file {removed.path} and its snapshots remain.")
+                await _point_to_missing(zone, added, guard.command)
             case "cancel":
                 job = await zone.cancel_job(args.job_id)
                 done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
@@ -88,6 +99,19 @@ async def _run(args: argparse.Namespace) -> int:
             case "check":
                 return await _check(zone)
     return 0
+
+
+async def _point_to_missing(zone: "LocalZone", added: Volume | Instance, command: str) -> None:
+    """Say which disks have no file at their path: what was added may be one of them, which was moved."""
+    query = ResourceFilter()
+    disks = [*await read_whole(zone.list_volumes, query), *await read_whole(zone.list_instances, query)]
+    for one in [one for one in disks if not one.byte_size][:MAX_MISSING]:
+        name = f"{clean_text(one.name)} ({one.id})"
+        print(
+            f"{name} has no file at its path. If this is its file, keep its restore points:\n"
+            f"{command} zone remove {added.id}\n{command} zone move {one.id} {quote(clean_text(added.path or '', 400))}",
+            file=sys.stderr,
+        )
 
 
 def _line(resource: Volume | Instance) -> str:
@@ -107,19 +131,17 @@ async def _list(zone: "LocalZone", command: str) -> None:
     ]
     for resource in resources:
         print(_line(resource))
+    for image in await read_whole(zone.list_images, ResourceFilter()):
+        problem = f"  PROBLEM: {clean_text(image.problem, 800)}" if image.problem else ""
+        line = f"{image.id}  {clean_text(image.name)}  {format_bytes(image.byte_size)}  {clean_text(image.path or '', 400)}"
+        print(f"{line}  (an exported image){problem}")
     if not resources:
         print(f"No disk is registered. Register one with: {command} zone add PATH")
 
 
 async def _check(zone: "LocalZone") -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("verifying", total=None)
-        report = await zone.check(lambda done, total: progress.update(task, completed=done, total=total))
+    with progress_bar("verifying") as advance:
+        report = await zone.check(advance)
     for finding in report.findings:
         print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
     size = format_bytes(report.byte_count)

@@ -3,7 +3,8 @@
 An exact id takes precedence over a name; a name that several resources share is rejected with their ids.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import anyio
 from snapshot_mcp.contract.errors import BadRequest, NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.models import (
     MAX_LIMIT,
+    Image,
     Instance,
     Page,
     ResourceFilter,
@@ -32,6 +34,9 @@ PASSES = 4
 CONCURRENT_READS = 8
 """Things that a zone is asked for at once."""
 
+MAX_COMPARED = 500
+"""Most names of each kind that are compared with one that does not exist; a zone seldom has more disks."""
+
 MAX_NEAR = 5
 NEAR = 0.6
 """Least similarity of a near name, of 1: a letter more, less or different in a short one."""
@@ -44,6 +49,10 @@ TRY_SECONDS = 5.0
 
 Query = TypeVar("Query", SnapshotFilter, ResourceFilter)
 Item = TypeVar("Item")
+
+Resource = Volume | Instance | Image
+ListPage = Callable[[ResourceFilter], Awaitable[Page[Any]]]
+"""One of a provider's lists of resources."""
 
 
 async def read_list(
@@ -68,21 +77,32 @@ async def read_whole(list_page: Callable[[Query], Awaitable[Page[Item]]], query:
 
 async def find_resource(provider: Provider, text: str) -> Volume | Instance:
     """Return the disk or machine with this id, else the only one of this name. Raises NotFound, BadRequest if ambiguous."""
-    for resource in await _resources(provider, ResourceFilter(ids=(text,))):
+    found = await _find(provider.zone, text, (provider.list_volumes, provider.list_instances), "disk or machine")
+    assert not isinstance(found, Image)
+    return found
+
+
+async def find_listed(provider: Provider, text: str) -> Resource:
+    """Return the disk, machine or image with this id, else the only one of this name. Raises as `find_resource`."""
+    lists: tuple[ListPage, ...] = (provider.list_volumes, provider.list_instances, provider.list_images)
+    return await _find(provider.zone, text, lists, "disk, machine or image")
+
+
+async def _find(zone: str, text: str, lists: Sequence[ListPage], noun: str) -> Resource:
+    for resource in await _resources(lists, ResourceFilter(ids=(text,))):
         if resource.id == text:
             return resource
-    similar = await _resources(provider, ResourceFilter(search_word=text))
+    similar = await _resources(lists, ResourceFilter(search_word=text))
     named = [resource for resource in similar if resource.name == text]
     if len(named) == 1:
         return named[0]
     if named:
         raise BadRequest(
-            f"{len(named)} resources in zone {provider.zone} are named {quoted(text)}.",
-            hint=f"Use an id: {_row(named)}.",
+            f"{len(named)} resources in zone {zone} are named {quoted(text)}.", hint=f"Use an id: {_row(named)}."
         )
-    similar = similar or await _near(provider, text)
+    similar = nearest_first(text, similar) or await _near(lists, text)
     raise NotFound(
-        f"There is no disk or machine {quoted(text)} in zone {provider.zone}.",
+        f"There is no {noun} {quoted(text)} in zone {zone}.",
         hint=f"Similar names: {_row(similar)}." if similar else "list_resources lists all of them.",
     )
 
@@ -140,9 +160,18 @@ async def find_snapshots(provider: Provider, ids: Sequence[str]) -> list[Snapsho
         if one not in found:
             raise NotFound(
                 f"There is no snapshot {quoted(one)} in zone {provider.zone}.",
-                hint="Use a snapshot id; list_snapshots with search finds it by name.",
+                hint=f"{await _like(provider, one)}Use a snapshot id; list_snapshots with search finds it by name.",
             )
     return [found[one] for one in ids]
+
+
+async def _like(provider: Provider, text: str) -> str:
+    """Return a sentence with the snapshots that are called like a text that is not an id, "" if there are none."""
+    page = await provider.list_snapshots(SnapshotFilter(search_word=text, limit=MAX_LIMIT))
+    word = folded_name(text)
+    found = sorted(page.items, key=lambda one: word not in (folded_name(one.snapshot_name), one.snapshot_id))[:MAX_NEAR]
+    shown = ", ".join(f"{clean_text(one.snapshot_id)} ({quoted(one.snapshot_name)})" for one in found)
+    return f"Similar: {shown}. " if shown else ""
 
 
 async def try_find_snapshots(provider: Provider, ids: Sequence[str]) -> tuple[list[Snapshot], bool]:
@@ -190,38 +219,52 @@ def _id_of(item: Any) -> str:
     return str(item.snapshot_id if isinstance(item, Snapshot) else item.id)
 
 
-async def _resources(provider: Provider, query: ResourceFilter) -> list[Volume | Instance]:
-    """Return the volumes, then the instances; a zone may support only one kind."""
-    found: list[Volume | Instance] = []
-    with suppress(NotFound):
-        found += (await read_list(provider.list_volumes, query))[0]
-    with suppress(NotFound):
-        found += (await read_list(provider.list_instances, query))[0]
+async def _resources(lists: Sequence[ListPage], query: ResourceFilter, limit: int = MAX_LISTED) -> list[Resource]:
+    """Return the items of each list in turn; a zone may support only one kind."""
+    found: list[Resource] = []
+    for list_page in lists:
+        with suppress(NotFound):
+            found += (await read_list(list_page, query, limit))[0]
     return found
 
 
-async def _near(provider: Provider, text: str) -> list[Volume | Instance]:
-    """Return the disks and machines of the zone's first pages whose name is near to `text`."""
-    page = ResourceFilter(limit=MAX_LIMIT)
-    known: list[Volume | Instance] = []
-    for list_page in (provider.list_volumes, provider.list_instances):
-        with suppress(NotFound):
-            known += (await list_page(page)).items
+async def _near(lists: Sequence[ListPage], text: str) -> list[Resource]:
+    """Return those of the newest whose name is near to `text`."""
+    known = await _resources(lists, ResourceFilter(limit=MAX_LIMIT), MAX_COMPARED)
     names = near_names(text, [one.name for one in known])
     return sorted((one for one in known if one.name in names), key=lambda one: names.index(one.name))
 
 
+def folded_name(name: str) -> str:
+    """Return a name as it sounds: without case, the forms of its letters, and blanks at its ends."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
+
+
+def nearest_first(text: str, found: Iterable[Resource]) -> list[Resource]:
+    """Return the resources in order, but first those whose name or id differs from `text` only in case or form."""
+    word = folded_name(text)
+    return sorted(found, key=lambda one: word not in (folded_name(one.name), folded_name(one.id)))
+
+
+def sorted_names(text: str, names: Sequence[str]) -> list[str]:
+    """Return all names in order, but the nearest to `text` first."""
+    return list(dict.fromkeys([*near_names(text, names), *names]))
+
+
 def near_names(text: str, names: Sequence[str]) -> list[str]:
-    """Return the names nearest to `text`, by a common part, regardless of case, or by a few different letters."""
+    """Return the names nearest to `text`: first those that differ only in case, then by a common part or few letters."""
     from difflib import get_close_matches
 
-    folded = {name: name.casefold()[:COMPARED_CHARACTERS] for name in dict.fromkeys(names)}
-    word = text.casefold()[:COMPARED_CHARACTERS]
+    whole = {name: folded_name(name) for name in dict.fromkeys(names)}
+    same = [name for name, one in whole.items() if one == folded_name(text)]
+    folded = {name: one[:COMPARED_CHARACTERS] for name, one in whole.items()}
+    word = folded_name(text)[:COMPARED_CHARACTERS]
     parts = [name for name, one in folded.items() if len(word) > 1 and (word in one or (len(one) > 1 and one in word))]
     close = get_close_matches(word, list(folded.values()), n=MAX_NEAR, cutoff=NEAR)
-    return list(dict.fromkeys([*parts, *(name for one in close for name in folded if folded[name] == one)]))[:MAX_NEAR]
+    near = [*same, *parts, *(name for one in close for name in folded if folded[name] == one)]
+    return list(dict.fromkeys(near))[:MAX_NEAR]
 
 
-def _row(resources: Sequence[Volume | Instance]) -> str:
+def _row(resources: Sequence[Resource]) -> str:
     shown = [f"{clean_text(one.id)} ({quoted(one.name)}, {format_bytes(one.byte_size)})" for one in resources[:5]]
     return ", ".join(shown) + (f" and {len(resources) - 5} more" if len(resources) > 5 else "")

@@ -13,8 +13,8 @@ from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local.capture import in_order
-from snapshot_mcp.providers.local.disk import shown
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.place import other_kind_at, shown
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, SUFFIX, Place, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 
@@ -152,15 +152,22 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
         if message != "ok":
             yield Finding("catalogue", clean_text(message, MESSAGE_CHARACTERS), is_damage=True)
     for resource in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
-        if not Path(resource["path"]).exists():
-            yield Finding(label_of(resource), f"its file {shown(resource['path'])} is missing", is_damage=False)
+        if problem := _problem_of_file(Path(resource["path"])):
+            yield Finding(label_of(resource), problem, is_damage=False)
         if resource["applying_id"]:
             state = "it waits for a person" if resource["is_stopped"] else "it is in progress"
             text = f"a roll-back to {resource['applying_id']} is unfinished: {resource['problem'] or state}"
             yield Finding(label_of(resource), text, is_damage=False)
     for image in catalogue.rows("SELECT * FROM images"):
-        if not Path(image["path"]).exists():
-            yield Finding(image["image_id"], f"its file {shown(image['path'])} is missing", is_damage=False)
+        if problem := _problem_of_file(Path(image["path"])):
+            yield Finding(image["image_id"], problem, is_damage=False)
+
+
+def _problem_of_file(path: Path) -> str:
+    """Return what is wrong with the place of a disk or an image, "" for nothing."""
+    if kind := other_kind_at(path):
+        return f"its path {shown(path)} is now {kind}, not its file"
+    return "" if path.exists() else f"its file {shown(path)} is missing"
 
 
 def _check_strays(catalogue: FolderCatalogue, folder: Path) -> Iterator[Finding]:

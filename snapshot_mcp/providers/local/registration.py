@@ -15,11 +15,12 @@ from snapshot_mcp.catalogue.snapshots import new_id
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local.disk import image_path, shown
+from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
+from snapshot_mcp.providers.local.place import other_kind_at, shown
 
 
 def register(
@@ -86,14 +87,17 @@ def _is_zone(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file() and (folder / FOLDERS[0]).is_dir()
 
 
-def refuse_registered(catalogue: FolderCatalogue, real: Path) -> None:
-    """Raise BadRequest for a file that is already registered, under any name."""
+def refuse_registered(catalogue: FolderCatalogue, real: Path, own_id: str = "") -> None:
+    """Raise BadRequest for a file that is already registered, under any name, except as the disk `own_id`."""
     inode = _inode(real)
-    for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
+    for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL AND resource_id != ?", own_id):
         if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
+            kind = other_kind_at(Path(other["path"]))
+            move = f"Its path {shown(other['path'])} is now {kind}: the command `zone move ID PATH` takes the disk to its file."
+            remove = f"If that was a mistake, `zone remove {other['resource_id']}` unregisters it, and then this disk can move."
             raise BadRequest(
                 f"The file {shown(real)} is already registered as {label_of(other)}.",
-                hint=f"Use {other['resource_id']}.",
+                hint=move if kind else remove if own_id else f"Use {other['resource_id']}.",
             )
 
 
@@ -119,16 +123,19 @@ def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
     return resource
 
 
-def check_disk(real: Path) -> None:
-    """Check a file that is not registered. Raises BadRequest (not a raw image), NotUsable, ResourceBusy."""
+def check_disk(real: Path, *, may_wrap: bool = False) -> None:
+    """Check a file that is not registered. Raises BadRequest (not a raw image), NotUsable, ResourceBusy.
+
+    `may_wrap`: do not look for the formats that wrap a disk, because the caller knows what the content has to be.
+    """
     if has_foreign_lease(real):  # opening it would break the lease
         raise ResourceBusy(
             f"The file {shown(real)} is in use: another program, such as a backup, holds a lease on it.",
-            hint="Wait until that program has finished, then register the file.",
+            hint="Wait until that program has finished, then try again.",
         )
     fd = _open(real, os.O_RDONLY, "read", "Backups must read it")
     try:
-        _check_content(real, fd)
+        _check_content(real, fd, may_wrap=may_wrap)
         lease = ask_lease(fd)
     finally:
         os.close(fd)
@@ -141,14 +148,14 @@ def check_disk(real: Path) -> None:
     os.close(_open(real, os.O_RDWR, "write", "Roll-backs must overwrite it"))
 
 
-def _check_content(real: Path, fd: int) -> None:
+def _check_content(real: Path, fd: int, *, may_wrap: bool) -> None:
     size = os.fstat(fd).st_size
     if size == 0:
         raise BadRequest(
             f"The file {shown(real)} is empty.",
             hint=f"Give it the size of the disk first, for example: truncate -s 20G {quote(str(real))}",
         )
-    if form := recognise(fd, size):
+    if not may_wrap and (form := recognise(fd, size)):
         raise BadRequest(f"The file {shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
     if size < SECTOR_BYTES:
         raise BadRequest(

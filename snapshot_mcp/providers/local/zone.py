@@ -7,18 +7,20 @@ import anyio
 import anyio.to_thread
 
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
-from snapshot_mcp.catalogue.answers import to_resource
+from snapshot_mcp.catalogue.answers import to_image, to_resource
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
-from snapshot_mcp.contract.models import Instance, Volume
+from snapshot_mcp.contract.models import Image, Instance, Volume
+from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.ground.clock import Clock
-from snapshot_mcp.providers.local import registration
+from snapshot_mcp.providers.local import own_file, registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 
@@ -82,6 +84,39 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
         """Unregister a disk image; its file and snapshots stay. Raises NotFound, ResourceBusy, NotUsable."""
         return await self._write(lambda one: to_resource(one, registration.unregister(one, resource_id)))
+
+    async def remove_image(self, image_id: str) -> Image:
+        """Take an exported image off the list; its file stays. Raises NotFound."""
+
+        def remove(catalogue: FolderCatalogue) -> Image:
+            with catalogue.transaction():
+                row = own_file.find_image(catalogue, image_id)
+                own_file.take_off_list(catalogue, row)
+            return to_image(catalogue, row)
+
+        return await self._write(remove)
+
+    async def look_at_own_file(self, item_id: str) -> OwnFile:
+        """Return what deleting the file of an exported volume or image takes (`own_file`). Raises if it must be kept."""
+        return await self._write(lambda one: own_file.look_at_own_file(one, item_id))
+
+    async def delete_own_file(self, agreed: OwnFile) -> None:
+        """Delete that file for ever, and take it off the list. Raises TermsChanged if it is not what was agreed to."""
+        await self._write(lambda one: own_file.delete_own_file(one, agreed))
+
+    async def plan_move(self, resource_id: str, path: Path, advance: Advance = lambda done, total: None) -> Move:
+        """Compare a file with the disk that is to be moved there (`moving`, which says what it raises)."""
+
+        def run() -> Move:
+            with self._errors_translated(), self._open() as catalogue:
+                return Mover(catalogue, self.home, self.configuration).plan(resource_id, path, advance)
+
+        return await anyio.to_thread.run_sync(run)
+
+    async def move_resource(self, move: Move) -> Volume | Instance:
+        """Move a disk as planned. Raises TermsChanged if the disk or the file changed since, and what `plan_move` raises."""
+        own = self.home, self.configuration
+        return await self._write(lambda one: to_resource(one, Mover(one, *own).carry_out(move)))
 
     async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
         """Verify every byte of every snapshot and record what is damaged (`check.check`)."""

@@ -14,6 +14,7 @@ from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.identity import identity_at
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 
@@ -52,4 +53,6 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             catalogue.add_image(request["new_id"], request["name"], str(path), request["snapshot_id"])
         else:
             catalogue.add_resource(request["new_id"], ResourceType.VOLUME, request["name"], str(path))
+        made = str(identity_at(path) or ""), path.stat().st_mtime_ns
+        catalogue.record_export(request["new_id"], *made, request["snapshot_id"])
         succeed(catalogue, job, {"path": str(path), "size_bytes": size})
