@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from snapshot_mcp.cli.out import say, warn
+from snapshot_mcp.settings import PREFIX, named_path
+
 NAME = "snapshot-mcp"
 HOSTS = ("claude-desktop", "claude-code", "vscode", "cursor")
 
@@ -21,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     where, text = snippet(args.host, command(), environment())
-    print(where, file=sys.stderr)
-    print(text)
+    warn(where)
+    say(*text.splitlines())
     return 0
 
 
@@ -35,11 +38,7 @@ def command() -> list[str]:
 
 def environment() -> dict[str, str]:
     """Return the variables with the paths of settings and home, for the host's server; secrets are left out."""
-    return {
-        key: str(Path(os.environ[key]).expanduser().absolute())
-        for key in ("SNAPSHOT_MCP_CONFIG", "SNAPSHOT_MCP_HOME")
-        if os.environ.get(key)
-    }
+    return {f"{PREFIX}{name}": str(path) for name in ("CONFIG", "HOME") if (path := named_path(os.environ, name))}
 
 
 def snippet(host: str, words: list[str], environ: dict[str, str]) -> tuple[str, str]:
@@ -71,4 +70,4 @@ def _claude_desktop_file() -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return json.dumps(value, indent=2)

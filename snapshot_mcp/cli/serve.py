@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from snapshot_mcp.cli.out import warn
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -20,10 +22,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if sys.stdin.isatty():
         command = app.command(settings.variables)
-        print(
+        warn(
             f"snapshot-mcp: this MCP server is waiting for a host on stdin. Hosts start it themselves: see `{command} config`. "
-            f"`{command} tour` shows it at work.",
-            file=sys.stderr,
+            f"`{command} tour` shows it at work."
         )
     app.serve_stdio(settings)
     return 0

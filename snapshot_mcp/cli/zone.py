@@ -1,7 +1,6 @@
 """`snapshot-mcp zone …`: manage the embedded zone and its disks."""
 
 import argparse
-import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +8,12 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
+from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.contract.text import clean_text, format_bytes
+from snapshot_mcp.contract.text import clean_text, encodable, format_bytes
 from snapshot_mcp.zones.finding import read_whole
 
 SECTOR_BYTES = 512
@@ -62,15 +62,15 @@ async def _run(args: argparse.Namespace) -> int:
         match args.zone_command:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
-                path = str(args.path.absolute())
-                deed = app.deed("zone add", zone, user_name(), path=path, name=args.name or args.path.name)
+                path = encodable(str(args.path.absolute()))
+                deed = app.deed("zone add", zone, user_name(), path=path, name=encodable(args.name or args.path.name))
                 async with guard.recorded(deed) as found:
                     added = await zone.add_resource(args.path, args.name, kind)
                     found["resource_id"] = added.id
-                print(_line(added))
+                say(_line(added))
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
-                    print(note, file=sys.stderr)
+                    warn(note)
             case "remove":
                 deed = app.deed("zone remove", zone, user_name(), resource_id=args.resource_id)
                 try:
@@ -78,11 +78,11 @@ async def _run(args: argparse.Namespace) -> int:
                         removed = await zone.remove_resource(args.resource_id)
                 except NotFound as error:
                     raise NotFound(error.message, hint=f"`{guard.command} zone list` shows the ids.") from None
-                print(f"{removed.id} is unregistered; its file {removed.path} and its snapshots remain.")
+                say(f"{removed.id} is unregistered; its file {removed.path} and its snapshots remain.")
             case "cancel":
                 job = await zone.cancel_job(args.job_id)
                 done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
-                print(f"Job {job.job_id} ({job.action}) {done}.")
+                say(f"Job {job.job_id} ({job.action}) {done}.")
             case "list":
                 await _list(zone, guard.command)
             case "check":
@@ -105,10 +105,9 @@ async def _list(zone: "LocalZone", command: str) -> None:
         *await read_whole(zone.list_volumes, query),
         *await read_whole(zone.list_instances, query),
     ]
-    for resource in resources:
-        print(_line(resource))
+    say(*map(_line, resources))
     if not resources:
-        print(f"No disk is registered. Register one with: {command} zone add PATH")
+        say(f"No disk is registered. Register one with: {command} zone add PATH")
 
 
 async def _check(zone: "LocalZone") -> int:
@@ -121,15 +120,12 @@ async def _check(zone: "LocalZone") -> int:
         task = progress.add_task("verifying", total=None)
         report = await zone.check(lambda done, total: progress.update(task, completed=done, total=total))
     for finding in report.findings:
-        print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
+        say(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
     size = format_bytes(report.byte_count)
-    print(
+    say(
         f"{report.snapshot_count} snapshot{'' if report.snapshot_count == 1 else 's'}, {size} read: "
         + ("all verified." if report.is_clean else "see above.")
     )
     if any(finding.is_damage for finding in report.findings):
-        print(
-            "Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.",
-            file=sys.stderr,
-        )
+        warn("Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.")
     return 0 if report.is_clean else 1

@@ -15,6 +15,7 @@ from snapshot_mcp.catalogue.snapshots import new_id
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.providers.local.disk import image_path, shown
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
@@ -36,7 +37,7 @@ def register(
     """
     real = image_path(path)
     refuse_own_file(real, catalogue.folder, home, configuration)
-    name = checked_name(name or real.name)
+    name = checked_name(name or encodable(real.name))
     with catalogue.transaction():
         refuse_registered(catalogue, real)
         check_disk(real)

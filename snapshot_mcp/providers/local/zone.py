@@ -14,6 +14,7 @@ from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import Instance, Volume
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local import registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
@@ -66,7 +67,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
     @property
     def location(self) -> str:
         """Return the zone's folder."""
-        return str(self.folder)
+        return encodable(str(self.folder))
 
     async def add_resource(
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
