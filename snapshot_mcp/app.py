@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
+from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
 from snapshot_mcp.settings import ZONE_VARIABLES, Settings, SettingsError, load_settings
@@ -47,7 +48,7 @@ def own_settings() -> Settings:
             os.scandir(settings.home).close()
         except (NotADirectoryError, PermissionError) as error:
             raise SettingsError(
-                f"The data folder {str(settings.home)!r} cannot be used: {error.strerror}.",
+                f"The data folder {str(settings.home)!r} cannot be used: {reason_of(error, settings.home)}.",
                 hint="Set SNAPSHOT_MCP_HOME to a folder of this user, or correct its permissions.",
             ) from None
     return settings

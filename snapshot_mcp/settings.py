@@ -6,7 +6,6 @@ Unknown keys and variables are errors, so that a misspelt safety setting is noti
 """
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import reduce
@@ -28,6 +27,8 @@ from pydantic import (
 )
 
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.ground.permissions import READ, obstacle_of, reason_of
+from snapshot_mcp.ground.toml import NotUtf8, parse_toml
 from snapshot_mcp.guard.plan.policy import VARIABLES as GUARD_VARIABLES
 from snapshot_mcp.guard.plan.policy import Policy, tighten_policy
 from snapshot_mcp.providers import Site, Variable, ZoneSettings, zone_models
@@ -269,8 +270,7 @@ def _merge_environment(table: dict[str, Any], environ: Mapping[str, str], path: 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        table = parse_toml(path.read_bytes())
     except FileNotFoundError:
         if must_exist:
             raise SettingsError(
@@ -278,8 +278,12 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
             ) from None
         return {}
     except OSError as error:
-        raise SettingsError(f"Cannot read {path}: {error.strerror}.", hint="Check its permissions.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        obstacle = obstacle_of(error, path, READ)
+        hint = obstacle.hint if obstacle else f"{PREFIX}CONFIG names another file."
+        raise SettingsError(f"Cannot read {path}: {reason_of(error, path, READ)}.", hint=hint) from None
+    except NotUtf8 as error:
+        raise SettingsError(f"{path} {error}.", hint="Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from None
     if "home" in table:
         raise SettingsError(f"{path}: `home` cannot be set in the settings file.", hint=f"Set {PREFIX}HOME.")

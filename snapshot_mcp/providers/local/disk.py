@@ -14,6 +14,7 @@ from pathlib import Path
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.closing import Closing
+from snapshot_mcp.ground.permissions import READ, obstacle_of, reason_of
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE
 from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
@@ -33,13 +34,23 @@ def image_path(path: Path) -> Path:
     except FileNotFoundError:
         raise BadRequest(f"The path {shown(path)} does not exist.", hint=GIVE_RAW_IMAGE) from None
     except (OSError, RuntimeError) as error:
-        raise BadRequest(f"The path {shown(path)} cannot be read: {error}.") from None
+        raise BadRequest(f"The path {shown(path)} cannot be read: {_why(error)}.") from None
     if stat.S_ISBLK(mode):
         what = f"The path {shown(path)} is a block device, which the embedded zone does not support."
         raise Unsupported(what, hint=GIVE_RAW_IMAGE)
     if not stat.S_ISREG(mode):
         raise BadRequest(f"The path {shown(path)} is not a regular file.", hint=GIVE_RAW_IMAGE)
     return real
+
+
+def _why(error: OSError | RuntimeError) -> str:
+    return reason_of(error, access=READ) if isinstance(error, OSError) else str(error)
+
+
+def step_after(error: OSError, path: Path) -> str:
+    """Return the next step after a file could not be opened."""
+    obstacle = obstacle_of(error, path)
+    return obstacle.hint if obstacle else "Check the file and its permissions."
 
 
 class OpenDisk(Closing):
@@ -59,8 +70,8 @@ class OpenDisk(Closing):
         except OSError as error:
             missing = "Move the file back to that path. Registered elsewhere it is a new disk; these snapshots can be exported."
             raise NotUsable(
-                f"The file of {label}, {shown(path)}, cannot be opened: {error.strerror}.",
-                hint=missing if error.errno == errno.ENOENT else "Check the file and its permissions.",
+                f"The file of {label}, {shown(path)}, cannot be opened: {reason_of(error, self.path)}.",
+                hint=missing if error.errno == errno.ENOENT else step_after(error, self.path),
             ) from None
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             self.close()

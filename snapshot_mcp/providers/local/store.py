@@ -11,6 +11,7 @@ from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
+from snapshot_mcp.ground.permissions import READ, reason_of
 from snapshot_mcp.providers.local import capture, in_use, restore
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
@@ -50,8 +51,10 @@ class FileStore:
         path = Path(row["path"])
         try:
             size = path.stat().st_size
+        except ValueError:
+            return Sight(0, "its path cannot exist")
         except OSError as error:
-            return Sight(0, f"its file cannot be read: {error.strerror}")
+            return Sight(0, f"its file cannot be read: {reason_of(error, path, READ)}")
         if not is_verbose:
             return Sight(size)
         if identity := identity_at(path):

@@ -19,7 +19,7 @@ from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local import registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
-from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 
@@ -105,4 +105,4 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         ensure_worker(self.folder)
 
     def _translate(self, error: Exception) -> ZoneError | None:
-        return translate(error)
+        return translate(error, self.folder / FILE_NAME)
