@@ -256,10 +256,11 @@ def serve_zone(
 async def _stdin_closes() -> None:
     import anyio
 
-    while True:
-        await anyio.wait_readable(sys.stdin)
-        if not os.read(sys.stdin.fileno(), 4096):
-            return
+    with suppress(PermissionError):  # a file or /dev/null, which nobody holds open: as good as closed
+        while True:
+            await anyio.wait_readable(sys.stdin)
+            if not os.read(sys.stdin.fileno(), 4096):
+                return
 
 
 def key_file(settings: Settings) -> KeyFile:

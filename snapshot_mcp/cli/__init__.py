@@ -86,9 +86,21 @@ def _carry_out(args: argparse.Namespace) -> int:
 
             warn(*(f"snapshot-mcp: {line}" for line in describe_exposure(os.environ)))
         status: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
-    except (ZoneError, SettingsError) as error:
-        return _fail(error.message, error.hint)
+    except (ZoneError, SettingsError, ExceptionGroup) as raised:
+        error = _innermost(raised)
+        if isinstance(error, ZoneError | SettingsError):
+            return _fail(error.message, error.hint)
+        if isinstance(error, streams.OutputLost):
+            raise error from None
+        raise
     return status
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return the error that a task group wrapped, or the error itself."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        (error,) = error.exceptions
+    return error
 
 
 def _fail(message: str, hint: str = "") -> int:

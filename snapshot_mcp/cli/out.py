@@ -42,11 +42,11 @@ def draw(*drawn: "RenderableType") -> None:
         console().print(one)
 
 
-def console(**options: Any) -> "Console":
-    """Return Rich's console on stdout, which raises OutputLost."""
+def console(stream: TextIO | None = None, **options: Any) -> "Console":
+    """Return Rich's console on a stream (stdout by default), which raises OutputLost."""
     from rich.console import Console
 
-    return Console(file=_outlet(), highlight=False, **options)
+    return Console(file=_outlet(stream), highlight=False, **options)
 
 
 def text(content: str, style: str = "") -> "Text":
@@ -102,5 +102,5 @@ class _Outlet:
         return getattr(self._stream, name)
 
 
-def _outlet() -> TextIO:
-    return cast(TextIO, _Outlet(sys.stdout))
+def _outlet(stream: TextIO | None = None) -> TextIO:
+    return cast(TextIO, _Outlet(stream or sys.stdout))

@@ -1,6 +1,7 @@
 """`snapshot-mcp zone …`: manage the embedded zone and its disks."""
 
 import argparse
+import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
-from snapshot_mcp.cli.out import say, warn
+from snapshot_mcp.cli.out import console, say, warn
 from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
@@ -111,12 +112,11 @@ async def _list(zone: "LocalZone", command: str) -> None:
 
 
 async def _check(zone: "LocalZone") -> int:
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    screen = console(sys.stderr)
     columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
         task = progress.add_task("verifying", total=None)
         report = await zone.check(lambda done, total: progress.update(task, completed=done, total=total))
     for finding in report.findings:
