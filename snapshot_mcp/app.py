@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
 from snapshot_mcp.settings import LOCAL, ZONE_VARIABLES, Settings, SettingsError, load_settings
@@ -51,7 +52,7 @@ def own_settings() -> Settings:
             os.scandir(settings.home).close()
         except (NotADirectoryError, PermissionError) as error:
             raise SettingsError(
-                f"The data folder {str(settings.home)!r} cannot be used: {error.strerror}.",
+                f"The data folder {str(settings.home)!r} cannot be used: {reason_of(error, settings.home)}.",
                 hint="Set SNAPSHOT_MCP_HOME to a folder of this user, or correct its permissions.",
             ) from None
     return settings
@@ -299,10 +300,11 @@ def serve_zone(
 async def _stdin_closes() -> None:
     import anyio
 
-    while True:
-        await anyio.wait_readable(sys.stdin)
-        if not os.read(sys.stdin.fileno(), 4096):
-            return
+    with suppress(PermissionError):  # a file or /dev/null, which nobody holds open: as good as closed
+        while True:
+            await anyio.wait_readable(sys.stdin)
+            if not os.read(sys.stdin.fileno(), 4096):
+                return
 
 
 def key_file(settings: Settings) -> KeyFile:

@@ -6,13 +6,13 @@ For a private or missing file that costs one `stat`.
 import os
 import shlex
 import stat
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
+from snapshot_mcp.ground.toml import parse_toml
 from snapshot_mcp.settings import MODELS, config_path
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -47,9 +47,8 @@ def describe_exposure(environ: Mapping[str, str]) -> list[str]:
 def _read(path: Path) -> dict[str, Any]:
     """Return the file's tables, none if it cannot be read: loading the settings reports that."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return parse_toml(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

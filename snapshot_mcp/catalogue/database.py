@@ -17,6 +17,11 @@ from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.ground.sqlite import transaction
 
 
+def path_bytes(path: str) -> bytes:
+    """Return a path for `CAST(? AS TEXT)`: SQLite accepts no text that is not Unicode, but keeps any bytes."""
+    return path.encode("utf-8", "surrogateescape")
+
+
 class Catalogue(Closing):
     """One connection to a zone's catalogue, for one thread at a time; `db` is open and migrated (`schema.open_catalogue`).
 
@@ -103,15 +108,15 @@ class Catalogue(Closing):
         """Insert a disk; `path` is where its store finds it."""
         self.db.execute(
             """INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at)
-            VALUES (?, ?, ?, ?, ?, ?)""",
-            (resource_id, resource_type, name, path, self.now(), self.now()),
+            VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?)""",
+            (resource_id, resource_type, name, path_bytes(path), self.now(), self.now()),
         )
 
     def add_image(self, image_id: str, name: str, path: str, snapshot_id: str) -> None:
         """Insert an image that was exported from a snapshot."""
         self.db.execute(
-            "INSERT INTO images (image_id, name, path, snapshot_id, created_at) VALUES (?, ?, ?, ?, ?)",
-            (image_id, name, path, snapshot_id, self.now()),
+            "INSERT INTO images (image_id, name, path, snapshot_id, created_at) VALUES (?, ?, CAST(? AS TEXT), ?, ?)",
+            (image_id, name, path_bytes(path), snapshot_id, self.now()),
         )
 
     def record_export(self, new_id: str, identity: str, mtime_ns: int, snapshot_id: str) -> None:

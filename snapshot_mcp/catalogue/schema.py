@@ -5,6 +5,7 @@ Frequent queries over a million snapshots use an index or `snapshot_counts` and 
 """
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -257,7 +258,10 @@ def is_newer(db: sqlite3.Connection) -> bool:
 
 
 def open_catalogue(path: Path) -> sqlite3.Connection:
-    """Open the file, creating and migrating it as needed. Raises Unsupported if a newer program wrote it."""
+    """Open the file, creating and migrating it as needed. Raises Unsupported if a newer program wrote it.
+
+    A path need not be text: bytes that are not are read as `os.fsdecode` does, and written by `path_bytes`.
+    """
     try:
         db = open_migrated(path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
     except NewerFormat as error:
@@ -266,4 +270,5 @@ def open_catalogue(path: Path) -> sqlite3.Connection:
             hint="Update this installation. Nothing was changed.",
         ) from None
     db.execute("PRAGMA foreign_keys = ON")
+    db.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     return db

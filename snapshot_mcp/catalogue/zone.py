@@ -46,6 +46,9 @@ WATCH_SECONDS: Final = 0.03
 ALIVE_SECONDS: Final = 1.0
 """Interval at which a watcher makes sure that unfinished jobs have a worker."""
 
+CLOSE_SECONDS: Final = 3.0
+"""How long closing waits for a call, which may wait much longer for another process's lock on the catalogue."""
+
 UNFINISHED_JOBS: Final = f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change"
 
 Result = TypeVar("Result")
@@ -81,13 +84,16 @@ class CatalogueZone(ABC, Generic[C]):
         """Translate an error of the store or of the catalogue; None for a bug."""
 
     async def aclose(self) -> None:
-        """Close the catalogue."""
+        """Close the catalogue, unless a call that was abandoned still waits for another process's lock."""
 
         def close() -> None:
-            with self._lock:
-                if self._catalogue:
-                    self._catalogue.close()
-                    self._catalogue = None
+            if self._lock.acquire(timeout=CLOSE_SECONDS):
+                try:
+                    if self._catalogue:
+                        self._catalogue.close()
+                        self._catalogue = None
+                finally:
+                    self._lock.release()
 
         await anyio.to_thread.run_sync(close)
 

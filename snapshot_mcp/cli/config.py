@@ -2,9 +2,9 @@
 
 import argparse
 import re
-import sys
 from urllib.parse import urlsplit
 
+from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.contract.errors import BadRequest
 
 TOKEN_VARIABLE = "SNAPSHOT_TOKEN"
@@ -53,21 +53,20 @@ def run(args: argparse.Namespace) -> int:
             )
         if entry.get("envs"):
             notes.append(f"{host.title}'s link holds no variables: {', '.join(entry['envs'])} left out.")
-        print(link)
+        say(link)
     elif args.write:
         done = files.write(host, entry)
-        print(f"{NAME} {'is now' if done.is_changed else 'was already'} in {done.path}")
+        say(f"{NAME} {'is now' if done.is_changed else 'was already'} in {done.path}")
         if done.kept:
-            print(f"The old file is kept as {done.kept}")
+            say(f"The old file is kept as {done.kept}")
         notes.append(host.after)
     elif args.host == "claude-code":
-        print("Run this in a terminal:", file=sys.stderr)
-        print(claude_code_line(None if remote else launch, remote))
+        warn("Run this in a terminal:")
+        say(claude_code_line(None if remote else launch, remote))
     else:
-        print(f"Add this to {host.file()}, or run it again with --write. {host.after}", file=sys.stderr)
-        print(files.printed(host, entry))
-    for note in notes:
-        print(note, file=sys.stderr)
+        warn(f"Add this to {host.file()}, or run it again with --write. {host.after}")
+        say(*files.printed(host, entry).splitlines())
+    warn(*notes)
     return 0
 
 

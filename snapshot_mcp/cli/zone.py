@@ -1,7 +1,6 @@
 """`snapshot-mcp zone …`: manage the embedded zone and its disks."""
 
 import argparse
-import sys
 from contextlib import aclosing
 from pathlib import Path
 from shlex import quote
@@ -11,10 +10,11 @@ import anyio
 
 from snapshot_mcp.cli import zone_keys, zone_move, zone_purge, zone_remove, zone_serve
 from snapshot_mcp.cli.bar import progress_bar
+from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.contract.text import clean_text, format_bytes
+from snapshot_mcp.contract.text import clean_text, encodable, format_bytes
 from snapshot_mcp.zones.finding import read_whole
 
 MAX_MISSING = 3
@@ -80,20 +80,20 @@ async def _run(args: argparse.Namespace) -> int:
         match args.zone_command:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
-                path = str(args.path.absolute())
-                deed = app.deed("zone add", zone, user_name(), path=path, name=args.name or args.path.name)
+                path = encodable(str(args.path.absolute()))
+                deed = app.deed("zone add", zone, user_name(), path=path, name=encodable(args.name or args.path.name))
                 async with guard.recorded(deed) as found:
                     added = await zone.add_resource(args.path, args.name, kind)
                     found["resource_id"] = added.id
-                print(_line(added))
+                say(_line(added))
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
-                    print(note, file=sys.stderr)
+                    warn(note)
                 await _point_to_missing(zone, added, guard.command)
             case "cancel":
                 job = await zone.cancel_job(args.job_id)
                 done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
-                print(f"Job {job.job_id} ({job.action}) {done}.")
+                say(f"Job {job.job_id} ({job.action}) {done}.")
             case "list":
                 await _list(zone, guard.command)
             case "check":
@@ -107,10 +107,10 @@ async def _point_to_missing(zone: "LocalZone", added: Volume | Instance, command
     disks = [*await read_whole(zone.list_volumes, query), *await read_whole(zone.list_instances, query)]
     for one in [one for one in disks if not one.byte_size][:MAX_MISSING]:
         name = f"{clean_text(one.name)} ({one.id})"
-        print(
-            f"{name} has no file at its path. If this is its file, keep its restore points:\n"
-            f"{command} zone remove {added.id}\n{command} zone move {one.id} {quote(clean_text(added.path or '', 400))}",
-            file=sys.stderr,
+        warn(
+            f"{name} has no file at its path. If this is its file, keep its restore points:",
+            f"{command} zone remove {added.id}",
+            f"{command} zone move {one.id} {quote(clean_text(added.path or '', 400))}",
         )
 
 
@@ -129,29 +129,25 @@ async def _list(zone: "LocalZone", command: str) -> None:
         *await read_whole(zone.list_volumes, query),
         *await read_whole(zone.list_instances, query),
     ]
-    for resource in resources:
-        print(_line(resource))
+    say(*map(_line, resources))
     for image in await read_whole(zone.list_images, ResourceFilter()):
         problem = f"  PROBLEM: {clean_text(image.problem, 800)}" if image.problem else ""
         line = f"{image.id}  {clean_text(image.name)}  {format_bytes(image.byte_size)}  {clean_text(image.path or '', 400)}"
-        print(f"{line}  (an exported image){problem}")
+        say(f"{line}  (an exported image){problem}")
     if not resources:
-        print(f"No disk is registered. Register one with: {command} zone add PATH")
+        say(f"No disk is registered. Register one with: {command} zone add PATH")
 
 
 async def _check(zone: "LocalZone") -> int:
     with progress_bar("verifying") as advance:
         report = await zone.check(advance)
     for finding in report.findings:
-        print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
+        say(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
     size = format_bytes(report.byte_count)
-    print(
+    say(
         f"{report.snapshot_count} snapshot{'' if report.snapshot_count == 1 else 's'}, {size} read: "
         + ("all verified." if report.is_clean else "see above.")
     )
     if any(finding.is_damage for finding in report.findings):
-        print(
-            "Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.",
-            file=sys.stderr,
-        )
+        warn("Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.")
     return 0 if report.is_clean else 1

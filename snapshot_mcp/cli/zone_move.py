@@ -10,6 +10,7 @@ import anyio
 
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.named import find_disk
+from snapshot_mcp.cli.out import say
 from snapshot_mcp.cli.person import agree, user_name
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
@@ -47,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
         deed = replace(deed, door=door)
     anyio.run(_move, settings, guard, deed, move)
     if not move.doubts:
-        print("\n".join(lines))
-    print(f"{move.label} is at {_shown(move.path)} now. {_next_backup(move)}")
+        say(*lines)
+    say(f"{move.label} is at {_shown(move.path)} now. {_next_backup(move)}")
     return 0
 
 

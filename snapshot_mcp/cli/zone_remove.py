@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snapshot_mcp.cli.named import find_disk_or_image
+from snapshot_mcp.cli.out import say
 from snapshot_mcp.cli.person import agree, user_name
 from snapshot_mcp.contract.errors import Forbidden
 from snapshot_mcp.contract.models import Image
@@ -41,14 +42,14 @@ def run(args: argparse.Namespace) -> int:
     settings = app.own_settings()
     guard = app.build_guard(settings)
     if not args.delete_file:
-        print(anyio.run(_remove, settings, guard, args))
+        say(anyio.run(_remove, settings, guard, args))
         return 0
     act, deed, file = anyio.run(_plan, settings, guard, args)
     door = agree(guard, act, deed)
     if door is None:
         return 1
     anyio.run(_delete, settings, guard, replace(deed, door=door), file)
-    print(f"{file.item_id} and its file {clean_text(file.path, PATH_CHARACTERS)} are deleted.")
+    say(f"{file.item_id} and its file {clean_text(file.path, PATH_CHARACTERS)} are deleted.")
     return 0
 
 

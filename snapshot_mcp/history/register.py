@@ -16,6 +16,7 @@ from snapshot_mcp.contract.errors import InternalError
 from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground import sqlite
 from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.history.entry import Entry, from_json, to_json
 
 KEPT_SECONDS = 90 * 24 * 3600.0
@@ -107,9 +108,11 @@ class JobRegister:
                 yield connection
         except (sqlite3.Error, OSError) as error:
             self._is_ready = False
+            obstacle = obstacle_of(error, self.path)
+            step = obstacle.hint if obstacle else "Check the folder's permissions and the free space on its disk."
             raise InternalError(
-                f"{self.path.name} in the home folder cannot be used: {error}.",
-                hint="Check its permissions and the free space on its disk. Jobs are not affected.",
+                f"{self.path.name} in the home folder cannot be used: {reason_of(error, self.path)}.",
+                hint=f"{step} Jobs are not affected.",
             ) from error
 
     def _connect(self) -> sqlite3.Connection:

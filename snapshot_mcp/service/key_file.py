@@ -20,6 +20,7 @@ from snapshot_mcp.contract.errors import Forbidden, NotFound
 from snapshot_mcp.contract.models import first_repeated
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.ground.files import fsync_folder, make_private_folder, replace_private, written_beside
+from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.service.roles import Role
 
 Stamp = tuple[int, ...]
@@ -149,7 +150,7 @@ class KeyFile:
             yield
         except OSError as error:
             raise Forbidden(
-                f"Cannot read or write the key file {str(self.path)!r}: {error.strerror}.",
+                f"Cannot read or write the key file {str(self.path)!r}: {reason_of(error, self.path)}.",
                 hint="Make the home folder writable, or set SNAPSHOT_MCP_HOME to one that is.",
             ) from None
 

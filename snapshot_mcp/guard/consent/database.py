@@ -12,6 +12,7 @@ from pathlib import Path
 
 from snapshot_mcp.ground import sqlite
 from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.guard.consent.errors import GuardBroken
 
 BUSY_SECONDS = 15.0
@@ -120,9 +121,11 @@ class Database:
                 yield connection
         except (sqlite3.Error, OSError) as error:
             self._is_ready = False
+            obstacle = obstacle_of(error, self.path)
+            step = obstacle.hint if obstacle else "Check the folder's permissions and the free space on its disk."
             raise GuardBroken(
-                f"The guard's records in {str(self.path)!r} cannot be used: {error}.",
-                hint="Nothing is destroyed without them. Check the folder's permissions and the free space on its disk.",
+                f"The guard's records in {str(self.path)!r} cannot be used: {reason_of(error, self.path)}.",
+                hint=f"Nothing is destroyed without them. {step}",
             ) from error
 
     def _connect(self) -> sqlite3.Connection:

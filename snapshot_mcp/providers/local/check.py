@@ -12,6 +12,7 @@ from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.providers.local.capture import in_order
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.place import other_kind_at, shown
@@ -59,7 +60,12 @@ def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
     findings = list(_check_catalogue(catalogue))
     verification = Verification(catalogue)
     for row in rows:
-        findings += verification.verify(row)
+        try:
+            findings += verification.verify(row)
+        except PermissionError as error:
+            findings.append(
+                Finding(row["snapshot_id"], f"its file cannot be read: {reason_of(error)}", is_damage=False)
+            )
         done += row["size_bytes"]
         advance(done, total)
     findings += _check_strays(catalogue, folder)
@@ -165,9 +171,12 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
 
 def _problem_of_file(path: Path) -> str:
     """Return what is wrong with the place of a disk or an image, "" for nothing."""
-    if kind := other_kind_at(path):
-        return f"its path {shown(path)} is now {kind}, not its file"
-    return "" if path.exists() else f"its file {shown(path)} is missing"
+    try:
+        if kind := other_kind_at(path):
+            return f"its path {shown(path)} is now {kind}, not its file"
+        return "" if path.exists() else f"its file {shown(path)} is missing"
+    except PermissionError as error:
+        return f"its file {shown(path)} cannot be read: {reason_of(error)}"
 
 
 def _check_strays(catalogue: FolderCatalogue, folder: Path) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.closing import Closing
+from snapshot_mcp.ground.permissions import obstacle_of
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE
 from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
@@ -45,12 +46,18 @@ def _not_reached(path: Path, error: Exception) -> BadRequest:
     why = why_missing(path, error)
     if error.errno == errno.ENOENT:
         return BadRequest(f"The path {shown(path)} does not exist: {why}.", hint=GIVE_RAW_IMAGE)
-    return BadRequest(f"The path {shown(path)} cannot be read: {why}.", hint=GIVE_RAW_IMAGE)
+    return BadRequest(f"The path {shown(path)} cannot be read: {why}.", hint=step_after(error, path))
 
 
 def _replaced(label: str, path: str, kind: str) -> NotUsable:
     """Return the error for a disk whose path leads to something else now."""
     return NotUsable(f"The path of {label}, {shown(path)}, is now {kind}, not the disk's file.", hint=MOVE_HINT)
+
+
+def step_after(error: OSError, path: Path) -> str:
+    """Return the next step after a file could not be opened."""
+    obstacle = obstacle_of(error, path)
+    return obstacle.hint if obstacle else "Check the file and its permissions."
 
 
 class OpenDisk(Closing):
@@ -73,9 +80,7 @@ class OpenDisk(Closing):
             is_missing = error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
             raise NotUsable(
                 f"The file of {label}, {shown(path)}, cannot be opened: {why_missing(self.path, error)}.",
-                hint=f"Move the file back to that path. {MOVE_HINT}"
-                if is_missing
-                else "Check the file and its permissions.",
+                hint=f"Move the file back to that path. {MOVE_HINT}" if is_missing else step_after(error, self.path),
             ) from None
         if kind := kind_of(os.fstat(self.fd).st_mode):
             self.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.permissions import reason_of
 
 MOVE_HINT: Final = (
     "If its file is elsewhere now, the command `zone move ID PATH` takes the disk there and keeps its restore points."
@@ -45,7 +46,7 @@ def other_kind_at(path: Path) -> str:
 
 def why_missing(path: Path, error: OSError) -> str:
     """Return why a path cannot be looked at, in words; the first part of it that is missing or is not a folder is named."""
-    reason = clean_text(error.strerror or error, MESSAGE_CHARACTERS)
+    reason = clean_text(reason_of(error, path), MESSAGE_CHARACTERS)
     if error.errno == errno.ELOOP:
         return "a symbolic link in it leads in a circle"
     if error.errno not in {errno.ENOENT, errno.ENOTDIR}:

@@ -5,7 +5,6 @@ Content is checked only at registration: a guest may later write anything, even 
 
 import errno
 import os
-import pwd
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -15,6 +14,8 @@ from snapshot_mcp.catalogue.snapshots import new_id
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.text import encodable
+from snapshot_mcp.ground.permissions import owner_of, user_name
 from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
@@ -37,7 +38,7 @@ def register(
     """
     real = image_path(path)
     refuse_own_file(real, catalogue.folder, home, configuration)
-    name = checked_name(name or real.name)
+    name = checked_name(name or encodable(real.name))
     with catalogue.transaction():
         refuse_registered(catalogue, real)
         check_disk(real)
@@ -114,7 +115,7 @@ def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
     with catalogue.transaction() as db:
         resource = find_resource(catalogue, resource_id)
         refuse_busy(catalogue, [resource])
-        if Path(resource["path"]).exists():
+        if os.path.exists(resource["path"]):  # noqa: PTH110 (also where its folder may not be entered)
             refuse_incomplete(catalogue, resource)
         db.execute(
             "UPDATE resources SET removed_at = ?, applying_id = NULL, problem = '' WHERE resource_id = ?",
@@ -141,9 +142,9 @@ def check_disk(real: Path, *, may_wrap: bool = False) -> None:
         os.close(fd)
     if lease == Lease.NOT_OURS:
         raise NotUsable(
-            f"The file {shown(real)} belongs to another user ({_owner(real)}), and only its owner can make sure that"
+            f"The file {shown(real)} belongs to another user ({owner_of(real)}), and only its owner can make sure that"
             " nobody writes to it during a backup.",
-            hint=f"Run snapshot-mcp as that user, or change the owner: chown {_me()} {quote(str(real))}",
+            hint=f"Run snapshot-mcp as that user, or change the owner: chown {user_name()} {quote(str(real))}",
         )
     os.close(_open(real, os.O_RDWR, "write", "Roll-backs must overwrite it"))
 
@@ -168,24 +169,10 @@ def _open(real: Path, flags: int, verb: str, why: str) -> int:
     try:
         return os.open(real, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        rights = f"Allow {_me()} to {verb} it (its owner is {_owner(real)}), or run snapshot-mcp as its owner."
+        rights = f"Allow {user_name()} to {verb} it (its owner is {owner_of(real)}), or run snapshot-mcp as its owner."
         steps = {errno.EACCES: rights, errno.EPERM: rights, errno.EROFS: "Move it to a writable filesystem."}
         otherwise = "Stop the program that uses it, or check the disk that it is on, then register it again."
         raise NotUsable(
             f"The file {shown(real)} cannot be opened to {verb} it: {error.strerror}. {why}.",
             hint=steps.get(error.errno or 0, otherwise),
         ) from None
-
-
-def _owner(path: Path) -> str:
-    try:
-        return path.owner()
-    except (OSError, KeyError):  # the user has no name
-        return f"user {path.stat().st_uid}"
-
-
-def _me() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())

@@ -51,6 +51,8 @@ class FileStore:
         path = Path(row["path"])
         try:
             found = path.lstat()
+        except ValueError:
+            return Sight(0, "its path cannot exist")
         except OSError as error:
             return Sight(0, f"its file cannot be read: {why_missing(path, error)}")
         if kind := other_kind_at(path):

@@ -25,6 +25,7 @@ from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.platform import lift_file_limit
@@ -83,9 +84,12 @@ def ensure_worker(folder: Path) -> None:
         finally:
             os.close(fd)
     except (OSError, subprocess.SubprocessError) as error:
+        why, obstacle = str(error), None
+        if isinstance(error, OSError):
+            why, obstacle = reason_of(error, folder), obstacle_of(error, folder)
+        step = obstacle.hint if obstacle else f"See {folder / LOG_NAME}."
         raise Unavailable(
-            f"The embedded zone's worker could not be started: {error}.",
-            hint=f"Jobs cannot run without it. See {folder / LOG_NAME}.",
+            f"The embedded zone's worker could not be started: {why}.", hint=f"Jobs cannot run without it. {step}"
         ) from None
 
 

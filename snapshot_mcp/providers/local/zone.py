@@ -15,11 +15,12 @@ from snapshot_mcp.contract.models import Image, Instance, Volume
 from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local import own_file, registration
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
-from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue
 from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.worker import ensure_worker
 
@@ -68,7 +69,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
     @property
     def location(self) -> str:
         """Return the zone's folder."""
-        return str(self.folder)
+        return encodable(str(self.folder))
 
     async def add_resource(
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
@@ -139,4 +140,4 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         ensure_worker(self.folder)
 
     def _translate(self, error: Exception) -> ZoneError | None:
-        return translate(error)
+        return translate(error, self.folder / FILE_NAME)

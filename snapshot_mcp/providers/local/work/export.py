@@ -10,7 +10,7 @@ from snapshot_mcp.catalogue.room import Floor
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.states import JobAction, ResourceType
-from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.contract.text import encodable, format_bytes
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
@@ -55,4 +55,4 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             catalogue.add_resource(request["new_id"], ResourceType.VOLUME, request["name"], str(path))
         made = str(identity_at(path) or ""), path.stat().st_mtime_ns
         catalogue.record_export(request["new_id"], *made, request["snapshot_id"])
-        succeed(catalogue, job, {"path": str(path), "size_bytes": size})
+        succeed(catalogue, job, {"path": encodable(str(path)), "size_bytes": size})
