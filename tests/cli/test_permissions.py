@@ -72,7 +72,8 @@ def test_a_settings_file_that_may_not_be_read(tmp_path: Path) -> None:
 def test_a_record_and_a_key_file_of_another_user(tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert run(["zone", "keys", "--new", "reader"], environment(home)).returncode == 0
-    assert run(["zone", "remove", "vol-x"], environment(home)).returncode == 1  # makes the record
+    (tmp_path / "disk.img").write_bytes(bytes(4096))
+    assert run(["zone", "add", str(tmp_path / "disk.img")], environment(home)).returncode == 0  # makes the record
     for name, words in (("zone-serve.json", ["zone", "keys"]), ("guard.sqlite", ["approvals"])):
         assert give_away(home / name, 0o600) in say(words, home)
 
