@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from snapshot_mcp.cli.out import say, warn
+from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.settings import PREFIX, named_path
 
 NAME = "snapshot-mcp"
@@ -23,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    where, text = snippet(args.host, command(), environment())
+    words, environ = command(), environment()
+    if odd := next((one for one in (*words, *environ.values()) if encodable(one) != one), ""):
+        message = f"The path {encodable(odd)!r} is not UTF-8 text, so a host's configuration cannot hold it."
+        raise BadRequest(message, hint="Use another path: SNAPSHOT_MCP_HOME names the data folder.")
+    where, text = snippet(args.host, words, environ)
     warn(where)
     say(*text.splitlines())
     return 0
