@@ -4,7 +4,6 @@ For a private or missing file that costs one `stat`.
 """
 
 import os
-import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.ground.toml import parse_toml
 from snapshot_mcp.settings import MODELS, config_path
 
@@ -31,7 +31,7 @@ def describe_exposure(environ: Mapping[str, str]) -> list[str]:
     if not stat.S_ISREG(found.st_mode):
         return []
     lines = []
-    shown, mode = shlex.quote(str(path)), stat.S_IMODE(found.st_mode)
+    shown, mode = quote(str(path)), stat.S_IMODE(found.st_mode)
     if found.st_uid not in {os.geteuid(), 0}:
         lines.append(
             f"{path} belongs to another user (uid {found.st_uid}), who can change the rules in it."

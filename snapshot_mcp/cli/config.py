@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.text import encodable
 
 TOKEN_VARIABLE = "SNAPSHOT_TOKEN"
 """A host's variable with the caller's token. Not `SNAPSHOT_MCP_…`: those are settings, and unknown ones are errors."""
@@ -37,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from snapshot_mcp.hosts.launch import NAME, this_launch
 
     host, launch, remote = HOSTS[args.host], this_launch(), None
+    if odd := next((one for one in (*launch.words, *launch.environ.values()) if encodable(one) != one), ""):
+        message = f"The path {encodable(odd)!r} is not UTF-8 text, so a host's configuration cannot hold it."
+        raise BadRequest(message, hint="Use another path: SNAPSHOT_MCP_HOME names the data folder.")
     if args.http:
         remote = Remote(*_checked(args.http, args.token_variable))
         if host.over_http is None:

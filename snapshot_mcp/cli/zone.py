@@ -3,7 +3,6 @@
 import argparse
 from contextlib import aclosing
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,6 +14,7 @@ from snapshot_mcp.cli.person import user_name
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, encodable, format_bytes
+from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.zones.finding import read_whole
 
 MAX_MISSING = 3
@@ -110,7 +110,7 @@ async def _point_to_missing(zone: "LocalZone", added: Volume | Instance, command
         warn(
             f"{name} has no file at its path. If this is its file, keep its restore points:",
             f"{command} zone remove {added.id}",
-            f"{command} zone move {one.id} {quote(clean_text(added.path or '', 400))}",
+            f"{command} zone move {one.id} {quote(added.path or '')}",
         )
 
 

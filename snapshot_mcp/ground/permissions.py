@@ -4,8 +4,9 @@ import errno
 import os
 import sqlite3
 from pathlib import Path
-from shlex import quote
 from typing import NamedTuple
+
+from snapshot_mcp.ground.shell import quote
 
 READ, WRITE, ENTER = os.R_OK, os.W_OK, os.X_OK
 

@@ -7,7 +7,6 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 
 from snapshot_mcp.catalogue.lookup import checked_name, find_resource, label_of, refuse_busy, refuse_incomplete
 from snapshot_mcp.catalogue.snapshots import new_id
@@ -16,6 +15,7 @@ from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.permissions import owner_of, user_name
+from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
