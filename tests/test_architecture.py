@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "settings", "exposure", "zones", "history", "hosts", "contract"},
+    "cli": {"app", "settings", "exposure", "zones", "history", "hosts", "contract", "ground"},
     "app": {
         "settings",
         "operator_file",
