@@ -114,6 +114,8 @@ def _to_snapshot(
             "verified_at": moment(row["verified_at"]),
             "deleted_at": moment(deletion["deleted_at"]) if deletion else None,
             "recoverable_until": moment(deletion["purge_at"]) if deletion else None,
+            "created_boot": row["boot"],
+            "created_uptime": row["uptime"],
         }
     return Snapshot(
         snapshot_id=row["snapshot_id"],

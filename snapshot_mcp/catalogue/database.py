@@ -160,8 +160,12 @@ class Catalogue(Closing):
         )
 
     def now(self) -> int:
-        """Return the wall-clock time in seconds since 1970."""
-        return int(self.clock.read().wall)
+        """Return the wall-clock time in whole seconds since 1970."""
+        return int(self.instant())
+
+    def instant(self) -> float:
+        """Return the wall-clock time in seconds since 1970, as exactly as snapshots of one second are kept in order by it."""
+        return self.clock.read().wall
 
     def is_grace_over(self, deletion: Row) -> bool:
         """Return whether a deletion's grace period has ended, by uptime within one boot and by the wall clock after that.
@@ -173,9 +177,9 @@ class Catalogue(Closing):
         return made.is_over(self.clock.read(), deletion["purge_at"] - deletion["deleted_at"])
 
 
-def moment(seconds: int | None) -> datetime | None:
-    """Return seconds since 1970 as a time in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def moment(seconds: float | None) -> datetime | None:
+    """Return seconds since 1970 as a time in UTC; a second is the unit of the contract."""
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC)
 
 
 def placeholders(values: Sequence[object]) -> str:

@@ -236,6 +236,12 @@ def _record_exports(db: sqlite3.Connection) -> None:
         db.execute(f"ALTER TABLE {column}")
 
 
+def _time_snapshots(db: sqlite3.Connection) -> None:
+    """Record when a snapshot was asked for by uptime as well: the wall clock may be corrected a moment later."""
+    for column in ("boot TEXT NOT NULL DEFAULT ''", "uptime REAL NOT NULL DEFAULT 0"):
+        db.execute(f"ALTER TABLE snapshots ADD COLUMN {column}")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
@@ -244,6 +250,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _keep_each_half,
     _count_worth,
     _record_exports,
+    _time_snapshots,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 

@@ -85,7 +85,8 @@ class SnapshotResource(ZoneModel):
 class Snapshot(ZoneModel):
     """A restore point: the contract's 18 fields, its `resource`, and what our zone adds with `verbose=1`.
 
-    `size` is the space it occupies, in MB. The fields after `tags` are our zone's own; others leave them unset.
+    `size` is the space it occupies, in MB. The fields after `tags` are our zone's own; others leave them unset. When it was
+    asked for, by the uptime of the machine whose boot has this id, is known on that machine alone and never sent.
     """
 
     snapshot_id: str
@@ -115,6 +116,8 @@ class Snapshot(ZoneModel):
     deleted_at: OwnTime = None
     recoverable_until: OwnTime = None
     verified_at: OwnTime = None
+    created_boot: str = Field("", exclude=True)
+    created_uptime: float = Field(0.0, exclude=True)
 
     @property
     def is_full(self) -> bool:

@@ -132,16 +132,20 @@ def consistency_in_words(consistency: str | None) -> str:
     return f"{CONSISTENCIES[kind]} ({shown})" if is_known or kind == "fuzzy" else shown
 
 
+CLOCK_SKEW_SECONDS = 300.0
+"""How far a zone's clock may run ahead of this machine's; what lies further ahead has a wrong clock."""
+
+
 def age_in_words(moment: datetime, now: datetime) -> str:
-    """Return how long ago a moment was, or how far ahead it lies, for people: `2 h ago`, `in 5 min`."""
+    """Return how long ago a moment was, for people: `2 h ago`; one that lies ahead by a wrong clock is called so."""
     seconds = (now - moment).total_seconds()
     minutes = int(abs(seconds) // 60)
-    if minutes < 1:
+    if minutes < 1 or -CLOCK_SKEW_SECONDS <= seconds < 0:
         return "just now"
     span = (
         f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} days"
     )
-    return f"{span} ago" if seconds > 0 else f"in {span}"
+    return f"{span} ago" if seconds > 0 else f"{span} AHEAD of the clock"
 
 
 def format_bytes(size_bytes: int) -> str:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,6 +18,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.values import parse_time
+from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard import State
 from snapshot_mcp.history.entry import FORGOTTEN, MAX_ROWS, Entry, Thing, merge
 from snapshot_mcp.history.register import JobRegister
@@ -55,16 +56,37 @@ class Recalled:
 class JobHistory:
     """The history of a home, over its zones. `guard` returns its guard."""
 
-    def __init__(self, register: JobRegister, zones: Zones, guard: "Callable[[], Awaitable[Guard]]") -> None:
+    def __init__(
+        self,
+        register: JobRegister,
+        zones: Zones,
+        guard: "Callable[[], Awaitable[Guard]]",
+        clock: Clock | None = None,
+    ) -> None:
         self._register = register
         self._zones = zones
         self._guard = guard
+        self._clock = clock or SystemClock()
 
     async def note(self, zone: Zone, job: Job, known: Entry) -> None:
         """Note a job that was just submitted to the zone, with what is `known` of it."""
-        entry = replace(known, submitted=datetime.now(UTC))  # a provider's clock does not decide what is remembered
+        now = self._clock.read()  # a provider's clock does not decide what is remembered
+        entry = replace(known, submitted=now.time, boot=now.boot, uptime=str(now.uptime))
         async with _best_effort():
             await in_thread(self._register.note, [entry.completed(Entry.of(job, zone.name, zone.provider.location))])
+
+    async def find_create(self, zone: Zone, resource_ids: Sequence[str], name: str, seconds: float) -> list[str] | None:
+        """Return the snapshots of the last create of these disks under this name that was submitted from here.
+
+        [] if that is longer ago than `seconds`, None if there was none.
+        """
+        with suppress(ZoneError):
+            for one in await in_thread(self._register.list_creates, zone.provider.location):
+                is_same = [thing.id for thing in one.disks] == list(resource_ids)
+                if is_same and one.snapshots and one.snapshots[0].name == name:
+                    is_recent = not one.moment.is_over(self._clock.read(), seconds)
+                    return [thing.id for thing in one.snapshots] if is_recent else []
+        return None
 
     async def note_approval(self, approval_id: str) -> None:
         """Note the job of an approval, and that of its safety snapshot."""

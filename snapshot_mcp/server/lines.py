@@ -1,11 +1,19 @@
 """The texts of what the reading tools list: headings, a line each, sizes for people and ages beside times."""
 
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 from snapshot_mcp.contract.models import Page, Snapshot, format_time
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, age_in_words, format_bytes, quoted
+from snapshot_mcp.contract.text import (
+    CLOCK_SKEW_SECONDS,
+    MESSAGE_CHARACTERS,
+    age_in_words,
+    clean_text,
+    format_bytes,
+    quoted,
+)
 from snapshot_mcp.server.rows import ResourceRow, SnapshotRow
 
 
@@ -32,6 +40,18 @@ def bare_hint(rows: list[ResourceRow]) -> str:
         return ""
     more = f" and {len(bare) - 10} more" if len(bare) > 10 else ""
     return f"Without a good restore point: {', '.join(bare[:10])}{more}. create_snapshots backs them up."
+
+
+def ahead_in_words(moments: Iterable[tuple[str, datetime | None]]) -> str:
+    """Return a warning that names the restore points, by id and time, whose time lies ahead; "" if there are none."""
+    limit = datetime.now(UTC) + timedelta(seconds=CLOCK_SKEW_SECONDS)
+    ids = [clean_text(one) for one, moment in moments if moment and moment > limit]
+    if not ids:
+        return ""
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return (
+        f"A clock is or was wrong: the time of {', '.join(ids[:5])}{more} lies ahead, so they are listed as the newest."
+    )
 
 
 def _with_age(one: Snapshot, now: datetime) -> str:

@@ -26,10 +26,11 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.contract.tree import is_fuzzy
+from snapshot_mcp.contract.tree import is_fuzzy, taken_at
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.coverage import protection_of
 from snapshot_mcp.server.lines import (
+    ahead_in_words,
     bare_hint,
     count_of,
     filter_in_words,
@@ -103,7 +104,8 @@ async def list_snapshots(
     page = await place.provider.list_snapshots(query)
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
-    hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
+    ahead = ahead_in_words((one.snapshot_id, taken_at(one)) for one in page.items)
+    hint = " ".join(filter(None, (_missing_hint(query, page), ahead, await _hint(place, page, query))))
     minute = int(time() // 60)
     drawn = [shown(one, verbose, minute) for one in page.items]
     rows = [row for row, _ in drawn]
@@ -135,7 +137,8 @@ async def list_resources(
     rows = [ResourceRow.of(one, found.coverage.get(one.id), found.running.get(one.id, ())) for one in page.items]
     hint = await _resource_hint(state, place, page, query, kind)
     others = await _others_hint(place, page, query, kind)
-    hint = " ".join(filter(None, (others, hint, found.note, bare_hint(rows))))
+    ahead = ahead_in_words((one.newest_good_id, one.newest_good_time) for one in found.coverage.values())
+    hint = " ".join(filter(None, (others, hint, found.note, ahead, bare_hint(rows))))
     applied = filter_in_words(kind=kind, search=search, status=status)
     result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
     head = heading(_noun(kind), page, offset, place.name, filter_in_words(search=search, status=status))
@@ -175,6 +178,8 @@ def picture(
         hint = "The head is not among those shown." if is_cut else "No head: the next snapshot will be full."
     if any(map(is_fuzzy, snapshots)):
         hint += " A fuzzy point may be a mixture of states and does not count as a good restore point."
+    if ahead := ahead_in_words((one.snapshot_id, taken_at(one)) for one in snapshots):
+        hint = f"{hint} {ahead}"
     if is_cut:
         hint = f"Only the newest {len(snapshots)} of {total_count} are shown; list_snapshots lists all. {hint}"
     return ChainPicture(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             resource = owner_of(catalogue, snapshot)
             source = CaptureSource(resource["path"], label_of(resource), allow_fuzzy=request["allow_fuzzy"])
             sources.append(stack.enter_context(source))
-        taken_at = catalogue.now()
+        taken_at = catalogue.instant()
         progress.start("reading", sum(source.size_bytes for source in sources))
         for snapshot, source in zip(snapshots, sources, strict=True):
             capture_one(catalogue, snapshot, source, taken_at, progress)
@@ -67,7 +67,7 @@ class Source(Protocol):
 
 
 def capture_one(
-    catalogue: FolderCatalogue, snapshot: Row, source: Source, taken_at: int, progress: JobProgress
+    catalogue: FolderCatalogue, snapshot: Row, source: Source, taken_at: float, progress: JobProgress
 ) -> None:
     """Write one snapshot's file; it becomes full if its parent turns out to be damaged."""
     folder = catalogue.store.snapshots
@@ -87,7 +87,7 @@ def capture_one(
             resource_type=owner_of(catalogue, snapshot)["resource_type"],
             chain=(*(parent.header.chain if parent else ()), snapshot_id),
             parent_hash=parent.tip.hash.hex() if parent else "",
-            snapshot_time=format_time(moment(taken_at)),
+            snapshot_time=datetime.fromtimestamp(taken_at, UTC).isoformat(),
             virtual_size_bytes=source.size_bytes,
             chunk_size=parent.header.chunk_size if parent else chunk_size_for(source.size_bytes),
         )
@@ -128,5 +128,5 @@ def _finish_create(catalogue: FolderCatalogue, job: Row, snapshot_ids: Sequence[
 def read_taken(folder: Path, snapshot_id: str) -> Taken:
     """Read the facts of a snapshot from its durable file. Raises DamagedSnapshot."""
     with SnapshotFile(folder, snapshot_id) as file:
-        taken_at = int(datetime.fromisoformat(file.header.snapshot_time).timestamp())
+        taken_at = datetime.fromisoformat(file.header.snapshot_time).timestamp()
         return Taken(taken_at, file.size_bytes, file.header.virtual_size_bytes, file.trailer.consistency)
