@@ -101,9 +101,9 @@ def words_of(line: Sequence[str], name: str) -> list[str]:
 
 def refused(command: Command, line: Sequence[str], name: str) -> None:
     """A name that nothing has is refused in words, or as wrong usage."""
-    if line == ("{}",) and name.startswith("-"):
-        return  # an option of the server
     name = name.replace("\0", "")  # no argument has one
+    if line in {("{}",), ("serve", "--http", "{}")} and (not name or name.startswith("-")):
+        return  # it would start the server
     status, shown = command(*words_of(line, name))
     means_another = not name.strip() or name.startswith("-")  # unset, or an option
     assert (status in {1, 2} or means_another, bool(shown)) == (True, True), (line, name, status)
