@@ -54,6 +54,15 @@ def ahead_in_words(moments: Iterable[tuple[str, datetime | None]]) -> str:
     )
 
 
+def unread_in_words(page: Page[Any]) -> str:
+    """Return how many rows of a page could not be read, and the first reason; "" for none."""
+    if not page.unread:
+        return ""
+    return (
+        f"{count_of(len(page.unread), 'row')} of the zone's answer could not be read: {clean_text(page.unread[0], 300)}"
+    )
+
+
 def _with_age(one: Snapshot, now: datetime) -> str:
     """Return when it was taken, or when it was deleted and until when it can be recovered, with ages."""
     moment = one.snapshot_time or one.create_time

@@ -37,6 +37,7 @@ from snapshot_mcp.server.lines import (
     heading,
     resource_line,
     shown,
+    unread_in_words,
 )
 from snapshot_mcp.server.rows import ChainPicture, ResourceList, ResourceRow, SnapshotList
 from snapshot_mcp.server.state import ServerState, state_of
@@ -105,7 +106,9 @@ async def list_snapshots(
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
     ahead = ahead_in_words((one.snapshot_id, taken_at(one)) for one in page.items)
-    hint = " ".join(filter(None, (_missing_hint(query, page), ahead, await _hint(place, page, query))))
+    hint = " ".join(
+        filter(None, (_missing_hint(query, page), unread_in_words(page), ahead, await _hint(place, page, query)))
+    )
     minute = int(time() // 60)
     drawn = [shown(one, verbose, minute) for one in page.items]
     rows = [row for row, _ in drawn]
@@ -138,7 +141,7 @@ async def list_resources(
     hint = await _resource_hint(state, place, page, query, kind)
     others = await _others_hint(place, page, query, kind)
     ahead = ahead_in_words((one.newest_good_id, one.newest_good_time) for one in found.coverage.values())
-    hint = " ".join(filter(None, (others, hint, found.note, ahead, bare_hint(rows))))
+    hint = " ".join(filter(None, (others, hint, unread_in_words(page), found.note, ahead, bare_hint(rows))))
     applied = filter_in_words(kind=kind, search=search, status=status)
     result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
     head = heading(_noun(kind), page, offset, place.name, filter_in_words(search=search, status=status))
@@ -263,6 +266,7 @@ async def _resources(zone: Zone, query: ResourceFilter, kind: Kind) -> Page[Any]
         page: Page[Any] = await lists[kind](query)
         return page
     items: list[Resource] = []
+    unread: tuple[str, ...] = ()
     total = 0
     for list_kind in lists.values():
         wanted = query.limit - len(items)
@@ -270,7 +274,8 @@ async def _resources(zone: Zone, query: ResourceFilter, kind: Kind) -> Page[Any]
         page = await list_kind(query.model_copy(update=update))
         items += page.items[:wanted]
         total += page.total_count
-    return Page(tuple(items), total)
+        unread += page.unread
+    return Page(tuple(items), total, unread)
 
 
 def _unfiltered(query: SnapshotFilter) -> SnapshotFilter:

@@ -204,6 +204,8 @@ async def _read(
         page = await list_page(query.model_copy(update={"offset": offset, "limit": MAX_LIMIT}))
         before = len(found)
         found |= {_id_of(one): one for one in page.items}
+        if page.unread and limit == MAX_LISTED:
+            raise Unavailable(page.unread[0], hint="What the zone lists is not known as a whole. Nothing was changed.")
         totals.append(page.total_count)
         offset += len(page.items)
         if len(found) == before or offset >= min(page.total_count, limit):
