@@ -852,7 +852,7 @@ def as_an_earlier_version_left_it(zone: LocalZone) -> None:
         for index in ("snapshots_by_worth", "snapshots_deleted", "jobs_by_end"):
             catalogue.db.execute(f"DROP INDEX {index}")
         for table, added in (
-            ("snapshots", "worth is_affected verified_at"),
+            ("snapshots", "worth is_affected verified_at boot uptime"),
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
             ("resources", "applying_identity applying_safety_id is_stopped other_halves"),
             ("resources", "made_identity made_from made_mtime_ns"),
