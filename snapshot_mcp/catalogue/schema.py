@@ -242,6 +242,11 @@ def _time_snapshots(db: sqlite3.Connection) -> None:
         db.execute(f"ALTER TABLE snapshots ADD COLUMN {column}")
 
 
+def _place_zone(db: sqlite3.Connection) -> None:
+    """Record where the zone lies, so that it notices that it was moved or copied."""
+    db.execute("CREATE TABLE place (path TEXT NOT NULL, identity TEXT NOT NULL)")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
@@ -251,6 +256,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _count_worth,
     _record_exports,
     _time_snapshots,
+    _place_zone,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 

@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     zone_move.add_arguments(
         commands.add_parser("move", help="take a disk to another path, where its file is now; its restore points stay")
     )
+    commands.add_parser("adopt", help="make a copy of a zone a zone of its own, without the original's disks")
     commands.add_parser("list", help="list the registered disks, their users and their problems")
     commands.add_parser("check", help="read and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
@@ -94,6 +95,13 @@ async def _run(args: argparse.Namespace) -> int:
                 job = await zone.cancel_job(args.job_id)
                 done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
                 say(f"Job {job.job_id} ({job.action}) {done}.")
+            case "adopt":
+                deed = app.deed("zone adopt", zone, user_name(), folder=encodable(str(zone.folder)))
+                async with guard.recorded(deed) as found:
+                    detached = await zone.adopt()
+                    found["resource_ids"] = detached
+                say("The copy is a zone of its own now. Jobs that were copied with it have ended.")
+                say(*(f"{one} has no file: {guard.command} zone move {one} PATH" for one in detached))
             case "list":
                 await _list(zone, guard.command)
             case "check":
@@ -124,6 +132,7 @@ def _line(resource: Volume | Instance) -> str:
 
 
 async def _list(zone: "LocalZone", command: str) -> None:
+    await _is_copy(zone)
     query = ResourceFilter(verbose=1)
     resources: list[Volume | Instance] = [
         *await read_whole(zone.list_volumes, query),
@@ -138,7 +147,15 @@ async def _list(zone: "LocalZone", command: str) -> None:
         say(f"No disk is registered. Register one with: {command} zone add PATH")
 
 
+async def _is_copy(zone: "LocalZone") -> bool:
+    """Return whether the zone is a copy that nobody has adopted, and say so."""
+    if problem := await zone.copy_problem():
+        warn(problem)
+    return bool(problem)
+
+
 async def _check(zone: "LocalZone") -> int:
+    is_copy = await _is_copy(zone)
     with progress_bar("verifying") as advance:
         report = await zone.check(advance)
     for finding in report.findings:
@@ -150,4 +167,4 @@ async def _check(zone: "LocalZone") -> int:
     )
     if any(finding.is_damage for finding in report.findings):
         warn("Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.")
-    return 0 if report.is_clean else 1
+    return 0 if report.is_clean and not is_copy else 1

@@ -847,7 +847,13 @@ async def test_a_way_back_that_is_interrupted_goes_on(rolled: Rolled) -> None:
 def as_an_earlier_version_left_it(zone: LocalZone) -> None:
     """The catalogue without what the migrations from the fourth on add."""
     with FolderCatalogue(zone.folder) as catalogue:
-        for one in ("TRIGGER worth_came", "TRIGGER worth_went", "TRIGGER worth_changed", "TABLE snapshot_worth"):
+        for one in (
+            "TRIGGER worth_came",
+            "TRIGGER worth_went",
+            "TRIGGER worth_changed",
+            "TABLE snapshot_worth",
+            "TABLE place",
+        ):
             catalogue.db.execute(f"DROP {one}")
         for index in ("snapshots_by_worth", "snapshots_deleted", "jobs_by_end"):
             catalogue.db.execute(f"DROP INDEX {index}")

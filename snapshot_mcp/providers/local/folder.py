@@ -12,9 +12,19 @@ from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.providers.local.platform import keep_in_place
 from snapshot_mcp.providers.local.store import FileStore
+from snapshot_mcp.providers.local.whereabouts import settle
 
 FILE_NAME: Final = "catalogue.sqlite"
 FOLDERS: Final = ("snapshots", "volumes", "images")
+
+
+def file_at(folder: Path) -> tuple[int, int] | None:
+    """Return which file is the folder's catalogue, None if there is none."""
+    try:
+        found = (folder / FILE_NAME).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class FolderCatalogue(Catalogue):
@@ -29,6 +39,14 @@ class FolderCatalogue(Catalogue):
                 make_private_folder(path)
             keep_in_place(folder)  # SQLite's files; the folders above keep the filesystem's checksums
         super().__init__(schema.open_catalogue(folder / FILE_NAME), FileStore(folder), clock)
+        self.file = file_at(folder)
+        self.original: Path | None = settle(self, FILE_NAME)
+        """The folder of which this one is a copy that nobody has adopted, None normally."""
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file that is open is still the one at its path."""
+        return file_at(self.folder) == self.file
 
     @staticmethod
     def exists(folder: Path) -> bool:

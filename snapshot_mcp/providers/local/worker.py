@@ -29,6 +29,7 @@ from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.platform import lift_file_limit
+from snapshot_mcp.providers.local.whereabouts import is_a_copy
 from snapshot_mcp.providers.local.work import carry_out
 
 LOG_NAME: Final = "worker.log"
@@ -151,6 +152,10 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: C
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     with FolderCatalogue(folder, create=False, clock=clock) as catalogue:
+        if catalogue.original:
+            log.warning("%s", is_a_copy(folder, catalogue.original))
+            os.close(fd)
+            return False
         _Worker(catalogue, idle_seconds).serve()
     os.close(fd)  # not after an error: jobs may still run, and exiting releases the lock
     with FolderCatalogue(folder, create=False) as catalogue:
@@ -180,7 +185,7 @@ class _Worker:
         version, idle_since = -1, time.monotonic()
         while True:
             self.threads = {name: thread for name, thread in self.threads.items() if thread.is_alive()}
-            if not self.catalogue.folder.exists():
+            if not self.catalogue.is_in_place:
                 return
             seen = self.catalogue.version()
             if seen != version or self.threads:

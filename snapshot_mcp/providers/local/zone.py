@@ -9,7 +9,7 @@ import anyio.to_thread
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
 from snapshot_mcp.catalogue.zone import CatalogueZone
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.errors import NotUsable, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import Image, Instance, Volume
 from snapshot_mcp.contract.own_file import OwnFile
@@ -17,10 +17,10 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.clock import Clock
-from snapshot_mcp.providers.local import own_file, registration
+from snapshot_mcp.providers.local import own_file, registration, whereabouts
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
-from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue
+from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.worker import ensure_worker
 
@@ -130,6 +130,32 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
         return await anyio.to_thread.run_sync(run)
 
+    async def adopt(self) -> list[str]:
+        """Make a copy of a zone a zone of its own; return the ids of the disks that have no file now (`whereabouts`)."""
+
+        def run() -> list[str]:
+            with self._errors_translated(), self._open() as catalogue:
+                if catalogue.original is None:
+                    raise NotUsable(f"The zone in {str(self.folder)!r} is not a copy.", hint="Nothing was changed.")
+                return whereabouts.adopt(catalogue)
+
+        detached = await anyio.to_thread.run_sync(run)
+        await self.aclose()
+        return detached
+
+    async def copy_problem(self) -> str:
+        """Return that this zone is a copy that nobody has adopted, "" if it is not one."""
+        original = await self._read(lambda one: one.original, None)
+        return str(whereabouts.is_a_copy(self.folder, original)) if original else ""
+
+    def _check_change(self, catalogue: FolderCatalogue) -> None:
+        if catalogue.original and (original := whereabouts.settle(catalogue, FILE_NAME)):
+            raise whereabouts.is_a_copy(self.folder, original)
+        catalogue.original = None
+
+    def _identity(self) -> object:
+        return file_at(self.folder)
+
     def _exists(self) -> bool:
         return FolderCatalogue.exists(self.folder)
 
@@ -137,7 +163,8 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return FolderCatalogue(self.folder, clock=self._clock)
 
     def _ensure_worker(self) -> None:
-        ensure_worker(self.folder)
+        if self._catalogue is None or not self._catalogue.original:
+            ensure_worker(self.folder)
 
     def _translate(self, error: Exception) -> ZoneError | None:
         return translate(error, self.folder / FILE_NAME)
