@@ -215,7 +215,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "whereabouts": {"place"},
         "worker": {"folder", "in_use", "platform", "whereabouts", "work"},
-        "zone": {"check", "errors", "folder", "moving", "own_file", "registration", "whereabouts", "worker"},
+        "zone": {"check", "errors", "folder", "moving", "own_file", "place", "registration", "whereabouts", "worker"},
     },
     "providers/anchcloud": {
         "bounds": set(),

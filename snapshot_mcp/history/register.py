@@ -15,7 +15,7 @@ from pathlib import Path
 from snapshot_mcp.contract.errors import InternalError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import encodable
-from snapshot_mcp.ground import sqlite
+from snapshot_mcp.ground import reserve, sqlite
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.history.entry import Entry, from_json, to_json
@@ -120,6 +120,7 @@ class JobRegister:
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
+            reserve.relieve(self._home)
             with closing(self._connect()) as connection:
                 yield connection
         except (sqlite3.Error, OSError) as error:

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from snapshot_mcp.ground import sqlite
+from snapshot_mcp.ground import reserve, sqlite
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.guard.consent.errors import GuardBroken
@@ -117,6 +117,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block as the only writer of all processes; roll back if it raises. Raises: GuardBroken."""
         try:
+            reserve.relieve(self.folder)
             with closing(self._connect()) as connection, sqlite.transaction(connection):
                 yield connection
         except (sqlite3.Error, OSError) as error:
@@ -134,4 +135,5 @@ class Database:
         make_private_folder(self.folder)
         connection = sqlite.open_migrated(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
         self._is_ready = True
+        reserve.make(self.folder)
         return connection

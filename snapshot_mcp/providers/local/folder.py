@@ -8,6 +8,7 @@ from typing import Final
 
 from snapshot_mcp.catalogue import schema
 from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.providers.local.platform import keep_in_place
@@ -34,6 +35,7 @@ class FolderCatalogue(Catalogue):
 
     def __init__(self, folder: Path, *, create: bool = True, clock: Clock | None = None) -> None:
         self.folder = folder
+        reserve.relieve(folder)
         if create:
             for path in (folder, *(folder / name for name in FOLDERS)):
                 make_private_folder(path)
@@ -42,6 +44,8 @@ class FolderCatalogue(Catalogue):
         self.file = file_at(folder)
         self.original: Path | None = settle(self, FILE_NAME)
         """The folder of which this one is a copy that nobody has adopted, None normally."""
+        if create:
+            reserve.make(folder)
 
     @property
     def is_in_place(self) -> bool:

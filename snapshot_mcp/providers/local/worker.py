@@ -24,6 +24,7 @@ from snapshot_mcp.catalogue.database import IS_UNFINISHED
 from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.states import JobAction
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
@@ -246,6 +247,7 @@ class _Worker:
             for snapshot_id in deletion.purge(catalogue):
                 log.info("purged %s", snapshot_id)
             jobs.forget_old(catalogue)
+        reserve.make(self.catalogue.folder)
 
     def _remove_partials(self) -> None:
         """Remove files that a dead worker left unfinished; nobody else writes them while this one holds the lock."""

@@ -1,27 +1,31 @@
 """`LocalZone`: the embedded zone as a Provider, `catalogue.zone` over files."""
 
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
+from snapshot_mcp.catalogue import room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
 from snapshot_mcp.catalogue.zone import CatalogueZone
-from snapshot_mcp.contract.errors import NotUsable, ZoneError
+from snapshot_mcp.contract.errors import NotUsable, StorageFull, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import Image, Instance, Volume
 from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.contract.text import encodable
+from snapshot_mcp.contract.text import encodable, format_bytes
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local import own_file, registration, whereabouts
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.moving import Move, Mover
+from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.worker import ensure_worker
 
 
@@ -149,6 +153,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return str(whereabouts.is_a_copy(self.folder, original)) if original else ""
 
     def _check_change(self, catalogue: FolderCatalogue) -> None:
+        reserve.relieve(self.folder)
         if catalogue.original and (original := whereabouts.settle(catalogue, FILE_NAME)):
             raise whereabouts.is_a_copy(self.folder, original)
         catalogue.original = None
@@ -167,4 +172,14 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
             ensure_worker(self.folder)
 
     def _translate(self, error: Exception) -> ZoneError | None:
-        return translate(error, self.folder / FILE_NAME)
+        known = translate(error, self.folder / FILE_NAME)
+        return known.add(hint=self._room_in_words()) if isinstance(known, StorageFull) else known
+
+    def _room_in_words(self) -> str:
+        """Return how much is free, and what would free most."""
+        free = f"{format_bytes(reserve.free_bytes(self.folder))} are free on the disk of {shown(self.folder)}."
+        try:
+            held = self._catalogue and room.largest_holders(self._catalogue)
+        except sqlite3.Error:
+            held = None
+        return f"{free} {held}" if held else free
