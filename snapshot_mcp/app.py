@@ -5,6 +5,7 @@ Commands call these functions and nothing below them. Imports are inside the fun
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.mounts import network_filesystem
 from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from snapshot_mcp.service import KeyFile
     from snapshot_mcp.zones import Zones
 
+log = logging.getLogger(__name__)
+
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pairs of `zone serve`."""
 
@@ -55,6 +59,12 @@ def own_settings() -> Settings:
                 f"The data folder {str(settings.home)!r} cannot be used: {reason_of(error, settings.home)}.",
                 hint="Set SNAPSHOT_MCP_HOME to a folder of this user, or correct its permissions.",
             ) from None
+    if kind := network_filesystem(settings.home):
+        log.warning(
+            "%s is on a network filesystem (%s), where SQLite's log is not safe: set SNAPSHOT_MCP_HOME to a local disk",
+            settings.home,
+            kind,
+        )
     return settings
 
 
