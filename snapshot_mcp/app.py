@@ -5,6 +5,7 @@ Commands call these functions and nothing below them. Imports are inside the fun
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.mounts import network_filesystem
+from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
 from snapshot_mcp.settings import LOCAL, ZONE_VARIABLES, Settings, SettingsError, load_settings
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from anyio import Event
     from mcp.server.mcpserver import MCPServer
 
+    from snapshot_mcp.contract.own_file import OwnFile as OwnFile
     from snapshot_mcp.contract.provider import Provider
     from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Deed as Deed
@@ -33,9 +37,14 @@ if TYPE_CHECKING:
     from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
+    from snapshot_mcp.providers.local.moving import Move as Move
+    from snapshot_mcp.providers.local.rebuild import RebuildReport as RebuildReport
+    from snapshot_mcp.providers.local.zone import Oversight as Oversight
     from snapshot_mcp.server.callers import Callers, Roll
     from snapshot_mcp.service import KeyFile
     from snapshot_mcp.zones import Zones
+
+log = logging.getLogger(__name__)
 
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pairs of `zone serve`."""
@@ -49,9 +58,15 @@ def own_settings() -> Settings:
             os.scandir(settings.home).close()
         except (NotADirectoryError, PermissionError) as error:
             raise SettingsError(
-                f"The data folder {str(settings.home)!r} cannot be used: {error.strerror}.",
+                f"The data folder {str(settings.home)!r} cannot be used: {reason_of(error, settings.home)}.",
                 hint="Set SNAPSHOT_MCP_HOME to a folder of this user, or correct its permissions.",
             ) from None
+    if kind := network_filesystem(settings.home):
+        log.warning(
+            "%s is on a network filesystem (%s), where SQLite's log is not safe: set SNAPSHOT_MCP_HOME to a local disk",
+            settings.home,
+            kind,
+        )
     return settings
 
 
@@ -297,10 +312,11 @@ def serve_zone(
 async def _stdin_closes() -> None:
     import anyio
 
-    while True:
-        await anyio.wait_readable(sys.stdin)
-        if not os.read(sys.stdin.fileno(), 4096):
-            return
+    with suppress(PermissionError):  # a file or /dev/null, which nobody holds open: as good as closed
+        while True:
+            await anyio.wait_readable(sys.stdin)
+            if not os.read(sys.stdin.fileno(), 4096):
+                return
 
 
 def key_file(settings: Settings) -> KeyFile:
@@ -325,7 +341,10 @@ def _roll(file: OperatorFile) -> Roll:
 
 def _zone_settings(settings: Settings, name: str) -> ZoneSettings:
     if name not in settings.zones:
-        raise UnknownZone(f"Unknown zone {name!r}.", hint=f"Zones: {', '.join(settings.zones)}.")
+        from snapshot_mcp.zones.finding import sorted_names
+
+        names = sorted_names(name, list(settings.zones))
+        raise UnknownZone(f"Unknown zone {name!r}.", hint=f"Zones: {', '.join(names)}.")
     zone = settings.zones[name]
     if os.name == "nt" and not zone.runs_on_windows:
         others = ", ".join(f'"{one}"' for one, model in zone_models().items() if model.runs_on_windows)

@@ -4,15 +4,15 @@ For a private or missing file that costs one `stat`.
 """
 
 import os
-import shlex
 import stat
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
+from snapshot_mcp.ground.shell import quote
+from snapshot_mcp.ground.toml import parse_toml
 from snapshot_mcp.settings import MODELS, config_path
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -31,7 +31,7 @@ def describe_exposure(environ: Mapping[str, str]) -> list[str]:
     if not stat.S_ISREG(found.st_mode):
         return []
     lines = []
-    shown, mode = shlex.quote(str(path)), stat.S_IMODE(found.st_mode)
+    shown, mode = quote(str(path)), stat.S_IMODE(found.st_mode)
     if found.st_uid not in {os.geteuid(), 0}:
         lines.append(
             f"{path} belongs to another user (uid {found.st_uid}), who can change the rules in it."
@@ -47,9 +47,8 @@ def describe_exposure(environ: Mapping[str, str]) -> list[str]:
 def _read(path: Path) -> dict[str, Any]:
     """Return the file's tables, none if it cannot be read: loading the settings reports that."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return parse_toml(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

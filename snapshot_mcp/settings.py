@@ -5,8 +5,8 @@
 Unknown keys and variables are errors, so that a misspelt safety setting is noticed.
 """
 
-import tomllib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import reduce
 from operator import or_
@@ -27,6 +27,8 @@ from pydantic import (
 )
 
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.ground.permissions import READ, obstacle_of, reason_of
+from snapshot_mcp.ground.toml import NotUtf8, parse_toml
 from snapshot_mcp.guard.plan.policy import VARIABLES as GUARD_VARIABLES
 from snapshot_mcp.guard.plan.policy import Policy, tighten_policy
 from snapshot_mcp.providers import Site, Variable, ZoneSettings, zone_models
@@ -120,7 +122,7 @@ class Settings(_Table):
     @property
     def own_paths(self) -> tuple[Path, ...]:
         """The settings file, and the default folder for it, even if the file is elsewhere."""
-        return () if self.path is None else (self.path, user_config_path(APP))
+        return () if self.path is None else (self.path, *filter(None, [_user_path(user_config_path)]))
 
     def reread(self) -> "Settings":
         """Load the file again, with the environment of the start. Raises SettingsError."""
@@ -146,10 +148,10 @@ class Settings(_Table):
         """The variables that make another program use the same home and settings file, unless these are the default."""
         environ: Mapping[str, str] = self._environ or {}
         found = {f"{PREFIX}HOME": str(self.home)}
-        if self.home == user_data_path(APP) and "XDG_DATA_HOME" not in environ:
+        if self.home == _user_path(user_data_path) and "XDG_DATA_HOME" not in environ:
             found = {}
         if environ.get(f"{PREFIX}CONFIG"):
-            found[f"{PREFIX}CONFIG"] = str(config_path(environ).absolute())
+            found[f"{PREFIX}CONFIG"] = str(named_path(environ, "CONFIG"))
         return found
 
     @property
@@ -189,9 +191,36 @@ class Settings(_Table):
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
-    """Return the path of the settings file, which may not exist."""
-    named = environ.get(f"{PREFIX}CONFIG", "")
-    return Path(named).expanduser() if named else user_config_path(APP) / "config.toml"
+    """Return the path of the settings file, which may not exist; an empty file for a user without a home directory."""
+    if named := named_path(environ, "CONFIG"):
+        return named
+    folder = _user_path(user_config_path)
+    return folder / "config.toml" if folder else Path(os.devnull)
+
+
+def named_path(environ: Mapping[str, str], name: str) -> Path | None:
+    """Return the absolute path that a variable names, None if it is unset. Raises SettingsError."""
+    named = environ.get(f"{PREFIX}{name}", "")
+    try:
+        return Path(named).expanduser().absolute() if named else None
+    except RuntimeError:
+        what = f"{PREFIX}{name}={named!r}: this user's home directory is unknown."
+        raise SettingsError(what, hint="Write the whole path, without `~`.") from None
+
+
+def _user_path(folder_of: Callable[[str], Path]) -> Path | None:
+    """Return one of the platform's folders of this user, None without a home directory (no HOME, no passwd entry)."""
+    try:
+        return folder_of(APP)
+    except RuntimeError:
+        return None
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    home = named_path(environ, "HOME") or _user_path(user_data_path)
+    if home is None:
+        raise SettingsError(f"This user has no home directory: set {PREFIX}HOME to a folder for the data, or HOME.")
+    return home
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
@@ -202,8 +231,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
     of_file = dict(zones) if isinstance(zones := table.get("zones"), dict) else {}
     variables = _merge_environment(table, environ, path)
     replaced = {name: (zone, now) for name, zone in of_file.items() if (now := table["zones"][name]) is not zone}
-    home = environ.get(f"{PREFIX}HOME", "")
-    table["home"] = Path(home).expanduser().absolute() if home else user_data_path(APP)
+    table["home"] = _home(environ)
     try:
         settings = Settings.model_validate(table)
     except ValidationError as error:
@@ -242,8 +270,7 @@ def _merge_environment(table: dict[str, Any], environ: Mapping[str, str], path: 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        table = parse_toml(path.read_bytes())
     except FileNotFoundError:
         if must_exist:
             raise SettingsError(
@@ -251,8 +278,12 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
             ) from None
         return {}
     except OSError as error:
-        raise SettingsError(f"Cannot read {path}: {error.strerror}.", hint="Check its permissions.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        obstacle = obstacle_of(error, path, READ)
+        hint = obstacle.hint if obstacle else f"{PREFIX}CONFIG names another file."
+        raise SettingsError(f"Cannot read {path}: {reason_of(error, path, READ)}.", hint=hint) from None
+    except NotUtf8 as error:
+        raise SettingsError(f"{path} {error}.", hint="Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from None
     if "home" in table:
         raise SettingsError(f"{path}: `home` cannot be set in the settings file.", hint=f"Set {PREFIX}HOME.")

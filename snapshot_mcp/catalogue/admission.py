@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snapshot_mcp.catalogue import agreement
-from snapshot_mcp.catalogue.database import LIVE, Catalogue, moment
+from snapshot_mcp.catalogue.database import IS_UNFINISHED, LIVE, Catalogue, moment
 from snapshot_mcp.catalogue.lookup import (
     busy,
     check_ids,
@@ -210,12 +210,18 @@ def recover(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:
 
 
 def verify(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> Row:
-    """Enqueue a verification, which keeps the snapshots from being deleted meanwhile. Raises NotFound, NotUsable."""
+    """Enqueue a verification, which keeps the snapshots from being deleted meanwhile; return an equal unfinished one.
+
+    Raises NotFound, NotUsable.
+    """
     check_ids("snapshots", snapshot_ids)
     with catalogue.transaction():
         for one in snapshot_ids:
             refuse_going(catalogue, find_usable(catalogue, one))
         request = {"verify_ids": list(snapshot_ids)}
+        query = f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND action = ? AND request = ? AND NOT is_cancelled"
+        if equal := catalogue.row(query, JobAction.VERIFY, json.dumps(request)):
+            return equal
         return insert_job(catalogue, JobAction.VERIFY, request, snapshot_ids, snapshot_claims=snapshot_ids)
 
 

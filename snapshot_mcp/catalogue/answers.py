@@ -21,6 +21,7 @@ from snapshot_mcp.contract.models import (
     megabytes,
 )
 from snapshot_mcp.contract.states import ResourceType, SnapshotStatus, SnapshotType
+from snapshot_mcp.contract.text import encodable
 
 NEWEST_FIRST: Final = "snapshot_at DESC, snapshot_id"
 
@@ -113,6 +114,8 @@ def _to_snapshot(
             "verified_at": moment(row["verified_at"]),
             "deleted_at": moment(deletion["deleted_at"]) if deletion else None,
             "recoverable_until": moment(deletion["purge_at"]) if deletion else None,
+            "created_boot": row["boot"],
+            "created_uptime": row["uptime"],
         }
     return Snapshot(
         snapshot_id=row["snapshot_id"],
@@ -153,7 +156,7 @@ def to_resource(
         "create_time": moment(row["created_at"]),
         "status_time": moment(row["status_at"]),
         "size_bytes": sight.size_bytes,
-        "path": row["path"],
+        "path": encodable(row["path"]),
         "problem": problem or None,
         "held_by": use.held_by if use else None,
         "identity": sight.identity,
@@ -219,7 +222,7 @@ def to_image(catalogue: Catalogue, row: Row) -> Image:
         provider="self",
         size=megabytes(sight.size_bytes),
         size_bytes=sight.size_bytes,
-        path=row["path"],
+        path=encodable(row["path"]),
         problem=sight.problem or None,
         create_time=moment(row["created_at"]),
         status_time=moment(row["created_at"]),

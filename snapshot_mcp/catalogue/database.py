@@ -17,6 +17,11 @@ from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.ground.sqlite import transaction
 
 
+def path_bytes(path: str) -> bytes:
+    """Return a path for `CAST(? AS TEXT)`: SQLite accepts no text that is not Unicode, but keeps any bytes."""
+    return path.encode("utf-8", "surrogateescape")
+
+
 class Catalogue(Closing):
     """One connection to a zone's catalogue, for one thread at a time; `db` is open and migrated (`schema.open_catalogue`).
 
@@ -103,16 +108,23 @@ class Catalogue(Closing):
         """Insert a disk; `path` is where its store finds it."""
         self.db.execute(
             """INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at)
-            VALUES (?, ?, ?, ?, ?, ?)""",
-            (resource_id, resource_type, name, path, self.now(), self.now()),
+            VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?)""",
+            (resource_id, resource_type, name, path_bytes(path), self.now(), self.now()),
         )
 
     def add_image(self, image_id: str, name: str, path: str, snapshot_id: str) -> None:
         """Insert an image that was exported from a snapshot."""
         self.db.execute(
-            "INSERT INTO images (image_id, name, path, snapshot_id, created_at) VALUES (?, ?, ?, ?, ?)",
-            (image_id, name, path, snapshot_id, self.now()),
+            "INSERT INTO images (image_id, name, path, snapshot_id, created_at) VALUES (?, ?, CAST(? AS TEXT), ?, ?)",
+            (image_id, name, path_bytes(path), snapshot_id, self.now()),
         )
+
+    def record_export(self, new_id: str, identity: str, mtime_ns: int, snapshot_id: str) -> None:
+        """Record of a volume or an image which file the store made for it, when it was last written, and from which snapshot."""
+        made = "SET made_identity = ?, made_mtime_ns = ?"
+        values = identity, mtime_ns
+        self.db.execute(f"UPDATE resources {made}, made_from = ? WHERE resource_id = ?", (*values, snapshot_id, new_id))
+        self.db.execute(f"UPDATE images {made} WHERE image_id = ?", (*values, new_id))
 
     def set_job(self, job_id: str, **columns: object) -> None:
         """Update a job so that watchers notice the change."""
@@ -148,8 +160,12 @@ class Catalogue(Closing):
         )
 
     def now(self) -> int:
-        """Return the wall-clock time in seconds since 1970."""
-        return int(self.clock.read().wall)
+        """Return the wall-clock time in whole seconds since 1970."""
+        return int(self.instant())
+
+    def instant(self) -> float:
+        """Return the wall-clock time in seconds since 1970, as exactly as snapshots of one second are kept in order by it."""
+        return self.clock.read().wall
 
     def is_grace_over(self, deletion: Row) -> bool:
         """Return whether a deletion's grace period has ended, by uptime within one boot and by the wall clock after that.
@@ -161,9 +177,9 @@ class Catalogue(Closing):
         return made.is_over(self.clock.read(), deletion["purge_at"] - deletion["deleted_at"])
 
 
-def moment(seconds: int | None) -> datetime | None:
-    """Return seconds since 1970 as a time in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def moment(seconds: float | None) -> datetime | None:
+    """Return seconds since 1970 as a time in UTC; a second is the unit of the contract."""
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), UTC)
 
 
 def placeholders(values: Sequence[object]) -> str:

@@ -22,6 +22,7 @@ from snapshot_mcp.contract.states import JobAction, JobStatus, SnapshotStatus
 log = logging.getLogger(__name__)
 
 REMEMBERED_SECONDS: Final = 90 * 86_400
+ALWAYS_REMEMBERED: Final = 100
 """How long a finished job is kept."""
 
 RETRY_SECONDS: Final = 1.0
@@ -60,11 +61,12 @@ def carry_out(catalogue: C, job_id: str, actions: Mapping[JobAction, Action[C]],
 
 
 def forget_old(catalogue: Catalogue) -> None:
-    """Remove what ended long ago, except the latest change, whose number watchers count on from."""
+    """Remove what ended long ago, except the latest changes: watchers count on from them, and a clock may jump ahead."""
     with catalogue.transaction() as db:
         db.execute(
-            "DELETE FROM jobs WHERE finished_at < ? AND change < (SELECT max(change) FROM jobs)",
-            (catalogue.now() - REMEMBERED_SECONDS,),
+            """DELETE FROM jobs WHERE finished_at < ? AND change <=
+            (SELECT change FROM jobs ORDER BY change DESC LIMIT 1 OFFSET ?)""",
+            (catalogue.now() - REMEMBERED_SECONDS, ALWAYS_REMEMBERED),
         )
 
 

@@ -13,7 +13,7 @@ from snapshot_mcp.catalogue.database import IS_UNFINISHED, Catalogue
 from snapshot_mcp.catalogue.store import Store
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.keep_free import KeepFree
-from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.contract.text import format_bytes, quoted
 
 HINT: Final = (
     "Free some space there (the command `zone purge` frees what was deleted) and try again, or lower `keep_free` of the"
@@ -96,3 +96,17 @@ def _remaining(catalogue: Catalogue) -> Iterator[int]:
         done, total = progress.get("done", 0), progress.get("total", 0)
         share = 1 - min(1.0, done / total) if total else 1.0
         yield int(json.loads(job["request"]).get("room_bytes", 0) * share)
+
+
+def largest_holders(catalogue: Catalogue) -> str:
+    """Return what holds most of the zone's space, and how to free it; "" for an empty zone."""
+    deleted = catalogue.count("SELECT coalesce(sum(size_bytes), 0) FROM snapshots WHERE status = 'deleted'")
+    chain = catalogue.row(
+        """SELECT root_id, name, sum(s.size_bytes) AS size FROM (SELECT root_id, resource_id, size_bytes FROM snapshots
+        WHERE status = 'available') s JOIN resources USING (resource_id) GROUP BY root_id ORDER BY size DESC LIMIT 1"""
+    )
+    parts = [f"Deleted snapshots hold {format_bytes(deleted)}: `zone purge` frees that."] if deleted else []
+    if chain:
+        size, name = format_bytes(chain["size"]), quoted(chain["name"])
+        parts.append(f"The largest chain is {chain['root_id']} of {name} with {size}: delete what is not needed of it.")
+    return " ".join(parts)

@@ -31,7 +31,7 @@ class FoundSnapshot:
     resource_id: str
     resource_type: str
     taken: Taken
-    created_at: int
+    created_at: float
     order: int
     name: str = ""
     description: str = ""
@@ -72,7 +72,7 @@ def take_in(catalogue: Catalogue, found: Sequence[FoundSnapshot]) -> None:
 
 def _in_order(found: Sequence[FoundSnapshot]) -> list[FoundSnapshot]:
     """Return them in the order in which they were made: parents first, whatever a clock said."""
-    times: dict[str, int] = {}
+    times: dict[str, float] = {}
     for one in sorted(found, key=lambda one: len(one.chain)):
         times[one.snapshot_id] = max(one.taken.taken_at, times.get(one.parent_id or "", 0))
     return sorted(found, key=lambda one: (times[one.snapshot_id], len(one.chain), one.order, one.snapshot_id))

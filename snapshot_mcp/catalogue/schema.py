@@ -5,6 +5,7 @@ Frequent queries over a million snapshots use an index or `snapshot_counts` and 
 """
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -223,6 +224,29 @@ _SUM: Final = """
 """
 
 
+def _record_exports(db: sqlite3.Connection) -> None:
+    """Record which file an export made, since only such a file may be deleted, and what a volume was made from."""
+    for column in (
+        "resources ADD COLUMN made_identity TEXT NOT NULL DEFAULT ''",  # '': not made by an export of this zone
+        "resources ADD COLUMN made_from TEXT NOT NULL DEFAULT ''",
+        "resources ADD COLUMN made_mtime_ns INTEGER NOT NULL DEFAULT 0",  # of the file; a later one: it was written to
+        "images ADD COLUMN made_identity TEXT NOT NULL DEFAULT ''",
+        "images ADD COLUMN made_mtime_ns INTEGER NOT NULL DEFAULT 0",
+    ):
+        db.execute(f"ALTER TABLE {column}")
+
+
+def _time_snapshots(db: sqlite3.Connection) -> None:
+    """Record when a snapshot was asked for by uptime as well: the wall clock may be corrected a moment later."""
+    for column in ("boot TEXT NOT NULL DEFAULT ''", "uptime REAL NOT NULL DEFAULT 0"):
+        db.execute(f"ALTER TABLE snapshots ADD COLUMN {column}")
+
+
+def _place_zone(db: sqlite3.Connection) -> None:
+    """Record where the zone lies, so that it notices that it was moved or copied."""
+    db.execute("CREATE TABLE place (path TEXT NOT NULL, identity TEXT NOT NULL)")
+
+
 def _remember_paths(db: sqlite3.Connection) -> None:
     """Record where a disk was that has no path since its zone was rebuilt; it is shown and never opened."""
     db.execute("ALTER TABLE resources ADD COLUMN former_path TEXT NOT NULL DEFAULT ''")
@@ -235,6 +259,9 @@ MIGRATIONS: tuple[Migration, ...] = (
     _bind_destruction,
     _keep_each_half,
     _count_worth,
+    _record_exports,
+    _time_snapshots,
+    _place_zone,
     _remember_paths,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
@@ -250,7 +277,10 @@ def is_newer(db: sqlite3.Connection) -> bool:
 
 
 def open_catalogue(path: Path) -> sqlite3.Connection:
-    """Open the file, creating and migrating it as needed. Raises Unsupported if a newer program wrote it."""
+    """Open the file, creating and migrating it as needed. Raises Unsupported if a newer program wrote it.
+
+    A path need not be text: bytes that are not are read as `os.fsdecode` does, and written by `path_bytes`.
+    """
     try:
         db = open_migrated(path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
     except NewerFormat as error:
@@ -259,4 +289,5 @@ def open_catalogue(path: Path) -> sqlite3.Connection:
             hint="Update this installation. Nothing was changed.",
         ) from None
     db.execute("PRAGMA foreign_keys = ON")
+    db.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     return db

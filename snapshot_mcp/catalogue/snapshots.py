@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class Taken(NamedTuple):
     """The store's facts about a snapshot that is complete and durable; `taken_at` in seconds since 1970."""
 
-    taken_at: int
+    taken_at: float
     size_bytes: int
     virtual_bytes: int
     consistency: str
@@ -32,10 +32,11 @@ def new_id(prefix: str) -> str:
 def plan_snapshot(catalogue: Catalogue, resource: Row, name: str, chain_limit: int, *, is_full: bool = False) -> str:
     """Insert a snapshot that is to be taken and return its id."""
     parent = None if is_full else parent_for(catalogue, resource, chain_limit)
-    snapshot_id, created = new_id("ss"), catalogue.now()
+    snapshot_id, now = new_id("ss"), catalogue.clock.read()
+    created = now.wall
     catalogue.db.execute(
         """INSERT INTO snapshots (snapshot_id, name, resource_id, is_full, status, transition, created_at,
-        status_at, snapshot_at, root_id, parent_id, depth) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        status_at, snapshot_at, root_id, parent_id, depth, boot, uptime) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         (
             snapshot_id,
             name,
@@ -49,6 +50,8 @@ def plan_snapshot(catalogue: Catalogue, resource: Row, name: str, chain_limit: i
             parent["root_id"] if parent else snapshot_id,
             parent["snapshot_id"] if parent else None,
             parent["depth"] + 1 if parent else 0,
+            now.boot,
+            now.uptime,
         ),
     )
     return snapshot_id

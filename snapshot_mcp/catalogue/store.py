@@ -35,7 +35,7 @@ class NewerSnapshot(Unsupported):
     def __init__(self, snapshot_id: str, what: str) -> None:
         super().__init__(
             f"Snapshot {snapshot_id} was written by a newer version of snapshot-mcp ({what}), so it was not read.",
-            hint="Nothing was changed or marked. Update this installation. Until then only a full backup of its disk is possible.",
+            hint="Nothing was changed or marked. Update this installation; until then its disk can only be backed up in full.",
         )
         self.snapshot_id = snapshot_id
 

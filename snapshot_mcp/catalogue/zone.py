@@ -46,6 +46,9 @@ WATCH_SECONDS: Final = 0.03
 ALIVE_SECONDS: Final = 1.0
 """Interval at which a watcher makes sure that unfinished jobs have a worker."""
 
+CLOSE_SECONDS: Final = 3.0
+"""How long closing waits for a call, which may wait much longer for another process's lock on the catalogue."""
+
 UNFINISHED_JOBS: Final = f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change"
 
 Result = TypeVar("Result")
@@ -60,6 +63,8 @@ class CatalogueZone(ABC, Generic[C]):
     def __init__(self, zone: str, rules: ZoneRules) -> None:
         self.zone, self._rules = zone, rules
         self._catalogue: C | None = None
+        self._opened_as: object = None
+        self._openings = 0
         self._lock = threading.Lock()
         self._reads: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._turn = anyio.Lock()
@@ -73,6 +78,13 @@ class CatalogueZone(ABC, Generic[C]):
         """Open the catalogue, creating it if needed."""
 
     @abstractmethod
+    def _identity(self) -> object:
+        """Return which catalogue is in its place now, None if there is none; costs microseconds."""
+
+    def _check_change(self, catalogue: C) -> None:
+        """Raise a ZoneError if nothing may be changed in this catalogue."""
+
+    @abstractmethod
     def _ensure_worker(self) -> None:
         """Start a worker if none is running. Raises Unavailable."""
 
@@ -81,13 +93,16 @@ class CatalogueZone(ABC, Generic[C]):
         """Translate an error of the store or of the catalogue; None for a bug."""
 
     async def aclose(self) -> None:
-        """Close the catalogue."""
+        """Close the catalogue, unless a call that was abandoned still waits for another process's lock."""
 
         def close() -> None:
-            with self._lock:
-                if self._catalogue:
-                    self._catalogue.close()
-                    self._catalogue = None
+            if self._lock.acquire(timeout=CLOSE_SECONDS):
+                try:
+                    if self._catalogue:
+                        self._catalogue.close()
+                        self._catalogue = None
+                finally:
+                    self._lock.release()
 
         await anyio.to_thread.run_sync(close)
 
@@ -195,10 +210,13 @@ class CatalogueZone(ABC, Generic[C]):
         nothing: list[Row] = []
         seen, unfinished = await self._read(_unfinished_at, (0, nothing))
         yield tuple(to_job(row, self.zone) for row in unfinished)
-        version, checked_at = (-1, -1), anyio.current_time()
+        version, checked_at, openings = (-1, -1), anyio.current_time(), self._openings
         while True:
             await anyio.sleep(WATCH_SECONDS)
             current = await self._read(_version, (-1, -1))
+            if self._openings != openings and openings:
+                raise Unavailable(f"Zone {self.zone!r} was removed or replaced while its jobs were watched.")
+            openings = self._openings
             if current != version:
                 version = current
                 if changed := await self._read(partial(_changed_since, change=seen), nothing):
@@ -219,7 +237,7 @@ class CatalogueZone(ABC, Generic[C]):
 
         def enqueue() -> Job:
             with self._lock, self._errors_translated():
-                job = to_job(admit(self._opened()), self.zone)
+                job = to_job(admit(self._opened_for_change()), self.zone)
             try:
                 self._ensure_worker()
             except Unavailable as error:
@@ -248,7 +266,7 @@ class CatalogueZone(ABC, Generic[C]):
     async def _write(self, work: Callable[[C], Result]) -> Result:
         def locked() -> Result:
             with self._lock, self._errors_translated():
-                return work(self._opened())
+                return work(self._opened_for_change())
 
         return await _finish_in_thread(locked)
 
@@ -274,14 +292,32 @@ class CatalogueZone(ABC, Generic[C]):
 
     def _read_now(self, work: Callable[[C], Result], empty: Result) -> Result:
         with self._lock, self._errors_translated():
+            self._close_replaced()
             if self._catalogue is None and not self._exists():
                 return empty
             return work(self._opened())
 
     def _opened(self) -> C:
+        """Return the catalogue that is in its place now."""
+        self._close_replaced()
         if self._catalogue is None:
             self._catalogue = self._open()
+            self._opened_as = self._identity()
+            self._openings += 1
         return self._catalogue
+
+    def _opened_for_change(self) -> C:
+        catalogue = self._opened()
+        self._check_change(catalogue)
+        return catalogue
+
+    def _close_replaced(self) -> None:
+        """Close a catalogue that is no longer in its place: what is written to it no worker and no other process sees."""
+        if self._catalogue is not None and self._identity() != self._opened_as:
+            log.warning("the catalogue of zone %s was removed or replaced while it was open", self.zone)
+            self._catalogue.close()
+            self._catalogue = None
+            self._openings += 1
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from snapshot_mcp import __version__
+from snapshot_mcp.cli import streams
 
 COMMANDS = {
     "serve": ("snapshot_mcp.cli.serve", "run the MCP server (stdio; this is the default)"),
@@ -34,23 +35,28 @@ WITHOUT_SETTINGS = {"tour", "config"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help", "--version"}):
-        words.insert(0, "serve")
-    if words[0] == "serve":
-        gc.disable()
-    args = build_parser(words[0]).parse_args(words)
     try:
-        return _run(args)
+        if argv is None:
+            streams.insist_on_utf8()
+        streams.settle()
+        try:
+            return _run(words)
+        finally:
+            streams.finish()
     except (KeyboardInterrupt, EOFError):
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return streams.end_interrupted()
+    except streams.OutputLost as lost:
+        return _fail(str(lost))
+    except BrokenPipeError:  # of a server's standard output
+        streams.lost(OSError())
         return 1
 
 
 def build_parser(command: str) -> argparse.ArgumentParser:
     """Return the parser; only `command` has its arguments, for the others it knows just the name."""
-    parser = argparse.ArgumentParser(prog="snapshot-mcp", description="Volume snapshots for assistants.")
+    from snapshot_mcp.cli.out import Parser
+
+    parser = Parser(prog="snapshot-mcp", description="Volume snapshots for assistants.")
     parser.add_argument("--version", action="version", version=f"snapshot-mcp {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, text) in COMMANDS.items():
@@ -61,20 +67,46 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(words: list[str]) -> int:
+    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help", "--version"}):
+        words.insert(0, "serve")
+    if words[0] == "serve":
+        gc.disable()
+    return _carry_out(build_parser(words[0]).parse_args(words))
+
+
+def _carry_out(args: argparse.Namespace) -> int:
+    from snapshot_mcp.cli.out import warn
     from snapshot_mcp.contract.errors import ZoneError
     from snapshot_mcp.settings import SettingsError
 
-    if args.command not in WITHOUT_SETTINGS:
-        from snapshot_mcp.exposure import describe_exposure
-
-        for line in describe_exposure(os.environ):
-            print(f"snapshot-mcp: {line}", file=sys.stderr)
     try:
+        if args.command not in WITHOUT_SETTINGS:
+            from snapshot_mcp.exposure import describe_exposure
+
+            warn(*(f"snapshot-mcp: {line}" for line in describe_exposure(os.environ)))
         status: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
-    except (ZoneError, SettingsError) as error:
-        print(f"snapshot-mcp: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return 1
+    except (ZoneError, SettingsError, ExceptionGroup) as raised:
+        error = _innermost(raised)
+        if isinstance(error, ZoneError | SettingsError):
+            return _fail(error.message, error.hint)
+        if isinstance(error, streams.OutputLost):
+            raise error from None
+        raise
     return status
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return the error that a task group wrapped, or the error itself."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        (error,) = error.exceptions
+    return error
+
+
+def _fail(message: str, hint: str = "") -> int:
+    """Say why a command failed; return its exit status."""
+    from snapshot_mcp.cli.out import warn
+
+    if message:
+        warn(f"snapshot-mcp: {message}", *([f"  {hint}"] if hint else []))
+    return 1

@@ -7,7 +7,6 @@ from a pipe, for a password manager; then the PIN is the only proof, so one must
 
 import argparse
 import getpass
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from snapshot_mcp.cli.out import ask, draw, is_answer, say, say_json, text, warn
 from snapshot_mcp.cli.person import need_terminal, user_name
 from snapshot_mcp.contract.errors import BadRequest, NotFound
 from snapshot_mcp.contract.models import format_time
@@ -60,15 +60,15 @@ def _list(guard: "Guard", args: argparse.Namespace) -> int:
     approvals = anyio.run(guard.list_approvals)
     shown = [one for one in approvals if args.all or one.expires_at]
     if args.json:
-        print(json.dumps([_to_json(one) for one in shown], indent=2))
+        say_json([_to_json(one) for one in shown])
         return 0
     if not shown:
-        print(f"No approval is waiting in {str(guard.home)!r}.")
+        say(f"No approval is waiting in {str(guard.home)!r}.")
         return 0
     for approval in shown:
         _draw(approval)
     if any(one.state == "pending" for one in shown):
-        print(f"To approve or deny one:\n{guard.command} approve ID\n{guard.command} deny ID")
+        say("To approve or deny one:", f"{guard.command} approve ID", f"{guard.command} deny ID")
     return 0
 
 
@@ -99,22 +99,22 @@ def _approve(guard: "Guard", args: argparse.Namespace) -> int:
 
     granted = anyio.run(grant)
     until = granted.expires_at
-    print(f"Approved, until {until:%H:%M} UTC. The assistant can repeat its call now." if until else "Approved.")
+    say(f"Approved, until {until:%H:%M} UTC. The assistant can repeat its call now." if until else "Approved.")
     if not has_pin:
         note = f"No PIN is set, so nothing proves that a person approved; `{guard.command} pin` sets one."
-        print(note, file=sys.stderr)
+        warn(note)
     return 0
 
 
 def _deny(guard: "Guard", args: argparse.Namespace) -> int:
     denied = anyio.run(partial(guard.deny, args.approval_id, by=user_name()))
     if denied.job_id:
-        print(f"Withdrawn: {denied.title}. Job {clean_text(denied.job_id)} was cancelled before it had an effect.")
+        say(f"Withdrawn: {denied.title}. Job {clean_text(denied.job_id)} was cancelled before it had an effect.")
     else:
-        print(f"Denied: {denied.title}. It will not be carried out.")
+        say(f"Denied: {denied.title}. It will not be carried out.")
     if denied.safety.job_id:  # a separate one; the one that a roll-back takes itself is removed with it
-        print("The safety snapshot that was started for it remains; delete it if you do not need it.")
-    print("The assistant cannot request it again for ten minutes.")
+        say("The safety snapshot that was started for it remains; delete it if you do not need it.")
+    say("The assistant cannot request it again for ten minutes.")
     return 0
 
 
@@ -125,7 +125,7 @@ def _pin(guard: "Guard", args: argparse.Namespace) -> int:
     if getpass.getpass("Repeat the new PIN: ") != new:
         raise BadRequest("The two PINs differ.", hint="Nothing was changed; try again.")
     anyio.run(partial(guard.set_pin, new, old, by=user_name()))
-    print("The PIN is set. You enter it when you approve; never give it to an assistant.")
+    say("The PIN is set. You enter it when you approve; never give it to an assistant.")
     return 0
 
 
@@ -133,35 +133,28 @@ def _agrees(guard: "Guard", approval: "Approval") -> bool:
     """Ask the question as a host does; any answer but the exact word or name leaves the approval pending."""
     question = approval.question
     wanted = question.expected_name or question.words[0]
-    answer = input(f"Type {wanted} to agree, anything else to cancel: ").strip()
-    if answer == wanted:
+    if is_answer(ask(f"Type {wanted} to agree, anything else to cancel:"), wanted):
         return True
-    print(f"Still pending: neither approved nor denied. To say no: {guard.command} deny {approval.id}")
+    say(f"Still pending: neither approved nor denied. To say no: {guard.command} deny {approval.id}")
     return False
 
 
 def _draw(approval: "Approval") -> None:
     """Print an approval as a panel: who requests what, the whole plan, and when it expires."""
-    from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 
     client = f" through {approval.call.client}" if approval.call.client else ""
-    body = Text("\n".join(approval.lines))
-    body.append(
-        f"\n\nAsked by {clean_text(approval.call.principal)}{client}, {age_in_words(approval.opened.time, datetime.now(UTC))}.",
-        "dim",
-    )
+    age = age_in_words(approval.opened.time, datetime.now(UTC))
+    notes = ["", f"Asked by {clean_text(approval.call.principal)}{client}, {age}."]
     if approval.reason:
-        body.append(f"\n{approval.state_in_words.capitalize()}: {approval.reason}.", "dim")
-    for line in (approval.decision, approval.course):
-        if line:
-            body.append(f"\n{line}", "dim")
+        notes.append(f"{approval.state_in_words.capitalize()}: {approval.reason}.")
+    notes += [line for line in (approval.decision, approval.course) if line]
     colour = {"pending": "yellow", "granted": "green"}.get(approval.state, "dim")
     until = f" until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else ""
-    Console(highlight=False).print(
+    draw(
         Panel(
-            body,
+            Text("\n").join([*(text(line) for line in approval.lines), *(text(note, "dim") for note in notes)]),
             title=Text.assemble((approval.id, "bold"), "  ", (f"{approval.state_in_words}{until}", colour)),
             title_align="left",
             border_style=colour,

@@ -1,13 +1,12 @@
 """`snapshot-mcp audit`: show what was planned, asked, answered and done; `audit verify`: check that it was not altered."""
 
 import argparse
-import json
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 import anyio
 
+from snapshot_mcp.cli.out import draw, say, say_json, text, warn
 from snapshot_mcp.contract.text import clean_text, quoted
 
 SHOWN = 50
@@ -60,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     records = with_ends(guard.audit.records())
     if args.json:
         for record in records:
-            print(json.dumps(record))
+            say_json(record, indent=None)
         return 0
     if not records:
-        print("The record is empty.")
+        say("The record is empty.")
         return 0
     shown = records if args.all else records[-SHOWN:]
     _draw(shown, hidden=len(records) - len(shown))
@@ -88,17 +87,15 @@ def with_ends(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _verify(verdict: Any) -> int:
     if verdict.problem:
-        print(f"The record does not verify: {verdict.problem.removesuffix('.')}.", file=sys.stderr)
+        warn(f"The record does not verify: {verdict.problem.removesuffix('.')}.")
         return 1
     note = f" ({verdict.note})" if verdict.note else ""
-    print(f"All {verdict.records} records are complete and in order{note}.")
+    say(f"All {verdict.records} records are complete and in order{note}.")
     return 0
 
 
 def _draw(records: list[dict[str, Any]], *, hidden: int) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", style="dim")
@@ -110,15 +107,17 @@ def _draw(records: list[dict[str, Any]], *, hidden: int) -> None:
         at = str(record.get("at", ""))
         if at[:DAY] != day:
             day = at[:DAY]
-            table.add_row("", Text(day, "bold"), Text("UTC", "dim"), "")
+            table.add_row("", text(day, "bold"), text("UTC", "dim"), "")
         event = clean_text(record.get("event", ""))
         table.add_row(
-            str(record.get("sequence", "")), at[DAY + 1 : SECOND], Text(event, _style(event)), Text(_details(record))
+            text(str(record.get("sequence", ""))),
+            text(at[DAY + 1 : SECOND]),
+            text(event, _style(event)),
+            text(_details(record)),
         )
-    console = Console(highlight=False)
     if hidden:
-        console.print(f"… {hidden} older records; --all shows them", style="dim")
-    console.print(table)
+        draw(text(f"… {hidden} older records; --all shows them", "dim"))
+    draw(table)
 
 
 def _details(record: dict[str, Any]) -> str:
@@ -146,7 +145,13 @@ def _arguments(arguments: dict[str, Any]) -> str:
         arguments[key] for key in ("snapshot_id", "resource_id") if key in arguments
     ]
     shown = [", ".join(map(str, ids))] if ids else []
-    for key, word in (("path", ""), ("old_name", "from "), ("name", "to " if "old_name" in arguments else "as ")):
+    for key, word in (
+        ("old_path", "from "),
+        ("path", "to " if "old_path" in arguments else ""),
+        ("equal", "equal "),
+        ("old_name", "from "),
+        ("name", "to " if "old_name" in arguments else "as "),
+    ):
         if key in arguments:
             shown.append(f"{word}{quoted(arguments[key])}")
     return " ".join(shown)

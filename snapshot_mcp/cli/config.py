@@ -2,10 +2,11 @@
 
 import argparse
 import re
-import sys
 from urllib.parse import urlsplit
 
+from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.contract.text import encodable
 
 TOKEN_VARIABLE = "SNAPSHOT_TOKEN"
 """A host's variable with the caller's token. Not `SNAPSHOT_MCP_…`: those are settings, and unknown ones are errors."""
@@ -37,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from snapshot_mcp.hosts.launch import NAME, this_launch
 
     host, launch, remote = HOSTS[args.host], this_launch(), None
+    if odd := next((one for one in (*launch.words, *launch.environ.values()) if encodable(one) != one), ""):
+        message = f"The path {encodable(odd)!r} is not UTF-8 text, so a host's configuration cannot hold it."
+        raise BadRequest(message, hint="Use another path: SNAPSHOT_MCP_HOME names the data folder.")
     if args.http:
         remote = Remote(*_checked(args.http, args.token_variable))
         if host.over_http is None:
@@ -53,21 +57,20 @@ def run(args: argparse.Namespace) -> int:
             )
         if entry.get("envs"):
             notes.append(f"{host.title}'s link holds no variables: {', '.join(entry['envs'])} left out.")
-        print(link)
+        say(link)
     elif args.write:
         done = files.write(host, entry)
-        print(f"{NAME} {'is now' if done.is_changed else 'was already'} in {done.path}")
+        say(f"{NAME} {'is now' if done.is_changed else 'was already'} in {done.path}")
         if done.kept:
-            print(f"The old file is kept as {done.kept}")
+            say(f"The old file is kept as {done.kept}")
         notes.append(host.after)
     elif args.host == "claude-code":
-        print("Run this in a terminal:", file=sys.stderr)
-        print(claude_code_line(None if remote else launch, remote))
+        warn("Run this in a terminal:")
+        say(claude_code_line(None if remote else launch, remote))
     else:
-        print(f"Add this to {host.file()}, or run it again with --write. {host.after}", file=sys.stderr)
-        print(files.printed(host, entry))
-    for note in notes:
-        print(note, file=sys.stderr)
+        warn(f"Add this to {host.file()}, or run it again with --write. {host.after}")
+        say(*files.printed(host, entry).splitlines())
+    warn(*notes)
     return 0
 
 
@@ -76,7 +79,7 @@ def _checked(url: str, variable: str) -> tuple[str, str]:
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise BadRequest(
             "The URL must be like http://127.0.0.1:8765/mcp, without a user, a password or a query.",
-            hint="`snapshot-mcp serve --http HOST:PORT` prints it.",
+            hint="A server that was started with serve --http prints it.",
         )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|", variable):
         raise BadRequest("--token-variable is the name of a variable, never the token itself.")

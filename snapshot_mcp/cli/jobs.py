@@ -1,11 +1,11 @@
 """`snapshot-mcp jobs`: what runs, or with `--finished` what was done, how it ended, who asked and who approved."""
 
 import argparse
-import json
-import sys
 
 import anyio
 
+from snapshot_mcp.cli.out import say, say_json, warn
+from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 
 
@@ -29,23 +29,29 @@ async def _run(args: argparse.Namespace) -> int:
     from snapshot_mcp.history.entry import parse_since
 
     settings = app.own_settings()
+    since, failed = parse_since(args.since, datetime.now(UTC)), None
     async with app.build_zones(settings) as zones:
-        recalled = await app.build_history(settings, zones).recall(
-            parse_since(args.since, datetime.now(UTC)), args.zone
-        )
+        try:
+            zone = zones.get(args.zone).name if args.zone else ""
+            recalled = await app.build_history(settings, zones).recall(since, zone)
+        except ZoneError as error:
+            failed = error
+    if failed:
+        raise failed
     wants_all = bool(args.finished or args.since)
     shown = [one for one in recalled.entries if wants_all or one.status == "working"]
     if args.json:
-        print(json.dumps([one.as_dict() for one in shown], indent=2))
+        say_json([one.as_dict() for one in shown])
     else:
-        for one in shown:
-            print(one.in_words())
+        say(*(one.in_words() for one in shown))
         if not shown:
-            print("No job in that time." if wants_all else "Nothing runs. --finished shows what was done.")
+            say("No job in that time." if wants_all else "Nothing runs. --finished shows what was done.")
+        if wants_all and recalled.total_count > len(shown):
+            say(f"Only the newest {len(shown)} of {recalled.total_count}; give a later --since.")
     if recalled.problem:
         reason = clean_text(recalled.problem, MESSAGE_CHARACTERS)
-        print(f"snapshot-mcp: who asked and approved may be missing: {reason}", file=sys.stderr)
-    for name, error in recalled.errors.items():
-        reason = clean_text(error.message, MESSAGE_CHARACTERS)
-        print(f"snapshot-mcp: zone {quoted(name)} did not answer: {reason}", file=sys.stderr)
+        warn(f"snapshot-mcp: who asked and approved may be missing: {reason}")
+    for name, trouble in recalled.errors.items():
+        reason = clean_text(trouble.message, MESSAGE_CHARACTERS)
+        warn(f"snapshot-mcp: zone {quoted(name)} did not answer: {reason}")
     return 1 if recalled.errors else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from snapshot_mcp.cli.out import ask, is_answer, say
 from snapshot_mcp.contract.errors import BadRequest, Forbidden
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
     if act.is_strict and not has_pin:
         message = f"`{act.operation}` needs a PIN in this zone, and none is set."
         raise BadRequest(message, hint=f"Set one with `{guard.command} pin`.")
-    print("\n".join([act.title, *act.lines]))
+    say(act.title, *act.lines)
     pin = None
     try:
-        has_agreed = input(f"Type {act.word} to agree, anything else to cancel: ").strip() == act.word
+        has_agreed = is_answer(ask(f"Type {act.word} to agree, anything else to cancel:"), act.word)
         if has_agreed and has_pin:
             has_agreed = bool(pin := getpass.getpass("PIN: "))
     except (KeyboardInterrupt, EOFError):
@@ -59,6 +60,6 @@ def agree(guard: "Guard", act: "PersonAct", deed: "Deed") -> "Door | None":
         raise
     if not has_agreed:
         anyio.run(guard.note_no, deed)
-        print("Not confirmed: nothing was done.")
+        say("Not confirmed: nothing was done.")
         return None
     return anyio.run(guard.prove_person, pin, deed.fields)

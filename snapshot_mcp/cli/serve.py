@@ -4,6 +4,8 @@ import argparse
 import sys
 from functools import partial
 
+from snapshot_mcp.cli.out import warn
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -18,21 +20,20 @@ def run(args: argparse.Namespace) -> int:
     try:
         settings = app.own_settings()
     except SettingsError as error:
-        if args.http or (sys.stdin and sys.stdin.isatty()):
+        if args.http or sys.stdin.isatty():
             raise
-        print(f"snapshot-mcp: {error.message}", file=sys.stderr)
+        warn(f"snapshot-mcp: {error.message}")
         app.serve_stdio(partial(app.build_unusable_server, error))
         return 1
     app.log_to_stderr()
     if args.http:
         app.serve_http(settings, args.http)
         return 0
-    if sys.stdin and sys.stdin.isatty():
+    if sys.stdin.isatty():
         command = app.command(settings.variables)
-        print(
+        warn(
             f"snapshot-mcp: this MCP server is waiting for a host on stdin. Hosts start it themselves: see `{command} config`. "
-            f"`{command} tour` shows it at work.",
-            file=sys.stderr,
+            f"`{command} tour` shows it at work."
         )
     app.serve_stdio(partial(app.build_server, settings))
     return 0

@@ -10,15 +10,12 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import anyio
@@ -29,17 +26,16 @@ from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
 
 from snapshot_mcp import app
 from snapshot_mcp.cli import tour_disk
+from snapshot_mcp.cli.streams import OutputLost
 from snapshot_mcp.cli.tour_disk import DISK_BYTES, LETTER
+from snapshot_mcp.cli.tour_scratch import clean_up, make_scratch
 from snapshot_mcp.cli.tour_screen import Screen
-from snapshot_mcp.contract.errors import BadRequest, StorageFull
+from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.hosts.launch import path_variables
 from snapshot_mcp.settings import load_settings
 
 DISK = "web"
-SCRATCH_BYTES = 1 << 30
-"""The free space that the tour needs."""
-WORKER_END_SECONDS = 5.0
 FACE_START_SECONDS = 20.0
 SERVED = re.compile(r"at (http://\S+?)/v2/zone/local")
 ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -61,25 +57,26 @@ def run(args: argparse.Namespace) -> int:
     if not args.yes and not sys.stdin.isatty():
         hint = f"Run it in a terminal, or as `{app.command(path_variables())} tour --yes`."
         raise BadRequest("The tour asks questions, but there is no terminal to answer them.", hint=hint)
-    folder = tempfile.gettempdir()
-    if (free := shutil.disk_usage(folder).free) < SCRATCH_BYTES:
-        message = f"The tour needs {format_bytes(SCRATCH_BYTES)}, but {folder} has only {format_bytes(free)} free."
-        raise StorageFull(message, hint="Set TMPDIR to a folder with more space.")
-
+    scratch = make_scratch()
     screen = Screen()
-    scratch = Path(tempfile.mkdtemp(prefix="snapshot-mcp-tour-"))
     tour = Tour(screen, scratch, answers_itself=args.yes, over_rest=args.over_rest)
+    lost: OutputLost | None = None
     previous = {one: signal.signal(one, tour.interrupt) for one in ENDS}
     try:
         anyio.run(tour.go)
     except* Exception as group:
-        tour.failure = tour.describe(_innermost(group))
+        if isinstance(error := _innermost(group), OutputLost):
+            lost = error
+        else:
+            tour.failure = tour.describe(error)
     finally:
-        _clean_up(scratch)
+        clean_up(scratch)
         for one, handler in previous.items():
             signal.signal(one, handler)
     if tour.is_interrupted:
         raise KeyboardInterrupt
+    if lost:
+        raise lost
     if tour.failure:
         screen.fail(tour.failure)
     return 1 if tour.failure else 0
@@ -351,23 +348,3 @@ def _innermost(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
-
-
-def _clean_up(scratch: Path) -> None:
-    """Remove the scratch folder; the worker ends when its folder is gone, and is killed if it does not."""
-    pids = [int(text) for lock in scratch.glob("home/zones/*/worker.lock") if (text := lock.read_text().strip())]
-    shutil.rmtree(scratch, ignore_errors=True)
-    deadline = monotonic() + WORKER_END_SECONDS
-    while any(map(_is_alive, pids)) and monotonic() < deadline:
-        sleep(0.05)
-    for pid in filter(_is_alive, pids):
-        os.kill(pid, signal.SIGTERM)
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

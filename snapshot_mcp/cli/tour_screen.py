@@ -5,18 +5,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import TextIOWrapper
 from time import monotonic
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
+
+from snapshot_mcp.cli import out
 
 PIPE_COLUMNS = 100
 """The width in a pipe, which has none of its own."""
@@ -35,19 +35,19 @@ class TourStep:
 
 
 class Screen:
-    """Writes to stdout; text from outside is printed with `Text`, so that markup in it has no effect."""
+    """Writes to stdout. Raises OutputLost."""
 
     def __init__(self) -> None:
         is_terminal = sys.stdout.isatty()
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
-        self.console = Console(width=None if is_terminal else PIPE_COLUMNS, highlight=False, soft_wrap=False)
+        self.console = out.console(width=None if is_terminal else PIPE_COLUMNS, soft_wrap=False)
         self.steps: list[TourStep] = []
         self._began = monotonic()
 
     def begin(self, title: str, text: str) -> None:
         """Print the title and the introduction."""
-        self.console.print(Panel(Text(text), title=Text(title, style="bold"), title_align="left", border_style="cyan"))
+        self.console.print(
+            Panel(out.text(text), title=Text(title, style="bold"), title_align="left", border_style="cyan")
+        )
 
     @contextmanager
     def step(self, title: str) -> Iterator[TourStep]:
@@ -61,17 +61,17 @@ class Screen:
         yield step
         step.seconds = monotonic() - began
         if step.result:
-            self.say(Text.assemble(("✓ ", "bold green"), step.result))
+            self.say(Text("✓ ", "bold green").append_text(out.text(step.result)))
 
     def say(self, text: str | Text, style: str = "", indent: int = INDENT) -> None:
         """Print an indented text."""
-        line = text if isinstance(text, Text) else Text(text, style=style)
+        line = text if isinstance(text, Text) else out.text(text, style)
         self.console.print(Padding(line, (0, 0, 0, indent), expand=False))
 
     def call(self, tool: str, arguments: dict[str, Any]) -> None:
         """Print a tool call."""
         words = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
-        self.say(Text.assemble(("→ ", "cyan"), (tool, "cyan"), (f"({words})", "dim")))
+        self.say(Text(f"→ {tool}", "cyan").append_text(out.text(f"({words})", "dim")))
 
     def answer(self, text: str) -> None:
         """Print the server's answer."""
@@ -80,7 +80,7 @@ class Screen:
 
     def ask(self, message: str) -> None:
         """Print a question of the server in a box, as a host shows it."""
-        box = Panel(Text(message), title="the server asks", title_align="left", border_style="yellow")
+        box = Panel(out.text(message), title="the server asks", title_align="left", border_style="yellow")
         self.console.print(Padding(box, (0, 0, 0, INDENT), expand=False))
 
     def prompt(self, text: str) -> None:
@@ -109,7 +109,7 @@ class Screen:
         table.add_column("Result")
         table.add_column("Time", justify="right")
         for number, step in enumerate(self.steps, 1):
-            table.add_row(str(number), Text(step.title), Text(step.result), f"{step.seconds:.1f} s")
+            table.add_row(str(number), Text(step.title), out.text(step.result), f"{step.seconds:.1f} s")
         table.add_section()
         table.add_row(
             "", "", Text("Everything is correct to the byte.", style="bold green"), f"{monotonic() - self._began:.1f} s"
@@ -117,9 +117,9 @@ class Screen:
         self.console.print()
         self.console.print(table)
         for line in lines:
-            self.console.print(Text(line), soft_wrap=True)
+            self.console.print(out.text(line), soft_wrap=True)
 
     def fail(self, message: str) -> None:
         """Print why the tour failed."""
         self.console.print()
-        self.console.print(Text.assemble(("✗ ", "bold red"), (message, "")))
+        self.console.print(Text("✗ ", "bold red").append_text(out.text(message)))

@@ -1,23 +1,36 @@
 """`snapshot-mcp zone …`: manage the embedded zone and its disks."""
 
 import argparse
-import sys
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp.cli import zone_keys, zone_purge, zone_serve
+from snapshot_mcp.cli import zone_keys, zone_move, zone_purge, zone_rebuild, zone_remove, zone_serve
+from snapshot_mcp.cli.bar import progress_bar
+from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.cli.person import user_name
-from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.contract.text import clean_text, format_bytes
+from snapshot_mcp.contract.text import clean_text, encodable, format_bytes
+from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.zones.finding import read_whole
+
+MAX_MISSING = 3
+"""Most disks without a file that are named after another was registered."""
 
 SECTOR_BYTES = 512
 """A machine reads and writes whole sectors of a disk."""
+
+COMMANDS = {
+    "serve": zone_serve.run,
+    "keys": zone_keys.run,
+    "purge": zone_purge.run,
+    "move": zone_move.run,
+    "remove": zone_remove.run,
+}
+"""The commands that have a module of their own."""
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import LocalZone
@@ -32,8 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--instance", action="store_true", help="register an instance's disk: its snapshots export to images"
     )
-    remove = commands.add_parser("remove", help="unregister a disk; its file and its snapshots remain")
-    remove.add_argument("resource_id", metavar="ID")
+    zone_remove.add_arguments(
+        commands.add_parser(
+            "remove", help="unregister a disk, or take an image off the list; its file and snapshots remain"
+        )
+    )
+    zone_move.add_arguments(
+        commands.add_parser("move", help="take a disk to another path, where its file is now; its restore points stay")
+    )
+    commands.add_parser("rebuild", help="take snapshot files in again that the catalogue does not know, or has lost")
+    commands.add_parser("adopt", help="make a copy of a zone a zone of its own, without the original's disks")
     commands.add_parser("list", help="list the registered disks, their users and their problems")
     commands.add_parser("check", help="read and verify every byte of every snapshot")
     commands.add_parser("purge", help="free the space of deleted snapshots now; they can no longer be recovered")
@@ -48,8 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    commands = {"serve": zone_serve.run, "keys": zone_keys.run, "purge": zone_purge.run}
-    command = commands.get(args.zone_command)
+    command = COMMANDS.get(args.zone_command)
     return command(args) if command else anyio.run(_run, args)
 
 
@@ -62,32 +82,51 @@ async def _run(args: argparse.Namespace) -> int:
         match args.zone_command:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
-                path = str(args.path.absolute())
-                deed = app.deed("zone add", zone, user_name(), path=path, name=args.name or args.path.name)
+                path = encodable(str(args.path.absolute()))
+                deed = app.deed("zone add", zone, user_name(), path=path, name=encodable(args.name or args.path.name))
                 async with guard.recorded(deed) as found:
                     added = await zone.add_resource(args.path, args.name, kind)
                     found["resource_id"] = added.id
-                print(_line(added))
+                say(_line(added))
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
-                    print(note, file=sys.stderr)
-            case "remove":
-                deed = app.deed("zone remove", zone, user_name(), resource_id=args.resource_id)
-                try:
-                    async with guard.recorded(deed):
-                        removed = await zone.remove_resource(args.resource_id)
-                except NotFound as error:
-                    raise NotFound(error.message, hint=f"`{guard.command} zone list` shows the ids.") from None
-                print(f"{removed.id} is unregistered; its file {removed.path} and its snapshots remain.")
+                    warn(note)
+                await _point_to_missing(zone, added, guard.command)
             case "cancel":
                 job = await zone.cancel_job(args.job_id)
                 done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
-                print(f"Job {job.job_id} ({job.action}) {done}.")
+                say(f"Job {job.job_id} ({job.action}) {done}.")
+            case "adopt":
+                deed = app.deed("zone adopt", zone, user_name(), folder=encodable(str(zone.folder)))
+                async with guard.recorded(deed) as found:
+                    detached = await zone.adopt()
+                    found["resource_ids"] = detached
+                say("The copy is a zone of its own now. Jobs that were copied with it have ended.")
+                say(*(f"{one} has no file: {guard.command} zone move {one} PATH" for one in detached))
+            case "rebuild":
+                deed = app.deed("zone rebuild", zone, user_name(), folder=encodable(str(zone.folder)))
+                async with guard.recorded(deed) as found:
+                    report = await zone.rebuild()
+                    found["snapshot_ids"] = list(report.taken_in)
+                return zone_rebuild.tell(report, guard.command)
             case "list":
                 await _list(zone, guard.command)
             case "check":
                 return await _check(zone)
     return 0
+
+
+async def _point_to_missing(zone: "LocalZone", added: Volume | Instance, command: str) -> None:
+    """Say which disks have no file at their path: what was added may be one of them, which was moved."""
+    query = ResourceFilter()
+    disks = [*await read_whole(zone.list_volumes, query), *await read_whole(zone.list_instances, query)]
+    for one in [one for one in disks if not one.byte_size][:MAX_MISSING]:
+        name = f"{clean_text(one.name)} ({one.id})"
+        warn(
+            f"{name} has no file at its path. If this is its file, keep its restore points:",
+            f"{command} zone remove {added.id}",
+            f"{command} zone move {one.id} {quote(added.path or '')}",
+        )
 
 
 def _line(resource: Volume | Instance) -> str:
@@ -100,36 +139,41 @@ def _line(resource: Volume | Instance) -> str:
 
 
 async def _list(zone: "LocalZone", command: str) -> None:
+    await _is_copy(zone)
+    for line in zone_rebuild.overlooked(await zone.look_over(), command):
+        warn(line)
     query = ResourceFilter(verbose=1)
     resources: list[Volume | Instance] = [
         *await read_whole(zone.list_volumes, query),
         *await read_whole(zone.list_instances, query),
     ]
-    for resource in resources:
-        print(_line(resource))
+    say(*map(_line, resources))
+    for image in await read_whole(zone.list_images, ResourceFilter()):
+        problem = f"  PROBLEM: {clean_text(image.problem, 800)}" if image.problem else ""
+        line = f"{image.id}  {clean_text(image.name)}  {format_bytes(image.byte_size)}  {clean_text(image.path or '', 400)}"
+        say(f"{line}  (an exported image){problem}")
     if not resources:
-        print(f"No disk is registered. Register one with: {command} zone add PATH")
+        say(f"No disk is registered. Register one with: {command} zone add PATH")
+
+
+async def _is_copy(zone: "LocalZone") -> bool:
+    """Return whether the zone is a copy that nobody has adopted, and say so."""
+    if problem := await zone.copy_problem():
+        warn(problem)
+    return bool(problem)
 
 
 async def _check(zone: "LocalZone") -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("verifying", total=None)
-        report = await zone.check(lambda done, total: progress.update(task, completed=done, total=total))
+    is_copy = await _is_copy(zone)
+    with progress_bar("verifying") as advance:
+        report = await zone.check(advance)
     for finding in report.findings:
-        print(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
+        say(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
     size = format_bytes(report.byte_count)
-    print(
+    say(
         f"{report.snapshot_count} snapshot{'' if report.snapshot_count == 1 else 's'}, {size} read: "
         + ("all verified." if report.is_clean else "see above.")
     )
     if any(finding.is_damage for finding in report.findings):
-        print(
-            "Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.",
-            file=sys.stderr,
-        )
-    return 0 if report.is_clean else 1
+        warn("Snapshots built on a damaged one are affected too; the next backup of such a disk will be full.")
+    return 0 if report.is_clean and not is_copy else 1

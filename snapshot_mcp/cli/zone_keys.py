@@ -4,8 +4,8 @@ A new pair is printed once, as JSON on stdout; the list shows no secrets. A runn
 """
 
 import argparse
-import json
-import sys
+
+from snapshot_mcp.cli.out import say, say_json, warn
 
 ROLES = ("reader", "writer", "full")
 
@@ -32,14 +32,10 @@ def run(args: argparse.Namespace) -> int:
     file = app.key_file(app.own_settings())
     if args.new:
         pair = file.add(args.new)
-        print(json.dumps(pair.to_json()))
-        _say(f"{pair.client_id} ({pair.role}) is in {file.path}; its secret is not shown again.")
+        say_json(pair.to_json(), indent=None)
+        warn(f"snapshot-mcp: {pair.client_id} ({pair.role}) is in {file.path}; its secret is not shown again.")
     elif args.remove:
-        _say(f"{args.remove} ({file.remove(args.remove).role}) is removed from {file.path}.")
+        warn(f"snapshot-mcp: {args.remove} ({file.remove(args.remove).role}) is removed from {file.path}.")
     else:
-        print("\n".join(f"{pair.client_id}  {pair.role}" for pair in file.list_pairs()) or "There are no key pairs.")
+        say(*[f"{pair.client_id}  {pair.role}" for pair in file.list_pairs()] or ["There are no key pairs."])
     return 0
-
-
-def _say(line: str) -> None:
-    print(f"snapshot-mcp: {line}", file=sys.stderr)

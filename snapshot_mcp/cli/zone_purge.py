@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from snapshot_mcp.cli.out import say
 from snapshot_mcp.cli.person import agree, user_name
 from snapshot_mcp.contract.errors import Forbidden
 from snapshot_mcp.contract.models import Snapshot, SnapshotFilter
@@ -25,16 +26,16 @@ def run(args: argparse.Namespace) -> int:
     guard = app.build_guard(settings)
     act, deed = anyio.run(_plan, settings, guard, args.zone)
     if not act.ids and not act.refusal:
-        print("There is nothing to purge.")
+        say("There is nothing to purge.")
         return 0
     door = agree(guard, act, deed)
     if door is None:
         return 1
     purged = anyio.run(_purge, settings, guard, replace(deed, door=door), act.ids)
-    print("\n".join(purged) or "Nothing was purged.")
+    say(*purged or ["Nothing was purged."])
     if left := len(set(act.ids) - set(purged)):
         what = "1 snapshot" if left == 1 else f"{left} snapshots"
-        print(
+        say(
             f"{what} could not be purged: a job is using the disk, or what was deleted with it is protected."
             " Run purge again when the job has finished."
         )

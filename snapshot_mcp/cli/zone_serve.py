@@ -1,8 +1,9 @@
 """`snapshot-mcp zone serve --http HOST:PORT`: serve the embedded zone as the volume-snapshot REST API."""
 
 import argparse
-import sys
 from pathlib import Path
+
+from snapshot_mcp.cli.out import warn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,6 @@ def run(args: argparse.Namespace) -> int:
         key=args.tls_key,
         allowed_hosts=args.allow_host,
         until_stdin_closes=args.until_stdin_closes,
-        say=lambda line: print(f"snapshot-mcp: {line}", file=sys.stderr, flush=True),
+        say=lambda line: warn(f"snapshot-mcp: {line}"),
     )
     return 0

@@ -6,6 +6,8 @@ Messages and hints are written for a person or a model. Text from outside is cle
 import re
 from typing import ClassVar, Self
 
+from snapshot_mcp.contract.text import encodable
+
 
 class ZoneError(Exception):
     """Base of every error that a zone can return.
@@ -25,8 +27,7 @@ class ZoneError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = encodable(message), encodable(hint)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

@@ -21,6 +21,7 @@ from snapshot_mcp.contract.values import (
     WireCount,
     WireFlag,
     WireJobStatus,
+    WireName,
     WireSnapshotStatus,
     WireSnapshotType,
     WireText,
@@ -78,19 +79,20 @@ class SnapshotResource(ZoneModel):
     """The resource that a snapshot was taken of."""
 
     resource_id: WireText = ""
-    resource_name: WireText = ""
+    resource_name: WireName = ""
     resource_type: WireText = ""
 
 
 class Snapshot(ZoneModel):
     """A restore point: the contract's 18 fields, its `resource`, and what our zone adds with `verbose=1`.
 
-    `size` is the space it occupies, in MB. The fields after `tags` are our zone's own; others leave them unset.
+    `size` is the space it occupies, in MB. The fields after `tags` are our zone's own; others leave them unset. When it was
+    asked for, by the uptime of the machine whose boot has this id, is known on that machine alone and never sent.
     """
 
     snapshot_id: str
-    snapshot_name: WireText = ""
-    description: WireText = ""
+    snapshot_name: WireName = ""
+    description: WireName = ""
     snapshot_type: WireSnapshotType = SnapshotType.INCREMENTAL
     status: WireSnapshotStatus = ""
     transition_status: WireTransitionStatus = ""
@@ -115,6 +117,8 @@ class Snapshot(ZoneModel):
     deleted_at: OwnTime = None
     recoverable_until: OwnTime = None
     verified_at: OwnTime = None
+    created_boot: str = Field("", exclude=True)
+    created_uptime: float = Field(0.0, exclude=True)
 
     @property
     def is_full(self) -> bool:
@@ -141,7 +145,7 @@ class JobError(ZoneModel):
     """Why a job failed."""
 
     code: WireCode = ""
-    message: WireText = ""
+    message: WireName = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ class Job(ZoneModel):
     create_time: WireTime = None
     begin_time: WireTime = None
     finished_time: WireTime = None
-    info: WireText = ""
+    info: WireName = ""
     extra: Any = None
     zone: WireText = ""
     resource_ids: Annotated[tuple[str, ...], unset_as(())] = ()
@@ -217,7 +221,7 @@ class AttachedInstance(ZoneModel):
     """The host that a volume is attached to."""
 
     instance_id: WireText = ""
-    instance_name: WireText = ""
+    instance_name: WireName = ""
     device: WireText = ""
 
 
@@ -246,7 +250,7 @@ class Resource(ZoneModel):
 
     kind: ClassVar[Literal["volume", "instance", "image"]]
     unit: ClassVar[int] = GIB
-    description: WireText = ""
+    description: WireName = ""
     size: Annotated[int | float, unset_as(0), Field(ge=0, le=MAX_COUNT)] = 0
     status: WireText = ""
     transition_status: WireText = ""
@@ -281,7 +285,7 @@ class Volume(Resource):
 
     kind = "volume"
     volume_id: str
-    volume_name: WireText = ""
+    volume_name: WireName = ""
     instance: AttachedInstance | None = None
 
 
@@ -290,7 +294,7 @@ class Instance(Resource):
 
     kind = "instance"
     instance_id: str
-    instance_name: WireText = ""
+    instance_name: WireName = ""
 
 
 class Image(Resource):
@@ -299,7 +303,7 @@ class Image(Resource):
     kind = "image"
     unit = MIB
     image_id: str
-    image_name: WireText = ""
+    image_name: WireName = ""
     provider: WireText = ""
 
 
@@ -357,10 +361,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """A page of a list, with the number of items in the whole list."""
+    """A page of a list, with the number of items in the whole list; `unread`: why rows of it could not be read."""
 
     items: tuple[Item, ...]
     total_count: int
+    unread: tuple[str, ...] = ()
 
 
 def first_repeated(ids: Iterable[str]) -> str | None:

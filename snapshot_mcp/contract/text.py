@@ -15,6 +15,9 @@ NAME_CHARACTERS = 80
 MESSAGE_CHARACTERS = 400
 """Longest error text from outside that is worth a model's context."""
 
+LINE_CHARACTERS = 5000
+"""Longest line that is printed; a path has up to 4,096 bytes."""
+
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BLANK_LETTERS = {"\u115f", "\u1160", "\u3164", "\uffa0", "\u2800"}
 """Letters and symbols without a glyph, which would let different names look alike."""
@@ -36,15 +39,22 @@ CONSISTENCIES = {
 """Meaning of each kind of `consistency` (CONTRACT.md, "What our own face adds")."""
 
 _LONE = re.compile("[\ud800-\udfff]")
-"""Half a surrogate pair, which JSON can spell and no encoder accepts."""
+"""Half a surrogate pair, which no encoder accepts: JSON can spell it, and `os.fsdecode` uses it for bytes that are not text."""
+
+_BLANKS = re.compile("  +")
 
 _MARKS_A_LETTER = 2
 """Combining marks kept on one letter; more would cover the lines around it."""
 
 
 def encodable(text: str) -> str:
-    """Return `text` with U+FFFD for each half of a surrogate pair, so that it can be stored and sent."""
-    return text if text.isascii() else _LONE.sub("\ufffd", text)
+    """Return `text` as it can be stored and sent: a path's bytes that are not text as `\\xff`, other half pairs as U+FFFD."""
+    return text if text.isascii() else _LONE.sub(_spell_lone, text)
+
+
+def _spell_lone(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
 
 
 def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
@@ -58,8 +68,25 @@ def clean_text(text: object, limit: int = NAME_CHARACTERS) -> str:
 
 @lru_cache(maxsize=4096)  # the rows of a list repeat the same texts
 def _cleaned(given: str, limit: int) -> str:
-    if given.isascii() and given.isprintable() and "  " not in given:  # the common case: nothing to replace
-        return _capped(given.strip(), limit)
+    if not (given.isascii() and given.isprintable()):  # else the common case: nothing to replace
+        given = _visible(given)
+    return _capped(_BLANKS.sub(" ", given).strip(), limit)
+
+
+def clean_line(text: object) -> str:
+    """Return `text` as one line of visible characters, with its blanks as they are; an absurdly long one is cut.
+
+    It is for output whose parts were capped before.
+    """
+    line = str(text)[: LINE_CHARACTERS + 1]
+    if not (line.isascii() and line.isprintable()):
+        line = _visible(line)
+    return _capped(line, LINE_CHARACTERS)
+
+
+def _visible(given: str) -> str:
+    """Replace what is not visible: blanks of every kind by a space, a path's bytes by `\\xff`, the rest by U+FFFD."""
+    given = encodable(given)
     out: list[str] = []
     marks = 0
     for character in given:
@@ -69,10 +96,9 @@ def _cleaned(given: str, limit: int) -> str:
         elif category in _INVISIBLE or character in _BLANK_LETTERS:
             character = "\ufffd"
         marks = marks + 1 if category in {"Mn", "Me"} else 0
-        if marks > _MARKS_A_LETTER or (character == " " and out and out[-1] == " "):
-            continue
-        out.append(character)
-    return _capped("".join(out).strip(), limit)
+        if marks <= _MARKS_A_LETTER:
+            out.append(character)
+    return "".join(out)
 
 
 def _capped(line: str, limit: int) -> str:
@@ -106,16 +132,20 @@ def consistency_in_words(consistency: str | None) -> str:
     return f"{CONSISTENCIES[kind]} ({shown})" if is_known or kind == "fuzzy" else shown
 
 
+CLOCK_SKEW_SECONDS = 300.0
+"""How far a zone's clock may run ahead of this machine's; what lies further ahead has a wrong clock."""
+
+
 def age_in_words(moment: datetime, now: datetime) -> str:
-    """Return how long ago a moment was, or how far ahead it lies, for people: `2 h ago`, `in 5 min`."""
+    """Return how long ago a moment was, for people: `2 h ago`; one that lies ahead by a wrong clock is called so."""
     seconds = (now - moment).total_seconds()
     minutes = int(abs(seconds) // 60)
-    if minutes < 1:
+    if minutes < 1 or -CLOCK_SKEW_SECONDS <= seconds < 0:
         return "just now"
     span = (
         f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} days"
     )
-    return f"{span} ago" if seconds > 0 else f"in {span}"
+    return f"{span} ago" if seconds > 0 else f"{span} AHEAD of the clock"
 
 
 def format_bytes(size_bytes: int) -> str:

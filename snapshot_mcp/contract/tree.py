@@ -70,10 +70,13 @@ def _without_loops(parents: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 class SnapshotTree:
-    """Restore points as trees. An unknown id has no ancestors and no descendants."""
+    """Restore points as trees, given newest first as a zone lists them. An unknown id has no ancestors and no descendants."""
 
     def __init__(self, points: Iterable[Snapshot]) -> None:
-        self._by_id = {one.snapshot_id: one for one in sorted(points, key=age)}
+        newest_first = sorted(
+            points, key=lambda one: taken_at(one) or _DAWN, reverse=True
+        )  # keeps the order of equal ones
+        self._by_id = {one.snapshot_id: one for one in reversed(newest_first)}
         self._links = Links({id_: self._builds_on(one) for id_, one in self._by_id.items()})
 
     def __contains__(self, id_: object) -> bool:
@@ -84,11 +87,13 @@ class SnapshotTree:
 
     @cached_property
     def points(self) -> tuple[Snapshot, ...]:
-        """All points, oldest first; points of the same second after those that they build on."""
-        depths = self.depths
-        return tuple(
-            sorted(self._by_id.values(), key=lambda one: (age(one)[0], depths[one.snapshot_id], one.snapshot_id))
-        )
+        """All points, oldest first; points of the same second after those that they build on, else as they were listed."""
+        placed: dict[str, Snapshot] = {}
+        for one in self._by_id.values():
+            above = [base for base in self.ancestors(one.snapshot_id) if taken_at(base) == taken_at(one)]
+            placed |= {base.snapshot_id: base for base in reversed(above) if base.snapshot_id not in placed}
+            placed[one.snapshot_id] = one
+        return tuple(placed.values())
 
     @cached_property
     def depths(self) -> dict[str, int]:

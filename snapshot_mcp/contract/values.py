@@ -59,6 +59,13 @@ def _parse_count(value: object) -> object:
     return math.ceil(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
+def _parse_name(value: object) -> object:
+    """Read a number as text, and nothing in what is no text at all."""
+    if isinstance(value, str):
+        return value
+    return str(value)[:80] if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
 def _parse_code(value: object) -> object:
     """Accept numeric codes too."""
     return str(value) if isinstance(value, int) else "" if value is None else value
@@ -108,6 +115,8 @@ OwnTime = Annotated[
 ]
 """A time that only our own zone reports: unset it is left out, as the specification knows no such field."""
 WireText = Annotated[str, unset_as("")]
+WireName = Annotated[str, BeforeValidator(_parse_name)]
+"""What people read and nothing depends on: an odd one is read as well as it can be, so that it takes no row away."""
 WireFlag = Annotated[int, unset_as(0)]
 WireCount = Annotated[
     int, BeforeValidator(_parse_count), Field(le=MAX_COUNT), AfterValidator(lambda count: max(0, count))

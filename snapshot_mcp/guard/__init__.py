@@ -6,6 +6,7 @@ its rooms are plan/ ← consent/ ← carry/, and page/.
 
 from typing import TYPE_CHECKING
 
+from snapshot_mcp.guard.carry.outcome import NOT_DONE as NOT_DONE
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome as GuardedOutcome
 from snapshot_mcp.guard.carry.outcome import Status as Status
 from snapshot_mcp.guard.consent.client import Client as Client

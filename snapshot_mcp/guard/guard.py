@@ -14,6 +14,7 @@ from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
 from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate
+from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
@@ -264,6 +265,18 @@ class Guard:
         from snapshot_mcp.guard.plan.person import plan_purge
 
         return plan_purge(zone_name, deleted, await self._rules(zone_name))
+
+    async def plan_file_deletion(self, zone_name: str, file: OwnFile) -> "PersonAct":
+        """Plan to delete the file of an exported volume or image, under the current rules."""
+        from snapshot_mcp.guard.plan.person import plan_file_deletion
+
+        return plan_file_deletion(zone_name, file, await self._rules(zone_name))
+
+    async def plan_move(self, zone_name: str, label: str, lines: Sequence[str]) -> "PersonAct":
+        """Plan to move a disk to a file that may not be its own, under the current rules."""
+        from snapshot_mcp.guard.plan.person import plan_move
+
+        return plan_move(label, lines, await self._rules(zone_name))
 
     async def prove_person(self, pin: str | None, about: Mapping[str, Any]) -> Door:
         """Check the PIN of a person at a terminal, if one is set, and return their door.

@@ -11,7 +11,8 @@ from typing import Any, Self
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import Job, Resource, Snapshot, format_time
 from snapshot_mcp.contract.states import JobAction
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
+from snapshot_mcp.contract.text import CLOCK_SKEW_SECONDS, MESSAGE_CHARACTERS, clean_text, quoted
+from snapshot_mcp.ground.clock import Moment
 
 MAX_ROWS = 50
 """Most jobs in one answer."""
@@ -32,11 +33,13 @@ ACTIONS: dict[str, str] = {
 MAKES = {JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME}
 """Actions whose job names what it makes; APPLY names disks, the others snapshots."""
 
+CLOCK_SKEW = timedelta(seconds=CLOCK_SKEW_SECONDS)
 MAX_THINGS = 8
 """Disks or snapshots named in a row; the others are counted."""
 
 THINGS = ("disks", "snapshots", "made")
 WHO = ("asked_by", "asked_through", "approved_by", "door")
+STORED = (*WHO, "boot", "uptime")
 NOT_KNOWN_YET = "not known yet"
 
 FORGOTTEN = "the zone no longer knows the job"
@@ -65,7 +68,7 @@ class Entry:
     """A job; what is unknown is empty.
 
     `status` is "" while nobody knows how it ended, `unknown` once nobody can. `asked_through` is the program, `door` how the
-    approval was given.
+    approval was given. `boot` and `uptime` say when it was submitted by the clock that nobody sets.
     """
 
     location: str
@@ -83,6 +86,8 @@ class Entry:
     asked_through: str = ""
     approved_by: str = ""
     door: str = ""
+    boot: str = ""
+    uptime: str = ""
 
     @classmethod
     def of(cls, job: Job, zone: str, location: str) -> Self:
@@ -102,12 +107,27 @@ class Entry:
             made=ids if job.action in MAKES else (),
         )
 
+    @property
+    def moment(self) -> Moment:
+        """When it was submitted, by both clocks."""
+        wall = self.submitted.timestamp() if self.submitted else 0.0
+        try:
+            return Moment(wall, self.boot, float(self.uptime or 0.0))
+        except ValueError:
+            return Moment(wall)
+
     def with_end(self, job: Job) -> Self:
         """Return it with the end of the job, if the zone says that it has ended."""
         if self.status or not job.is_finished:
             return self
         end = Entry.of(job, self.zone, self.location)
-        return replace(self, status=end.status, error=end.error, ended=end.ended or datetime.now(UTC))
+        return replace(self, status=end.status, error=end.error, ended=self.likely_end(end.ended))
+
+    def likely_end(self, told: datetime | None) -> datetime:
+        """Return when it ended, by the zone if that can be so: after its submission and not in the future."""
+        now = datetime.now(UTC)
+        is_late_enough = told is not None and (self.submitted is None or told >= self.submitted - CLOCK_SKEW)
+        return told if told is not None and is_late_enough and told <= now + CLOCK_SKEW else now
 
     def completed(self, other: "Entry") -> Self:
         """Return it with what only the other entry of the same job has."""
@@ -200,12 +220,11 @@ def parse_since(text: str, now: datetime) -> datetime:
 def to_json(entry: Entry) -> dict[str, Any]:
     """Return what the register stores besides the columns that it searches by."""
     things = {name: [[one.id, one.name] for one in getattr(entry, name)] for name in THINGS}
-    who = {name: getattr(entry, name) for name in WHO}
+    who = {name: getattr(entry, name) for name in STORED}
     return {name: value for name, value in (things | who).items() if value}
 
 
 def from_json(about: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that `to_json` stored. Raises TypeError, AttributeError for what it did not store."""
-    return {
-        name: tuple(Thing(*one) for one in value) if name in THINGS else str(value) for name, value in about.items()
-    }
+    """Return the fields that `to_json` stored, of others nothing. Raises TypeError for what it did not store."""
+    things = {name: tuple(Thing(*one) for one in about[name]) for name in THINGS if name in about}
+    return things | {name: str(about[name]) for name in STORED if name in about}

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,6 +18,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.values import parse_time
+from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard import State
 from snapshot_mcp.history.entry import FORGOTTEN, MAX_ROWS, Entry, Thing, merge
 from snapshot_mcp.history.register import JobRegister
@@ -55,16 +56,37 @@ class Recalled:
 class JobHistory:
     """The history of a home, over its zones. `guard` returns its guard."""
 
-    def __init__(self, register: JobRegister, zones: Zones, guard: "Callable[[], Awaitable[Guard]]") -> None:
+    def __init__(
+        self,
+        register: JobRegister,
+        zones: Zones,
+        guard: "Callable[[], Awaitable[Guard]]",
+        clock: Clock | None = None,
+    ) -> None:
         self._register = register
         self._zones = zones
         self._guard = guard
+        self._clock = clock or SystemClock()
 
     async def note(self, zone: Zone, job: Job, known: Entry) -> None:
         """Note a job that was just submitted to the zone, with what is `known` of it."""
-        entry = replace(known, submitted=job.create_time or datetime.now(UTC))
+        now = self._clock.read()  # a provider's clock does not decide what is remembered
+        entry = replace(known, submitted=now.time, boot=now.boot, uptime=str(now.uptime))
         async with _best_effort():
             await in_thread(self._register.note, [entry.completed(Entry.of(job, zone.name, zone.provider.location))])
+
+    async def find_create(self, zone: Zone, resource_ids: Sequence[str], name: str, seconds: float) -> list[str] | None:
+        """Return the snapshots of the last create of these disks under this name that was submitted from here.
+
+        [] if that is longer ago than `seconds`, None if there was none.
+        """
+        with suppress(ZoneError):
+            for one in await in_thread(self._register.list_creates, zone.provider.location):
+                is_same = [thing.id for thing in one.disks] == list(resource_ids)
+                if is_same and one.snapshots and one.snapshots[0].name == name:
+                    is_recent = not one.moment.is_over(self._clock.read(), seconds)
+                    return [thing.id for thing in one.snapshots] if is_recent else []
+        return None
 
     async def note_approval(self, approval_id: str) -> None:
         """Note the job of an approval, and that of its safety snapshot."""
@@ -91,10 +113,12 @@ class JobHistory:
             wanted = {place.provider.location for place in places}
             known = [one for one in known if one.location in wanted or (not wanted and one.zone == zone)]
         answers: dict[str, list[Entry]] = {}
+        unlisted: list[int] = []
 
         async def ask(place: Zone) -> None:
             try:
-                answers[place.name] = await self._ask(place, since, known)
+                answers[place.name], more = await self._ask(place, since, known)
+                unlisted.append(more)
             except ZoneError as error:
                 errors[place.name] = error
 
@@ -107,8 +131,17 @@ class JobHistory:
         settled = [_settled(one, told.get((one.location, one.job_id))) for one in known]
         await self._write_ends(known, settled)
         found = [one for one in merge(settled, list(told.values())) if one.at >= since or one.status == "working"]
-        rows = await self._with_names(places, found[:MAX_ROWS])
-        return Recalled(tuple(rows), len(found), errors, problem)
+        running = [one for one in found if one.status == "working"][:MAX_ROWS]
+        ended = [one for one in found if one.status != "working"][: MAX_ROWS - len(running)]
+        rows = await self._with_names(places, [one for one in found if one in running or one in ended])
+        return Recalled(tuple(rows), len(found) + sum(unlisted), errors, problem)
+
+    async def zones_of(self, job_id: str) -> list[str]:
+        """Return the names of the zones that a job was submitted to from here: one, unless ids collide."""
+        with suppress(ZoneError):
+            locations = {one.location for one in await in_thread(self._register.find, job_id)}
+            return [place.name for place in self._places(self._zones.names)[0] if place.provider.location in locations]
+        return []
 
     def _places(self, names: Sequence[str]) -> tuple[list[Zone], dict[str, ZoneError]]:
         """Return the zones, each place once, and the errors of those that cannot be used."""
@@ -139,20 +172,23 @@ class JobHistory:
             return await in_thread(self._register.list_since, since), problem
         return [one for one in entries if one.at >= since], problem
 
-    async def _ask(self, place: Zone, since: datetime, known: Sequence[Entry]) -> list[Entry]:
-        """Return what the zone says: its unfinished jobs, its finished ones, and those that the register asks about."""
+    async def _ask(self, place: Zone, since: datetime, known: Sequence[Entry]) -> tuple[list[Entry], int]:
+        """Return what the zone says, its unfinished jobs, its finished ones, and those that the register asks about; and how
+        many more have finished."""
         location = place.provider.location
-        open_ids = [one.job_id for one in known if one.location == location and not one.status]
+        open_ids = [one.job_id for one in known if one.location == location and one.status in {"", "unknown"}]
         with anyio.move_on_after(ZONE_SECONDS):
             running = await place.list_unfinished_jobs(open_ids)
             finished: tuple[Job, ...] = ()
+            more = 0
             if Feature.HISTORY in place.provider.features:
                 with suppress(Unsupported):
-                    finished = (await place.provider.list_finished_jobs(since, MAX_ROWS)).items
+                    page = await place.provider.list_finished_jobs(since, MAX_ROWS)
+                    finished, more = page.items, max(0, page.total_count - len(page.items))
             jobs = {job.job_id: job for job in (*running, *finished)}
             gone = await self._look_up(place, [one for one in open_ids if one not in jobs][:MAX_ASKED], jobs)
             lost = [Entry(location, place.name, one, status="unknown", error=FORGOTTEN) for one in gone]
-            return [*(_told(job, place.name, location) for job in jobs.values()), *lost]
+            return [*(_told(job, place.name, location) for job in jobs.values()), *lost], more
         raise Unavailable("The zone did not answer in time.", hint="Try again in a moment.")
 
     async def _look_up(self, place: Zone, job_ids: Sequence[str], jobs: dict[str, Job]) -> list[str]:
@@ -216,7 +252,7 @@ def _settled(entry: Entry, told: Entry | None) -> Entry:
     """Return an entry with the status that the zone has told, if it was not known."""
     if told is None or entry.status not in {"", "unknown"} or told.status == entry.status:
         return entry
-    return replace(entry, status=told.status, error=told.error, ended=told.ended)
+    return replace(entry, status=told.status, error=told.error, ended=entry.likely_end(told.ended))
 
 
 def entries_of(approval: "Approval") -> list[Entry]:

@@ -5,8 +5,6 @@ lost can simply repeat the call.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from operator import attrgetter
 from typing import Annotated
 
 from mcp.server.mcpserver import Context
@@ -26,24 +24,24 @@ from snapshot_mcp.contract.models import (
     format_time,
 )
 from snapshot_mcp.contract.provider import Feature
-from snapshot_mcp.contract.states import JobAction, SnapshotStatus, TransitionStatus
+from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.server.deadline import preparing
 from snapshot_mcp.server.elicitation import HostClient
 from snapshot_mcp.server.endings import JobResult, WaitSeconds, follow, try_list
+from snapshot_mcp.server.lines import ahead_in_words
 from snapshot_mcp.server.past import note_submitted
 from snapshot_mcp.server.read_tools import ANY, ZoneArgument
+from snapshot_mcp.server.repeats import find_repeated
 from snapshot_mcp.server.results import Change, Renamed, Submitted, mixture_warning
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
-from snapshot_mcp.zones.finding import find_resources, find_snapshot, read_list, try_find_snapshots
+from snapshot_mcp.zones.finding import find_resources, find_snapshot, try_find_snapshots
 
 Name = Annotated[str, Field(pattern=r"\S", max_length=MAX_NAME_CHARACTERS)]
 """A zone takes any text; a blank name is a mistake."""
 SnapshotId = Annotated[str, Field(min_length=1)]
 SnapshotIds = Annotated[list[SnapshotId], Field(min_length=1, max_length=MAX_IDS)]
-
-SAME_CREATE = timedelta(minutes=10)
-"""How long a create with the same disks and name returns the existing backup (ARCHITECTURE.md, "The MCP face")."""
 
 IN_PROGRESS = "In progress: call wait_for_job."
 
@@ -69,22 +67,27 @@ async def create_snapshots(
     changes. The same disks and name within ten minutes return the existing one."""
     state = state_of(ctx)
     place = state.zones.get(zone)
-    resources = await find_resources(place.provider, resource_ids)
+    with preparing():
+        resources = await find_resources(place.provider, resource_ids)
     ids = [one.id for one in resources]
     async with state.create_lock(place):
-        existing = await _find_equal(place, ids, name)
-        if not existing:
+        with preparing():
+            repeated = await find_repeated(state, place, ids, name)
+        if not repeated.existing:
             try:
                 job = await place.provider.create_snapshots(ids, name, is_full=full)
             except ResourceBusy:
-                if not (existing := await _find_equal(place, ids, name)):
+                repeated = await find_repeated(state, place, ids, name)
+                if not repeated.existing:
                     raise
-    if existing:
-        return await _existing_result(ctx, place, existing, wait_seconds, wants_full=full)
+    if repeated.existing:
+        return await _existing_result(ctx, place, repeated.existing, wait_seconds, wants_full=full)
     made = [clean_text(one) for one in job.resource_ids if one not in ids]
     points = [Snapshot(snapshot_id=one, snapshot_name=name) for one in job.resource_ids if one not in ids]
     await note_submitted(ctx, place, job, JobAction.CREATE, disks=resources, snapshots=points)
-    ending = await follow(ctx, place, job, wait_seconds)
+    ending = (await follow(ctx, place, job, wait_seconds)).and_say(
+        ahead_in_words((one.snapshot_id, one.create_time) for one in repeated.ahead)
+    )
     size = sum(one.byte_size for one in resources)
     result = _submitted(place, job, ending, snapshot_ids=made or None, disk_bytes=size)
     disks = f"{', '.join(quoted(one.name) for one in resources)} ({format_bytes(size)})"
@@ -98,7 +101,8 @@ async def export_to_image(
     """Turn the snapshot or backup of a server (machine, instance, VM) into a golden image or template, to launch more
     servers like it. Submits a job; destroys nothing."""
     place = state_of(ctx).zones.get(zone)
-    snapshot = await find_snapshot(place.provider, snapshot_id)
+    with preparing():
+        snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.capture_instance(snapshot.snapshot_id, image_name)
     await note_submitted(ctx, place, job, JobAction.CAPTURE_INSTANCE, snapshots=[snapshot], makes=image_name)
     return await _exported(ctx, place, job, wait_seconds, snapshot, f"image {quoted(image_name)}")
@@ -110,7 +114,8 @@ async def export_to_volume(
     """Get the content of a snapshot on a new, separate disk beside the original: a clone, a lost disk, or one file
     from a backup. Submits a job; destroys nothing, so prefer it to a roll-back."""
     place = state_of(ctx).zones.get(zone)
-    snapshot = await find_snapshot(place.provider, snapshot_id)
+    with preparing():
+        snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
     await note_submitted(ctx, place, job, JobAction.CREATE_VOLUME, snapshots=[snapshot], makes=volume_name)
     return await _exported(ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}")
@@ -252,32 +257,6 @@ async def _exported(
         f"{result.job_id}.",
         *ending.lines,
     )
-
-
-async def _find_equal(zone: Zone, resource_ids: Sequence[str], name: str) -> list[Snapshot]:
-    """Return the snapshots of an equal create of the last ten minutes, in the resources' order; [] if there is none.
-
-    Separate backups of single disks under the same name are not a backup of all of them at one point in time.
-    """
-    since = datetime.now(UTC) - SAME_CREATE
-    alike: list[tuple[str, Snapshot]] = []
-    for resource_id in resource_ids:
-        query = SnapshotFilter(resource_id=resource_id, search_word=name, verbose=1)
-        found = (await read_list(zone.provider.list_snapshots, query))[0]
-        alike += [(resource_id, one) for one in found if one.snapshot_name == name and _is_repeatable(one, since)]
-    for moment_of in (attrgetter("create_time"), attrgetter("snapshot_time")):
-        for moment in dict.fromkeys(moment_of(one) for _, one in alike):
-            at_once = {resource_id: one for resource_id, one in alike if moment_of(one) == moment}
-            if moment and len(at_once) == len(resource_ids):
-                return [at_once[resource_id] for resource_id in resource_ids]
-    return []
-
-
-def _is_repeatable(one: Snapshot, since: datetime) -> bool:
-    """Return whether a repeated create may return this snapshot: it is recent, and available or being made."""
-    is_well = one.status in {SnapshotStatus.PENDING, SnapshotStatus.AVAILABLE}
-    is_staying = one.transition_status in {TransitionStatus.NONE, TransitionStatus.CREATING}
-    return is_well and is_staying and one.create_time is not None and one.create_time >= since
 
 
 async def _existing_result(

@@ -18,6 +18,9 @@ from snapshot_mcp.zones.finding import read_list, try_find_snapshots
 MAX_COUNTED = 1000
 """Restore points that a call counts in a zone that keeps no counts."""
 
+MAX_RUNNING = 5
+"""Unfinished jobs that are shown of a disk."""
+
 COUNT_SECONDS = 20.0
 """How long the counting may take; the list of disks comes without it then."""
 
@@ -100,7 +103,12 @@ async def _running(zone: Zone) -> dict[str, list[str]]:
         for job in jobs:
             for disk in dict.fromkeys(disks.get(one, one) for one in job.resource_ids):
                 found.setdefault(disk, []).append(_shown(job))
-    return found
+    return {disk: _cut(shown) for disk, shown in found.items()}
+
+
+def _cut(shown: list[str]) -> list[str]:
+    more = len(shown) - MAX_RUNNING
+    return [*shown[:MAX_RUNNING], f"{more} more: list_jobs"] if more > 0 else shown
 
 
 def _shown(job: Job) -> str:

@@ -27,11 +27,12 @@ from pydantic import ValidationError
 
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard import Question, QuestionAnswer, UrlAnswer
+from snapshot_mcp.server.deadline import LOOKUP_SECONDS, seconds_left
 
 ROUNDS_SINCE = "2026-07-28"
 """The first protocol version with questions in rounds."""
-ASK_SECONDS = 55.0
-"""Time limit of a call including a person's answer; hosts abandon it after 60 seconds."""
+ASK_SECONDS = 48.0
+"""Time limit for a person's answer, which leaves the call some time to say what came of it."""
 KEY = "consent"
 FIELD = "answer"
 
@@ -70,7 +71,7 @@ class HostClient:
         self._ctx = ctx
         self._is_modern = (ctx.protocol_version or "") >= ROUNDS_SINCE
         self._answers = _answers_of(ctx)
-        self._deadline = anyio.current_time() + ASK_SECONDS
+        self._deadline = anyio.current_time() + min(ASK_SECONDS, max(0.0, seconds_left() - LOOKUP_SECONDS))
         self._said_no = any(_answer(ElicitResult.model_validate(given)).is_no for given in self._answers.values())
 
     @property

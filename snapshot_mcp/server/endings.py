@@ -1,12 +1,11 @@
 """What came of submitted jobs: a bounded wait with progress, the outcome, what was made, and the next step.
 
-A call answers within `CALL_SECONDS` of its beginning, which `StrictTool.run` notes; a wait gets what is left. A wait never
-turns a job that was submitted into an error: if it cannot be followed, the result says so and has the job's id.
+A wait gets what is left of the call's time. It never turns a job that was submitted into an error: if it cannot be followed,
+the result says so and has the job's id.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self, TypeVar
 
@@ -18,16 +17,11 @@ from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.contract.models import MAX_LIMIT, Job, Page, ResourceFilter, Snapshot, SnapshotFilter
 from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobAction, JobStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
+from snapshot_mcp.server.deadline import CALL_SECONDS, LOOKUP_SECONDS, seconds_left
 from snapshot_mcp.server.progress import ProgressReport
 from snapshot_mcp.server.results import RECOVER, JobRow, Made, Outcome, mixture_warning
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone, finding
-
-CALL_SECONDS = 50.0
-"""A call answers within this time; hosts abandon it after 60 seconds."""
-
-LOOKUP_SECONDS = 2.0
-"""What a wait leaves of the call's time for looking up what was made."""
 
 LEAVING_SECONDS = 1.0
 """How long waits go on once the host has closed its end: some jobs end in a moment."""
@@ -42,7 +36,7 @@ WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
 NEXT_STEPS: dict[str, str] = {
     JobAction.CREATE: "The restore point is complete; show_chain shows it in its chain.",
     JobAction.APPLY: "The disk has the snapshot's content again; show_chain shows the new head.",
-    JobAction.DELETE: "Deleted; recover_snapshots can bring it back while the zone keeps it.",
+    JobAction.DELETE: "Deleted; recover_snapshots brings it back if the zone still keeps it.",
     JobAction.CREATE_VOLUME: "The new volume is in list_resources.",
     JobAction.CAPTURE_INSTANCE: "The image is in list_resources with kind image.",
     JobAction.VERIFY: "Read back whole: they can be restored.",
@@ -53,18 +47,6 @@ DESTRUCTIVE = {JobAction.DELETE, JobAction.APPLY}
 
 Query = TypeVar("Query", SnapshotFilter, ResourceFilter)
 Item = TypeVar("Item")
-
-_began: ContextVar[float] = ContextVar("began")
-
-
-def begin_call() -> None:
-    """Note that a tool's call begins now."""
-    _began.set(anyio.current_time())
-
-
-def seconds_left() -> float:
-    """Return the time until the call that is being handled must have answered, at least 0."""
-    return max(0.0, _began.get(anyio.current_time()) + CALL_SECONDS - anyio.current_time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +113,8 @@ def outcome_of(rows: Sequence[JobRow]) -> tuple[Outcome, str]:
             hint += f" Unknown status {', '.join(unknown)}: check with list_snapshots what came of it."
         return "failed" if has_failed else "still_running", hint
     if has_failed:
+        if all(row.is_cancelled for row in rows if row.status == JobStatus.FAILED):
+            return "failed", "It was cancelled and left nothing behind."
         return "failed", "Report the reason verbatim. Do not retry until the cause is fixed."
     return "successful", " ".join(dict.fromkeys(NEXT_STEPS[row.action] for row in rows if row.action in NEXT_STEPS))
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import JobAction
-from snapshot_mcp.guard import GuardedOutcome
+from snapshot_mcp.guard import NOT_DONE, GuardedOutcome
 from snapshot_mcp.server.change_tools import SnapshotId, SnapshotIds
 from snapshot_mcp.server.elicitation import AnswerNeeded, HostClient
 from snapshot_mcp.server.endings import WaitSeconds, follow
@@ -109,5 +109,7 @@ async def _follow(act: GuardedCall, outcome: GuardedOutcome, result: Guarded) ->
         return result.with_text(*_lines(result), result.hint)
     job = Job(job_id=outcome.job_id, action=act.action)
     ending = await follow(act.ctx, act.zone, job, act.wait_seconds)
+    over = f"and has ended: {ending.outcome}." if ending.outcome in {"successful", "failed"} else NOT_DONE
+    result = result.model_copy(update={"message": result.message.replace(NOT_DONE, over)})
     told = ending.fields | {"made": [one.line for one in ending.made or ()] or None}
     return result.model_copy(update=told).with_text(*_lines(result), *ending.lines)

@@ -12,18 +12,11 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult
 from pydantic import Field
 
-from snapshot_mcp.contract.errors import NotFound, Unavailable, ZoneError
+from snapshot_mcp.contract.errors import BadRequest, Cancelled, NotFound, NotUsable, Unavailable, ZoneError
 from snapshot_mcp.contract.models import MAX_IDS, Job
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
-from snapshot_mcp.server.endings import (
-    CALL_SECONDS,
-    LOOKUP_SECONDS,
-    find_made,
-    note_ends,
-    outcome_of,
-    seconds_left,
-    wait_in_zones,
-)
+from snapshot_mcp.server.deadline import CALL_SECONDS, LOOKUP_SECONDS, seconds_left
+from snapshot_mcp.server.endings import find_made, note_ends, outcome_of, wait_in_zones
 from snapshot_mcp.server.past import list_finished
 from snapshot_mcp.server.results import Cancellation, JobList, JobRow, ListedJob, Unreachable, Waited, action_of
 from snapshot_mcp.server.state import ServerState, state_of
@@ -32,6 +25,9 @@ from snapshot_mcp.zones import Zone
 AnyZone = Annotated[str, Field(description="Zone; all if unset")]
 
 DEFAULT_WAIT_SECONDS = 25.0
+
+OTHERS_SECONDS = 2.0
+"""How long the other zones may take once one knows a job that nobody here has submitted."""
 
 
 async def wait_for_job(
@@ -108,6 +104,8 @@ async def cancel_job(
     place, _ = await find_job(state_of(ctx), job_id, zone)
     job = await place.provider.cancel_job(job_id)
     shown = f"Job {clean_text(job.job_id)} ({action_of(job)}) in zone {place.name}"
+    if job.is_finished and (job.error is None or job.error.code != Cancelled.code):
+        raise NotUsable(f"{shown} has ended as {quoted(job.status)}.", hint="It was not cancelled.")
     if job.is_finished:
         result = Cancellation(zone=place.name, job_id=clean_text(job.job_id), status="cancelled")
         return result.with_text(f"{shown} was cancelled and left nothing behind.")
@@ -117,11 +115,13 @@ async def cancel_job(
 
 
 async def find_job(state: ServerState, job_id: str, zone: str = "") -> tuple[Zone, Job]:
-    """Return a job and its zone, looking in every zone unless one is given.
+    """Return a job and its zone: that which it was submitted to from here, else the only one of all that knows it.
 
-    Raises NotFound if all zones have answered, else Unavailable, which names those that have not.
+    Raises NotFound if all zones have answered, else Unavailable, which names those that have not; BadRequest if several zones
+    claim to know it, because one of them may lie.
     """
-    names = [state.zones.get(zone).name] if zone else state.zones.names
+    known = [] if zone or not state.history else await state.history.zones_of(job_id)
+    names = [state.zones.get(zone).name] if zone else known or state.zones.names
     found: list[tuple[Zone, Job]] = []
     errors: dict[str, ZoneError] = {}
 
@@ -129,7 +129,7 @@ async def find_job(state: ServerState, job_id: str, zone: str = "") -> tuple[Zon
         try:
             place = state.zones.get(name)
             found.append((place, await place.provider.get_job(job_id)))
-            tasks.cancel_scope.cancel()
+            tasks.cancel_scope.deadline = min(tasks.cancel_scope.deadline, anyio.current_time() + OTHERS_SECONDS)
         except NotFound:
             pass
         except ZoneError as error:
@@ -138,6 +138,9 @@ async def find_job(state: ServerState, job_id: str, zone: str = "") -> tuple[Zon
     async with anyio.create_task_group() as tasks:
         for name in names:
             tasks.start_soon(look, name)
+    if len({place.provider.location for place, _ in found}) > 1:
+        claims = ", ".join(sorted(place.name for place, _ in found))
+        raise BadRequest(f"Several zones know a job {quoted(job_id)}: {claims}.", hint="Give the zone that you mean.")
     if found:
         return found[0]
     where = f"zone {names[0]}" if len(names) == 1 else f"the zones {', '.join(names)}"

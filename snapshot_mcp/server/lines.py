@@ -1,11 +1,19 @@
 """The texts of what the reading tools list: headings, a line each, sizes for people and ages beside times."""
 
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 from snapshot_mcp.contract.models import Page, Snapshot, format_time
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, age_in_words, format_bytes, quoted
+from snapshot_mcp.contract.text import (
+    CLOCK_SKEW_SECONDS,
+    MESSAGE_CHARACTERS,
+    age_in_words,
+    clean_text,
+    format_bytes,
+    quoted,
+)
 from snapshot_mcp.server.rows import ResourceRow, SnapshotRow
 
 
@@ -34,13 +42,35 @@ def bare_hint(rows: list[ResourceRow]) -> str:
     return f"Without a good restore point: {', '.join(bare[:10])}{more}. create_snapshots backs them up."
 
 
+def ahead_in_words(moments: Iterable[tuple[str, datetime | None]]) -> str:
+    """Return a warning that names the restore points, by id and time, whose time lies ahead; "" if there are none."""
+    limit = datetime.now(UTC) + timedelta(seconds=CLOCK_SKEW_SECONDS)
+    ids = [clean_text(one) for one, moment in moments if moment and moment > limit]
+    if not ids:
+        return ""
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return (
+        f"A clock is or was wrong: the time of {', '.join(ids[:5])}{more} lies ahead, so they are listed as the newest."
+    )
+
+
+def unread_in_words(page: Page[Any]) -> str:
+    """Return how many rows of a page could not be read, and the first reason; "" for none."""
+    if not page.unread:
+        return ""
+    return (
+        f"{count_of(len(page.unread), 'row')} of the zone's answer could not be read: {clean_text(page.unread[0], 300)}"
+    )
+
+
 def _with_age(one: Snapshot, now: datetime) -> str:
     """Return when it was taken, or when it was deleted and until when it can be recovered, with ages."""
     moment = one.snapshot_time or one.create_time
     taken = f"{format_time(moment)} ({age_in_words(moment, now)})" if moment else "not taken yet"
     if one.deleted_at is None:
         return taken
-    until = f", recover_snapshots until {format_time(one.recoverable_until)}" if one.recoverable_until else ""
+    is_kept = one.recoverable_until is not None and one.recoverable_until > now
+    until = f", recover_snapshots until {format_time(one.recoverable_until)}" if is_kept else ""
     return f"{taken}  deleted {format_time(one.deleted_at)} ({age_in_words(one.deleted_at, now)}){until}"
 
 

@@ -18,6 +18,7 @@ from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.guard import GuardedOutcome
 from snapshot_mcp.server.callers import sees_names_of
 from snapshot_mcp.server.elicitation import HostClient
+from snapshot_mcp.server.lines import count_of
 from snapshot_mcp.server.results import JobList, ListedJob, Unreachable
 from snapshot_mcp.server.state import state_of
 from snapshot_mcp.zones import Zone
@@ -93,7 +94,11 @@ async def list_finished(ctx: Context[Any, Any], since: str, zone: str) -> CallTo
     hint = " ".join(filter(None, hints))
     result = JobList(since=format_time(start), jobs=rows, unreachable=unreachable, hint=hint)
     where = ", ".join(names)
-    head = f"{len(rows)} jobs in {where} since {result.since}:" if rows else f"No jobs in {where} since {result.since}."
+    head = (
+        f"{count_of(len(rows), 'job')} in {where} since {result.since}:"
+        if rows
+        else f"No jobs in {where} since {result.since}."
+    )
     lines = [f"Zone {one.zone} did not answer: {one.reason}" for one in unreachable]
     return result.with_text(head, *(one.in_words() for one in entries), *lines, hint)
 

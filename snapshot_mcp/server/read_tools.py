@@ -26,16 +26,18 @@ from snapshot_mcp.contract.models import (
 )
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
-from snapshot_mcp.contract.tree import is_fuzzy
+from snapshot_mcp.contract.tree import is_fuzzy, taken_at
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.coverage import protection_of
 from snapshot_mcp.server.lines import (
+    ahead_in_words,
     bare_hint,
     count_of,
     filter_in_words,
     heading,
     resource_line,
     shown,
+    unread_in_words,
 )
 from snapshot_mcp.server.rows import ChainPicture, ResourceList, ResourceRow, SnapshotList
 from snapshot_mcp.server.state import ServerState, state_of
@@ -103,7 +105,10 @@ async def list_snapshots(
     page = await place.provider.list_snapshots(query)
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
-    hint = " ".join(filter(None, (_missing_hint(query, page), await _hint(place, page, query))))
+    ahead = ahead_in_words((one.snapshot_id, taken_at(one)) for one in page.items)
+    hint = " ".join(
+        filter(None, (_missing_hint(query, page), unread_in_words(page), ahead, await _hint(place, page, query)))
+    )
     minute = int(time() // 60)
     drawn = [shown(one, verbose, minute) for one in page.items]
     rows = [row for row, _ in drawn]
@@ -135,7 +140,8 @@ async def list_resources(
     rows = [ResourceRow.of(one, found.coverage.get(one.id), found.running.get(one.id, ())) for one in page.items]
     hint = await _resource_hint(state, place, page, query, kind)
     others = await _others_hint(place, page, query, kind)
-    hint = " ".join(filter(None, (others, hint, found.note, bare_hint(rows))))
+    ahead = ahead_in_words((one.newest_good_id, one.newest_good_time) for one in found.coverage.values())
+    hint = " ".join(filter(None, (others, hint, unread_in_words(page), found.note, ahead, bare_hint(rows))))
     applied = filter_in_words(kind=kind, search=search, status=status)
     result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
     head = heading(_noun(kind), page, offset, place.name, filter_in_words(search=search, status=status))
@@ -175,6 +181,8 @@ def picture(
         hint = "The head is not among those shown." if is_cut else "No head: the next snapshot will be full."
     if any(map(is_fuzzy, snapshots)):
         hint += " A fuzzy point may be a mixture of states and does not count as a good restore point."
+    if ahead := ahead_in_words((one.snapshot_id, taken_at(one)) for one in snapshots):
+        hint = f"{hint} {ahead}"
     if is_cut:
         hint = f"Only the newest {len(snapshots)} of {total_count} are shown; list_snapshots lists all. {hint}"
     return ChainPicture(
@@ -258,6 +266,7 @@ async def _resources(zone: Zone, query: ResourceFilter, kind: Kind) -> Page[Any]
         page: Page[Any] = await lists[kind](query)
         return page
     items: list[Resource] = []
+    unread: tuple[str, ...] = ()
     total = 0
     for list_kind in lists.values():
         wanted = query.limit - len(items)
@@ -265,7 +274,8 @@ async def _resources(zone: Zone, query: ResourceFilter, kind: Kind) -> Page[Any]
         page = await list_kind(query.model_copy(update=update))
         items += page.items[:wanted]
         total += page.total_count
-    return Page(tuple(items), total)
+        unread += page.unread
+    return Page(tuple(items), total, unread)
 
 
 def _unfiltered(query: SnapshotFilter) -> SnapshotFilter:

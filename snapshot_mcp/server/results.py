@@ -4,12 +4,13 @@ They are built from the contract's models only here, and text from outside is cl
 next step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 from mcp.types import CallToolResult, TextContent
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from snapshot_mcp.contract.errors import Cancelled
 from snapshot_mcp.contract.models import Job, Resource, Snapshot, format_time
 from snapshot_mcp.contract.states import JobAction, JobStatus
 from snapshot_mcp.contract.text import (
@@ -25,6 +26,9 @@ from snapshot_mcp.guard import GuardedOutcome, Status
 
 Outcome = Literal["successful", "failed", "still_running"]
 """How a wait for jobs ended."""
+
+MAX_PLAN_LINES = 300
+"""Lines of a plan in a result; most approvals take a few snapshots."""
 
 RECOVER = "RecoverSnapshots"
 """A recovery job's action as readers see it; on the wire it is `Lease`, the specification's name."""
@@ -154,6 +158,12 @@ class JobRow(Result):
     created_at: str | None = None
     finished_at: str | None = None
     error: str | None = None
+    _is_cancelled: bool = PrivateAttr(False)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it failed because somebody cancelled it."""
+        return self._is_cancelled
 
     @classmethod
     def of(cls, job: Job, zone: str) -> Self:
@@ -165,7 +175,7 @@ class JobRow(Result):
             percent = round(progress.fraction * 100, 1) if progress else None
         is_bytes = progress is not None and progress.unit == "bytes"
         reason = clean_text(job.reason or "no reason given", MESSAGE_CHARACTERS)
-        return cls(
+        row = cls(
             job_id=clean_text(job.job_id),
             zone=zone,
             action=action_of(job),
@@ -179,6 +189,8 @@ class JobRow(Result):
             finished_at=format_time(job.finished_time) or None,
             error=reason if job.status == JobStatus.FAILED else None,
         )
+        row._is_cancelled = job.error is not None and job.error.code == Cancelled.code
+        return row
 
 
 class ListedJob(JobRow):
@@ -262,7 +274,7 @@ class Guarded(Result):
             zone=zone,
             status=outcome.status,
             message=outcome.message.removesuffix(f"\n{outcome.how_to_approve}"),
-            plan=list(outcome.plan),
+            plan=_cut(outcome.plan),
             job_id=clean_text(outcome.job_id) or None,
             approval_id=outcome.approval_id or None,
             approval_link=outcome.approval_link or None,
@@ -275,6 +287,12 @@ class Guarded(Result):
             ask_again_at=format_time(outcome.ask_again_at) or None,
             hint=outcome.next_step,
         )
+
+
+def _cut(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a plan, of a very long one the first: a person who decides is shown all of it elsewhere."""
+    more = len(lines) - MAX_PLAN_LINES
+    return [*lines[:MAX_PLAN_LINES], f"… and {more} lines more"] if more > 0 else list(lines)
 
 
 def type_of(snapshot: Snapshot) -> str:

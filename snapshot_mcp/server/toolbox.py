@@ -5,8 +5,10 @@ The SDK's own tools ignore unknown arguments, convert types and publish pydantic
 
 from collections.abc import Callable
 from functools import cache
+from math import inf
 from typing import Annotated, Any, get_args, get_origin
 
+import anyio
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.mcpserver.tools import Tool
@@ -18,7 +20,7 @@ from snapshot_mcp.contract import errors
 from snapshot_mcp.contract.models import MAX_DESCRIPTION_CHARACTERS, MAX_IDS
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.server.callers import refuse_role
-from snapshot_mcp.server.endings import begin_call
+from snapshot_mcp.server.deadline import CALL_SECONDS, begin_call
 from snapshot_mcp.server.state import state_of
 
 READ = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
@@ -48,8 +50,13 @@ class StrictTool(Tool):
             return error_result(errors.Forbidden.code, f"{self.name} was not called: {reason}")
         if reason := _too_long(arguments):
             return error_result(errors.BadRequest.code, f"{self.name} was not called: {reason}")
+        reads = bool(self.annotations and self.annotations.read_only_hint)
         try:
-            return await super().run(self._as_meant(arguments), context, convert_result)
+            with anyio.move_on_after(CALL_SECONDS if reads else inf):
+                return await super().run(self._as_meant(arguments), context, convert_result)
+            return error_result(
+                errors.Unavailable.code, f"{self.name} failed: no answer within {CALL_SECONDS:g} s. Try again."
+            )
         except UnexpectedToolError as error:
             if isinstance(cause := error.__cause__, errors.ZoneError):
                 return error_result(cause.code, f"{self.name} failed: {_text_of(cause, arguments, context)}")

@@ -20,6 +20,8 @@ from snapshot_mcp.contract.errors import Forbidden, NotFound
 from snapshot_mcp.contract.models import first_repeated
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.ground.files import fsync_folder, make_private_folder, replace_private, written_beside
+from snapshot_mcp.ground.permissions import reason_of
+from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.service.roles import Role
 
 Stamp = tuple[int, ...]
@@ -109,7 +111,7 @@ class KeyFile:
     def _read(self) -> tuple[KeyPair, ...]:
         if os.name == "posix" and self.path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise Forbidden(
-                f"Other users can read the key file {str(self.path)!r}.", hint=f"Run: chmod 600 {self.path}"
+                f"Other users can read the key file {str(self.path)!r}.", hint=f"Run: chmod 600 {quote(str(self.path))}"
             )
         try:
             value = json.loads(self.path.read_bytes())
@@ -149,7 +151,7 @@ class KeyFile:
             yield
         except OSError as error:
             raise Forbidden(
-                f"Cannot read or write the key file {str(self.path)!r}: {error.strerror}.",
+                f"Cannot read or write the key file {str(self.path)!r}: {reason_of(error, self.path)}.",
                 hint="Make the home folder writable, or set SNAPSHOT_MCP_HOME to one that is.",
             ) from None
 

@@ -14,6 +14,7 @@ from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.ground import web
 from snapshot_mcp.ground.http_server import HttpServer
+from snapshot_mcp.ground.permissions import READ, reason_of
 from snapshot_mcp.service.answers import error_answer
 from snapshot_mcp.service.requests import MAX_QUERY_BYTES
 
@@ -69,8 +70,10 @@ def _check_tls(certificate: Path, key: Path | None) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
+        is_ssl = isinstance(error, ssl.SSLError)
+        why = clean_text(error) if is_ssl else reason_of(error, certificate, READ)
         raise BadRequest(
-            f"Cannot use the certificate {str(certificate)!r}: {clean_text(error)}.",
+            f"Cannot use the certificate {str(certificate)!r}: {why}.",
             hint="Give PEM files: --tls-cert with the certificate chain, --tls-key with its private key.",
         ) from None
 

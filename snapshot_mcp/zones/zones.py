@@ -12,6 +12,7 @@ from snapshot_mcp.contract.errors import Forbidden, NotFound, UnknownZone, Unsup
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.zones.finding import sorted_names
 from snapshot_mcp.zones.watcher import JobWatcher
 
 
@@ -63,7 +64,8 @@ class Zones:
         name = name or self.default
         if name not in self._zones:
             if name not in self._factories:
-                raise UnknownZone(f"There is no zone {quoted(name)}.", hint=f"Zones: {', '.join(self.names)}.")
+                names = sorted_names(name, self.names)
+                raise UnknownZone(f"There is no zone {quoted(name)}.", hint=f"Zones: {', '.join(names)}.")
             try:
                 provider = self._factories[name]()
             except ZoneError as error:

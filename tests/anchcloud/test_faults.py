@@ -8,6 +8,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import (
     NotFound,
+    NotUsable,
     OutcomeUnknown,
     ResourceBusy,
     TooManyRequests,
@@ -22,6 +23,7 @@ from tests.disks import get, ids
 from tests.faulty_proxy import IS_DELIVERED, Canned, Decision, Fault, Seen
 from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY, client_of
+from tests.strange_zone import answer, strange_zone
 
 pytestmark = pytest.mark.anyio
 
@@ -249,13 +251,27 @@ async def test_every_failure_is_an_error_of_the_tree(wire: Wire) -> None:
         Canned(503, b'{"code": "ServiceUnavailable", "message": "x"}'),
     ]
     client = client_of(wire.proxy.url, patience=replace(HASTY, lookup_seconds=0.05))
-    for answer in nonsense:
-        wire.proxy.decide = lambda seen, answer=answer: Fault.NONE if seen.is_token else answer
+    for told in nonsense:
+        wire.proxy.decide = lambda seen, told=told: Fault.NONE if seen.is_token else told
         with pytest.raises(ZoneError) as read:
             await client.list_snapshots(SnapshotFilter())
-        assert not isinstance(read.value, NotFound), answer
-        wire.proxy.decide = lambda seen, answer=answer: answer if seen.is_change else Fault.NONE
+        assert not isinstance(read.value, NotFound), told
+        wire.proxy.decide = lambda seen, told=told: told if seen.is_change else Fault.NONE
         with pytest.raises(ZoneError) as change:
             await client.create_volume("ss-aaaaaaaa", "copy")
         assert str(change.value)
     await client.aclose()
+
+
+@pytest.mark.parametrize(("status", "code"), [("successful", ""), ("failed", "storage_full")])
+async def test_a_cancelled_job_that_has_ended_otherwise_was_not_cancelled(status: str, code: str) -> None:
+    """The answer of the cancellation itself says how the job ended."""
+    job = {"job_id": "job-1", "job_action": "CreateSnapshots", "status": "working"}
+    ended = job | {"status": status} | ({"error": {"code": code, "message": "3 of 4"}} if code else {})
+    async with strange_zone() as (strange, zone):
+        strange.answers = {
+            "GET job-1": answer(job, 200, "x-snapshot-features: cancel"),
+            "DELETE job-1": answer(ended, 200, "x-snapshot-features: cancel"),
+        }
+        with pytest.raises(NotUsable, match="has ended"):
+            await zone.cancel_job("job-1")

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -45,9 +46,48 @@ async def test_a_private_authority_is_trusted_where_it_is_named_and_only_there(t
         assert (await client.list_snapshots(SnapshotFilter())).total_count == 0
         await client.aclose()
         stranger = client_of(url, patience=replace(HASTY, total_seconds=0.2))
-        with pytest.raises(Unavailable, match="certificate is not trusted"):
+        with pytest.raises(Unavailable, match=r"authority that this machine does not know.* Set ca_file"):
             await stranger.list_snapshots(SnapshotFilter())
         await stranger.aclose()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("self-signed", "Set ca_file in the zone's settings"),
+        ("expired", "has expired .* The provider has to renew it"),
+        ("another name", "is for another name.* Set url to a name"),
+        ("no tls here", r"does not speak TLS on this port.* let url begin with http://"),
+        ("tls here", "let url begin with https://"),
+    ],
+)
+async def test_what_is_wrong_with_tls_is_said_with_the_next_step(tmp_path: Path, trouble: str, said: str) -> None:
+    """ "A self-signed certificate says "check the network" and not `ca_file`"; nothing was retried in vain."""
+    authority = trustme.CA()
+    name = "other.example" if trouble == "another name" else "127.0.0.1"
+    until = datetime.now(UTC) - timedelta(days=1) if trouble == "expired" else None
+    certificate = authority.issue_cert(name, not_after=until)
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "face.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    zone = LocalZone(tmp_path / "zone")
+    listener = bind("127.0.0.1", 0)
+    has_tls = trouble != "no tls here"
+    async with running(
+        build_service({ZONE_ID: zone}, TokenBook([KEY_PAIR])),
+        listener,
+        certificate=tmp_path / "face.pem" if has_tls else None,
+    ):
+        scheme = "http" if trouble == "tls here" else "https"
+        ca_file = tmp_path / "ca.pem" if trouble not in {"self-signed", "tls here"} else None
+        client = client_of(
+            f"{scheme}://127.0.0.1:{listener.getsockname()[1]}",
+            ca_file=ca_file,
+            patience=replace(HASTY, total_seconds=0.5),
+        )
+        with pytest.raises(Unavailable, match=said):
+            await client.list_snapshots(SnapshotFilter())
+        await client.aclose()
+    await zone.aclose()
 
 
 async def test_everything_goes_through_the_proxy_that_is_set(wire: Wire) -> None:

@@ -22,16 +22,6 @@ async def chain(subject: Subject, volume: str, names: str) -> list[str]:
     return [await subject.back_up(volume, name) for name in names]
 
 
-async def test_order_is_newest_first_then_by_id(subject: Subject) -> None:
-    """Order: "newest `snapshot_time` first, then id"."""
-    volume = await subject.volume()
-    await chain(subject, volume, "abcde")
-    items = (await subject.zone.list_snapshots(SnapshotFilter(resource_id=volume))).items
-    keys = [(-snapshot.snapshot_time.timestamp(), snapshot.snapshot_id) for snapshot in items if snapshot.snapshot_time]
-    assert len(keys) == 5
-    assert keys == sorted(keys)
-
-
 async def test_gone_snapshots_are_left_out_unless_asked_for(subject: Subject) -> None:
     """Order: "Without `status` and without ids, `deleted` and `ceased` are left out"."""
     volume = await subject.volume()

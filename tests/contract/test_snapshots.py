@@ -9,6 +9,7 @@ import pytest
 from snapshot_mcp.contract.errors import BadRequest, NotFound, WrongResourceType
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import JobAction, SnapshotStatus
+from snapshot_mcp.contract.tree import SnapshotTree
 from tests.anchcloud.subject import PROVIDER
 from tests.contract.subject import Subject
 from tests.disks import get, ids
@@ -311,3 +312,18 @@ async def test_recovered_chain_is_available_again(subject: Subject) -> None:
     await subject.done(job)
     assert (await get(subject.zone, root)).status == SnapshotStatus.AVAILABLE
     assert subject.zone.recovery_seconds == 7200
+
+
+async def test_what_was_made_within_one_second_is_listed_in_the_order_of_making(subject: Subject) -> None:
+    """ "Within one second newest first is chance": the newest is the newest, on every page and in every list."""
+    disk = await subject.volume()
+    made = [await subject.back_up(disk, is_full=number % 2 == 0) for number in range(5)]
+    newest_first = made[::-1]
+    for query in (SnapshotFilter(resource_id=disk), SnapshotFilter(snapshots=tuple(made)), SnapshotFilter()):
+        wanted = query.model_copy(update={"verbose": 1, "limit": 2})
+        pages = [
+            await subject.zone.list_snapshots(wanted.model_copy(update={"offset": offset})) for offset in (0, 2, 4)
+        ]
+        assert [one.snapshot_id for page in pages for one in page.items if one.snapshot_id in made] == newest_first
+    listed = (await subject.zone.list_snapshots(SnapshotFilter(resource_id=disk, verbose=1))).items
+    assert [one.snapshot_id for one in SnapshotTree(listed).points] == made

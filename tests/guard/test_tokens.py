@@ -19,7 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import SubscriptionLost
 
 from snapshot_mcp.guard import Door
-from snapshot_mcp.server.endings import CALL_SECONDS
+from snapshot_mcp.server.deadline import CALL_SECONDS
 from tests.disks import worker_pid
 from tests.guard.conftest import Bench, nobody
 from tests.guard.test_attacks import Victim, status_of
@@ -326,7 +326,7 @@ async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless
                 async with service.connect("olga", mode) as olga:
                     tasks.start_soon(call_later, 0.5, lambda: service.remove("olga"))
                     others.append(await olga.call_tool("wait_for_job", wait))
-            assert others == []
+            assert others == [], str(others)
             endless_job.end()
         assert others[0].structured_content["outcome"] == "successful"
 

@@ -46,6 +46,7 @@ def test_data_is_there_and_all_else_stays(document: dict[str, Any], indent: Any,
         ('{\n    "a": 1, // one\n}\n', '{\n    "a": 1, // one\n    "s": {\n        "x": 1\n    },\n}\n'),
         ('{\n\t"s": {\n\t\t"y": 2 /* two */\n\t}\n}', '{\n\t"s": {\n\t\t"y": 2, /* two */\n\t\t"x": 1\n\t}\n}'),
         ('{"s": {"x": 0}}', '{"s": {"x": 1}}'),
+        ('{"s": {/* a */}/* b */\n}', '{"s": {\n  "x": 1\n/* a */}/* b */\n}'),
         ('{\r\n  "s": {}\r\n}', '{\r\n  "s": {\r\n    "x": 1\r\n  }\r\n}'),
     ],
 )

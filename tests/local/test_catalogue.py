@@ -5,6 +5,7 @@ Costs are counted in steps of SQLite's machine, which are the same on every run 
 """
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -125,12 +126,12 @@ async def test_a_zone_of_the_first_format_is_brought_up_to_date(zone_folder: Pat
     """Its snapshots are counted, its pages are the same, and files that its purge left behind go."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        patch.setattr("snapshot_mcp.providers.local.folder.settle", lambda *_: None)  # it came with a later format
         fill_zone(zone_folder, 500, resource_count=3)
-        with FolderCatalogue(zone_folder) as catalogue:
-            gone = catalogue.row("SELECT snapshot_id FROM snapshots WHERE status = 'ceased'")
-            assert gone is not None
-            catalogue.db.execute("INSERT INTO deletions VALUES ('act', 'vol-0', 1, 1, NULL, 'purged')")
-            catalogue.db.execute("UPDATE snapshots SET deletion_id = 'act' WHERE snapshot_id = ?", (gone[0],))
+        with closing(sqlite3.connect(zone_folder / "catalogue.sqlite")) as db, db:
+            gone = db.execute("SELECT snapshot_id FROM snapshots WHERE status = 'ceased'").fetchone()
+            db.execute("INSERT INTO deletions VALUES ('act', 'vol-0', 1, 1, NULL, 'purged')")
+            db.execute("UPDATE snapshots SET deletion_id = 'act' WHERE snapshot_id = ?", gone)
     left_over = zone_folder / "snapshots" / f"{gone[0]}.snap"
     left_over.write_bytes(b"what a crash left")
     kept, there = _counted(zone_folder)

@@ -22,6 +22,8 @@ from tests.patience import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small filesystem needs root")]
 
+INSERT_IMAGE = "INSERT INTO images (image_id, name, path, snapshot_id, created_at)"
+
 
 async def test_a_backup_without_room_fails_whole_and_the_next_one_succeeds(small_disk: Path, tmp_path: Path) -> None:
     zone = LocalZone(small_disk / "zone", keep_free=NOTHING_FREE)
@@ -81,7 +83,10 @@ def test_a_transaction_without_room_says_so_and_leaves_the_catalogue_usable(smal
     with FolderCatalogue(small_disk / "zone") as catalogue:
         filler = fill(small_disk)
         with pytest.raises(sqlite3.OperationalError, match="full"), catalogue.transaction() as db:
-            db.executemany("INSERT INTO images VALUES (?, ?, '', '', 0)", [(one, "n" * 8 * MIB) for one in "ab"])
+            db.executemany(
+                f"{INSERT_IMAGE} VALUES (?, ?, '', '', 0)",
+                [(one, "n" * 8 * MIB) for one in "ab"],
+            )
         filler.unlink()
         with catalogue.transaction() as db:
             db.execute("DELETE FROM images")
@@ -170,7 +175,8 @@ def test_a_full_btrfs_ends_no_process(tmp_path: Path) -> None:
             for _ in range(20):
                 try:
                     with catalogue.transaction() as db:
-                        db.execute("INSERT INTO images VALUES (hex(randomblob(8)), '', '', '', 0)")
+                        columns = "image_id, name, path, snapshot_id, created_at"
+                        db.execute(f"INSERT INTO images ({columns}) VALUES (hex(randomblob(8)), '', '', '', 0)")
                 except catalogue.db.OperationalError:
                     pass
                 os.sync()

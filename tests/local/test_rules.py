@@ -1,7 +1,10 @@
 """What the embedded zone refuses, and what its refusals say (CONTRACT.md, "The rules of our own zone")."""
 
 import os
+import re
 import signal
+import socket
+import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -149,9 +152,95 @@ async def test_a_disk_whose_file_is_gone_says_so(local_zone: LocalZone, tmp_path
     assert "cannot be read" in found.problem
     with pytest.raises(NotUsable, match="cannot be opened: No such file"):
         await local_zone.create_snapshots([volume.id], "")
-    image.symlink_to("/dev/zero")
-    with pytest.raises(NotUsable, match=r"cannot be opened: Too many.*Check the file"):
-        await local_zone.create_snapshots([volume.id], "")
+
+
+def a_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+
+
+NOW_THERE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "link": (lambda path: path.symlink_to(path.with_suffix(".aside")), "a symbolic link to '{path}.aside'"),
+    "dangling link": (lambda path: path.symlink_to("gone"), "a symbolic link to 'gone', which does not exist"),
+    "link to a device": (
+        lambda path: path.symlink_to("/dev/zero"),
+        "a symbolic link to '/dev/zero', which is a character device",
+    ),
+    "loop": (a_loop, "a symbolic link that leads in a circle"),
+    "directory": (Path.mkdir, "a directory"),
+    "pipe": (os.mkfifo, "a named pipe"),
+    "socket": (a_socket, "a socket"),
+    "device": (lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5)), "a character device"),
+}
+
+
+@pytest.mark.parametrize("kind", NOW_THERE)
+async def test_what_is_at_a_disks_path_now_is_said(
+    kind: str, local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "Too many levels of symbolic links" is what a symlink at the old path was called; nothing is opened to find out."""
+    if kind == "device" and os.geteuid():
+        pytest.skip("making a device needs root")
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    make, says = NOW_THERE[kind]
+    image = make_image(Path("disk.img").absolute(), MIB)
+    volume = await local_zone.add_resource(image)
+    snapshot_id = await back_up(local_zone, volume.id)
+    image.rename(image.with_suffix(".aside"))
+    make(Path("disk.img") if kind == "socket" else image)
+    says = says.format(path=image.with_suffix(""))
+    for refused in (local_zone.create_snapshots([volume.id], ""), local_zone.apply_snapshots([snapshot_id])):
+        with pytest.raises(NotUsable) as refusal:
+            await refused
+        assert refusal.value.message.endswith(f"is now {says}, not the disk's file.")
+        assert "`zone move ID PATH`" in refusal.value.hint
+    (found,) = (await local_zone.list_volumes(ResourceFilter(verbose=1))).items
+    assert found.problem == f"its path no longer leads to a regular file: it is now {says}"
+    (finding,) = (await local_zone.check()).findings
+    assert f"is now {says}" in finding.text
+
+
+async def test_the_part_of_a_path_that_is_missing_is_named(local_zone: LocalZone, tmp_path: Path) -> None:
+    """A filesystem that is not mounted is not a disk that was deleted."""
+    folder = tmp_path / "mounted" / "disks"
+    folder.mkdir(parents=True)
+    volume = await local_zone.add_resource(make_image(folder / "disk.img", MIB))
+    folder.parent.rename(tmp_path / "away")
+    for make, says in (
+        (lambda: None, f"there is no folder '{folder.parent}'"),
+        (lambda: folder.parent.touch(), f"'{folder.parent}' is not a folder"),
+        (lambda: folder.parent.symlink_to("gone"), f"'{folder.parent}' leads nowhere"),
+        (lambda: folder.parent.symlink_to(folder.parent), "a symbolic link in it leads in a circle"),
+    ):
+        folder.parent.unlink(missing_ok=True)
+        make()
+        with pytest.raises(NotUsable, match=re.escape(says)):
+            await local_zone.create_snapshots([volume.id], "")
+
+
+async def test_links_that_lead_to_no_disk_are_named_at_the_registration(local_zone: LocalZone, tmp_path: Path) -> None:
+    (tmp_path / "link.img").symlink_to("gone")
+    (tmp_path / "loop.img").symlink_to("loop.img")
+    for name, says in (("link.img", "to 'gone', which does not exist"), ("loop.img", "that leads in a circle")):
+        with pytest.raises(BadRequest, match=f"{name}' is a symbolic link {says}"):
+            await local_zone.add_resource(tmp_path / name)
+
+
+async def test_the_moved_file_of_a_disk_is_no_new_disk_while_its_old_path_leads_there(
+    local_zone: LocalZone, tmp_path: Path
+) -> None:
+    """It was "already registered, use it", while the disk itself could not be used."""
+    image = make_image(tmp_path / "disk.img", MIB)
+    volume = await local_zone.add_resource(image)
+    image.rename(tmp_path / "moved.img")
+    image.symlink_to("moved.img")
+    with pytest.raises(BadRequest, match=volume.id) as refusal:
+        await local_zone.add_resource(tmp_path / "moved.img")
+    assert "is now a symbolic link to 'moved.img': the command `zone move ID PATH`" in refusal.value.hint
 
 
 async def test_creates_and_applies_are_refused_whole(local_zone: LocalZone, tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ async def test_a_verification_whose_worker_is_killed_is_done_again(local_zone: L
     assert done.details["verified"] == made
 
 
+async def test_an_equal_verification_is_the_one_that_waits(local_zone: LocalZone, tmp_path: Path) -> None:
+    """The tool says that it can be repeated; twelve of one snapshot took every place of the worker."""
+    image = make_image(tmp_path / "disk.img", 64 * MIB)
+    _, made = await chain_of(local_zone, image, 1)
+    jobs = [await local_zone.verify_snapshots(made) for _ in range(3)]
+    assert len({job.job_id for job in jobs}) == 1
+    await succeed(local_zone, jobs[0])
+    assert (await local_zone.verify_snapshots(made)).job_id != jobs[0].job_id
+
+
 async def test_a_waiting_verification_can_be_cancelled(local_zone: LocalZone, tmp_path: Path) -> None:
     image = make_image(tmp_path / "disk.img", 64 * MIB)
     _, made = await chain_of(local_zone, image, 1)

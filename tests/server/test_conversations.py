@@ -160,7 +160,7 @@ async def tidy_up(talk: Talk, lab: Lab, ids: dict[str, str]) -> None:
     talk.asks("Delete it, then; I agree")
     done = await talk.call("delete_snapshot", snapshot_id=ids["night-0"], **WAIT)
     assert (done["status"], done["outcome"]) == ("started", "successful")
-    talk.tells(done["job_id"], "recover_snapshots can bring it back")
+    talk.tells(done["job_id"], "recover_snapshots brings it back")
 
     talk.asks("That was the wrong one: undo the deletion")
     gone = await talk.call("list_snapshots", status=["deleted"])

@@ -10,7 +10,7 @@ from snapshot_mcp.contract.errors import NotFound, Unavailable
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone
-from snapshot_mcp.server import endings
+from snapshot_mcp.server import deadline, endings
 from tests.server.lab import MIB, Lab, data_of, text_of
 
 CREATE = {"resource_ids": ["web"], "name": "nightly", "wait_seconds": 50}
@@ -119,7 +119,8 @@ async def test_waiting_gets_what_is_left_of_the_call(lab: Lab, monkeypatch: pyte
         await anyio.sleep_forever()
 
     async with lab.connect(mode) as client:
-        monkeypatch.setattr(endings, "CALL_SECONDS", endings.LOOKUP_SECONDS)
+        monkeypatch.setattr(deadline, "CALL_SECONDS", deadline.SUBMIT_SECONDS + 1)
+        monkeypatch.setattr(endings, "LOOKUP_SECONDS", deadline.SUBMIT_SECONDS)
         monkeypatch.setattr(LocalZone, "features", frozenset())
         monkeypatch.setattr(LocalZone, "get_job", get_job)
         with anyio.fail_after(15):

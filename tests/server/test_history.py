@@ -6,13 +6,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from snapshot_mcp.cli import main
 from snapshot_mcp.contract.errors import NotFound, Unsupported
-from snapshot_mcp.contract.models import Job
+from snapshot_mcp.contract.models import Job, Page
 from snapshot_mcp.contract.provider import Feature
+from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.local import LocalZone
 from tests.guard.test_attacks import Victim
 from tests.guard.test_attacks import victim as victim
@@ -23,6 +26,7 @@ from tests.server.test_consent import Person
 
 pytestmark = pytest.mark.anyio
 FINISHED = {"finished": True}
+HOUR = timedelta(hours=1)
 
 
 @asynccontextmanager
@@ -50,6 +54,7 @@ async def test_what_was_done_and_who_approved_is_one_call(lab: Lab, mode: str) -
         gone = await back_up(client, "web", "gone", full=True)
         deleted = await client.call_tool("delete_snapshot", {"snapshot_id": gone, "wait_seconds": 50})
         assert data_of(deleted).get("outcome") == "successful", person.questions
+        assert "not done yet" not in text_of(deleted)
         exported = await client.call_tool(
             "export_to_volume", {"snapshot_id": kept, "volume_name": "copy", "wait_seconds": 50}
         )
@@ -116,6 +121,122 @@ async def test_a_broken_register_costs_no_job(lab: Lab) -> None:
         listed = await client.call_tool("list_jobs", FINISHED)
     assert [row["action"] for row in data_of(listed)["jobs"]] == ["backup", "backup"]
     assert "cannot be used" in text_of(listed)
+
+
+def job(number: int, status: str, begun: datetime, ended: datetime | None = None) -> Job:
+    return Job(
+        job_id=f"job-{number}",
+        action=JobAction.CREATE,
+        status=status,
+        create_time=begun,
+        finished_time=ended,
+    )
+
+
+@pytest.fixture
+def many_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zone with one old job that runs, and eighty that have ended since."""
+    now = datetime.now(UTC)
+    ended = tuple(job(number, "successful", now - HOUR, now) for number in range(80))
+
+    async def unfinished(zone: LocalZone) -> tuple[Job, ...]:
+        return (job(99, "working", now - 3 * HOUR),)
+
+    async def finished(zone: LocalZone, since: datetime, limit: int) -> Page[Job]:
+        return Page(items=ended[:limit], total_count=80)
+
+    monkeypatch.setattr(LocalZone, "list_unfinished_jobs", unfinished)
+    monkeypatch.setattr(LocalZone, "list_finished_jobs", finished)
+
+
+async def test_a_running_job_is_shown_however_many_have_ended(lab: Lab, many_jobs: None) -> None:
+    """And that the list is cut is said: "a job that runs is dropped, the history is cut in silence"."""
+    async with lab.connect() as client:
+        listed = await client.call_tool("list_jobs", FINISHED)
+    rows = data_of(listed)["jobs"]
+    assert [row["job_id"] for row in rows if row["status"] == "working"] == ["job-99"]
+    assert len(rows) == 50
+    assert "Only the newest 50 of 81" in text_of(listed)
+
+
+def in_the_shell(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
+) -> tuple[int, str, str]:
+    for name, value in lab.environ.items():
+        monkeypatch.setenv(name, value)
+    status = main(["jobs", *words])
+    return status, *capsys.readouterr()
+
+
+def test_the_shell_says_what_runs_and_what_was_cut(
+    lab: Lab, many_jobs: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "Nothing runs", while a job ran."""
+    status, out, _ = in_the_shell(lab, capsys, monkeypatch)
+    assert status == 0
+    assert "job-99" in out
+    assert "Only the newest 50 of 81" in in_the_shell(lab, capsys, monkeypatch, "--finished")[1]
+
+
+@pytest.mark.parametrize("words", [("--since=-1h",), ("--since", "9999999d"), ("--zone", "nope")])
+def test_the_shell_explains_a_wrong_argument(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    status, out, errors = in_the_shell(lab, capsys, monkeypatch, *words)
+    assert (status, out) == (1, "")
+    assert errors.startswith("snapshot-mcp: ")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("year", [1970, 2001, 9999])
+async def test_a_wrong_clock_of_a_zone_does_not_decide_what_is_remembered(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    """A job of 1970 was forgotten at once, one of 9999 headed the list for ever."""
+    await lab.add_disk("web")
+    moment = datetime(year, 1, 1, tzinfo=UTC)
+    create, get = LocalZone.create_snapshots, LocalZone.get_job
+
+    async def created(zone: LocalZone, *arguments: Any, **options: Any) -> Job:
+        made = await create(zone, *arguments, **options)
+        return made.model_copy(update={"create_time": moment})
+
+    async def got(zone: LocalZone, job_id: str) -> Job:
+        return (await get(zone, job_id)).model_copy(update={"create_time": moment, "finished_time": moment})
+
+    monkeypatch.setattr(LocalZone, "create_snapshots", created)
+    monkeypatch.setattr(LocalZone, "get_job", got)
+    monkeypatch.setattr(LocalZone, "features", LocalZone.features - {Feature.HISTORY, Feature.WATCH})
+    before = datetime.now(UTC) - HOUR
+    async with lab.connect() as client:
+        await back_up(client, "web", "one")
+    async with history(lab) as (row,):
+        assert row["status"] == "successful"
+        for name in ("created_at", "finished_at"):
+            if name in row:
+                assert before < datetime.fromisoformat(row[name]) < before + 2 * HOUR
+
+
+async def test_a_job_that_was_not_found_once_is_not_unknown_for_good(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zone may answer 404 for a moment."""
+    await lab.add_disk("web")
+    get = LocalZone.get_job
+    monkeypatch.setattr(LocalZone, "features", LocalZone.features - {Feature.HISTORY})
+
+    async def not_found(zone: LocalZone, job_id: str) -> Job:
+        raise NotFound(f"There is no job {job_id}.")
+
+    async with lab.connect() as client:
+        made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "one"}))
+        await client.call_tool("wait_for_job", {"job_ids": [made["job_id"]]})
+    with closing(sqlite3.connect(lab.home / "history.sqlite")) as db, db:
+        db.execute("UPDATE jobs SET status = '', ended_at = NULL")
+    monkeypatch.setattr(LocalZone, "get_job", not_found)
+    async with history(lab) as (row,):
+        assert row["status"] == "unknown"
+    monkeypatch.setattr(LocalZone, "get_job", get)
+    async with history(lab) as (row,):
+        assert row["status"] == "successful"
 
 
 async def test_the_shell_tells_the_same(lab: Lab) -> None:

@@ -18,6 +18,10 @@ NEXT_STEPS: dict[Status, str] = {
 """What the model should do after each status."""
 
 
+NOT_DONE = "and is not done yet. Follow it with wait_for_job."
+"""Said of a job that was just submitted; whoever waits for it says something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuardedOutcome:
     """The result of a guarded call. `plan` is the whole effect, one entry per line.

@@ -9,7 +9,7 @@ from snapshot_mcp.contract.errors import Cancelled, Expired, TermsChanged
 from snapshot_mcp.contract.models import Job, format_time
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, age_in_words, clean_text
 from snapshot_mcp.ground.clock import Moment
-from snapshot_mcp.guard.carry.outcome import GuardedOutcome
+from snapshot_mcp.guard.carry.outcome import NOT_DONE, GuardedOutcome
 from snapshot_mcp.guard.carry.steps import Decided, Ending, Look, SafetyState
 from snapshot_mcp.guard.consent.approvals import DENIED_SECONDS
 from snapshot_mcp.guard.plan.plan import DeletionLoss, Plan
@@ -106,7 +106,7 @@ def _started(decided: Decided) -> str:
     assert job
     act = "deletion" if isinstance(plan.loss, DeletionLoss) else "roll-back"
     parts = [
-        f"The {act} was submitted as job {clean_text(job.job_id)} and is not done yet. Follow it with wait_for_job.",
+        f"The {act} was submitted as job {clean_text(job.job_id)} {NOT_DONE}",
         _way_back(decided.safety) if decided.safety else "",
         stray(plan, job),
         f"Its start could not be recorded: {decided.reason}" if decided.reason else "",

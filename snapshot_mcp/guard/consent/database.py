@@ -10,8 +10,9 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from snapshot_mcp.ground import sqlite
+from snapshot_mcp.ground import reserve, sqlite
 from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.guard.consent.errors import GuardBroken
 
 BUSY_SECONDS = 15.0
@@ -116,13 +117,16 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block as the only writer of all processes; roll back if it raises. Raises: GuardBroken."""
         try:
+            reserve.relieve(self.folder)
             with closing(self._connect()) as connection, sqlite.transaction(connection):
                 yield connection
         except (sqlite3.Error, OSError) as error:
             self._is_ready = False
+            obstacle = obstacle_of(error, self.path)
+            step = obstacle.hint if obstacle else "Check the folder's permissions and the free space on its disk."
             raise GuardBroken(
-                f"The guard's records in {str(self.path)!r} cannot be used: {error}.",
-                hint="Nothing is destroyed without them. Check the folder's permissions and the free space on its disk.",
+                f"The guard's records in {str(self.path)!r} cannot be used: {reason_of(error, self.path)}.",
+                hint=f"Nothing is destroyed without them. {step}",
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -131,4 +135,5 @@ class Database:
         make_private_folder(self.folder)
         connection = sqlite.open_migrated(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
         self._is_ready = True
+        reserve.make(self.folder)
         return connection

@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
+
+from snapshot_mcp.ground.shell import quote
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard.consent.approval import Approval

@@ -1,4 +1,4 @@
-"""Records acts that need no approval: renames, registrations, purges.
+"""Records acts that need no approval: renames, registrations, moves, removals, purges.
 
 Each is recorded before the zone is asked, and again when it has ended. Renames are remembered for a day, because a name can be
 changed right before a person is asked about the snapshot. Blocking; call it in a worker thread.

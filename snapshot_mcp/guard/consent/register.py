@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from snapshot_mcp.contract.errors import NotFound, TooManyRequests
-from snapshot_mcp.contract.text import quoted
+from snapshot_mcp.contract.text import encodable, quoted
 from snapshot_mcp.ground.clock import Clock, Moment
 from snapshot_mcp.guard.consent.approval import Approval, Call, JobEnd, read_row, write_row
 from snapshot_mcp.guard.consent.audit import Audit
@@ -38,7 +38,8 @@ class Rows:
 
     def execute(self, statement: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Execute a statement of SQL."""
-        return self.connection.execute(statement, parameters)
+        encoded = tuple(encodable(one) if isinstance(one, str) else one for one in parameters)
+        return self.connection.execute(statement, encoded)
 
     def find(self, condition: str = "true", parameters: tuple[Any, ...] = ()) -> list[Approval]:
         """Return the approvals that meet a condition in SQL."""

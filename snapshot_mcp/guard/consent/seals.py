@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_mcp.ground.files import fsync_folder, replace_private
+from snapshot_mcp.ground.permissions import READ, reason_of
 from snapshot_mcp.guard.consent.errors import GuardBroken
 
 KEY_BYTES = 32
@@ -59,6 +60,8 @@ class Seals:
             return self._head_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise _unreadable(error) from None
         except (OSError, ValueError):
             return ""
 
@@ -95,6 +98,8 @@ class Seals:
     def _key_file(self) -> tuple[bytes, Named | None]:
         try:
             content = self._key_path.read_bytes()
+        except PermissionError as error:
+            raise _unreadable(error) from None
         except FileNotFoundError:
             raise GuardBroken(
                 "The audit key (audit.key) is missing.",
@@ -111,6 +116,11 @@ class Seals:
 
     def _write_mark(self, key: bytes, sequence: int, mac: str) -> None:
         replace_private(self._key_path, key + _named(key, MARK, sequence, mac))
+
+
+def _unreadable(error: PermissionError) -> GuardBroken:
+    message = f"The record's seals cannot be read: {reason_of(error, access=READ)}."
+    return GuardBroken(message, hint="Run snapshot-mcp as their owner, or correct their permissions.")
 
 
 def _named(key: bytes, kind: str, sequence: int, mac: str) -> bytes:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snapshot_mcp.contract.models import Snapshot
-from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
+from snapshot_mcp.contract.own_file import OwnFile
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.guard.plan.policy import Policy
-from snapshot_mcp.guard.plan.rules import Refusal, refuse_protected
+from snapshot_mcp.guard.plan.rules import Refusal, refuse_disk, refuse_protected
 from snapshot_mcp.guard.plan.wording import counted, format_moment
 
 PURGE = "zone purge"
+MOVE = "zone move"
+DELETE_FILE = "zone remove --delete-file"
 SHOWN = 40
 """Restore points listed in a plan; the rest are counted."""
 
@@ -52,6 +55,40 @@ def plan_purge(zone: str, deleted: Sequence[Snapshot], policy: Policy) -> Person
         word="purge",
         ids=tuple(one.snapshot_id for one in going),
         refusal=refusals[kept[0].snapshot_id] if kept and not going else None,
+        is_strict=policy.consent == "human",
+    )
+
+
+def plan_move(label: str, lines: Sequence[str], policy: Policy) -> PersonAct:
+    """Plan to move a disk to a file that may not be its own; `lines` say from where to where, and why that is in doubt."""
+    return PersonAct(
+        operation=MOVE,
+        title=f"Move {clean_text(label)} to a file that may not be its own?",
+        lines=(*lines, "A roll-back of the disk will overwrite that file. Nothing is overwritten now."),
+        word="move",
+        is_strict=policy.consent == "human",
+    )
+
+
+def plan_file_deletion(zone: str, file: OwnFile, policy: Policy) -> PersonAct:
+    """Plan to delete the file of an exported volume or image; its name is typed if nothing can make it again."""
+    source = clean_text(file.made_from)
+    again = f"The same content can be exported again from {source}."
+    gone = f"Nothing can restore it: it was written to since it was made from {source}, or {source} is no longer good."
+    others = f"It has {file.hard_links} names (hard links); the others remain, and no space is freed."
+    lines = [
+        f"File: {clean_text(file.path, MESSAGE_CHARACTERS)}",
+        f"Made {format_moment(file.made_at)} from {source}, last written {format_moment(file.written_at)}.",
+        again if file.is_restorable else gone,
+        others if file.hard_links > 1 else f"Space freed: {format_bytes(file.frees_bytes)}.",
+    ]
+    return PersonAct(
+        operation=DELETE_FILE,
+        title=f"Delete {quoted(file.name)} ({file.item_id}), {format_bytes(file.size_bytes)}, in zone {zone} for ever?",
+        lines=tuple(lines),
+        word="delete" if file.is_restorable else file.item_id,
+        ids=(file.item_id,),
+        refusal=refuse_disk(policy, file.item_id, file.name),
         is_strict=policy.consent == "human",
     )
 

@@ -56,6 +56,15 @@ def refuse_protected(policy: Policy, snapshot: Snapshot) -> Refusal | None:
     return Refusal("protect", reason) if reason else None
 
 
+def refuse_disk(policy: Policy, resource_id: str, name: str) -> Refusal | None:
+    """Return why the file of a disk or an image must be kept."""
+    if policy.read_only:
+        return READS_ONLY
+    if resource_id in policy.protect.ids or _matches(name, policy.protect.names):
+        return Refusal("protect", f"{quoted(name)} ({resource_id}) is protected.")
+    return None
+
+
 def _refuse_deletion(
     policy: Policy, loss: DeletionLoss, facts: DeletionFacts, now: datetime, deletions_last_hour: int
 ) -> Refusal | None:

@@ -80,6 +80,7 @@ class Changes:
             job = self._job_of(await self._send(call, NOT_CANCELLED), call)
             if job.job_id != job_id:
                 raise Lost(f"the zone answered job {quoted(job.job_id)}")
+            _require_cancelled(job)
         except Lost as lost:
             logger.info("%s: the answer was lost (%s), reading the job", call.what, lost)
             job = await self._wait_cancelled(call, job_id, str(lost))
@@ -104,8 +105,7 @@ class Changes:
                 f"{call.what}: the answer was lost ({reason}), and the job has not ended yet.",
                 hint=f"Look at job {clean_text(job_id)!r}; cancelling it again is safe.",
             )
-        if job.error is None or job.error.code != errors.Cancelled.code:
-            raise _ended(job)
+        _require_cancelled(job)
         return job
 
     async def _poll(self, look: Callable[[], Awaitable[Job | None]], call: ApiCall) -> Job | None:
@@ -241,6 +241,12 @@ def _nothing_sent(remark: str = NOT_STARTED) -> Iterator[None]:
 
 def _lost(error: ZoneError, call: ApiCall) -> Lost:
     return Lost(clean_text(error.message.removeprefix(f"{call.what}: "), 200))
+
+
+def _require_cancelled(job: Job) -> None:
+    """Raise NotUsable if the job has ended otherwise than by being cancelled."""
+    if job.is_finished and (job.error is None or job.error.code != errors.Cancelled.code):
+        raise _ended(job)
 
 
 def _ended(job: Job) -> errors.NotUsable:

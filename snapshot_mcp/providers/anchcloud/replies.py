@@ -39,7 +39,11 @@ class Reply:
 
 
 class NotSent(Exception):
-    """The request certainly did not reach the zone: there was no connection."""
+    """The request certainly did not reach the zone: there was no connection. `hint`: the next step, "" if none is known."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class NoRoute(errors.Unavailable):
@@ -47,7 +51,7 @@ class NoRoute(errors.Unavailable):
 
 
 class Unfit(errors.Unavailable):
-    """The answer is too large, so retrying does not help."""
+    """Nothing usable comes from this address as it is set, so retrying does not help."""
 
 
 class Lost(Exception):
@@ -56,6 +60,10 @@ class Lost(Exception):
 
 class TooLarge(Lost):
     """The answer is larger than any answer of the API."""
+
+
+class Garbled(Lost):
+    """The answer cannot be unpacked as its headers say."""
 
 
 _BY_STATUS: dict[int, type[ZoneError]] = {
@@ -123,7 +131,11 @@ def envelope_of(reply: Reply) -> dict[str, Any] | None:
         value = json.loads(reply.body)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and "code" in value and "message" in value else None
+    if not isinstance(value, dict):
+        return None
+    if "code" not in value and str(value.get("ret_code", 0)) not in {"0", ""}:
+        return {"code": value["ret_code"], "message": value.get("message") or ""}
+    return value if "code" in value and "message" in value else None
 
 
 def error_of(reply: Reply, what: str) -> ZoneError:
@@ -139,7 +151,7 @@ def _envelope_error(reply: Reply, what: str) -> ZoneError:
     envelope = envelope_of(reply)
     if envelope is None:
         return _bare_error(reply, what)
-    code, message = str(envelope["code"]), clean_text(envelope["message"], MESSAGE_CHARACTERS)
+    code, message = str(envelope["code"])[:80], clean_text(envelope["message"], MESSAGE_CHARACTERS)
     kind = ERRORS_BY_CODE.get(code) or _foreign_kind(reply.status, code, message)
     hint = clean_text(envelope.get("hint") or "", MESSAGE_CHARACTERS)
     if not hint:  # with a hint it comes from our own face, whose messages are complete
@@ -155,8 +167,9 @@ def _envelope_error(reply: Reply, what: str) -> ZoneError:
 def _foreign_kind(status: int, code: str, message: str) -> type[ZoneError]:
     if status in {502, 503, 504}:
         return errors.Unavailable
-    kind = _kind_of_words(message.partition(",")[0] if code.isdigit() else code)
-    if status in {200, 400} or (status == 403 and kind in {errors.QuotaExceeded, errors.TooManyRequests}):
+    kind = _kind_of_words(re.split("[,:;(]", message)[0] if code.lstrip("-").isdigit() else code)
+    is_said = (403, errors.QuotaExceeded), (403, errors.TooManyRequests), (404, errors.UnknownZone)
+    if status in {200, 400} or (status, kind) in is_said:
         return kind or (errors.BadRequest if status == 400 else errors.InternalError)
     return _BY_STATUS.get(status, errors.BadRequest if status < 500 else errors.InternalError)
 
@@ -194,6 +207,10 @@ def _bare_error(reply: Reply, what: str) -> ZoneError:
         case _ if 300 <= status < 400:
             return errors.Unavailable(
                 f"{what}: redirects are not followed ({status}).", hint="Set url to the final address."
+            )
+        case 400 if b"https" in reply.body[:4000].lower():
+            return Unfit(
+                f"{what}: the port expects TLS (400{excerpt}).", hint="Let url in the settings begin with https://."
             )
         case _ if status < 500 and status not in _AMBIGUOUS_STATUSES:
             return errors.BadRequest(f"{what}: rejected with {status}{excerpt}.")
@@ -255,7 +272,7 @@ def decoded(reply: Reply, what: str) -> Any:
         kind = f"a web page{_excerpt(reply)}" if is_page else "not complete JSON"
         hint = "A proxy may have answered, or cut the answer off."
         raise errors.Unavailable(f"{what}: the answer is {kind}.", hint=hint) from None
-    if isinstance(value, dict) and "code" in value and "message" in value:
+    if envelope_of(reply) is not None:
         raise error_of(reply, what)
     return value if is_within_bounds(reply.body) else bounded(value, what)
 
@@ -271,6 +288,22 @@ def parsed(model: type[Model], value: object, what: str) -> Model:
             f"{what}: the answer does not match the contract ({clean_text(place)}: {clean_text(first['msg'])}).",
             hint=CHECK_URL,
         ) from None
+
+
+def readable(model: type[Model], value: object, what: str) -> tuple[list[Model], tuple[str, ...]]:
+    """Return the rows of a list that can be read, and why the others cannot. Raises Unavailable for what is no list."""
+    if not isinstance(value, list):
+        raise errors.Unavailable(f"{what}: the answer is not a list.", hint=CHECK_URL)
+    found: list[Model] = []
+    reasons: list[str] = []
+    for item in value:
+        try:
+            found.append(parsed(model, item, what))
+        except errors.Unavailable as error:
+            reasons.append(error.message)
+    if reasons and not found:
+        raise errors.Unavailable(reasons[0], hint=CHECK_URL)
+    return found, tuple(reasons)
 
 
 def parsed_list(model: type[Model], value: object, what: str) -> tuple[Model, ...]:

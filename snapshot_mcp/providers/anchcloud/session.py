@@ -20,17 +20,28 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import anyio
 from pydantic import SecretStr
 
-from snapshot_mcp.contract.errors import BadRequest, Forbidden, TooManyRequests, Unauthorized, Unavailable, ZoneError
+from snapshot_mcp.contract.errors import (
+    BadRequest,
+    Forbidden,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    UnknownZone,
+    ZoneError,
+)
 from snapshot_mcp.providers.anchcloud.calls import ApiCall, Outgoing
 from snapshot_mcp.providers.anchcloud.patience import Patience
 from snapshot_mcp.providers.anchcloud.replies import (
     CHECK_URL,
+    Garbled,
     Lost,
+    NoRoute,
     NotSent,
     Reply,
     TooLarge,
     Unfit,
     decoded,
+    envelope_of,
     error_of,
     is_transient,
     member,
@@ -119,7 +130,10 @@ class Session:
         seconds = max(0.1, min(self._patience.read_seconds, deadline - time.monotonic()))
         try:
             return decoded(await self._with_token(call, seconds, token_tries=1), call.what)
-        except TooLarge as lost:
+        except (NoRoute, UnknownZone) as error:
+            place = self._location.rpartition("/")[2]
+            raise error.add(hint=f"The settings say url = {self._settings.url!r} and zone = {place!r}.") from None
+        except (TooLarge, Garbled) as lost:
             raise Unfit(f"{call.what}: {lost}.", hint=CHECK_URL) from None
         except Lost as lost:
             raise self._unreachable(call.what, str(lost)) from None
@@ -184,7 +198,7 @@ class Session:
         try:
             reply = await self._transport.send(outgoing, seconds)
         except NotSent as error:
-            raise self._unreachable(what, str(error)) from None
+            raise self._unreachable(what, str(error), error.hint) from None
         self._note_rate_limit(limit, reply.status, reply.headers)
         return reply
 
@@ -254,9 +268,13 @@ class Session:
         asked_at = time.monotonic()
         try:
             sent = await self._send(outgoing, self._patience.token_seconds, FETCHING, "token")
+        except (TooLarge, Garbled) as lost:
+            raise Unfit(f"{FETCHING}: {lost}.", hint=CHECK_URL) from None
         except Lost as lost:
             raise self._unreachable(FETCHING, str(lost)) from None
         reply = _without(self._key_pair, sent) if b"access_token" in sent.body else self.without_secrets(sent)
+        if envelope_of(reply) is None and not (200 <= reply.status < 300 and reply.body.startswith(b"{")):
+            reply = replace(reply, body=HIDDEN.encode())  # it may have a token, and errors repeat what they got
         token = self._token_of(reply, asked_at)
         self._tokens.append(token.text)
         return token
@@ -278,10 +296,14 @@ class Session:
         life = _life_seconds(answer.get("expires_in"))
         return _Token(SecretStr(text), asked_at + max(life - RENEW_BEFORE_SECONDS, life * 0.9))
 
-    def _unreachable(self, what: str, reason: str) -> Unavailable:
+    def _unreachable(self, what: str, reason: str, hint: str = "") -> Unavailable:
+        """Return the error for a provider that did not answer; with a `hint` it is not retried, since waiting changes nothing."""
+        message = f"{what}: {self._settings.url} cannot be reached ({reason})."
+        if hint:
+            return Unfit(message, hint=hint)
+        encrypted = "" if self._settings.is_encrypted else " If it uses TLS, let url begin with https://."
         return Unavailable(
-            f"{what}: {self._settings.url} cannot be reached ({reason}).",
-            hint="Check the network, the url and the provider's status, then retry.",
+            message, hint=f"Check the network, the url and the provider's status, then retry.{encrypted}"
         )
 
     def _pause(self, error: ZoneError, tried: int) -> float:

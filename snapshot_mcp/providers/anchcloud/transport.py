@@ -3,6 +3,7 @@
 Redirects are not followed, because they would take the token with them; answers are limited in size.
 """
 
+import re
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.anchcloud.calls import Outgoing
 from snapshot_mcp.providers.anchcloud.patience import Patience
-from snapshot_mcp.providers.anchcloud.replies import Lost, NotSent, Reply, TooLarge
+from snapshot_mcp.providers.anchcloud.replies import Garbled, Lost, NotSent, Reply, TooLarge
 from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 
 MAX_ANSWER_BYTES = 32 << 20
@@ -76,11 +77,14 @@ class Transport:
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
         except _NEVER_SENT as error:
-            raise NotSent(_reason(error)) from None
+            raise NotSent(*_reason(error)) from None
+        except httpx.DecodingError:
+            encoding = clean_text(response.headers.get("content-encoding", ""), 40)
+            raise Garbled(f"the answer is not {encoding!r}, as its Content-Encoding says") from None
         except httpx.TimeoutException:
             raise Lost(f"no answer within {read_seconds:g} s") from None
         except httpx.HTTPError as error:
-            raise Lost(_reason(error)) from None
+            raise Lost(_reason(error)[0]) from None
         except httpx.InvalidURL:
             raise NotSent("the address is malformed") from None
 
@@ -103,9 +107,34 @@ def _tls(settings: AnchCloudZoneSettings) -> ssl.SSLContext | bool:
         ) from None
 
 
-def _reason(error: httpx.HTTPError) -> str:
-    """Return the cause in a few words; if httpx has no text, the system's error below it has."""
+TLS_TROUBLES = {
+    "self-signed|self signed|local issuer": (
+        "its certificate is from an authority that this machine does not know",
+        "Set ca_file in the zone's settings to a PEM file with the provider's certificate authority.",
+    ),
+    "expired|not yet valid": (
+        "its certificate has expired or is not valid yet",
+        "The provider has to renew it; check this machine's clock too.",
+    ),
+    "hostname mismatch|ip address mismatch|doesn't match": (
+        "its certificate is for another name",
+        "Set url to a name that the certificate is for.",
+    ),
+    "wrong_version_number|record layer|http_request|packet length": (
+        "it does not speak TLS on this port",
+        "If the provider has no TLS, let url begin with http://; else check the port.",
+    ),
+}
+"""What OpenSSL says, what that means, and the next step."""
+
+
+def _reason(error: httpx.HTTPError) -> tuple[str, str]:
+    """Return the cause in a few words, and the next step if one is known; the system's error may be below httpx's."""
     text = str(error) or str(error.__cause__ or "") or type(error).__name__
+    if "ssl" in text.lower():
+        for pattern, (reason, hint) in TLS_TROUBLES.items():
+            if re.search(pattern, text, re.IGNORECASE):
+                return f"{reason}: {clean_text(text.partition('] ')[2] or text, 120)}", hint
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"its certificate is not trusted ({clean_text(text.partition('] ')[2] or text, 120)})"
-    return clean_text(text, 160)
+        return f"its certificate is not trusted ({clean_text(text.partition('] ')[2] or text, 120)})", ""
+    return clean_text(text, 160), ""

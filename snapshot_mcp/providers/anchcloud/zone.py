@@ -1,6 +1,7 @@
 """`AnchCloudZone`: the Provider over the REST API. Each method is one operation; `changes.Changes` sends the changes."""
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ from snapshot_mcp.providers.anchcloud.filters import resources_page, snapshots_p
 from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX, ChangeRequest
 from snapshot_mcp.providers.anchcloud.memory import JobMemory
 from snapshot_mcp.providers.anchcloud.patience import Patience
-from snapshot_mcp.providers.anchcloud.replies import NoRoute, member, parsed, parsed_list, whole_number
+from snapshot_mcp.providers.anchcloud.replies import NoRoute, member, parsed, parsed_list, readable, whole_number
 from snapshot_mcp.providers.anchcloud.session import Session
 from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 from snapshot_mcp.providers.anchcloud.watch import Watch
@@ -84,8 +85,8 @@ class AnchCloudZone:
         """List snapshots, newest first."""
         call = self._calls.list_snapshots(query)
         answer = await self._session.read(call)
-        items = parsed_list(Snapshot, member(answer, "snapshots", call.what), call.what)
-        return snapshots_page(query, items, _total_count(answer, call), call.what)
+        items, unread = readable(Snapshot, member(answer, "snapshots", call.what), call.what)
+        return replace(snapshots_page(query, items, _total_count(answer, call), call.what), unread=unread)
 
     async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
         """List volumes."""
@@ -110,8 +111,8 @@ class AnchCloudZone:
     async def _listed(self, kind: str, model: type[Listed], query: ResourceFilter) -> Page[Listed]:
         call = self._calls.list_resources(kind, query)
         answer = await self._session.read(call)
-        items = parsed_list(model, member(answer, kind, call.what), call.what)
-        return resources_page(query, items, _total_count(answer, call), call.what)
+        items, unread = readable(model, member(answer, kind, call.what), call.what)
+        return replace(resources_page(query, items, _total_count(answer, call), call.what), unread=unread)
 
     async def list_quota_left(self) -> tuple[Quota, ...]:
         """List how much the zone has room for."""

@@ -2,7 +2,8 @@
 
 `zone` is the Provider, `worker` the process that carries out jobs (`work`). `store` has the hooks of `catalogue`, `folder` opens
 the catalogue. `snapshot_file` is the on-disk format; `capture` and `restore` move the bytes, `check` verifies all of them.
-`registration` (`formats`) decides what may be a disk, `disk` opens one, `identity` says which file it is, `in_use` (`holders`)
+`registration` (`formats`) decides what may be a disk, `moving` (`likeness`) takes one to another path, `own_file` deletes an
+export's file. `disk` opens a disk, `identity` says which file it is, `place` what is at its path instead, `in_use` (`holders`)
 who uses it, and `platform` wraps the operating system.
 """
 

@@ -12,9 +12,10 @@ from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.store import DamagedSnapshot, NewerSnapshot, Row
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.providers.local.capture import in_order
-from snapshot_mcp.providers.local.disk import shown
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.place import other_kind_at, shown
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, Place, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 from snapshot_mcp.providers.local.strays import find_strays
@@ -59,7 +60,12 @@ def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:
     findings = list(_check_catalogue(catalogue))
     verification = Verification(catalogue)
     for row in rows:
-        findings += verification.verify(row)
+        try:
+            findings += verification.verify(row)
+        except PermissionError as error:
+            findings.append(
+                Finding(row["snapshot_id"], f"its file cannot be read: {reason_of(error)}", is_damage=False)
+            )
         done += row["size_bytes"]
         advance(done, total)
     findings += _check_strays(catalogue)
@@ -160,15 +166,25 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
     for resource in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
         if not resource["path"]:
             yield Finding(label_of(resource), catalogue.store.look_at(resource).problem, is_damage=False)
-        elif not Path(resource["path"]).exists():
-            yield Finding(label_of(resource), f"its file {shown(resource['path'])} is missing", is_damage=False)
+        elif problem := _problem_of_file(Path(resource["path"])):
+            yield Finding(label_of(resource), problem, is_damage=False)
         if resource["applying_id"]:
             state = "it waits for a person" if resource["is_stopped"] else "it is in progress"
             text = f"a roll-back to {resource['applying_id']} is unfinished: {resource['problem'] or state}"
             yield Finding(label_of(resource), text, is_damage=False)
     for image in catalogue.rows("SELECT * FROM images"):
-        if not Path(image["path"]).exists():
-            yield Finding(image["image_id"], f"its file {shown(image['path'])} is missing", is_damage=False)
+        if problem := _problem_of_file(Path(image["path"])):
+            yield Finding(image["image_id"], problem, is_damage=False)
+
+
+def _problem_of_file(path: Path) -> str:
+    """Return what is wrong with the place of a disk or an image, "" for nothing."""
+    try:
+        if kind := other_kind_at(path):
+            return f"its path {shown(path)} is now {kind}, not its file"
+        return "" if path.exists() else f"its file {shown(path)} is missing"
+    except PermissionError as error:
+        return f"its file {shown(path)} cannot be read: {reason_of(error)}"
 
 
 def _check_strays(catalogue: FolderCatalogue) -> Iterator[Finding]:

@@ -14,32 +14,50 @@ from pathlib import Path
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.closing import Closing
+from snapshot_mcp.ground.permissions import obstacle_of
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE
 from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
+from snapshot_mcp.providers.local.place import MOVE_HINT, kind_of, other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
-
-
-def shown(path: Path | str) -> str:
-    """Return a path, quoted, for a message."""
-    return repr(clean_text(path, MESSAGE_CHARACTERS))
 
 
 def image_path(path: Path) -> Path:
     """Return the real path of a disk image. Raises BadRequest (missing, not a regular file), Unsupported (block device)."""
     try:
-        real = path.expanduser().resolve(strict=True)
-        mode = real.stat().st_mode
-    except FileNotFoundError:
-        raise BadRequest(f"The path {shown(path)} does not exist.", hint=GIVE_RAW_IMAGE) from None
-    except (OSError, RuntimeError) as error:
-        raise BadRequest(f"The path {shown(path)} cannot be read: {error}.") from None
+        path = path.expanduser()
+        mode = path.stat().st_mode
+        real = path.resolve(strict=True)
+    except (OSError, ValueError, RuntimeError) as error:  # missing; a zero byte; `~` of an unknown user
+        raise _not_reached(path, error) from None
     if stat.S_ISBLK(mode):
         what = f"The path {shown(path)} is a block device, which the embedded zone does not support."
         raise Unsupported(what, hint=GIVE_RAW_IMAGE)
-    if not stat.S_ISREG(mode):
-        raise BadRequest(f"The path {shown(path)} is not a regular file.", hint=GIVE_RAW_IMAGE)
+    if kind := kind_of(mode):
+        raise BadRequest(f"The path {shown(path)} is {kind}, not a regular file.", hint=GIVE_RAW_IMAGE)
     return real
+
+
+def _not_reached(path: Path, error: Exception) -> BadRequest:
+    if not isinstance(error, OSError):
+        return BadRequest(f"The path {shown(path)} is not a valid path: {error}.", hint=GIVE_RAW_IMAGE)
+    if link := other_kind_at(path):
+        return BadRequest(f"The path {shown(path)} is {link}.", hint=GIVE_RAW_IMAGE)
+    why = why_missing(path, error)
+    if error.errno == errno.ENOENT:
+        return BadRequest(f"The path {shown(path)} does not exist: {why}.", hint=GIVE_RAW_IMAGE)
+    return BadRequest(f"The path {shown(path)} cannot be read: {why}.", hint=step_after(error, path))
+
+
+def _replaced(label: str, path: str, kind: str) -> NotUsable:
+    """Return the error for a disk whose path leads to something else now."""
+    return NotUsable(f"The path of {label}, {shown(path)}, is now {kind}, not the disk's file.", hint=MOVE_HINT)
+
+
+def step_after(error: OSError, path: Path) -> str:
+    """Return the next step after a file could not be opened."""
+    obstacle = obstacle_of(error, path)
+    return obstacle.hint if obstacle else "Check the file and its permissions."
 
 
 class OpenDisk(Closing):
@@ -51,9 +69,11 @@ class OpenDisk(Closing):
         self.path, self.label = Path(path), label
         if not path:
             raise NotUsable(
-                f"{label} has no file: its zone was rebuilt, and nothing that it kept says where the disk is for certain.",
+                f"{label} has no file: its zone was rebuilt or copied, and nothing says for certain where the disk is.",
                 hint="The command `zone move ID PATH` gives it one; `zone list` shows where it was.",
             )
+        if kind := other_kind_at(self.path):
+            raise _replaced(label, path, kind)
         try:
             self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except BlockingIOError:
@@ -62,14 +82,14 @@ class OpenDisk(Closing):
                 hint="Stop the program that uses it and try again.",
             ) from None
         except OSError as error:
-            missing = "Move the file back to that path. Registered elsewhere it is a new disk; these snapshots can be exported."
+            is_missing = error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
             raise NotUsable(
-                f"The file of {label}, {shown(path)}, cannot be opened: {error.strerror}.",
-                hint=missing if error.errno == errno.ENOENT else "Check the file and its permissions.",
+                f"The file of {label}, {shown(path)}, cannot be opened: {why_missing(self.path, error)}.",
+                hint=f"Move the file back to that path. {MOVE_HINT}" if is_missing else step_after(error, self.path),
             ) from None
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+        if kind := kind_of(os.fstat(self.fd).st_mode):
             self.close()
-            raise NotUsable(f"The path of {label}, {shown(path)}, is no longer a regular file.")
+            raise _replaced(label, path, kind)
 
     def close(self) -> None:
         """Close the file."""
@@ -147,11 +167,12 @@ class TargetDisk(OpenDisk):
     """
 
     consistency = "held"
+    consequence = " and cannot be rolled back"
 
     def __init__(self, path: str, label: str, *, is_patient: bool = True) -> None:
         self._hold: WriteHold | None = None
         self.path, self.label = Path(path), label
-        with self._closed_on_error(" and cannot be rolled back"):
+        with self._closed_on_error(self.consequence):
             with OpenDisk(path, label, os.O_RDONLY) as reader:
                 WriteHold.refuse_writers(reader.fd, reader.path)
             super().__init__(path, label, os.O_RDWR)

@@ -11,14 +11,25 @@ from typing import Final
 from snapshot_mcp.catalogue import schema
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.providers.local.platform import keep_in_place
 from snapshot_mcp.providers.local.store import FileStore
 from snapshot_mcp.providers.local.strays import has_content, refuse_lost
+from snapshot_mcp.providers.local.whereabouts import settle
 
 FILE_NAME: Final = "catalogue.sqlite"
 FOLDERS: Final = ("snapshots", "volumes", "images")
+
+
+def file_at(folder: Path) -> tuple[int, int] | None:
+    """Return which file is the folder's catalogue, None if there is none."""
+    try:
+        found = (folder / FILE_NAME).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class FolderCatalogue(Catalogue):
@@ -31,6 +42,7 @@ class FolderCatalogue(Catalogue):
 
     def __init__(self, folder: Path, *, create: bool = True, clock: Clock | None = None) -> None:
         self.folder = folder
+        reserve.relieve(folder)
         refuse_lost(folder / FILE_NAME)
         if create:
             for path in (folder, *(folder / name for name in FOLDERS)):
@@ -39,15 +51,25 @@ class FolderCatalogue(Catalogue):
         self._lock = lock_zone(folder)
         try:
             super().__init__(schema.open_catalogue(folder / FILE_NAME), FileStore(folder), clock)
+            self.file = file_at(folder)
+            self.original: Path | None = settle(self, FILE_NAME)
+            """The folder of which this one is a copy that nobody has adopted, None normally."""
         except BaseException:
             _unlock(self._lock)
             raise
+        if create:
+            reserve.make(folder)
 
     def close(self) -> None:
         """Close the connection, and let the zone be rebuilt."""
         super().close()
         _unlock(self._lock)
         self._lock = None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file that is open is still the one at its path."""
+        return file_at(self.folder) == self.file
 
     @staticmethod
     def exists(folder: Path) -> bool:

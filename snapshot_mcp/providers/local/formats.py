@@ -6,11 +6,12 @@ SquashFS), LUKS, LVM, swap, and unknown content.
 """
 
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from snapshot_mcp.ground.shell import quote
 
 SECTOR_BYTES: Final = 512
 """A disk has at least one sector."""
@@ -38,7 +39,7 @@ class Format:
         target = path.with_suffix(".raw")
         if target == path:
             target = path.with_name(f"{path.name}.raw")
-        step = self.step.format(source=shlex.quote(str(path)), target=shlex.quote(str(target)))
+        step = self.step.format(source=quote(str(path)), target=quote(str(target)))
         return step or GIVE_RAW_IMAGE
 
 

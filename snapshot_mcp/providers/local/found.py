@@ -83,7 +83,7 @@ def _snapshot(header: Header, taken: Taken, made_ns: int) -> FoundSnapshot:
     )
 
 
-def _seconds(time: str) -> int:
+def _seconds(time: str) -> float:
     """Return the seconds since 1970 of an ISO time; one without a zone is UTC. Raises ValueError."""
     parsed = datetime.fromisoformat(time)
-    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()

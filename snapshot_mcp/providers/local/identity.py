@@ -60,6 +60,10 @@ class Identity:
         """Return whether both are one file, regardless of its hard links."""
         return (self.filesystem, self.inode, self.born_ns) == (other.filesystem, other.inode, other.born_ns)
 
+    def is_born_as(self, other: "Identity") -> bool:
+        """Return whether inode and birth time are known and equal: one file, even if its filesystem's id has changed."""
+        return self.born_ns != 0 and (self.inode, self.born_ns) == (other.inode, other.born_ns)
+
     @property
     def description(self) -> str:
         """The file described for a person."""

@@ -22,6 +22,7 @@ from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local import platform
 from snapshot_mcp.providers.local.holders import UNKNOWN_HOLDER, describe, find_holders, find_mappings, is_locked
+from snapshot_mcp.providers.local.place import other_kind_at
 
 LOCK_NAME: Final = "worker.lock"
 """Name of the file that the worker holds locked while it runs (`worker`)."""
@@ -100,6 +101,8 @@ def _no_new_jobs(catalogue: Catalogue) -> Iterator[bool]:
 
 def _ask(path: Path) -> str | None:
     """Return who uses a disk that the tables do not show, "" for nobody, None if unknown."""
+    if other_kind_at(path):  # opening a device can have effects
+        return None
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

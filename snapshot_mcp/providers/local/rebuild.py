@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.catalogue import salvage, schema
-from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.database import Catalogue, path_bytes
 from snapshot_mcp.catalogue.salvage import FoundSnapshot
 from snapshot_mcp.catalogue.store import DamagedSnapshot, NewerSnapshot
 from snapshot_mcp.contract.errors import ResourceBusy, Unavailable
@@ -114,12 +114,12 @@ def _alone(folder: Path) -> Iterator[None]:
 def _open_elsewhere(path: Path) -> ResourceBusy:
     return ResourceBusy(
         f"The zone is open in another process, so it cannot be rebuilt now ({describe_holders(path)}).",
-        hint="End the servers and hosts that use this zone; its worker ends by itself 10 s after its last job. Nothing was changed.",
+        hint="End the servers and hosts that use this zone; its worker ends soon after its last job. Nothing was changed.",
     )
 
 
 def _look_at(path: Path) -> CatalogueState:
-    """Return what is at the catalogue's path. Raises Unsupported for a newer format, ResourceBusy if another program has it open."""
+    """Return what is at the catalogue's path. Raises Unsupported for a newer format, ResourceBusy if a program has it open."""
     if not has_content(path):
         return CatalogueState.LOST
     try:
@@ -173,6 +173,7 @@ def _replace(folder: Path, clock: Clock | None, copy: CatalogueCopy | None, stat
             exports = _take_in_exports(catalogue, folder)
             _give_exports_their_files(catalogue, folder)
             db.execute("DROP TABLE IF EXISTS copy_of")
+            db.execute("DELETE FROM place")
         catalogue.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         report = replace(report, state=state, undeleted=tuple(undeleted), gone=tuple(gone), exports=exports)
         report = replace(report, copy_at=copy.made_at if copy else None, disks=_disks_without_file(catalogue))
@@ -243,8 +244,9 @@ class _Reading:
             return replace(one, is_damaged=True)
         return one
 
-    def _leave(self, snapshot_id: str, text: str, *, is_damage: bool = False) -> None:
+    def _leave(self, snapshot_id: str, text: str, *, is_damage: bool = False) -> FoundSnapshot | None:
         self.findings.append(Finding(snapshot_id, text, is_damage))
+        return None
 
     def _read(self, snapshot_id: str) -> FoundFile | DamagedSnapshot | NewerSnapshot:
         if snapshot_id not in self._files:
@@ -327,9 +329,9 @@ def _give_exports_their_files(catalogue: Catalogue, folder: Path) -> None:
     """Point the rows of exported files into this folder: the files are the zone's own, named by their ids."""
     for one, path in _exported_files(folder).items():
         is_here = "AND (path = '' OR path LIKE ?)"
-        values = (str(path), one, f"%/{path.parent.name}/{path.name}")
-        catalogue.db.execute(f"UPDATE resources SET path = ? WHERE resource_id = ? {is_here}", values)
-        catalogue.db.execute(f"UPDATE images SET path = ? WHERE image_id = ? {is_here}", values)
+        values = (path_bytes(str(path)), one, f"%/{path.parent.name}/{path.name}")
+        catalogue.db.execute(f"UPDATE resources SET path = CAST(? AS TEXT) WHERE resource_id = ? {is_here}", values)
+        catalogue.db.execute(f"UPDATE images SET path = CAST(? AS TEXT) WHERE image_id = ? {is_here}", values)
 
 
 def _put_in_place(folder: Path, new: Path) -> Path | None:

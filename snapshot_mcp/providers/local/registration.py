@@ -5,21 +5,23 @@ Content is checked only at registration: a guest may later write anything, even 
 
 import errno
 import os
-import pwd
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 
 from snapshot_mcp.catalogue.lookup import checked_name, find_resource, label_of, refuse_busy, refuse_incomplete
 from snapshot_mcp.catalogue.snapshots import new_id
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local.disk import image_path, shown
+from snapshot_mcp.contract.text import encodable
+from snapshot_mcp.ground.permissions import owner_of, user_name
+from snapshot_mcp.ground.shell import quote
+from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
+from snapshot_mcp.providers.local.place import other_kind_at, shown
 
 
 def register(
@@ -36,7 +38,7 @@ def register(
     """
     real = image_path(path)
     refuse_own_file(real, catalogue.folder, home, configuration)
-    name = checked_name(name or real.name)
+    name = checked_name(name or encodable(real.name))
     with catalogue.transaction():
         refuse_registered(catalogue, real)
         check_disk(real)
@@ -86,14 +88,17 @@ def _is_zone(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file() and (folder / FOLDERS[0]).is_dir()
 
 
-def refuse_registered(catalogue: FolderCatalogue, real: Path) -> None:
-    """Raise BadRequest for a file that is already registered, under any name."""
+def refuse_registered(catalogue: FolderCatalogue, real: Path, own_id: str = "") -> None:
+    """Raise BadRequest for a file that is already registered, under any name, except as the disk `own_id`."""
     inode = _inode(real)
-    for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
+    for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL AND resource_id != ?", own_id):
         if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
+            kind = other_kind_at(Path(other["path"]))
+            move = f"Its path {shown(other['path'])} is now {kind}: the command `zone move ID PATH` takes the disk to its file."
+            remove = f"If that was a mistake, `zone remove {other['resource_id']}` unregisters it, and then this disk can move."
             raise BadRequest(
                 f"The file {shown(real)} is already registered as {label_of(other)}.",
-                hint=f"Use {other['resource_id']}.",
+                hint=move if kind else remove if own_id else f"Use {other['resource_id']}.",
             )
 
 
@@ -110,7 +115,7 @@ def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
     with catalogue.transaction() as db:
         resource = find_resource(catalogue, resource_id)
         refuse_busy(catalogue, [resource])
-        if Path(resource["path"]).exists():
+        if os.path.exists(resource["path"]):  # noqa: PTH110 (also where its folder may not be entered)
             refuse_incomplete(catalogue, resource)
         db.execute(
             "UPDATE resources SET removed_at = ?, applying_id = NULL, problem = '' WHERE resource_id = ?",
@@ -119,36 +124,39 @@ def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
     return resource
 
 
-def check_disk(real: Path) -> None:
-    """Check a file that is not registered. Raises BadRequest (not a raw image), NotUsable, ResourceBusy."""
+def check_disk(real: Path, *, may_wrap: bool = False) -> None:
+    """Check a file that is not registered. Raises BadRequest (not a raw image), NotUsable, ResourceBusy.
+
+    `may_wrap`: do not look for the formats that wrap a disk, because the caller knows what the content has to be.
+    """
     if has_foreign_lease(real):  # opening it would break the lease
         raise ResourceBusy(
             f"The file {shown(real)} is in use: another program, such as a backup, holds a lease on it.",
-            hint="Wait until that program has finished, then register the file.",
+            hint="Wait until that program has finished, then try again.",
         )
     fd = _open(real, os.O_RDONLY, "read", "Backups must read it")
     try:
-        _check_content(real, fd)
+        _check_content(real, fd, may_wrap=may_wrap)
         lease = ask_lease(fd)
     finally:
         os.close(fd)
     if lease == Lease.NOT_OURS:
         raise NotUsable(
-            f"The file {shown(real)} belongs to another user ({_owner(real)}), and only its owner can make sure that"
+            f"The file {shown(real)} belongs to another user ({owner_of(real)}), and only its owner can make sure that"
             " nobody writes to it during a backup.",
-            hint=f"Run snapshot-mcp as that user, or change the owner: chown {_me()} {quote(str(real))}",
+            hint=f"Run snapshot-mcp as that user, or change the owner: chown {user_name()} {quote(str(real))}",
         )
     os.close(_open(real, os.O_RDWR, "write", "Roll-backs must overwrite it"))
 
 
-def _check_content(real: Path, fd: int) -> None:
+def _check_content(real: Path, fd: int, *, may_wrap: bool) -> None:
     size = os.fstat(fd).st_size
     if size == 0:
         raise BadRequest(
             f"The file {shown(real)} is empty.",
             hint=f"Give it the size of the disk first, for example: truncate -s 20G {quote(str(real))}",
         )
-    if form := recognise(fd, size):
+    if not may_wrap and (form := recognise(fd, size)):
         raise BadRequest(f"The file {shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
     if size < SECTOR_BYTES:
         raise BadRequest(
@@ -161,24 +169,10 @@ def _open(real: Path, flags: int, verb: str, why: str) -> int:
     try:
         return os.open(real, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        rights = f"Allow {_me()} to {verb} it (its owner is {_owner(real)}), or run snapshot-mcp as its owner."
+        rights = f"Allow {user_name()} to {verb} it (its owner is {owner_of(real)}), or run snapshot-mcp as its owner."
         steps = {errno.EACCES: rights, errno.EPERM: rights, errno.EROFS: "Move it to a writable filesystem."}
         otherwise = "Stop the program that uses it, or check the disk that it is on, then register it again."
         raise NotUsable(
             f"The file {shown(real)} cannot be opened to {verb} it: {error.strerror}. {why}.",
             hint=steps.get(error.errno or 0, otherwise),
         ) from None
-
-
-def _owner(path: Path) -> str:
-    try:
-        return path.owner()
-    except (OSError, KeyError):  # the user has no name
-        return f"user {path.stat().st_uid}"
-
-
-def _me() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())

@@ -34,7 +34,10 @@ class LocalZoneSettings(ZoneSettings):
     @field_validator("folder")
     @classmethod
     def _expand(cls, folder: Path | None) -> Path | None:
-        return folder.expanduser() if folder else None
+        try:
+            return folder.expanduser() if folder else None
+        except RuntimeError:
+            raise ValueError("the home directory that `~` stands for is unknown; write the whole path") from None
 
     def place(self, site: Site) -> str:
         """Return the zone's folder, with links resolved."""

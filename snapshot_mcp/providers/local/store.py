@@ -12,15 +12,20 @@ from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import capture, in_use, restore
-from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk, shown
+from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
+from snapshot_mcp.providers.local.place import other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 
 def _no_file(resource: Row) -> str:
     """Say of a disk without a path where it was before its zone was rebuilt."""
-    was = f"; it was at {shown(resource['former_path'])} before the zone was rebuilt" if resource["former_path"] else ""
+    was = (
+        f"; it was at {shown(resource['former_path'])} before the zone was rebuilt or copied"
+        if resource["former_path"]
+        else ""
+    )
     return f"it has no file{was}. The command `zone move {resource['resource_id']} PATH` gives it one"
 
 
@@ -57,14 +62,17 @@ class FileStore:
             return Sight(0, _no_file(row))
         path = Path(row["path"])
         try:
-            size = path.stat().st_size
+            found = path.lstat()
+        except ValueError:
+            return Sight(0, "its path cannot exist")
         except OSError as error:
-            return Sight(0, f"its file cannot be read: {error.strerror}")
-        if not is_verbose:
-            return Sight(size)
-        if identity := identity_at(path):
-            return Sight(size, "", str(identity), identity.links)
-        return Sight(size, "its path no longer leads to a regular file")
+            return Sight(0, f"its file cannot be read: {why_missing(path, error)}")
+        if kind := other_kind_at(path):
+            return Sight(0, f"its path no longer leads to a regular file: it is now {kind}")
+        identity = identity_at(path) if is_verbose else None
+        if identity is None:
+            return Sight(found.st_size)
+        return Sight(found.st_size, "", str(identity), identity.links)
 
     def identity_of(self, resource: Row) -> str:
         """Return which file is at the disk's path."""

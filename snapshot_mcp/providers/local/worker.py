@@ -23,12 +23,16 @@ from snapshot_mcp.catalogue import deletion, jobs, rollback, schema
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
 from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
 from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.contract.states import JobAction
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.spare import keep_copy
 from snapshot_mcp.providers.local.strays import needed_by_strays
+from snapshot_mcp.providers.local.whereabouts import is_a_copy
 from snapshot_mcp.providers.local.work import carry_out
 
 LOG_NAME: Final = "worker.log"
@@ -42,6 +46,11 @@ POLL_SECONDS: Final = 0.02
 
 PARALLEL_JOBS: Final = 4
 """Jobs that run at the same time, so that a short one does not wait for a long one."""
+
+PARALLEL_VERIFICATIONS: Final = 2
+"""Verifications that run at the same time: they may take hours, and nobody's backup waits for all of them."""
+
+_VERIFYING: Final = f"(SELECT count(*) FROM jobs WHERE status = 'working' AND action = '{JobAction.VERIFY}')"
 
 _LAUNCH: Final = (
     "import os, sys\n"
@@ -79,9 +88,12 @@ def ensure_worker(folder: Path) -> None:
         finally:
             os.close(fd)
     except (OSError, subprocess.SubprocessError) as error:
+        why, obstacle = str(error), None
+        if isinstance(error, OSError):
+            why, obstacle = reason_of(error, folder), obstacle_of(error, folder)
+        step = obstacle.hint if obstacle else f"See {folder / LOG_NAME}."
         raise Unavailable(
-            f"The embedded zone's worker could not be started: {error}.",
-            hint=f"Jobs cannot run without it. See {folder / LOG_NAME}.",
+            f"The embedded zone's worker could not be started: {why}.", hint=f"Jobs cannot run without it. {step}"
         ) from None
 
 
@@ -143,6 +155,10 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: C
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     with FolderCatalogue(folder, create=False, clock=clock) as catalogue:
+        if catalogue.original:
+            log.warning("%s", is_a_copy(folder, catalogue.original))
+            os.close(fd)
+            return False
         _Worker(catalogue, idle_seconds).serve()
     os.close(fd)  # not after an error: jobs may still run, and exiting releases the lock
     with FolderCatalogue(folder, create=False) as catalogue:
@@ -172,7 +188,7 @@ class _Worker:
         version, idle_since = -1, time.monotonic()
         while True:
             self.threads = {name: thread for name, thread in self.threads.items() if thread.is_alive()}
-            if not self.catalogue.folder.exists():
+            if not self.catalogue.is_in_place:
                 return
             seen = self.catalogue.version()
             if seen != version or self.threads:
@@ -198,7 +214,11 @@ class _Worker:
 
         Jobs with a deadline to start come first; `only_urgent` returns no others.
         """
-        which = "begin_until != 0" if only_urgent else "true"
+        which = (
+            "begin_until != 0"
+            if only_urgent
+            else f"(action != '{JobAction.VERIFY}' OR {_VERIFYING} < {PARALLEL_VERIFICATIONS})"
+        )
         query = f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND {which}
             ORDER BY begin_until != 0 DESC, created_at, change LIMIT 1"""
         if schema.is_newer(self.catalogue.db) or self.catalogue.row(query) is None:
@@ -230,6 +250,7 @@ class _Worker:
             for snapshot_id in deletion.purge(catalogue, needed=needed_by_strays(catalogue, catalogue.folder)):
                 log.info("purged %s", snapshot_id)
             jobs.forget_old(catalogue)
+        reserve.make(self.catalogue.folder)
 
     def _copy(self) -> None:
         """Keep the copy of the catalogue fresh; without one a rebuild knows less, so a failure is only logged."""

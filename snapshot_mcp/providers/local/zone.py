@@ -1,5 +1,6 @@
 """`LocalZone`: the embedded zone as a Provider, `catalogue.zone` over files."""
 
+import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,20 +8,25 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from snapshot_mcp.catalogue import deletion
+from snapshot_mcp.catalogue import deletion, room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
-from snapshot_mcp.catalogue.answers import to_resource
+from snapshot_mcp.catalogue.answers import to_image, to_resource
 from snapshot_mcp.catalogue.zone import CatalogueZone
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.errors import NotUsable, StorageFull, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
-from snapshot_mcp.contract.models import Instance, Volume
+from snapshot_mcp.contract.models import Image, Instance, Volume
+from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.text import encodable, format_bytes
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
-from snapshot_mcp.providers.local import registration
+from snapshot_mcp.providers.local import own_file, registration, whereabouts
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
-from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue, file_at
+from snapshot_mcp.providers.local.moving import Move, Mover
+from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
 from snapshot_mcp.providers.local.strays import find_newer, find_strays, needed_by_strays
 from snapshot_mcp.providers.local.worker import ensure_worker
@@ -78,7 +84,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
     @property
     def location(self) -> str:
         """Return the zone's folder."""
-        return str(self.folder)
+        return encodable(str(self.folder))
 
     async def add_resource(
         self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
@@ -94,6 +100,39 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
     async def remove_resource(self, resource_id: str) -> Volume | Instance:
         """Unregister a disk image; its file and snapshots stay. Raises NotFound, ResourceBusy, NotUsable."""
         return await self._write(lambda one: to_resource(one, registration.unregister(one, resource_id)))
+
+    async def remove_image(self, image_id: str) -> Image:
+        """Take an exported image off the list; its file stays. Raises NotFound."""
+
+        def remove(catalogue: FolderCatalogue) -> Image:
+            with catalogue.transaction():
+                row = own_file.find_image(catalogue, image_id)
+                own_file.take_off_list(catalogue, row)
+            return to_image(catalogue, row)
+
+        return await self._write(remove)
+
+    async def look_at_own_file(self, item_id: str) -> OwnFile:
+        """Return what deleting the file of an exported volume or image takes (`own_file`). Raises if it must be kept."""
+        return await self._write(lambda one: own_file.look_at_own_file(one, item_id))
+
+    async def delete_own_file(self, agreed: OwnFile) -> None:
+        """Delete that file for ever, and take it off the list. Raises TermsChanged if it is not what was agreed to."""
+        await self._write(lambda one: own_file.delete_own_file(one, agreed))
+
+    async def plan_move(self, resource_id: str, path: Path, advance: Advance = lambda done, total: None) -> Move:
+        """Compare a file with the disk that is to be moved there (`moving`, which says what it raises)."""
+
+        def run() -> Move:
+            with self._errors_translated(), self._open() as catalogue:
+                return Mover(catalogue, self.home, self.configuration).plan(resource_id, path, advance)
+
+        return await anyio.to_thread.run_sync(run)
+
+    async def move_resource(self, move: Move) -> Volume | Instance:
+        """Move a disk as planned. Raises TermsChanged if the disk or the file changed since, and what `plan_move` raises."""
+        own = self.home, self.configuration
+        return await self._write(lambda one: to_resource(one, Mover(one, *own).carry_out(move)))
 
     async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
         """Verify every byte of every snapshot and record what is damaged (`check.check`)."""
@@ -133,6 +172,33 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         await self.aclose()  # its own connection would be in the way
         return await anyio.to_thread.run_sync(run)
 
+    async def adopt(self) -> list[str]:
+        """Make a copy of a zone a zone of its own; return the ids of the disks that have no file now (`whereabouts`)."""
+
+        def run() -> list[str]:
+            with self._errors_translated(), self._open() as catalogue:
+                if catalogue.original is None:
+                    raise NotUsable(f"The zone in {str(self.folder)!r} is not a copy.", hint="Nothing was changed.")
+                return whereabouts.adopt(catalogue)
+
+        detached = await anyio.to_thread.run_sync(run)
+        await self.aclose()
+        return detached
+
+    async def copy_problem(self) -> str:
+        """Return that this zone is a copy that nobody has adopted, "" if it is not one."""
+        original = await self._read(lambda one: one.original, None)
+        return str(whereabouts.is_a_copy(self.folder, original)) if original else ""
+
+    def _check_change(self, catalogue: FolderCatalogue) -> None:
+        reserve.relieve(self.folder)
+        if catalogue.original and (original := whereabouts.settle(catalogue, FILE_NAME)):
+            raise whereabouts.is_a_copy(self.folder, original)
+        catalogue.original = None
+
+    def _identity(self) -> object:
+        return file_at(self.folder)
+
     def _exists(self) -> bool:
         return FolderCatalogue.exists(self.folder)
 
@@ -140,7 +206,18 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return FolderCatalogue(self.folder, clock=self._clock)
 
     def _ensure_worker(self) -> None:
-        ensure_worker(self.folder)
+        if self._catalogue is None or not self._catalogue.original:
+            ensure_worker(self.folder)
 
     def _translate(self, error: Exception) -> ZoneError | None:
-        return translate(error)
+        known = translate(error, self.folder / FILE_NAME)
+        return known.add(hint=self._room_in_words()) if isinstance(known, StorageFull) else known
+
+    def _room_in_words(self) -> str:
+        """Return how much is free, and what would free most."""
+        free = f"{format_bytes(reserve.free_bytes(self.folder))} are free on the disk of {shown(self.folder)}."
+        try:
+            held = self._catalogue and room.largest_holders(self._catalogue)
+        except sqlite3.Error:
+            held = None
+        return f"{free} {held}" if held else free

@@ -47,7 +47,13 @@ class SnapshotFile(Closing):
         except FileNotFoundError:
             raise DamagedSnapshot(snapshot_id, "its file is missing") from None
         except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # says nothing about the file
+            if error.errno in {
+                errno.EMFILE,
+                errno.ENFILE,
+                errno.ENOMEM,
+                errno.EACCES,
+                errno.EPERM,
+            }:  # says nothing about the file
                 raise
             raise DamagedSnapshot(snapshot_id, f"its file cannot be opened ({error.strerror})") from error
         try:

@@ -1,11 +1,12 @@
 """Carry out the worker's jobs; each action that touches files has its module here."""
 
+from functools import partial
 from typing import Final
 
 from snapshot_mcp.catalogue import deletion, jobs
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.local.errors import translate
-from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue
 from snapshot_mcp.providers.local.work import apply, create, export, verify
 
 ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
@@ -21,4 +22,4 @@ ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
 
 def carry_out(catalogue: FolderCatalogue, job_id: str) -> None:
     """Carry out a job that is `working`, in its own thread with its own connection."""
-    jobs.carry_out(catalogue, job_id, ACTIONS, translate)
+    jobs.carry_out(catalogue, job_id, ACTIONS, partial(translate, catalogue=catalogue.folder / FILE_NAME))

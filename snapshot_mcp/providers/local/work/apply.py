@@ -62,7 +62,7 @@ class FirstAttempt(Overwriting):
         """Take the safety snapshots and read back what the roll-back overwrites. Raises ResourceBusy, DamagedSnapshot."""
         if not disks:
             return
-        taken_at = self.catalogue.now()
+        taken_at = self.catalogue.instant()
         self.progress.start("taking the safety snapshot", sum(disk.target.size_bytes for disk in disks))
         for disk in disks:
             disk.target.refuse_company()
@@ -80,7 +80,7 @@ class FirstAttempt(Overwriting):
                 self._capture(disk, taken_at)
                 self._read_back(disk)
 
-    def _capture(self, disk: Disk, taken_at: int) -> None:
+    def _capture(self, disk: Disk, taken_at: float) -> None:
         safety_id = self.safety[disk.id]
         snapshot = self.catalogue.snapshot(safety_id)
         assert snapshot is not None

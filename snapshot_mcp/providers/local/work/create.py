@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +48,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             resource = owner_of(catalogue, snapshot)
             source = CaptureSource(resource["path"], label_of(resource), allow_fuzzy=request["allow_fuzzy"])
             sources.append(stack.enter_context(source))
-        taken_at = catalogue.now()
+        taken_at = catalogue.instant()
         progress.start("reading", sum(source.size_bytes for source in sources))
         for snapshot, source in zip(snapshots, sources, strict=True):
             capture_one(catalogue, snapshot, source, taken_at, progress, ids)
@@ -72,7 +72,7 @@ def capture_one(
     catalogue: FolderCatalogue,
     snapshot: Row,
     source: Source,
-    taken_at: int,
+    taken_at: float,
     progress: JobProgress,
     taken_with: Sequence[str] = (),
 ) -> None:
@@ -95,7 +95,7 @@ def capture_one(
             resource_id=snapshot["resource_id"],
             chain=(*(parent.header.chain if parent else ()), snapshot_id),
             parent_hash=parent.tip.hash.hex() if parent else "",
-            snapshot_time=format_time(moment(taken_at)),
+            snapshot_time=datetime.fromtimestamp(taken_at, UTC).isoformat(),
             virtual_size_bytes=source.size_bytes,
             chunk_size=parent.header.chunk_size if parent else chunk_size_for(source.size_bytes),
         )
@@ -152,5 +152,5 @@ def _finish_create(catalogue: FolderCatalogue, job: Row, snapshot_ids: Sequence[
 def read_taken(folder: Path, snapshot_id: str) -> Taken:
     """Read the facts of a snapshot from its durable file. Raises DamagedSnapshot."""
     with SnapshotFile(folder, snapshot_id) as file:
-        taken_at = int(datetime.fromisoformat(file.header.snapshot_time).timestamp())
+        taken_at = datetime.fromisoformat(file.header.snapshot_time).timestamp()
         return Taken(taken_at, file.size_bytes, file.header.virtual_size_bytes, file.trailer.consistency)

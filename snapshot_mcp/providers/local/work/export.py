@@ -10,10 +10,11 @@ from snapshot_mcp.catalogue.room import Floor
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.states import JobAction, ResourceType
-from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.contract.text import encodable, format_bytes
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.identity import identity_at
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 
 
@@ -52,4 +53,6 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             catalogue.add_image(request["new_id"], request["name"], str(path), request["snapshot_id"])
         else:
             catalogue.add_resource(request["new_id"], ResourceType.VOLUME, request["name"], str(path))
-        succeed(catalogue, job, {"path": str(path), "size_bytes": size})
+        made = str(identity_at(path) or ""), path.stat().st_mtime_ns
+        catalogue.record_export(request["new_id"], *made, request["snapshot_id"])
+        succeed(catalogue, job, {"path": encodable(str(path)), "size_bytes": size})

@@ -19,8 +19,9 @@ from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy, StorageFull, TermsChanged
 from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.providers.local import restore
-from snapshot_mcp.providers.local.disk import TargetDisk, shown
+from snapshot_mcp.providers.local.disk import TargetDisk
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import read_taken
 

@@ -1,0 +1,53 @@
+"""A small reserve of disk space in a folder: on a full disk it is given up, so that what frees space can still be recorded.
+
+SQLite needs room even for reading, and so do the records of a deletion: without a reserve a full disk locks its owner out.
+Blocking; nothing here raises, because a folder without a reserve is no error.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+NAME = ".reserve"
+
+RESERVE_BYTES = 4 << 20
+"""For the write-ahead logs of some deletions and their records."""
+
+LOW_BYTES = 1 << 20
+"""With less free space than this the reserve is given up."""
+
+ROOM_FACTOR = 16
+"""The reserve is made only where it takes a small part of what is free."""
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the folder's filesystem for this user, in bytes. Raises OSError."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def relieve(folder: Path) -> None:
+    """Give the folder's reserve up if its disk is full."""
+    if os.name == "nt":
+        return
+    with suppress(OSError):
+        if free_bytes(folder) < LOW_BYTES:
+            (folder / NAME).unlink()
+            os.sync()  # btrfs gives space back with the next commit only
+
+
+def make(folder: Path) -> None:
+    """Make the folder's reserve, if there is none and enough room for it."""
+    path = folder / NAME
+    if os.name == "nt" or path.exists():
+        return
+    with suppress(OSError):
+        if free_bytes(folder) < RESERVE_BYTES * ROOM_FACTOR:
+            return
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        except OSError:
+            path.unlink()
+        finally:
+            os.close(descriptor)

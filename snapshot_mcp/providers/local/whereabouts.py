@@ -1,0 +1,112 @@
+"""Where a zone lies: it notices that its folder was moved, or that it is a copy of another zone.
+
+The catalogue has the folder's path and identity. A folder that was moved is adopted: what the zone itself made is found in it
+again. A copy names the same disks outside of it as the original, so nothing may be changed there until a person says
+`zone adopt`: then these disks have no file here until `zone move` gives them one. A folder that can be reached by two paths is
+one zone (FORMAT.md, "The folder").
+"""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapshot_mcp.catalogue.database import IS_UNFINISHED, path_bytes
+from snapshot_mcp.catalogue.jobs import end_failed
+from snapshot_mcp.contract.errors import Cancelled, NotUsable
+from snapshot_mcp.providers.local.place import shown
+
+if TYPE_CHECKING:
+    from snapshot_mcp.providers.local.folder import FolderCatalogue
+
+log = logging.getLogger(__name__)
+
+
+def settle(catalogue: "FolderCatalogue", catalogue_name: str) -> Path | None:
+    """Note where the zone lies, and that it was moved; return the original's folder if this is a copy that nobody adopted."""
+    folder, identity = catalogue.folder, _identity(catalogue.folder)
+    with catalogue.reading():
+        known = catalogue.row("SELECT * FROM place")
+    if known and known["path"] == str(folder) and known["identity"] == identity:
+        return None
+    if known is None or known["path"] == str(folder):
+        _note(catalogue, identity)
+        return None
+    original = Path(known["path"])
+    if _is_same(original, folder):
+        return None
+    if known["identity"] != identity and (original / catalogue_name).exists():
+        return original
+    with catalogue.transaction():
+        _take_along(catalogue, original)
+        _note(catalogue, identity)
+    log.warning("the zone was moved from %s to %s", shown(original), shown(folder))
+    return None
+
+
+def is_a_copy(folder: Path, original: Path) -> NotUsable:
+    """Return the error for a change in a copy, which could overwrite the original's disks."""
+    return NotUsable(
+        f"The zone in {shown(folder)} is a copy of the one in {shown(original)}, which is still there, and both name the same"
+        " disks. Nothing was changed.",
+        hint="A person decides in a shell: `zone adopt` makes it a zone of its own, whose disks outside of its folder have no"
+        " file until `zone move`. If it shall replace the original, move the original away first.",
+    )
+
+
+def adopt(catalogue: "FolderCatalogue") -> list[str]:
+    """Make a copy a zone of its own, and return the ids of the disks that have no file now."""
+    known = catalogue.row("SELECT * FROM place")
+    with catalogue.transaction() as db:
+        if known:
+            _take_along(catalogue, Path(known["path"]))
+        for job in catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED}"):
+            end_failed(catalogue, job, Cancelled("The zone was copied while this job waited, and was adopted since."))
+        detached = [
+            row["resource_id"]
+            for row in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL")
+            if row["path"] and not Path(row["path"]).is_relative_to(catalogue.folder)
+        ]
+        for resource_id in detached:
+            db.execute(
+                """UPDATE resources SET former_path = path, path = '', applying_id = NULL, is_stopped = 0, problem = ''
+                WHERE resource_id = ?""",
+                (resource_id,),
+            )
+        _note(catalogue, _identity(catalogue.folder))
+    return detached
+
+
+def _take_along(catalogue: "FolderCatalogue", original: Path) -> None:
+    """Let paths below the original's folder lead below this one."""
+    for table, key in (("resources", "resource_id"), ("images", "image_id")):
+        for row in catalogue.rows(f"SELECT * FROM {table}"):
+            path = Path(row["path"])
+            if path.is_relative_to(original):
+                _set_path(catalogue, table, key, row[key], catalogue.folder / path.relative_to(original))
+
+
+def _set_path(catalogue: "FolderCatalogue", table: str, key: str, value: str, path: Path) -> None:
+    catalogue.db.execute(f"UPDATE {table} SET path = CAST(? AS TEXT) WHERE {key} = ?", (path_bytes(str(path)), value))
+
+
+def _note(catalogue: "FolderCatalogue", identity: str) -> None:
+    db = catalogue.db
+    with nullcontext() if db.in_transaction else catalogue.transaction():
+        db.execute("DELETE FROM place")
+        db.execute(
+            "INSERT INTO place (path, identity) VALUES (CAST(? AS TEXT), ?)",
+            (path_bytes(str(catalogue.folder)), identity),
+        )
+
+
+def _identity(folder: Path) -> str:
+    found = folder.stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
