@@ -188,5 +188,6 @@ async def here(zone_folder: Path) -> AsyncIterator[LocalZone]:
     zone = LocalZone(zone_folder)
     yield zone
     await zone.aclose()
-    shutil.rmtree(zone_folder)
+    gone = zone_folder.rename(zone_folder.with_name("gone"))
     worker.join(PATIENCE_SECONDS)
+    shutil.rmtree(gone)

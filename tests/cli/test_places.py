@@ -30,6 +30,14 @@ def has_told_all(done: "subprocess.CompletedProcess[bytes]") -> bool:
     return done.returncode == 0 and b"Everything is correct to the byte." in done.stdout
 
 
+def run_as_stranger(words: list[str], environ: dict[str, str]) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command as a user without a passwd entry and without `HOME`."""
+    environ = {key: value for key, value in environ.items() if key not in {"HOME", "SNAPSHOT_MCP_CONFIG", "USER"}}
+    environ["PYTHONPATH"] = os.pathsep.join([environ["PYTHONPATH"], *sys.path])
+    command = ["setsid", "--wait", *STRANGER, python_of_all(), "-m", "snapshot_mcp", *words]
+    return subprocess.run(command, env=environ, cwd="/", capture_output=True, timeout=120, check=False)
+
+
 def python_of_all() -> str:
     """This Python, or one of its version that another user may run too."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -61,11 +69,7 @@ def test_the_tour_in_new_namespaces_and_without_a_terminal(tmp_path: Path) -> No
 @pytest.mark.long
 def test_the_tour_of_a_user_without_name_and_home() -> None:
     """A uid without a passwd entry, no HOME; in a shell of its own session."""
-    python = python_of_all()
-    environ = environment(None) | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-    environ = {key: value for key, value in environ.items() if key not in {"HOME", "SNAPSHOT_MCP_CONFIG", "USER"}}
-    command = ["setsid", "--wait", *STRANGER, python, "-m", "snapshot_mcp", "tour", "--yes"]
-    done = subprocess.run(command, env=environ, cwd="/", capture_output=True, timeout=120, check=False)
+    done = run_as_stranger(["tour", "--yes"], environment(None))
     assert has_told_all(done), done.stdout + done.stderr
 
 
@@ -73,8 +77,7 @@ def test_the_tour_of_a_user_without_name_and_home() -> None:
 @pytest.mark.parametrize("words", [["zone", "list"], long(["approvals"]), long(["jobs"]), long(["tour"])])
 def test_without_a_home_the_setting_is_named(words: list[str]) -> None:
     """A traceback, even with SNAPSHOT_MCP_HOME set."""
-    environ = {key: value for key, value in environment(None).items() if key not in {"HOME", "SNAPSHOT_MCP_CONFIG"}}
-    done = run(words, environ, STRANGER)
+    done = run_as_stranger(words, environment(None))
     said = done.stderr.decode()
     assert (done.returncode, "Traceback" in said) == (1, False), said
     if words != ["tour"]:
@@ -86,9 +89,7 @@ def test_without_a_home_the_setting_is_named(words: list[str]) -> None:
 
 @needs_root
 def test_without_a_home_the_one_that_is_set_is_used() -> None:
-    environ = environment(Path("/no-such-folder/home"))
-    environ = {key: value for key, value in environ.items() if key not in {"HOME", "SNAPSHOT_MCP_CONFIG"}}
-    done = run(["zone", "list"], environ, STRANGER)
+    done = run_as_stranger(["zone", "list"], environment(Path("/no-such-folder/home")))
     assert (done.returncode, b"No disk is registered" in done.stdout) == (0, True), done.stderr
 
 

@@ -27,7 +27,7 @@ from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
-from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue
+from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.spare import keep_copy
@@ -142,8 +142,8 @@ def run(folder: Path, idle_seconds: float, lock_fd: int | None = None, clock: Cl
     try:
         while _serve_once(folder, idle_seconds, lock_fd, clock):
             lock_fd = None
-    except FileNotFoundError:
-        if folder.exists():
+    except (OSError, sqlite3.Error):
+        if file_at(folder) is not None:
             raise
 
 
@@ -246,11 +246,15 @@ class _Worker:
         thread.start()
 
     def _purge(self) -> None:
-        with self._connect() as catalogue:
-            for snapshot_id in deletion.purge(catalogue, needed=needed_by_strays(catalogue, catalogue.folder)):
-                log.info("purged %s", snapshot_id)
-            jobs.forget_old(catalogue)
-        reserve.make(self.catalogue.folder)
+        try:
+            with self._connect() as catalogue:
+                for snapshot_id in deletion.purge(catalogue, needed=needed_by_strays(catalogue, catalogue.folder)):
+                    log.info("purged %s", snapshot_id)
+                jobs.forget_old(catalogue)
+            reserve.make(self.catalogue.folder)
+        except (OSError, sqlite3.Error):
+            if self.catalogue.is_in_place:
+                raise
 
     def _copy(self) -> None:
         """Keep the copy of the catalogue fresh; without one a rebuild knows less, so a failure is only logged."""
