@@ -244,7 +244,7 @@ def _time_snapshots(db: sqlite3.Connection) -> None:
 
 def _place_zone(db: sqlite3.Connection) -> None:
     """Record where the zone lies, so that it notices that it was moved or copied."""
-    db.execute("CREATE TABLE place (path TEXT NOT NULL, identity TEXT NOT NULL)")
+    db.execute("CREATE TABLE place (path TEXT NOT NULL)")
 
 
 def _remember_paths(db: sqlite3.Connection) -> None:

@@ -57,7 +57,6 @@ class JobRegister:
     def __init__(self, home: Path) -> None:
         self._home = home
         self.path = home / "history.sqlite"
-        self._is_ready = False
 
     def note(self, entries: Iterable[Entry]) -> None:
         """Add entries, or complete what is known of them; forget what is older than 90 days.
@@ -124,7 +123,6 @@ class JobRegister:
             with closing(self._connect()) as connection:
                 yield connection
         except (sqlite3.Error, OSError) as error:
-            self._is_ready = False
             obstacle = obstacle_of(error, self.path)
             step = obstacle.hint if obstacle else "Check the folder's permissions and the free space on its disk."
             raise InternalError(
@@ -133,12 +131,9 @@ class JobRegister:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
-        if self._is_ready and self.path.exists():
-            return sqlite.connect(self.path, busy_seconds=BUSY_SECONDS)
+        """Open the file that is in its place now: the home may have been removed, replaced or restored meanwhile."""
         make_private_folder(self._home)
-        connection = sqlite.open_migrated(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
-        self._is_ready = True
-        return connection
+        return sqlite.open_migrated(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
 
 
 def _find(

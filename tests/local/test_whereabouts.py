@@ -171,3 +171,49 @@ async def test_who_watches_a_zone_hears_that_it_vanished(local_zone: LocalZone, 
 
     with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(Unavailable, match="removed or replaced"):
         await watch()
+
+
+async def test_a_copy_in_the_place_of_the_original_is_noticed_whatever_the_inode_numbers(
+    local_zone: LocalZone, tmp_path: Path
+) -> None:
+    """The renamed original has its inode still, as a btrfs snapshot has its original's; both name the same disks."""
+    _, own, snapshot_id = await with_own_volume(local_zone, tmp_path)
+    await settled(local_zone)
+    there = tmp_path / "elsewhere"
+    local_zone.folder.rename(there)
+    shutil.copytree(there, local_zone.folder)
+    async with opened(there) as zone:
+        assert str(local_zone.folder) in await zone.copy_problem()
+        with pytest.raises(NotUsable, match="is a copy"):
+            await zone.apply_snapshots([snapshot_id])
+    await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))
+    assert (await path_of(local_zone, own)).is_relative_to(local_zone.folder)
+
+
+async def test_another_zone_in_the_old_place_makes_no_copy_of_a_moved_one(
+    local_zone: LocalZone, tmp_path: Path
+) -> None:
+    """Moved to another filesystem, so that its inode is new; the same file may be registered in both."""
+    image, own, snapshot_id = await with_own_volume(local_zone, tmp_path)
+    await settled(local_zone)
+    there = tmp_path / "elsewhere"
+    shutil.copytree(local_zone.folder, there)
+    shutil.rmtree(local_zone.folder)
+    await local_zone.add_resource(image, "outside")
+    async with opened(there) as zone:
+        assert await zone.copy_problem() == ""
+        await succeed(zone, await zone.apply_snapshots([snapshot_id]))
+        assert (await path_of(zone, own)).is_relative_to(there)
+
+
+async def test_a_zone_is_believed_to_be_a_copy_if_its_original_cannot_be_read(
+    local_zone: LocalZone, tmp_path: Path
+) -> None:
+    _, own, _ = await with_own_volume(local_zone, tmp_path)
+    await settled(local_zone)
+    there = tmp_path / "elsewhere"
+    shutil.copytree(local_zone.folder, there)
+    (local_zone.folder / "catalogue.sqlite").write_bytes(b"not a database" * 100)
+    async with opened(there) as zone:
+        with pytest.raises(NotUsable, match="is a copy"):
+            await zone.create_snapshots([own], "x")

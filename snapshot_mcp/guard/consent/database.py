@@ -106,7 +106,6 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "guard.sqlite"
-        self._is_ready = False
 
     @property
     def exists(self) -> bool:
@@ -121,7 +120,6 @@ class Database:
             with closing(self._connect()) as connection, sqlite.transaction(connection):
                 yield connection
         except (sqlite3.Error, OSError) as error:
-            self._is_ready = False
             obstacle = obstacle_of(error, self.path)
             step = obstacle.hint if obstacle else "Check the folder's permissions and the free space on its disk."
             raise GuardBroken(
@@ -130,10 +128,8 @@ class Database:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
-        if self._is_ready and self.path.exists():
-            return sqlite.connect(self.path, busy_seconds=BUSY_SECONDS)
+        """Open the file that is in its place now: the home may have been removed, replaced or restored meanwhile."""
         make_private_folder(self.folder)
         connection = sqlite.open_migrated(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
-        self._is_ready = True
         reserve.make(self.folder)
         return connection

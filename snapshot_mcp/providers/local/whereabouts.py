@@ -1,13 +1,14 @@
 """Where a zone lies: it notices that its folder was moved, or that it is a copy of another zone.
 
-The catalogue has the folder's path and identity. A folder that was moved is adopted: what the zone itself made is found in it
-again. A copy names the same disks outside of it as the original, so nothing may be changed there until a person says
-`zone adopt`: then these disks have no file here until `zone move` gives them one. A folder that can be reached by two paths is
-one zone (FORMAT.md, "The folder").
+The catalogue has the folder's path. A folder that was moved is adopted: what the zone itself made is found in it again. A copy
+names the same disks outside of it as the original, so nothing may be changed there until a person says `zone adopt`: then these
+disks have no file here until `zone move` gives them one. A folder that can be reached by two paths is one zone (FORMAT.md, "The
+folder").
 """
 
 import logging
-from contextlib import nullcontext
+import sqlite3
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,25 +22,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BUSY_SECONDS = 1.0
+"""How long to wait for the original's catalogue, which is only read."""
+
 
 def settle(catalogue: "FolderCatalogue", catalogue_name: str) -> Path | None:
     """Note where the zone lies, and that it was moved; return the original's folder if this is a copy that nobody adopted."""
-    folder, identity = catalogue.folder, _identity(catalogue.folder)
+    folder = catalogue.folder
     with catalogue.reading():
         known = catalogue.row("SELECT * FROM place")
-    if known and known["path"] == str(folder) and known["identity"] == identity:
-        return None
+    if known is None:
+        _note(catalogue)
     if known is None or known["path"] == str(folder):
-        _note(catalogue, identity)
         return None
     original = Path(known["path"])
     if _is_same(original, folder):
         return None
-    if known["identity"] != identity and (original / catalogue_name).exists():
+    if _has_disks_of(original / catalogue_name, catalogue):
         return original
     with catalogue.transaction():
         _take_along(catalogue, original)
-        _note(catalogue, identity)
+        _note(catalogue)
     log.warning("the zone was moved from %s to %s", shown(original), shown(folder))
     return None
 
@@ -73,7 +76,7 @@ def adopt(catalogue: "FolderCatalogue") -> list[str]:
                 WHERE resource_id = ?""",
                 (resource_id,),
             )
-        _note(catalogue, _identity(catalogue.folder))
+        _note(catalogue)
     return detached
 
 
@@ -90,19 +93,28 @@ def _set_path(catalogue: "FolderCatalogue", table: str, key: str, value: str, pa
     catalogue.db.execute(f"UPDATE {table} SET path = CAST(? AS TEXT) WHERE {key} = ?", (path_bytes(str(path)), value))
 
 
-def _note(catalogue: "FolderCatalogue", identity: str) -> None:
+def _note(catalogue: "FolderCatalogue") -> None:
     db = catalogue.db
     with nullcontext() if db.in_transaction else catalogue.transaction():
         db.execute("DELETE FROM place")
-        db.execute(
-            "INSERT INTO place (path, identity) VALUES (CAST(? AS TEXT), ?)",
-            (path_bytes(str(catalogue.folder)), identity),
-        )
+        db.execute("INSERT INTO place (path) VALUES (CAST(? AS TEXT))", (path_bytes(str(catalogue.folder)),))
 
 
-def _identity(folder: Path) -> str:
-    found = folder.stat()
-    return f"{found.st_dev}:{found.st_ino}"
+def _has_disks_of(file: Path, catalogue: "FolderCatalogue") -> bool:
+    """Return whether another catalogue registers disks of this one, or may: one that cannot be read is believed to.
+
+    Inode numbers prove nothing here: those of a btrfs snapshot are its original's, and device numbers change.
+    """
+    try:
+        file.stat()
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as db:
+            there = {row[0] for row in db.execute("SELECT resource_id FROM resources")}
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, sqlite3.Error):
+        return True
+    with catalogue.reading():
+        return any(row["resource_id"] in there for row in catalogue.rows("SELECT resource_id FROM resources"))
 
 
 def _is_same(one: Path, other: Path) -> bool:
