@@ -10,6 +10,7 @@ import pytest
 from snapshot_mcp import app
 from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.settings import SettingsError, load_settings
+from tests.marks import long
 
 
 def test_on_windows_the_embedded_zone_says_that_it_does_not_work_yet(
@@ -22,8 +23,11 @@ def test_on_windows_the_embedded_zone_says_that_it_does_not_work_yet(
         app.open_local_zone(settings)
 
 
-@pytest.mark.parametrize("command", [["approvals"], ["audit", "verify"], ["zone", "list"], ["zone", "keys"], ["serve"]])
-@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize(
+    "command",
+    [long(["approvals"]), long(["audit", "verify"]), long(["zone", "list"]), long(["zone", "keys"]), ["serve"]],
+)
+@pytest.mark.parametrize("place", ["file", long("file/below")])
 def test_a_home_that_is_a_file_is_an_error_of_every_command(tmp_path: Path, command: list[str], place: str) -> None:
     tmp_path.joinpath("file").write_text("not a folder")
     environ = {**os.environ, "SNAPSHOT_MCP_HOME": str(tmp_path / place)}

@@ -10,6 +10,7 @@ import pytest
 from snapshot_mcp.exposure import describe_exposure
 from snapshot_mcp.providers.anchcloud.settings import AnchCloudZoneSettings
 from snapshot_mcp.settings import load_settings
+from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners")
@@ -62,7 +63,7 @@ def test_without_secrets_everybody_may_read_it(tmp_path: Path, text: str) -> Non
     assert describe_exposure({"SNAPSHOT_MCP_CONFIG": str(tmp_path / "nowhere")}) == []
 
 
-@pytest.mark.parametrize("words", [["approvals"], ["audit", "--json"], ["zone", "list"], ["serve"]])
+@pytest.mark.parametrize("words", [long(["approvals"]), long(["audit", "--json"]), long(["zone", "list"]), ["serve"]])
 def test_every_command_says_it_once_and_goes_on(tmp_path: Path, words: list[str]) -> None:
     """A warning on stderr, not an error; what a program reads on stdout is as before."""
     environ = {**os.environ, **write(tmp_path, TOKEN, 0o644)}

@@ -141,7 +141,7 @@ def test_the_tests_of_documents_and_arrows_ask_for_what_is_missing(house: House)
     assert status == pytest.ExitCode.OK, output
 
 
-@pytest.mark.parametrize("modules", [["test_resources.py"], pytest.param([], marks=pytest.mark.long, id="all")])
+@pytest.mark.parametrize("modules", [pytest.param([], marks=pytest.mark.long, id="all")])
 def test_the_contract_suite_runs_over_it(house: House, modules: list[str]) -> None:
     paths = [f"tests/contract/{name}" for name in modules] or ["tests/contract"]
     status, output = house.test(*paths, "-k", "attic")

@@ -29,6 +29,7 @@ LONG = "n" * (5 << 20)
 """A 5 MB name."""
 
 
+@pytest.mark.long
 async def test_a_name_of_5_mb_is_cut_where_it_is_read() -> None:
     """a 5 MB name must not travel on": "names at most 255 characters kept with an ellipsis mark"; all other texts too."""
     disk = {"resource_id": "vol-a", "resource_name": LONG, "resource_type": "volume"}
@@ -57,6 +58,7 @@ async def test_a_name_of_5_mb_is_cut_where_it_is_read() -> None:
         assert len(item.model_dump_json()) < 20_000
 
 
+@pytest.mark.long
 async def test_an_item_with_an_endless_id_is_refused() -> None:
     """ids at most 255 characters: an item with a longer id is refused with a clear Unavailable"."""
     parent = {"snapshot_id": "ss-1", "parent_id": LONG}
@@ -121,6 +123,7 @@ def endless(kind: str, key: str) -> dict[str, Callable[[Seen], Canned]]:
     return {f"GET {'volume_snapshots' if kind == 'snapshots' else kind}": page}
 
 
+@pytest.mark.long
 async def test_lists_that_never_end_are_left() -> None:
     """a list that never ends must end": every reading of pages has a bound, and so has its memory."""
     async with strange_zone(patience=PATIENT) as (zone, client):

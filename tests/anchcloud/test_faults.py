@@ -21,6 +21,7 @@ from snapshot_mcp.contract.states import JobAction
 from tests.anchcloud.conftest import Wire
 from tests.disks import get, ids
 from tests.faulty_proxy import IS_DELIVERED, Canned, Decision, Fault, Seen
+from tests.marks import few
 from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import HASTY, client_of
 from tests.strange_zone import answer, strange_zone
@@ -40,7 +41,7 @@ def is_list(seen: Seen) -> bool:
     return seen.method == "GET" and "/volume_snapshots" in seen.target
 
 
-@pytest.mark.parametrize("fault", [fault for fault in Fault if fault != Fault.NONE])
+@pytest.mark.parametrize("fault", few([fault for fault in Fault if fault != Fault.NONE], 6))
 async def test_reads_come_through(fault: Fault, wire: Wire) -> None:
     """retries with bounded tries and time for reads only"."""
     snapshot = await wire.back_up()
@@ -56,7 +57,7 @@ async def test_reads_give_up_in_bounded_time(wire: Wire) -> None:
     assert len([seen for seen, _ in wire.proxy.seen if is_list(seen)]) == HASTY.read_tries
 
 
-@pytest.mark.parametrize("fault", LOSING)
+@pytest.mark.parametrize("fault", few(LOSING, 5))
 async def test_lost_create_is_looked_up_and_never_repeated(fault: Fault, wire: Wire) -> None:
     """Found → its Job; not found → unknown, with what to look at."""
     await wire.back_up("before")

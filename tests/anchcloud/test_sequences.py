@@ -183,6 +183,7 @@ async def run_sequences(count: int, seed: int, folder: Path, disks: Path) -> lis
     return outcomes
 
 
+@pytest.mark.long
 async def test_sequences_over_a_failing_network_end_as_told(wire_folder: Path, tmp_path: Path) -> None:
     """A few of the random sequences."""
     outcomes = await run_sequences(6, 1, wire_folder, tmp_path)

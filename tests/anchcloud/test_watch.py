@@ -118,6 +118,7 @@ async def test_a_watch_ends_with_an_error_when_waiting_does_not_help(wire: Wire)
     await client.aclose()
 
 
+@pytest.mark.long
 async def test_a_quiet_stream_is_kept_by_its_heartbeats(wire: Wire) -> None:
     """heartbeat supervision": silence breaks a stream, quiet does not."""
     async with watching(wire.client) as watcher:

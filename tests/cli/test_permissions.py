@@ -41,6 +41,7 @@ def say(words: list[str], home: Path, **variables: str) -> str:
     return said
 
 
+@pytest.mark.long
 def test_a_home_of_another_user(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -69,6 +70,7 @@ def test_a_settings_file_that_may_not_be_read(tmp_path: Path) -> None:
     assert f"Run snapshot-mcp as nobody, or give root access to {config}" in said
 
 
+@pytest.mark.long
 def test_a_record_and_a_key_file_of_another_user(tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert run(["zone", "keys", "--new", "reader"], environment(home)).returncode == 0
@@ -125,6 +127,7 @@ async def make_zone(folder: Path, disk: Path) -> tuple[str, str]:
     return volume.id, snapshot_id
 
 
+@pytest.mark.long
 def test_a_zones_files_and_the_texts_of_its_failed_jobs(tmp_path: Path) -> None:
     """The failure said "[Errno 13]"; a snapshot that this user may not read was marked as damaged."""
     home, disk = tmp_path / "home", tmp_path / "disk.img"

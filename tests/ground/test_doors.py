@@ -21,6 +21,7 @@ from snapshot_mcp import app
 from snapshot_mcp.guard.page import approval_page
 from snapshot_mcp.settings import load_settings
 from tests.ground.accepted import nodelay_by_port
+from tests.marks import long
 from tests.rest_face import RawAnswer, ask, fetch_token, send_raw
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="/proc")]
@@ -194,7 +195,7 @@ async def test_every_door_gives_the_same_answer(door: Door, subtests: pytest.Sub
             assert (await door.ask({"Sec-Fetch-Site": "cross-site"})).status == 403
 
 
-@pytest.mark.parametrize("opened", [mcp, rest, page], ids=lambda door: door.__name__)
+@pytest.mark.parametrize("opened", [mcp, long(rest), long(page)], ids=lambda door: door.__name__)
 async def test_no_door_holds_an_answer_back(opened: object, tmp_path: Path) -> None:
     """Without TCP_NODELAY each answer on a connection that is kept waits some 40 ms for an acknowledgement."""
     async with opened(tmp_path) as (door, process):  # type: ignore[operator]

@@ -92,6 +92,7 @@ open_migrated(Path(sys.argv[1]), [first, second], busy_seconds=60).close()
 """
 
 
+@pytest.mark.long
 def test_processes_and_threads_that_come_first_together_migrate_once(tmp_path: Path) -> None:
     """Switching to WAL does not wait its turn as transactions do, and a closed file drops a process's locks on it."""
     path = tmp_path / "file.sqlite"

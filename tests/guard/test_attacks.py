@@ -25,6 +25,7 @@ from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.settings import Settings, load_settings
 from tests.conftest import end_worker
 from tests.guard.conftest import HAND_CLOCK, scribble
+from tests.marks import few, long
 from tests.patience import PATIENCE_SECONDS
 from tests.whole_way.workers import Nursery
 
@@ -167,7 +168,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["auto", "legacy"])
+@pytest.fixture(params=["auto", long("legacy")])
 def siege(request: pytest.FixtureRequest, ground: Ground, tmp_path: Path) -> Siege:
     return Siege(ground, tmp_path, request.param)
 
@@ -234,7 +235,7 @@ ANSWERS: dict[str, tuple[str, dict[str, Any] | None]] = {
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("answer", few(ANSWERS, 6))
 async def test_a_host_that_answers_in_a_wrong_shape(siege: Siege, unharmed: None, answer: str) -> None:
     action, content = ANSWERS[answer]
     try:
@@ -244,7 +245,7 @@ async def test_a_host_that_answers_in_a_wrong_shape(siege: Siege, unharmed: None
     assert result.is_error or status_of(result)[0] == "needs_approval"
 
 
-@pytest.mark.parametrize("typed", ["delete", "WEB", "we b", "Web", "we", "webb", "w\u200beb", "", "yes", "*"])
+@pytest.mark.parametrize("typed", few(["delete", "WEB", "we b", "Web", "we", "webb", "w\u200beb", "", "yes", "*"], 3))
 async def test_a_wrong_name_for_the_last_good_copy(siege: Siege, unharmed: None, typed: str) -> None:
     assert status_of(await siege.delete("only", reply=says({"answer": typed})))[0] == "needs_approval"
 
@@ -263,8 +264,8 @@ async def test_a_host_whose_dialog_fails(siege: Siege, unharmed: None) -> None:
 # consent = "human", production
 
 
-@pytest.mark.parametrize("strictness", ["human", "production"])
-@pytest.mark.parametrize("action", ["accept", "decline", "cancel"])
+@pytest.mark.parametrize("strictness", ["human", long("production")])
+@pytest.mark.parametrize("action", ["accept", long("decline"), "cancel"])
 async def test_a_host_that_says_it_can_ask_and_answers_by_itself(
     siege: Siege, unharmed: None, action: str, strictness: str
 ) -> None:
@@ -407,7 +408,9 @@ async def test_a_clock_set_back_to_when_the_approval_held(
 
 @pytest.mark.parametrize(
     "tool",
-    ["approve", "approve_snapshot", "approve_approval", "deny", "set_pin", "pin", "guard", "purge", "zone_purge"],
+    few(
+        ["approve", "approve_snapshot", "approve_approval", "deny", "set_pin", "pin", "guard", "purge", "zone_purge"], 3
+    ),
 )
 async def test_a_tool_that_would_approve(siege: Siege, unharmed: None, tool: str) -> None:
     approval_id = await siege.pending()
@@ -440,7 +443,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", few(HOSTILE, 3))
 async def test_a_name_that_would_speak_for_a_person(siege: Siege, unharmed: None, name: str) -> None:
     questions: list[str] = []
 

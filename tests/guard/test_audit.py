@@ -304,6 +304,7 @@ for number in range(10):
 """
 
 
+@pytest.mark.long
 def test_several_processes_write_one_chain(tmp_path: Path) -> None:
     """They also create the file at the same time."""
     home = tmp_path / "home"
@@ -317,6 +318,7 @@ def test_several_processes_write_one_chain(tmp_path: Path) -> None:
     assert len([one for one in approvals(home).list_all() if one.state is State.PENDING]) == 40
 
 
+@pytest.mark.long
 def test_the_commands_read_well_and_fail_on_tampering(home: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SNAPSHOT_MCP_")}
     environment |= {"SNAPSHOT_MCP_HOME": str(home), "COLUMNS": "80"}

@@ -69,6 +69,7 @@ async def test_the_printed_command_runs_as_it_is_printed(lab: Lab, tmp_path: Pat
     assert (status, "Approved" in shown) == (0, True), shown
 
 
+@pytest.mark.long
 async def test_the_page_is_named_where_a_pin_lets_it_approve(lab: Lab) -> None:
     await app.build_guard(lab.settings).set_pin(PIN)
     _, data = await needs_approval(lab, '[guard]\nconsent = "human"\n')
@@ -115,6 +116,7 @@ async def test_over_http_without_approvers_it_is_the_terminal(lab: Lab) -> None:
     assert "POST" not in data["how_to_approve"]
 
 
+@pytest.mark.long
 async def test_commands_that_find_nothing_name_the_home_they_looked_in(lab: Lab) -> None:
     """“`approve` and `approvals` that find nothing name the home they looked in.”"""
     for words in (["approve", "ap-x"], ["deny", "ap-x"], ["approvals"]):
@@ -181,6 +183,7 @@ BARE = re.compile(r"(?<!\$ )snapshot-mcp (zone|serve|config|tour|approvals|appro
 """A command that pretends to run as it is printed; what follows a prompt is a transcript."""
 
 
+@pytest.mark.long
 def test_no_text_of_the_program_prints_a_bare_command() -> None:
     """The texts that go over the wire, too: no path is right on another machine."""
     folder = Path(app.__file__).parent

@@ -92,6 +92,7 @@ async def test_an_approval_can_be_taken_back_until_it_is_used(bench: Bench) -> N
         assert (await guard.delete_snapshot(bench.zone, snapshot_id, nobody())).status == "declined"
 
 
+@pytest.mark.long
 async def test_what_must_not_approve_does_not(bench: Bench) -> None:
     """Forged Host, Origin and token, a guessed PIN, wrong shapes; each leaves it pending."""
     guard = bench.guard()
@@ -140,6 +141,7 @@ async def test_what_must_not_approve_does_not(bench: Bench) -> None:
         assert bench.destroyed == []
 
 
+@pytest.mark.long
 async def test_guessing_locks_the_pin_and_a_token_of_before_the_restart_is_dead(bench: Bench) -> None:
     guard = bench.guard()
     await guard.set_pin(PIN)
@@ -256,6 +258,7 @@ async def test_nothing_is_served_before_the_first_link_and_nothing_after_the_end
     assert outcome.approval_link == ""
 
 
+@pytest.mark.long
 def test_only_a_visitor_loads_the_templates(tmp_path: Path) -> None:
     """Every server start pays for imports; most never show the page."""
     script = """

@@ -69,6 +69,7 @@ async def in_terminal(lab: Lab, words: list[str], *answers: tuple[str, str]) -> 
     return await anyio.to_thread.run_sync(lambda: type_into(lab.home, words, list(answers), extra))
 
 
+@pytest.mark.long
 async def test_without_a_terminal_nothing_is_purged(lab: Lab) -> None:
     """`zone purge` took the promised two hours of undo away without a question, a name or a record."""
     ids = await deleted(lab, "monday", "tuesday")
@@ -109,6 +110,7 @@ async def test_the_plan_names_disks_restore_points_sizes_and_the_end_of_their_re
 
 
 @pytest.mark.parametrize("answer", ["yes", long(""), long("y"), long("PURGE!")])
+@pytest.mark.long
 async def test_any_other_word_leaves_it(lab: Lab, answer: str) -> None:
     ids = await deleted(lab, "monday")
     status, shown = await in_terminal(lab, ["zone", "purge"], ("anything else to cancel", answer))
@@ -119,6 +121,7 @@ async def test_any_other_word_leaves_it(lab: Lab, answer: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["cancel", "PIN"])
+@pytest.mark.long
 async def test_a_person_who_ends_the_input_has_said_no(lab: Lab, prompt: str) -> None:
     """It ended in a traceback, and nothing was in the record."""
     ids = await deleted(lab, "monday")
@@ -138,6 +141,7 @@ async def assert_recorded(lab: Lab, event: str, ids: list[str]) -> None:
     assert f"zone purge {ids[0]} in local" in line
 
 
+@pytest.mark.long
 async def test_the_pin_is_asked_for_where_one_is_set(lab: Lab) -> None:
     ids = await deleted(lab, "monday")
     await app.build_guard(lab.settings).set_pin(PIN)
@@ -154,6 +158,7 @@ async def test_the_pin_is_asked_for_where_one_is_set(lab: Lab) -> None:
     assert [one["door"] for one in records(lab, "zone purge")] == ["terminal"]
 
 
+@pytest.mark.long
 async def test_a_zone_that_takes_a_proven_yes_only_needs_a_pin(lab: Lab) -> None:
     """README: an approval without a PIN is never enough for `consent = "human"` or a production zone."""
     ids = await deleted(lab, "monday")
@@ -174,6 +179,7 @@ async def test_what_a_rule_forbids_is_not_purged_by_any_word(lab: Lab, rules: st
     assert [one["operation"] for one in records(lab, "refused")] == ["zone purge"]
 
 
+@pytest.mark.long
 async def test_the_rest_goes_without_what_is_protected(lab: Lab) -> None:
     ids = await deleted(lab, "monday", "tuesday")
     (lab.folder / "config.toml").write_text('[guard]\nprotect = { names = ["mon*"] }\n')
@@ -208,6 +214,7 @@ async def test_what_could_not_be_purged_is_said(lab: Lab) -> None:
     assert await statuses(lab, ids) == ["deleted"]
 
 
+@pytest.mark.long
 async def test_registering_and_removing_a_disk_is_recorded(lab: Lab) -> None:
     """“`zone add`, `remove`, `purge` too”: by whom, and how it ended."""
     image = lab.image("web")

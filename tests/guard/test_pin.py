@@ -45,6 +45,7 @@ def test_five_wrong_ones_lock_it_for_every_door_and_process(tmp_path: Path) -> N
     another_process(tmp_path, clock).check(PIN, door="page")
 
 
+@pytest.mark.long
 def test_parallel_guesses_get_no_more_attempts(tmp_path: Path) -> None:
     clock = HandClock()
     another_process(tmp_path, clock).set(PIN, None, by="operator")
@@ -105,6 +106,7 @@ def test_an_attempt_whose_process_was_killed_counts_as_a_wrong_one(
     another_process(tmp_path, clock).check(PIN, door="terminal")
 
 
+@pytest.mark.long
 def test_only_who_knows_it_can_change_it(tmp_path: Path) -> None:
     pin = another_process(tmp_path, HandClock())
     pin.set(PIN, None, by="operator")

@@ -8,6 +8,7 @@ import pytest
 
 from tests.guard.test_attacks import Victim, says
 from tests.guard.test_attacks import victim as victim
+from tests.marks import long
 from tests.server.lab import data_of, text_of
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +26,7 @@ def events_of(victim: Victim) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-@pytest.mark.parametrize("state", ["none", "pending", "granted", "denied"])
+@pytest.mark.parametrize("state", ["none", "pending", long("granted"), long("denied")])
 async def test_a_plan_touches_no_approval_in_any_state(victim: Victim, mode: str, state: str) -> None:
     victim.siege.mode = mode
     call = {"snapshot_id": victim.last}

@@ -105,6 +105,7 @@ async def jobs_of(bench: Bench, action: str) -> int:
     return count
 
 
+@pytest.mark.long
 async def test_of_four_processes_that_race_for_one_approval_one_goes_through(bench: Bench) -> None:
     approval_id, snapshot_id = await granted(bench, "rollback")
     callers = [start(bench, "rollback", snapshot_id) for _ in range(4)]
@@ -118,7 +119,7 @@ async def test_of_four_processes_that_race_for_one_approval_one_goes_through(ben
     ("operation", "action", "kill", "jobs"),
     [
         ("delete", "DeleteSnapshots", "before", 0),
-        ("rollback", "ApplySnapshots", "after", 1),
+        long("rollback", "ApplySnapshots", "after", 1),
         long("delete", "DeleteSnapshots", "after", 1),
         long("rollback", "ApplySnapshots", "before", 0),
     ],
@@ -144,6 +145,7 @@ async def test_a_process_killed_at_the_change_runs_it_once_at_most(
 
 
 @pytest.mark.parametrize("kill", [long("safety before"), "safety after"])
+@pytest.mark.long
 async def test_a_process_killed_at_the_safety_snapshot_leaves_the_approval(bench: Bench, kill: str) -> None:
     """Killed at any point, it goes on under the same approval."""
     bench.provider.without = OLD_ZONE

@@ -28,6 +28,7 @@ from snapshot_mcp.zones import Zone
 from tests.conftest import end_worker
 from tests.guard.conftest import nobody
 from tests.guard.test_states import HandClock
+from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
 from tests.server.lab import Lab, back_up, data_of
 from tests.whole_way.workers import Nursery
@@ -96,7 +97,7 @@ async def test_the_end_that_the_server_sees_is_recorded_once(lab: Lab) -> None:
     assert app.build_guard(lab.settings).audit.verify().problem == ""
 
 
-@pytest.mark.parametrize("look", ["list_jobs", "guarded call", "approvals", "audit"])
+@pytest.mark.parametrize("look", ["list_jobs", "guarded call", long("approvals"), long("audit")])
 async def test_an_end_that_nobody_saw_is_recorded_by_the_next_look(lab: Lab, look: str) -> None:
     """The process that started it is gone when it ends."""
     job_id = await deleted(lab, wait=False)
@@ -144,6 +145,7 @@ async def test_until_then_the_commands_say_that_the_end_is_not_known_yet(lab: La
     assert approval["job_end"]["status"] == "successful"
 
 
+@pytest.mark.long
 async def test_a_job_that_the_zone_has_forgotten_has_an_unknown_end(lab: Lab) -> None:
     """“A job that the zone has forgotten is recorded as "end unknown: the zone no longer knows the job"”."""
     job_id = await deleted(lab, wait=False)

@@ -70,6 +70,7 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {TOKENS[name][1]}"}
 
 
+@pytest.mark.long
 async def test_without_a_token_nobody_gets_in(victim: Victim, url: str) -> None:
     base = url.rsplit("/", 1)[0]
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
@@ -140,6 +141,7 @@ async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(
     assert audit.verify().problem == ""
 
 
+@pytest.mark.long
 async def test_an_approver_who_denies_too_late_hears_how_it_ended(victim: Victim, url: str) -> None:
     """Never that nothing was done, of what was carried out."""
     base = url.rsplit("/", 1)[0]
@@ -158,6 +160,7 @@ async def test_an_approver_who_denies_too_late_hears_how_it_ended(victim: Victim
     assert (ended["by"], ended["door"], ended["principal"]) == ("anna", "approver", "olga")
 
 
+@pytest.mark.long
 async def test_who_asked_cannot_approve(victim: Victim, url: str) -> None:
     base = url.rsplit("/", 1)[0]
     async with (
@@ -176,6 +179,7 @@ async def test_who_asked_cannot_approve(victim: Victim, url: str) -> None:
     assert await victim.acts() == 0
 
 
+@pytest.mark.long
 async def test_a_sealed_answer_of_another_principal_is_none(victim: Victim) -> None:
     """mcp_sdk_notes 6: B replaying A's request state."""
     victim.siege.rules = ""

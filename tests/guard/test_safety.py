@@ -64,6 +64,7 @@ async def leads_back(bench: Bench, outcome: GuardedOutcome, disk: Any, present: 
     return content(disk) == present
 
 
+@pytest.mark.long
 async def test_the_result_names_the_way_back_and_it_leads_back(bench: Bench) -> None:
     disk, full = await prepared(bench)
     present = content(disk)

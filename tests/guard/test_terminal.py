@@ -89,6 +89,7 @@ async def test_a_person_approves_with_the_word_and_the_call_goes_through(bench: 
 
 
 @pytest.mark.parametrize("answer", ["yes", long(""), long("keep")])
+@pytest.mark.long
 async def test_any_other_word_leaves_it(bench: Bench, answer: str) -> None:
     approval_id, _ = await waiting(bench)
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", answer))
@@ -96,6 +97,7 @@ async def test_any_other_word_leaves_it(bench: Bench, answer: str) -> None:
     assert (await bench.guard().get_approval(approval_id)).state == "pending"
 
 
+@pytest.mark.long
 async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: Bench) -> None:
     """A model that can start programs gets no further than one that cannot, unless it imitates a terminal."""
     approval_id, _ = await waiting(bench)
@@ -108,12 +110,14 @@ async def test_without_a_terminal_nothing_is_approved_and_no_pin_is_set(bench: B
     assert not await bench.guard().has_pin()
 
 
+@pytest.mark.long
 async def test_that_a_pin_is_missing_is_said_before_anything_is_typed(bench: Bench) -> None:
     approval_id, _ = await waiting(bench, Policy(consent="human"))
     status, shown = await in_terminal(bench.home, ["approve", approval_id])
     assert (status, "needs a PIN, but none is set" in shown, " pin`" in shown) == (1, True, True)
 
 
+@pytest.mark.long
 async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:
     approval_id, snapshot_id = await waiting(bench)
     await bench.guard().approve(approval_id, None)
@@ -137,6 +141,7 @@ async def test_with_a_pin_the_terminal_proves_a_person(bench: Bench) -> None:
     assert (await bench.guard().get_approval(approval_id)).door == "terminal"
 
 
+@pytest.mark.long
 async def test_a_password_manager_can_pipe_the_pin(bench: Bench) -> None:
     approval_id, _ = await waiting(bench)
     await bench.guard().set_pin(PIN)
@@ -168,6 +173,7 @@ async def test_denying_needs_no_terminal_and_no_pin(bench: Bench) -> None:
     assert (again.returncode, "nothing to deny" in again.stderr) == (1, True)
 
 
+@pytest.mark.long
 async def test_nothing_waits_in_an_empty_home(tmp_path: Path) -> None:
     listed = await anyio.to_thread.run_sync(lambda: run(tmp_path / "none", "approvals"))
     assert (listed.returncode, listed.stdout) == (0, f"No approval is waiting in '{tmp_path / 'none'}'.\n")

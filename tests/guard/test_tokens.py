@@ -24,7 +24,7 @@ from tests.disks import worker_pid
 from tests.guard.conftest import Bench, nobody
 from tests.guard.test_attacks import Victim, status_of
 from tests.guard.test_attacks import victim as victim
-from tests.marks import legacy_first, long, modern_first
+from tests.marks import few, legacy_first, long, modern_first
 from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -166,7 +166,7 @@ async def until(condition: Any) -> None:
     ("mode", "change", "production"),
     [
         ("auto", "removed", True),
-        ("legacy", "role taken away", True),
+        long("legacy", "role taken away", True),
         long("auto", "role taken away", True),
         long("legacy", "removed", True),
         *(long(mode, change, False) for mode in ("auto", "legacy") for change in ("removed", "role taken away")),
@@ -233,6 +233,7 @@ async def test_a_replaced_token_is_the_same_person(victim: Victim) -> None:
     assert await victim.acts() == 1
 
 
+@pytest.mark.long
 async def test_a_removed_principals_requests_are_void_even_if_it_comes_back(victim: Victim) -> None:
     """ "What it asked for and what it granted and is not yet used is void"."""
     call = {"snapshot_id": victim.last}
@@ -259,6 +260,7 @@ async def test_a_removed_principals_requests_are_void_even_if_it_comes_back(vict
 
 
 @legacy_first
+@pytest.mark.long
 async def test_an_operator_who_became_a_viewer_changes_nothing_more(victim: Victim, mode: str) -> None:
     """A role that is taken away no longer works; in an open session, too."""
     async with serve(victim) as service, service.connect("olga", mode) as olga:
@@ -311,6 +313,7 @@ async def endless_job(victim: Victim) -> AsyncIterator[Endless]:
 
 
 @modern_first
+@pytest.mark.long
 async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless_job: Endless) -> None:
     """ "A removed token is refused at once, its open sessions, streams and subscriptions end"; those of others go on."""
     wait = {"job_ids": [endless_job.job_id], "timeout_seconds": CALL_SECONDS}
@@ -331,6 +334,7 @@ async def test_a_call_of_a_removed_token_ends(victim: Victim, mode: str, endless
         assert others[0].structured_content["outcome"] == "successful"
 
 
+@pytest.mark.long
 async def test_a_stream_of_a_removed_token_ends(victim: Victim) -> None:
     """ "Its open sessions, streams and subscriptions end": the stream that a modern host listens on."""
     async with serve(victim) as service, service.connect("vera") as vera:
@@ -344,6 +348,7 @@ async def test_a_stream_of_a_removed_token_ends(victim: Victim) -> None:
         assert not (await vera.call_tool("list_snapshots", {})).is_error
 
 
+@pytest.mark.long
 async def test_a_session_of_a_removed_token_ends(victim: Victim) -> None:
     """ "Its open sessions, streams and subscriptions end": an older host's session, even if the token comes back."""
     hello = {
@@ -379,6 +384,7 @@ async def test_a_session_of_a_removed_token_ends(victim: Victim) -> None:
 
 
 @modern_first
+@pytest.mark.long
 async def test_while_the_file_cannot_be_read_nobody_changes_anything(victim: Victim, mode: str) -> None:
     """The tokens of the last good file still look; what changes something fails closed, as the guard's rules do."""
     call = {"snapshot_id": victim.last}
@@ -420,6 +426,7 @@ async def test_a_server_that_has_lost_its_last_token_lets_nobody_in(victim: Vict
 
 
 @legacy_first
+@pytest.mark.long
 async def test_a_server_without_tokens_closes_with_the_first_one(victim: Victim, mode: str) -> None:
     """Who gives out the first token expects that nobody else gets in from then on."""
     async with serve(victim, roles={}) as service:
@@ -447,7 +454,7 @@ async def test_on_stdio_an_approver_counts_who_is_in_this_servers_file(victim: V
     assert await victim.acts() == 1
 
 
-@pytest.mark.parametrize("looks", range(6))
+@pytest.mark.parametrize("looks", few(range(6), 2))
 async def test_who_counts_is_looked_at_until_the_zone_is_asked(bench: Bench, looks: int) -> None:
     """A grant counts "in the moment it is spent", whenever the approver goes; a person's yes carries out one deletion at most."""
     snapshot = await bench.back_up(await bench.add_disk())

@@ -18,7 +18,7 @@ from mcp.types import ElicitResult, InputRequiredResult
 from tests.guard.test_attacks import ANSWERS, Ground, Siege, Victim, ask, says, status_of, yes
 from tests.guard.test_attacks import ground as ground
 from tests.guard.test_attacks import victim as victim
-from tests.marks import legacy_first, long
+from tests.marks import legacy_first, long, modern_first
 from tests.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -54,11 +54,12 @@ async def connect(siege: Siege, url: str, reply: Any = None) -> AsyncIterator[Cl
     ("mode", "transport"),
     [
         ("auto", "stdio"),
-        ("legacy", "http"),
+        long("legacy", "http"),
         long("auto", "http"),
         long("legacy", "stdio"),
     ],
 )
+@pytest.mark.long
 async def test_every_attempt_over_the_wire_comes_to_nothing(
     ground: Ground, tmp_path: Path, mode: str, transport: str
 ) -> None:
@@ -144,7 +145,7 @@ async def knock(url: str) -> None:
             assert response.status_code in {403, 421}
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@modern_first
 async def test_a_host_that_can_open_the_page_leads_a_person_there_and_proves_nothing_itself(
     victim: Victim, mode: str
 ) -> None:

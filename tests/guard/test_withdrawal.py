@@ -109,6 +109,7 @@ async def test_what_waits_is_taken_back_and_never_happens(lab: Lab, operation: s
     assert app.build_guard(lab.settings).audit.verify().problem == ""
 
 
+@pytest.mark.long
 async def test_after_it_was_taken_back_the_same_call_is_declined(lab: Lab) -> None:
     """It is a person's no, as any other."""
     _, snapshot_id = await submitted(lab, "delete")
@@ -117,6 +118,7 @@ async def test_after_it_was_taken_back_the_same_call_is_declined(lab: Lab) -> No
     assert again["status"] == "declined"
 
 
+@pytest.mark.long
 async def test_a_job_whose_worker_cannot_start_does_not_happen_after_the_deny(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ async def test_a_job_whose_worker_cannot_start_does_not_happen_after_the_deny(
     assert await statuses(lab, [last]) == ["available"]
 
 
+@pytest.mark.long
 async def test_what_has_happened_is_said_and_how_it_ended(lab: Lab) -> None:
     """“if the job's effect has begun or it has ended, the error says so truthfully and how it ended”."""
     await lab.add_disk("web")
@@ -211,6 +214,7 @@ async def test_an_unreachable_zone_leaves_it_open_what_becomes_of_it(
         await bench.guard().deny(approval_id)
 
 
+@pytest.mark.long
 async def test_a_shell_that_does_not_reach_the_zone_says_what_may_happen_and_what_to_do(lab: Lab) -> None:
     """One without the variables of the server's zone, and one with them when the zone is down. The latter contradicted
     itself: “the change was not carried out”, which was the cancel, and “It may still be carried out”."""

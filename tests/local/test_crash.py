@@ -66,6 +66,7 @@ async def test_the_backup_goes_on_when_the_server_that_asked_is_killed(local_zon
     assert (await local_zone.check()).is_clean
 
 
+@pytest.mark.long
 async def test_a_killed_workers_create_fails_truthfully_and_nothing_else_is_lost(
     local_zone: LocalZone, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ async def _oldest(zone: LocalZone) -> str:
     return str(row["snapshot_id"])
 
 
+@pytest.mark.long
 async def test_a_roll_back_whose_worker_is_killed_is_brought_to_its_end(local_zone: LocalZone, tmp_path: Path) -> None:
     """Killed at any point: no disk is half rolled back and called whole, the job is resumed (ARCHITECTURE.md, "Targets")."""
     chance = random.Random(7)
@@ -214,6 +216,7 @@ async def test_a_half_restored_disk_stays_so_when_a_later_roll_back_fails_before
     assert found == {volumes[0].id: "pending", volumes[1].id: "pending"}
 
 
+@pytest.mark.long
 async def test_four_processes_on_one_home_run_every_job_once(local_zone: LocalZone, tmp_path: Path) -> None:
     """Several servers on one home, each creating and waiting at once."""
     script = textwrap.dedent("""

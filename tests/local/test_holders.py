@@ -331,6 +331,7 @@ async def _roll_back_and_kill(zone: LocalZone, image: Path, snapshot_id: str) ->
     raise AssertionError("no roll-back was caught while it wrote")
 
 
+@pytest.mark.long
 async def test_the_list_shows_a_roll_back_that_was_broken_off(
     local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,6 +179,7 @@ async def test_the_operator_may_allow_fuzzy_copies_and_they_say_so(zone_folder: 
     await zone.aclose()
 
 
+@pytest.mark.long
 async def test_a_writer_that_comes_during_a_backup_waits_or_ends_it(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

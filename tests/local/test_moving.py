@@ -341,6 +341,7 @@ async def test_a_half_overwritten_disk_is_moved_as_that_very_file_only(local_zon
 # the command
 
 
+@pytest.mark.long
 async def test_the_command_moves_by_name_shows_the_share_and_records_it(lab: Lab) -> None:
     """Without a terminal, since nothing is in doubt."""
     disk = await lab.add_disk("pg-data")
@@ -367,6 +368,7 @@ async def test_the_command_moves_by_name_shows_the_share_and_records_it(lab: Lab
     assert "equal “32 of 32 chunks (100 %)” in local" in shown
 
 
+@pytest.mark.long
 async def test_a_file_in_doubt_takes_a_persons_word(lab: Lab) -> None:
     """No flag and no pipe says yes; the word and the PIN do, and the share that was shown is in the record."""
     disk = await lab.add_disk("pg-data")
@@ -394,6 +396,7 @@ async def test_a_file_in_doubt_takes_a_persons_word(lab: Lab) -> None:
     await zone.aclose()
 
 
+@pytest.mark.long
 async def test_a_strict_zone_needs_the_pin_for_a_file_in_doubt(lab: Lab) -> None:
     disk = await lab.add_disk("pg-data")
     (lab.folder / "config.toml").write_text('[guard]\nconsent = "human"\n')

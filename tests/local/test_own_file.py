@@ -273,6 +273,7 @@ async def exported(lab: Lab, kind: ResourceType = ResourceType.VOLUME, name: str
     return Made(job.resource_ids[0], Path(job.details["path"]), snapshot_id)
 
 
+@pytest.mark.long
 async def test_disks_and_images_are_removed_by_name_and_their_files_stay(lab: Lab) -> None:
     """As the tools take a name; one that several have is refused with their ids, one in another case leads to it."""
     volume = await exported(lab)
@@ -317,6 +318,7 @@ async def test_a_person_deletes_the_file_with_a_word_and_it_is_recorded(lab: Lab
     assert (begun["door"], ended["status"], begun["by"]) == ("terminal", "successful", Path.home().owner())
 
 
+@pytest.mark.long
 async def test_what_nothing_can_restore_takes_the_typed_id(lab: Lab) -> None:
     made = await exported(lab, ResourceType.INSTANCE, "golden")
     await lab.delete(made.snapshot_id)
@@ -353,6 +355,7 @@ class Late(str):
         return str(self)
 
 
+@pytest.mark.long
 async def test_a_rule_that_came_after_the_question_counts(lab: Lab) -> None:
     """What policy refuses, no word allows: it is read again before the file goes."""
     made = await exported(lab)

@@ -64,6 +64,7 @@ def unused_bytes(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("mode", ["auto", pytest.param("legacy", marks=pytest.mark.long)])
+@pytest.mark.long
 async def test_list_delete_and_purge_work_on_a_full_disk(small: Path, tmp_path: Path, mode: str) -> None:
     """ "On ext4, XFS and btrfs list, delete and purge of an idle zone all fail"."""
     lab = Lab(small)
@@ -108,6 +109,7 @@ def end_idle_worker(lab: Lab) -> None:
             pass
 
 
+@pytest.mark.long
 def test_commands_work_on_a_full_disk(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,6 +232,7 @@ async def test_empty_room_costs_a_roll_back_and_an_export_little(local_zone: Loc
 
 
 @pytest.mark.parametrize(("hard_limit", "expected"), [long(None, "successful"), (68, "internal_error")])
+@pytest.mark.long
 async def test_many_long_chains_go_back_at_once(
     hard_limit: int | None, expected: str, zone_folder: Path, tmp_path: Path
 ) -> None:

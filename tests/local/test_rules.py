@@ -59,6 +59,7 @@ async def test_what_the_zone_keeps_is_for_its_owner_alone(unused_zone: LocalZone
     assert [path for path in files if path.stat().st_mode & 0o077] == []
 
 
+@pytest.mark.long
 async def test_an_unchanged_empty_disk_costs_next_to_nothing(local_zone: LocalZone, tmp_path: Path) -> None:
     """FORMAT.md, "Speed": an empty disk costs nothing, at any size."""
     image = tmp_path / "empty.img"
@@ -482,6 +483,7 @@ async def test_an_instance_is_an_instance(local_zone: LocalZone, tmp_path: Path)
     assert (await local_zone.list_volumes(ResourceFilter())).total_count == 0
 
 
+@pytest.mark.long
 async def test_watching_sees_every_change_of_a_job(local_zone: LocalZone, tmp_path: Path) -> None:
     """`watch_jobs` yields Jobs at each change of status, and their progress on the way."""
     volume = await local_zone.add_resource(make_image(tmp_path / "disk.img", 256 * MIB))

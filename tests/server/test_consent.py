@@ -17,6 +17,7 @@ from snapshot_mcp.guard import Client as GuardClient
 from snapshot_mcp.guard import Guard, GuardedOutcome, Policy
 from snapshot_mcp.server import elicitation
 from snapshot_mcp.server.build import build_server
+from tests.marks import long
 from tests.server.lab import Lab, back_up, content, data_of, text_of
 
 Answerer = Callable[[Any, Any], Awaitable[ElicitResult]]
@@ -73,8 +74,8 @@ async def test_an_accepted_deletion_is_a_job(lab: Lab, mode: str) -> None:
         ElicitResult(action="decline"),
         ElicitResult(action="cancel"),
         ElicitResult(action="accept", content={"answer": "maybe"}),
-        ElicitResult(action="accept", content={}),
-        ElicitResult(action="accept", content={"confirm": True}),
+        long(ElicitResult(action="accept", content={})),
+        long(ElicitResult(action="accept", content={"confirm": True})),
         ElicitResult(action="accept"),
     ],
     ids=["decline", "cancel", "garbage", "empty", "another field", "nothing"],

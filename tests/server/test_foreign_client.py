@@ -47,6 +47,7 @@ def node_client(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.C
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("era", "size_bytes"), [("auto", GIB >> 6), long("legacy", GIB), long("auto", GIB)])
+@pytest.mark.long
 async def test_the_typescript_client_backs_a_disk_up(
     lab: Lab, node_client: tuple[Path, Path], era: str, size_bytes: int
 ) -> None:

@@ -239,6 +239,7 @@ async def test_a_job_that_was_not_found_once_is_not_unknown_for_good(lab: Lab, m
         assert row["status"] == "successful"
 
 
+@pytest.mark.long
 async def test_the_shell_tells_the_same(lab: Lab) -> None:
     await lab.add_disk("web")
     async with lab.connect() as client:
@@ -262,6 +263,7 @@ async def test_the_shell_tells_the_same(lab: Lab) -> None:
     assert (row["action"], row["status"], row["asked_by"]) == ("backup", "successful", "local")
 
 
+@pytest.mark.long
 async def test_names_are_for_those_who_asked_and_for_approvers(victim: Victim) -> None:
     """A viewer and another operator see the job without names."""
     roles = EVERYBODY | {"otto": "operator"}

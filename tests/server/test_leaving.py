@@ -126,9 +126,9 @@ async def submit(lab: Lab) -> str:
 @pytest.mark.parametrize(
     ("mode", "way"),
     [
-        ("auto", "input"),
         ("legacy", "both"),
-        ("legacy", "socket"),
+        long("auto", "input"),
+        long("legacy", "socket"),
         long("auto", "both"),
         long("auto", "socket"),
         long("legacy", "input"),
@@ -151,6 +151,7 @@ async def test_a_host_leaves_in_the_middle_of_calls(lab: Lab, mode: str, way: st
 
 
 @legacy_first
+@pytest.mark.long
 async def test_a_host_dies_in_the_middle_of_a_line(lab: Lab, mode: str) -> None:
     """ "A traceback when a host leaves in the middle of a call": its last message is not whole."""
     host = Host(lab, mode)
@@ -163,8 +164,8 @@ async def test_a_host_dies_in_the_middle_of_a_line(lab: Lab, mode: str) -> None:
 @pytest.mark.parametrize(
     ("mode", "milliseconds"),
     [
-        ("auto", None),
         ("legacy", 0),
+        long("auto", None),
         *(long("auto", one) for one in (0, 20, 100)),
         *(long("legacy", one) for one in (20, 100, None)),
     ],
@@ -211,11 +212,12 @@ async def is_deletion_begun(lab: Lab, snapshot_id: str) -> bool:
     ("version", "sent", "is_reset"),
     [
         (MODERN, 10, True),
-        (LEGACY, 0, False),
+        long(LEGACY, 0, False),
         *(long(MODERN, *way) for way in ((10, False), (0, False), (0, True))),
         *(long(LEGACY, *way) for way in ((10, False), (10, True), (0, True))),
     ],
 )
+@pytest.mark.long
 def test_over_http_a_host_dies_while_it_sends(lab: Lab, version: str, sent: int, is_reset: bool) -> None:
     """ "A traceback when a host leaves in the middle of a call", over HTTP."""
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
@@ -263,6 +265,7 @@ anyio.run(main, *sys.argv[1:])
 
 
 @modern_first
+@pytest.mark.long
 async def test_over_http_a_host_is_killed_in_the_middle_of_calls(lab: Lab, mode: str) -> None:
     """ "A traceback when a host leaves in the middle of a call": the server goes on for others, and says nothing."""
     snapshot_id = await prepare(lab)

@@ -70,6 +70,7 @@ async def test_a_backup_goes_on_when_the_conversation_ends(lab: Lab) -> None:
 
 @pytest.mark.anyio
 @modern_first
+@pytest.mark.long
 async def test_a_cancelled_wait_leaves_the_job_alone(lab: Lab, mode: str) -> None:
     await lab.add_disk("web", 128 * MIB)
     async with Client(parameters(lab), mode=mode) as client:
@@ -82,6 +83,7 @@ async def test_a_cancelled_wait_leaves_the_job_alone(lab: Lab, mode: str) -> Non
 
 @pytest.mark.anyio
 @modern_first
+@pytest.mark.long
 async def test_a_backup_over_http_and_a_quick_end(lab: Lab, mode: str) -> None:
     await lab.add_disk("web")
     with http_server(lab) as (url, process):
@@ -93,6 +95,7 @@ async def test_a_backup_over_http_and_a_quick_end(lab: Lab, mode: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.long
 async def test_http_refuses_foreign_hosts_and_origins(lab: Lab) -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
     headers = {"Accept": "application/json, text/event-stream"}
@@ -113,6 +116,7 @@ async def test_http_refuses_foreign_hosts_and_origins(lab: Lab) -> None:
         long("127.0.0.1:x", "not HOST:PORT"),
     ],
 )
+@pytest.mark.long
 def test_http_on_another_interface_is_refused_in_words(lab: Lab, address: str, expected: str) -> None:
     done = subprocess.run(
         [*SERVE, "--http", address],
@@ -141,6 +145,7 @@ async def test_listing_tools_needs_no_provider_and_creates_no_file(lab: Lab) -> 
     assert not lab.home.exists()
 
 
+@pytest.mark.long
 def test_wrong_settings_are_two_lines_and_no_traceback(lab: Lab) -> None:
     environ = {**os.environ, **lab.environ, "SNAPSHOT_MCP_READONLY": "1"}
     done = subprocess.run(SERVE, env=environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
@@ -232,6 +237,7 @@ def ask_health(address: tuple[str, int]) -> None:
         assert connection.getresponse().status == 200
 
 
+@pytest.mark.long
 def test_the_tour_without_a_terminal_names_yes() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "snapshot_mcp", "tour"],
@@ -276,6 +282,7 @@ def test_a_person_answers_the_tour_and_closes_the_terminal(tmp_path: Path) -> No
 
 
 @pytest.mark.anyio
+@pytest.mark.long
 async def test_bad_json_on_stdin_does_not_end_the_server(lab: Lab) -> None:
     done = subprocess.run(
         SERVE,

@@ -68,6 +68,7 @@ def test_a_server_over_http_refuses_to_start(lab: Lab, words: list[str]) -> None
     assert "protekt" in done.stderr
 
 
+@pytest.mark.long
 async def test_a_home_that_cannot_be_used_is_named(lab: Lab, tmp_path: Path) -> None:
     lab.home.write_text("a file")
     async with Client(with_mistake(lab, "")) as client:

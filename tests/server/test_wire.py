@@ -128,8 +128,8 @@ OTHERS = (
     ("mode", "answer"),
     [
         ("legacy", HALF),
-        ("legacy", YES),
-        ("auto", YES),
+        long("auto", YES),
+        long("legacy", YES),
         long("auto", HALF),
         *(long(mode, one) for mode in ("auto", "legacy") for one in OTHERS),
     ],
@@ -163,7 +163,7 @@ async def test_an_answer_that_is_none_leads_to_the_second_door(lab: Lab, mode: s
         assert data_of(await client.call_tool("list_snapshots", {}))["total_count"] == 1
 
 
-@pytest.mark.parametrize("state", ["idle", "busy", "http"])
+@pytest.mark.parametrize("state", [long("idle"), "busy", long("http")])
 async def test_one_interrupt_ends_a_server_quietly(lab: Lab, state: str) -> None:
     """ "Ctrl-C: an idle server survives two; a busy one ends with a traceback"."""
     await prepare(lab)
@@ -187,7 +187,7 @@ async def test_one_interrupt_ends_a_server_quietly(lab: Lab, state: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("redirection", "status", "lines"), [("2>&-", 0, 0), (">/dev/full", 1, 1), ("</dev/null", 0, 0)]
+    ("redirection", "status", "lines"), [(">/dev/full", 1, 1), long("2>&-", 0, 0), long("</dev/null", 0, 0)]
 )
 def test_closed_and_full_streams_are_one_line_at_most(lab: Lab, redirection: str, status: int, lines: int) -> None:
     command = f"{sys.executable} -m snapshot_mcp serve {redirection}"
@@ -218,6 +218,7 @@ def test_a_file_is_read_and_written(lab: Lab, tmp_path: Path) -> None:
     assert len((tmp_path / "answers").read_bytes().splitlines()) == 2
 
 
+@pytest.mark.long
 async def test_a_host_that_does_not_read_holds_up_nobody(lab: Lab) -> None:
     """Its own answers wait, the server stays alive and takes them up again."""
     await prepare(lab)

@@ -88,6 +88,7 @@ async def open_stream(client):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "example.com:80", "8010"])
+@pytest.mark.long
 async def test_addresses_beyond_this_machine_need_tls(address: str, tmp_path: Path) -> None:
     """A key pair does not travel unencrypted."""
     environ = {**os.environ, "SNAPSHOT_MCP_HOME": str(tmp_path), "SNAPSHOT_MCP_CONFIG": ""}
@@ -98,6 +99,7 @@ async def test_addresses_beyond_this_machine_need_tls(address: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 async def test_a_certificate_that_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
     environ = {**os.environ, "SNAPSHOT_MCP_HOME": str(tmp_path), "SNAPSHOT_MCP_CONFIG": ""}
     command = [*COMMAND, "127.0.0.1:0", "--tls-cert", str(tmp_path / "absent.pem")]

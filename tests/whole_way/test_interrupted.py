@@ -14,6 +14,7 @@ from snapshot_mcp.contract.errors import NotUsable, ZoneError
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
 from tests.guard.conftest import Person, agrees
+from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
 from tests.whole_way import workers
 from tests.whole_way.paths import CHUNK, REPLACED, elsewhere, put_back
@@ -144,7 +145,7 @@ async def test_the_worker_that_was_killed_before_it_began_is_replaced_within_the
     await scene.verify(scene.guard())
 
 
-@pytest.mark.parametrize("safety", [True, False], ids=["", "without a safety snapshot"])
+@pytest.mark.parametrize("safety", [True, long(False)], ids=["", "without a safety snapshot"])
 @pytest.mark.parametrize("path", REPLACED)
 async def test_a_path_that_leads_elsewhere_before_the_hold_is_not_overwritten(
     scene: Scene, path: str, safety: bool
@@ -184,7 +185,7 @@ async def test_a_path_that_leads_elsewhere_after_the_yes_needs_another(scene: Sc
 # What was broken off
 
 
-@pytest.mark.parametrize("reboot", [False, True], ids=["", "after a reboot"])
+@pytest.mark.parametrize("reboot", [False, long(True)], ids=["", "after a reboot"])
 @pytest.mark.parametrize("path", ["another file", "the same inode", "a symlink", "nothing"])
 async def test_what_was_broken_off_does_not_go_on_over_another_file(
     scene: Scene, nursery: Nursery, path: str, reboot: bool
@@ -250,6 +251,7 @@ async def roll_back_anew(scene: Scene, expected: bytes) -> None:
     assert scene.path.read_bytes() == expected
 
 
+@pytest.mark.long
 async def test_zone_list_says_what_was_broken_off(scene: Scene, nursery: Nursery) -> None:
     """`zone list` and `list_resources` show it."""
     outcome, _, _ = await half_written(scene, nursery)
@@ -359,6 +361,7 @@ async def test_what_was_written_since_to_the_end_of_a_chunk_is_not_taken_for_hal
     await scene.verify(scene.guard())
 
 
+@pytest.mark.long
 async def test_two_half_rolled_back_files_of_a_disk_are_each_told_from_a_whole_one(
     scene: Scene, nursery: Nursery
 ) -> None:
@@ -397,7 +400,7 @@ def swap(scene: Scene) -> None:
     aside.rename(elsewhere(scene.path))
 
 
-@pytest.mark.parametrize("step", range(1, 13))
+@pytest.mark.parametrize("step", [step if step in {2, 6, 10} else long(step) for step in range(1, 13)])
 async def test_a_roll_back_whose_worker_dies_at_any_step_is_one_act(scene: Scene, nursery: Nursery, step: int) -> None:
     """Once entered it is answered as a job: carried out once and with its way back, or not at all."""
     before = scene.path.read_bytes()

@@ -221,6 +221,7 @@ async def hosted(folder: Path) -> AsyncIterator[tuple[Scene, Host]]:
             workers.kill(scene.zone_folder)
 
 
+@pytest.mark.long
 async def test_kills_in_guarded_calls(tmp_path: Path) -> None:
     """No act twice, none without a yes, and nothing lost, whoever is killed in the middle of it."""
     async with hosted(tmp_path) as (scene, host):

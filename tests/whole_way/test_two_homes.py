@@ -118,6 +118,7 @@ async def race(scene: Scene, rounds: int) -> dict[str, int]:
     return refused
 
 
+@pytest.mark.long
 async def test_of_two_deletions_that_each_leave_the_other_one_is_refused(scene: Scene) -> None:
     """Two agreed deletions raced from two homes on one zone, each leaving the other's snapshot as the last good one."""
     await race(scene, 6)
@@ -163,6 +164,7 @@ async def test_a_process_frozen_after_its_last_look_does_not_take_the_last_good_
     await scene.verify(*guards)
 
 
+@pytest.mark.long
 async def test_a_process_frozen_after_its_last_look_does_not_take_what_was_made_since(scene: Scene) -> None:
     """A deletion took a snapshot that nobody agreed to, without a word."""
     full = await scene.back_up("full", is_full=True)
@@ -177,6 +179,7 @@ async def test_a_process_frozen_after_its_last_look_does_not_take_what_was_made_
     await scene.verify(guard)
 
 
+@pytest.mark.long
 async def test_a_process_frozen_after_its_last_look_does_not_overwrite_another_file(scene: Scene) -> None:
     """Another file of the same size at the path after the yes is overwritten."""
     from tests.whole_way.paths import REPLACED, elsewhere
@@ -196,6 +199,7 @@ async def test_a_process_frozen_after_its_last_look_does_not_overwrite_another_f
     await scene.verify(guard)
 
 
+@pytest.mark.long
 async def test_a_stall_of_the_call_alone_costs_nothing(scene: Scene) -> None:
     """Where nothing has changed meanwhile, the yes still covers it, and it is carried out once."""
     copies = [await scene.back_up(name, is_full=True) for name in ("one", "two")]
@@ -207,6 +211,7 @@ async def test_a_stall_of_the_call_alone_costs_nothing(scene: Scene) -> None:
     assert len(scene.effects()) == 1
 
 
+@pytest.mark.long
 async def test_the_hold_of_a_frozen_call_keeps_others_of_its_home_out_for_a_while(scene: Scene) -> None:
     """Within the two minutes the second call of the same home is told to wait, and its consent is kept."""
     copies = [await scene.back_up(name, is_full=True) for name in ("one", "two")]

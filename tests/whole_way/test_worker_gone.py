@@ -125,6 +125,7 @@ async def test_where_no_worker_can_be_started_nothing_is_entered_and_the_yes_is_
     await scene.verify(guard)
 
 
+@pytest.mark.long
 async def test_a_read_only_server_starts_nothing_of_what_was_refused(scene: Scene) -> None:
     """A refused job is not carried out by a `read_only` server that protects everything."""
     snapshot_id = await scene.back_up("friday")
