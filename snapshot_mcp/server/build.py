@@ -157,14 +157,10 @@ def build_server(
 
 
 def _authentication(tokens: Callers, url: str) -> dict[str, Any]:
-    """Return the settings for bearer tokens; without an authorization server the server names itself."""
+    """Return the settings for bearer tokens: nobody issues them but the operator, so no OAuth metadata is published."""
     from mcp.server.auth.settings import AuthSettings
 
-    address = AnyHttpUrl(url)
-    return {
-        "token_verifier": tokens,
-        "auth": AuthSettings(issuer_url=address, resource_server_url=address, validate_token_resource=False),
-    }
+    return {"token_verifier": tokens, "auth": AuthSettings(issuer_url=AnyHttpUrl(url), resource_server_url=None)}
 
 
 async def _name_the_handshake(ctx: Any, call_next: Any) -> Any:

@@ -55,8 +55,7 @@ async def serve_http(server: "MCPServer[Any]", listener: socket, callers: "Calle
     logging.getLogger("mcp.shared.jsonrpc_dispatcher").setLevel(logging.ERROR)  # it only warns of disconnected hosts
     no_checks = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # _admit checks every path
     app: Any = server.streamable_http_app(streamable_http_path=PATH, transport_security=no_checks)
-    if not callers.has_had_tokens:
-        app = _close_with_the_first_token(app, callers)
+    app = _say_which_header(app) if callers.has_had_tokens else _close_with_the_first_token(app, callers)
     server_on_http = HttpServer(_admit(app), handles_signals=True, log_level="warning")
 
     async def announce() -> None:
@@ -102,6 +101,43 @@ def _admit(app: Any) -> Any:
 
 
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+def _say_which_header(app: Any) -> Any:
+    """Answer 401 in words: which header is missing, or what is wrong with it. There is no OAuth to be discovered."""
+
+    async def explained(scope: Any, receive: Any, send: Any) -> None:
+        is_refused = False
+
+        async def look(message: Any) -> None:
+            nonlocal is_refused
+            is_refused = is_refused or (message["type"] == "http.response.start" and message["status"] == 401)
+            if not is_refused:
+                await send(message)
+
+        await app(scope, receive, look)
+        if is_refused:
+            await _unauthorized(scope)(scope, receive, send)
+
+    return explained
+
+
+def _unauthorized(scope: Any) -> Any:
+    from starlette.datastructures import Headers
+    from starlette.responses import JSONResponse
+
+    header = Headers(scope=scope).get("authorization", "")
+    has_token = header.lower().startswith("bearer ")
+    if has_token:
+        message = "The token in the header Authorization is not one of this server's, or no longer."
+    elif header:
+        message = "The header Authorization must read: Bearer TOKEN."
+    else:
+        message = "The header Authorization is missing: send Authorization: Bearer TOKEN."
+    said = f"{message} The operator of this server gives out tokens in its settings."
+    challenge = 'Bearer realm="snapshot-mcp"' + (', error="invalid_token"' if has_token else "")
+    answer = {"code": "unauthorized", "message": said}
+    return JSONResponse(answer, 401, headers=HEADERS | {"WWW-Authenticate": challenge})
 
 
 def _close_with_the_first_token(app: Any, callers: "Callers") -> Any:

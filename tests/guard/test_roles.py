@@ -70,16 +70,35 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {TOKENS[name][1]}"}
 
 
-@pytest.mark.long
-async def test_without_a_token_nobody_gets_in(victim: Victim, url: str) -> None:
+REFUSED: dict[str, tuple[dict[str, str], str, str]] = {
+    "no header": ({}, "The header Authorization is missing", 'Bearer realm="snapshot-mcp"'),
+    "a wrong token": (
+        {"Authorization": "Bearer wrong"},
+        "is not one of this server's",
+        'Bearer realm="snapshot-mcp", error="invalid_token"',
+    ),
+    "a token alone": ({"Authorization": TOKENS["olga"][1]}, "must read: Bearer TOKEN", 'Bearer realm="snapshot-mcp"'),
+}
+
+
+async def test_without_a_token_nobody_gets_in_and_is_told_which_header_is_missing(victim: Victim, url: str) -> None:
+    """There is nothing of OAuth to be discovered: a client would try to register with this server."""
     base = url.rsplit("/", 1)[0]
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKENS["olga"][1]}):
-            assert (await browser.post(url, json=body, headers=headers)).status_code == 401
-            assert (await browser.get(f"{base}/approvals", headers=headers)).status_code == 401
-            decision = await browser.post(f"{base}/approvals/ap-x", json={"decision": "deny"}, headers=headers)
-            assert (decision.status_code, decision.json()["code"]) == (401, "unauthorized")
+        for headers, says, challenge in REFUSED.values():
+            for answer in (
+                await browser.post(url, json=body, headers=headers),
+                await browser.get(url, headers=headers),
+                await browser.get(f"{base}/approvals", headers=headers),
+                await browser.post(f"{base}/approvals/ap-x", json={"decision": "deny"}, headers=headers),
+            ):
+                assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+                assert says in answer.json()["message"]
+                assert answer.headers["www-authenticate"] == challenge
+        for kind in ("oauth-protected-resource", "oauth-authorization-server", "openid-configuration"):
+            for path in (f"/.well-known/{kind}", f"/.well-known/{kind}/mcp"):
+                assert (await browser.get(f"{base}{path}", headers=bearer("olga"))).status_code == 404
 
 
 async def test_a_viewer_looks_and_changes_nothing(victim: Victim, url: str) -> None:
