@@ -175,11 +175,12 @@ def drop_missing(catalogue: Catalogue, present_ids: Collection[str]) -> list[str
     for row in going:
         if any(one["status"] in KEPT for one in catalogue.subtree(row["snapshot_id"])):
             catalogue.mark_damaged(row["snapshot_id"], is_damaged=True)
-    catalogue.db.execute(
-        """UPDATE resources SET head_id = NULL WHERE head_id IN
-        (SELECT snapshot_id FROM snapshots WHERE status = 'ceased' OR is_affected)"""
-    )
     return [row["snapshot_id"] for row in going]
+
+
+def count_kept(catalogue: Catalogue) -> int:
+    """Return how many snapshots have their bytes."""
+    return len(_kept(catalogue))
 
 
 def find_lost_parents(catalogue: Catalogue) -> list[tuple[str, str]]:

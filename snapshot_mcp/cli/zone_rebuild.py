@@ -19,7 +19,7 @@ def tell(report: "RebuildReport", command: str) -> int:
     if not report.has_changed and not report.findings:
         say("Every snapshot file has its row in the catalogue. Nothing was changed.")
         return 0
-    say(f"{_count(len(report.taken_in), 'snapshot')} taken in again.")
+    say(_taken_in(report))
     if report.state.value != "usable":
         say(f"The catalogue was {report.state.value}; a new one was made. {_source(report)}")
     if report.moved_aside:
@@ -39,9 +39,17 @@ def tell(report: "RebuildReport", command: str) -> int:
         )
     for finding in report.findings:
         say(f"{'DAMAGED' if finding.is_damage else 'look at'}  {finding.subject}: {finding.text}")
-    if report.taken_in:
+    if report.taken_in or report.by_copy_count:
         say("Which snapshot the content of their disks grew from is not known, so the next backup of each is full.")
     return 1 if report.findings else 0
+
+
+def _taken_in(report: "RebuildReport") -> str:
+    by_file, by_copy = len(report.taken_in), report.by_copy_count
+    if not by_copy:
+        return f"{_count(by_file, 'snapshot')} taken in again."
+    more = f", {by_file} by their files alone" if by_file else ""
+    return f"{_count(by_file + by_copy, 'snapshot')} taken in again: {by_copy} as the copy of the catalogue knew them{more}."
 
 
 def overlooked(oversight: "Oversight", command: str) -> list[str]:

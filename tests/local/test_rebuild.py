@@ -132,11 +132,14 @@ async def test_the_copy_knows_what_headers_cannot(local_zone: LocalZone, tmp_pat
     with FolderCatalogue(local_zone.folder) as catalogue:
         assert keep_copy(catalogue)
     await lose(local_zone, with_copy=True)
-    await local_zone.rebuild()
+    report = await local_zone.rebuild()
+    assert (report.by_copy_count, report.taken_in) == (len(contents), ())
     found = (await available(local_zone))[first]
     assert (found.snapshot_name, found.tags) == ("gold", ("keep",))
     (volume,) = (await local_zone.list_volumes(ResourceFilter(ids=(disk,), verbose=1))).items
     assert Path(volume.path or "") == image
+    made = await back_up(local_zone, disk, "after")  # a roll-back after the copy is not known, so nor is the head
+    assert (await available(local_zone))[made].is_full
 
 
 async def test_an_older_catalogue_put_back_is_completed(local_zone: LocalZone, tmp_path: Path) -> None:

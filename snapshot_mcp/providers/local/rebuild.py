@@ -60,7 +60,8 @@ class DiskWithoutFile:
 class RebuildReport:
     """What a rebuild took in, and what it could not know.
 
-    `copy_at`: the time of the copy that was used, in seconds since 1970. `undeleted`: in the copy they were deleted.
+    `copy_at`: the time of the copy that was used, in seconds since 1970; `by_copy_count`: how many snapshots it knew that are
+    there. `undeleted`: in the copy they were deleted.
     `gone`: the copy had them, and they have no file any more. `moved_aside`: where a damaged catalogue is now.
     """
 
@@ -70,6 +71,7 @@ class RebuildReport:
     disks: tuple[DiskWithoutFile, ...] = ()
     exports: tuple[str, ...] = ()
     copy_at: float | None = None
+    by_copy_count: int = 0
     undeleted: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     ended_jobs: tuple[str, ...] = ()
@@ -169,6 +171,7 @@ def _replace(folder: Path, clock: Clock | None, copy: CatalogueCopy | None, stat
         with catalogue.transaction() as db:
             if copy:
                 undeleted, gone = _bring_up_to_date(catalogue, folder, copy)
+            by_copy_count = salvage.count_kept(catalogue)
             report = _take_in(catalogue, folder, copy)
             exports = _take_in_exports(catalogue, folder)
             _give_exports_their_files(catalogue, folder)
@@ -176,7 +179,8 @@ def _replace(folder: Path, clock: Clock | None, copy: CatalogueCopy | None, stat
             db.execute("DELETE FROM place")
         catalogue.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         report = replace(report, state=state, undeleted=tuple(undeleted), gone=tuple(gone), exports=exports)
-        report = replace(report, copy_at=copy.made_at if copy else None, disks=_disks_without_file(catalogue))
+        report = replace(report, copy_at=copy.made_at if copy else None, by_copy_count=by_copy_count)
+        report = replace(report, disks=_disks_without_file(catalogue))
     aside = _put_in_place(folder, new)
     return replace(report, moved_aside=str(aside or ""))
 
@@ -187,6 +191,7 @@ def _bring_up_to_date(catalogue: Catalogue, folder: Path, copy: CatalogueCopy) -
     gone = salvage.drop_missing(catalogue, set(snapshot_ids_in(folder)))
     acts = [row[0] for row in catalogue.rows("SELECT deletion_id FROM deletions WHERE state = 'deleted'")]
     undeleted = salvage.undelete(catalogue, acts)
+    catalogue.db.execute("UPDATE resources SET head_id = NULL")  # a roll-back since then is not known
     if not copy.is_of_here:
         catalogue.db.execute("UPDATE resources SET former_path = path, path = '' WHERE path != ''")
     return undeleted, gone
