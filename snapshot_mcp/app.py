@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from snapshot_mcp.contract.own_file import OwnFile as OwnFile
     from snapshot_mcp.contract.provider import Provider
+    from snapshot_mcp.doctor import Symptom as Symptom
     from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Deed as Deed
     from snapshot_mcp.guard import Door as Door
@@ -182,6 +183,26 @@ def build_history(settings: Settings, zones: Zones) -> JobHistory:
         return build_guard(settings)
 
     return JobHistory(JobRegister(settings.home), zones, guard)
+
+
+async def examine(environ: Mapping[str, str]) -> list[Symptom]:
+    """Return what is well and wrong with this installation; nothing of it is changed, and databases are read from copies."""
+    from snapshot_mcp.doctor.examine import Patient, examine
+    from snapshot_mcp.doctor.symptom import well, wrong
+
+    try:
+        settings = load_settings(environ)
+    except SettingsError as error:
+        return [wrong("settings", error.message, error.hint)]
+    path = settings.path
+    where = f"Read from {path}." if path and path.is_file() else "There is no settings file: the defaults hold."
+
+    def guard_of(home: Path) -> Guard:
+        return build_guard(settings.model_copy(update={"home": home}))
+
+    names, shell = tuple(settings.zones), command(settings.variables)
+    patient = Patient(settings.home, names, shell, partial(_build_zone, settings), guard_of)
+    return [well("settings", where), *await examine(patient)]
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:

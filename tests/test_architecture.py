@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"app", "settings", "exposure", "zones", "history", "hosts", "contract", "ground"},
     "app": {
+        "doctor",
         "settings",
         "operator_file",
         "server",
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     },
     "settings": {"guard.plan", "providers", "providers.local", "contract", "ground"},
     "operator_file": {"settings"},
+    "doctor": {"server", "guard", "zones", "providers.local", "contract", "ground"},
     "exposure": {"settings", "ground"},
     "hosts": {"settings", "ground", "contract"},
     "server": {"ground", "history", "guard", "guard.page", "zones", "contract"},
@@ -219,7 +221,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "strays": {"snapshot_file"},
         "whereabouts": {"place"},
-        "worker": {"folder", "in_use", "platform", "spare", "strays", "whereabouts", "work"},
+        "worker": {"holders", "folder", "in_use", "platform", "spare", "strays", "whereabouts", "work"},
         "zone": {
             "check",
             "errors",

@@ -24,12 +24,13 @@ COMMANDS = {
     "approve": ("snapshot_mcp.cli.approvals", "approve one of them"),
     "deny": ("snapshot_mcp.cli.approvals", "deny one of them"),
     "pin": ("snapshot_mcp.cli.approvals", "set the PIN that proves that you approve"),
+    "doctor": ("snapshot_mcp.cli.doctor", "what is wrong with this installation, and the next step; changes nothing"),
     "audit": ("snapshot_mcp.cli.audit", "the record of what was planned, asked, answered and done"),
 }
 """Each command with its module and its help text."""
 
-WITHOUT_SETTINGS = {"tour", "config"}
-"""Commands that do not read the settings file."""
+WITHOUT_SETTINGS = {"tour", "config", "doctor"}
+"""Commands that do not read the settings file, or report it themselves."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

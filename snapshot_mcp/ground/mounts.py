@@ -1,5 +1,6 @@
-"""Which filesystem a folder lies on, as far as the system says (Linux). Blocking; it opens nothing in the folder."""
+"""Which filesystem and which drive a file lies on, as far as the system says (Linux). Blocking; it opens nothing there."""
 
+import os
 import re
 from pathlib import Path
 
@@ -27,3 +28,14 @@ def network_filesystem(folder: Path, mountinfo: Path = MOUNTINFO) -> str:
         if path.is_relative_to(mount_point) and len(mount_point.parts) >= best:
             best, kind = len(mount_point.parts), after.split(" ")[0]
     return kind if NETWORK.fullmatch(kind) else ""
+
+
+def drive_of(path: Path) -> str:
+    """Return what tells drives apart: the device that a file's filesystem is a part of, or the filesystem. Raises OSError."""
+    number = path.stat().st_dev
+    name = f"{os.major(number)}:{os.minor(number)}"
+    device = Path("/sys/dev/block", name)
+    if not device.exists():
+        return name
+    found = device.resolve()
+    return str(found.parent if (found / "partition").exists() else found)

@@ -26,6 +26,12 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+def total_bytes(folder: Path) -> int:
+    """Return the size of the folder's filesystem, in bytes. Raises OSError."""
+    found = os.statvfs(folder)
+    return found.f_blocks * found.f_frsize
+
+
 def relieve(folder: Path) -> None:
     """Give the folder's reserve up if its disk is full."""
     if os.name == "nt":

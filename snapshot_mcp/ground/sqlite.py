@@ -4,11 +4,12 @@
 is being created. Blocking.
 """
 
+import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from snapshot_mcp.ground.files import create_private
@@ -56,6 +57,24 @@ def open_migrated(path: Path, migrations: Sequence[Migration], *, busy_seconds: 
             time.sleep(RETRY_SECONDS)
         else:
             return connection
+
+
+def copy_to(path: Path, copy: Path) -> None:
+    """Write a consistent copy of a database, which stays as it is with all that lies beside it. Raises sqlite3.Error, OSError.
+
+    SQLite itself would make its log and its shared memory anew, and at the end put the log of a killed process into the file.
+    """
+    log, shared = (path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))
+    if log.exists() and not shared.exists():
+        shutil.copyfile(log, copy.with_name(f"{copy.name}-wal"))
+        shutil.copyfile(path, copy)
+        return
+    mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"  # nobody has it open
+    with (
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)) as source,
+        closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:

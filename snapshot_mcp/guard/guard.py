@@ -296,6 +296,10 @@ class Guard:
         """Whether a PIN is set in this home."""
         return await in_thread(self._records.pin.is_set)
 
+    async def is_pin_locked(self) -> bool:
+        """Whether the PIN is locked after wrong attempts."""
+        return await in_thread(self._records.pin.is_locked)
+
     async def set_pin(self, new: str, old: str | None = None, *, by: str = "local") -> None:
         """Set the first PIN, or change it with the old one. Raises: BadRequest, WrongPin, PinLocked."""
         await in_thread(lambda: self._records.pin.set(new, old, by=by))

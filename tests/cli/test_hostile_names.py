@@ -70,6 +70,8 @@ SHOWING = (
     ("jobs", "--finished"),
     ("jobs", "--finished", "--json"),
     ("config", "vscode"),
+    ("doctor",),
+    ("doctor", "--json"),
     ("tour",),
     ("pin",),
 )

@@ -42,6 +42,13 @@ class Pin:
         with self._register.transaction() as rows:
             return rows.execute("SELECT 1 FROM pin").fetchone() is not None
 
+    def is_locked(self) -> bool:
+        """Whether no attempt may begin now."""
+        if not self.is_set():
+            return False
+        with self._register.transaction() as rows:
+            return _is_locked(rows)
+
     def set(self, new: str, old: str | None, *, by: str) -> None:
         """Set the first PIN, or change it with the old one. Raises: BadRequest, WrongPin, PinLocked."""
         if not MIN_CHARACTERS <= len(new) <= MAX_CHARACTERS or new.strip() != new or len(set(new)) < 3:

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -107,6 +109,8 @@ class Session:
         """When each rate limit ends; there is one per method, one for tokens and one for streams."""
         self.headers: dict[str, str] = {}
         """The `x-snapshot-…` headers of the last answer."""
+        self.clock_ahead_seconds: float | None = None
+        """How far the zone's clock was ahead of this machine's at the last answer that told its time."""
 
     async def read(self, call: ApiCall) -> Any:
         """Return the decoded answer of a GET, with retries."""
@@ -221,6 +225,8 @@ class Session:
         return Outgoing(call.method, self._location + call.target, headers, call.body)
 
     def _keep_headers(self, headers: Any) -> None:
+        if moment := _date_of(headers):
+            self.clock_ahead_seconds = (moment - datetime.now(UTC)).total_seconds()
         if "x-snapshot-features" in headers:
             self.headers = {name: headers[name] for name in headers if name.startswith("x-snapshot-")}
 
@@ -334,3 +340,12 @@ def _life_seconds(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         return DEFAULT_LIFE_SECONDS
     return life if math.isfinite(life) and life > 0 else DEFAULT_LIFE_SECONDS
+
+
+def _date_of(headers: Any) -> datetime | None:
+    """Return the time that an answer tells, None for none or nonsense."""
+    try:
+        moment = parsedate_to_datetime(headers.get("date", ""))
+    except (ValueError, TypeError):
+        return None
+    return moment if moment.tzinfo else None

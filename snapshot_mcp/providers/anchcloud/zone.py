@@ -62,6 +62,11 @@ class AnchCloudZone:
         return self._zone
 
     @property
+    def clock_ahead_seconds(self) -> float | None:
+        """Return how far the zone's clock is ahead of this machine's, None if no answer has told it."""
+        return self._session.clock_ahead_seconds
+
+    @property
     def location(self) -> str:
         """The zone's URL, without credentials."""
         return self._location

@@ -14,6 +14,7 @@ from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.ground.sqlite import copy_to
 from snapshot_mcp.providers.local.platform import keep_in_place
 from snapshot_mcp.providers.local.store import FileStore
 from snapshot_mcp.providers.local.strays import has_content, refuse_lost
@@ -40,8 +41,14 @@ class FolderCatalogue(Catalogue):
 
     store: FileStore
 
-    def __init__(self, folder: Path, *, create: bool = True, clock: Clock | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, create: bool = True, clock: Clock | None = None, copy: Path | None = None
+    ) -> None:
+        """Open it; with `copy`, a file of that name that does not exist yet, work on a copy and leave the folder as it is."""
         self.folder = folder
+        if copy is not None:
+            self._look_at_copy(copy, clock)
+            return
         reserve.relieve(folder)
         refuse_lost(folder / FILE_NAME)
         if create:
@@ -59,6 +66,13 @@ class FolderCatalogue(Catalogue):
             raise
         if create:
             reserve.make(folder)
+
+    def _look_at_copy(self, copy: Path, clock: Clock | None) -> None:
+        refuse_lost(self.folder / FILE_NAME)
+        copy_to(self.folder / FILE_NAME, copy)
+        super().__init__(schema.open_catalogue(copy), FileStore(self.folder), clock)
+        self.file, self._lock = file_at(self.folder), None
+        self.original = settle(self, FILE_NAME)
 
     def close(self) -> None:
         """Close the connection, and let the zone be rebuilt."""

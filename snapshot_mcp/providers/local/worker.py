@@ -28,6 +28,7 @@ from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
+from snapshot_mcp.providers.local.holders import is_locked
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.spare import keep_copy
@@ -72,6 +73,15 @@ def _take_lock(folder: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def find_worker(folder: Path) -> int:
+    """Return the process that is the folder's worker, 0 if none is; its lock is not touched."""
+    lock = folder / LOCK_NAME
+    try:
+        return int(lock.read_text() or 0) if is_locked(lock) else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def ensure_worker(folder: Path) -> None:

@@ -29,7 +29,7 @@ from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
 from snapshot_mcp.providers.local.strays import find_newer, find_strays, needed_by_strays
-from snapshot_mcp.providers.local.worker import ensure_worker
+from snapshot_mcp.providers.local.worker import ensure_worker, find_worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,11 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         self.home = home
         self.configuration = tuple(configuration)
         self._clock = clock
+        self._copy: Path | None = None
+
+    def look_only(self, copy: Path) -> None:
+        """Read from a copy of the catalogue, which is written to this path, so that nothing of the zone is changed."""
+        self._copy = copy
 
     def __repr__(self) -> str:
         return f"LocalZone({self.zone!r}, {str(self.folder)!r})"
@@ -162,6 +167,19 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
         return await self._read(look, Oversight((), ()))
 
+    @property
+    def keep_free(self) -> KeepFree:
+        """Return what backups and exports leave free."""
+        return self._rules.keep_free
+
+    def worker_pid(self) -> int:
+        """Return the process that is the zone's worker, 0 if none is. Blocking."""
+        return find_worker(self.folder)
+
+    async def largest_holders(self) -> str:
+        """Return what holds most of the zone's space, and how to free it; "" for an empty zone."""
+        return await self._read(room.largest_holders, "")
+
     async def rebuild(self) -> RebuildReport:
         """Take in again the snapshot files that no row names (`rebuild.rebuild`). Raises ResourceBusy while the zone is open."""
 
@@ -203,7 +221,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return FolderCatalogue.exists(self.folder)
 
     def _open(self) -> FolderCatalogue:
-        return FolderCatalogue(self.folder, clock=self._clock)
+        return FolderCatalogue(self.folder, clock=self._clock, copy=self._copy)
 
     def _ensure_worker(self) -> None:
         if self._catalogue is None or not self._catalogue.original:
