@@ -18,6 +18,10 @@ COMMANDS = {
     "serve": ("snapshot_mcp.cli.serve", "run the MCP server (stdio; this is the default)"),
     "tour": ("snapshot_mcp.cli.tour", "see it work: back up a scratch disk, change it, roll it back"),
     "config": ("snapshot_mcp.cli.config", "into a host: Claude Code, Codex, Gemini CLI, VS Code, Cursor and others"),
+    "manifest": (
+        "snapshot_mcp.cli.manifest",
+        "the files of a package: the MCP registry, plugins, a Gemini extension, MCPB",
+    ),
     "zone": ("snapshot_mcp.cli.zone", "the embedded zone: add, remove, list, check and purge disks, serve it"),
     "jobs": ("snapshot_mcp.cli.jobs", "what runs and what was done, who asked and who approved"),
     "approvals": ("snapshot_mcp.cli.approvals", "list the requests that wait for a person's approval"),
@@ -29,7 +33,7 @@ COMMANDS = {
 }
 """Each command with its module and its help text."""
 
-WITHOUT_SETTINGS = {"tour", "config", "doctor"}
+WITHOUT_SETTINGS = {"tour", "config", "manifest", "doctor"}
 """Commands that do not read the settings file, or report it themselves."""
 
 

@@ -90,6 +90,7 @@ NAMING = (
     ("jobs", "--since", "{}"),
     ("audit", "{}"),
     ("config", "{}"),
+    ("manifest", "{}", "--out", "/nowhere"),
     ("serve", "--http", "{}"),
     ("tour", "{}"),
     ("pin", "--{}"),

@@ -14,8 +14,9 @@ from mcp import MCPError
 from mcp.types import PromptReference, ResourceTemplateReference, TextResourceContents
 
 from snapshot_mcp.cli import build_parser
+from snapshot_mcp.ground.prompt_files import parse_prompt, prompts_folder
 from snapshot_mcp.server.build import build_tools
-from snapshot_mcp.server.prompts import load_prompts, parse_prompt, prompts_folder
+from snapshot_mcp.server.prompts import load_prompts
 from tests.server.lab import Lab, back_up, data_of
 
 ROOT = Path(__file__).parent.parent.parent

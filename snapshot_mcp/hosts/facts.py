@@ -1,0 +1,49 @@
+"""What the packages say of the product: from its metadata, which the build takes from `pyproject.toml`."""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageMetadata, distribution
+
+from snapshot_mcp.hosts.launch import NAME
+
+TITLE = "Volume snapshots"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Name, version and the like; `requires` are the dependencies that everybody needs."""
+
+    version: str
+    description: str
+    licence: str
+    repository: str
+    python: str
+    keywords: tuple[str, ...]
+    requires: tuple[str, ...]
+
+    @property
+    def owner(self) -> str:
+        """Return who owns the repository."""
+        return self.repository.rstrip("/").split("/")[-2]
+
+    @property
+    def registry_name(self) -> str:
+        """Return the name in the MCP registry, which README repeats as `mcp-name`."""
+        return f"io.github.{self.owner}/{NAME}"
+
+
+def read_facts() -> Facts:
+    """Read the metadata of this installation."""
+    found = distribution(NAME)
+    data: PackageMetadata = found.metadata
+    urls = dict(one.split(", ", 1) for one in data.get_all("Project-URL") or ())
+    needed = [one for one in found.requires or () if not re.search(r";.*\bextra\b", one)]
+    return Facts(
+        version=data["Version"],
+        description=data["Summary"],
+        licence=data["License-Expression"],
+        repository=urls["Repository"],
+        python=data["Requires-Python"],
+        keywords=tuple(one.strip() for one in data["Keywords"].split(",")),
+        requires=tuple(needed),
+    )
