@@ -22,6 +22,7 @@ from snapshot_mcp.server.approval_routes import add_approvals
 from snapshot_mcp.server.callers import Callers, Roll
 from snapshot_mcp.server.completion import complete
 from snapshot_mcp.server.elicitation import read_odd_answers
+from snapshot_mcp.server.listing import add_listing
 from snapshot_mcp.server.prompts import load_prompts
 from snapshot_mcp.server.resources import add_resources
 from snapshot_mcp.server.state import ServerState
@@ -110,6 +111,7 @@ def build_server(
     bus = InMemorySubscriptionBus()
     subscriptions = Subscriptions(zones, bus)
     state = ServerState(zones, build_guard, subscriptions.announce_zone, home, leaving)
+    subscriptions.guard = state.guard_to_look
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[ServerState]) -> AsyncIterator[ServerState]:
@@ -150,6 +152,7 @@ def build_server(
         server.add_prompt(prompt)
         names.add(prompt.name)
     add_resources(server)
+    add_listing(server, state)
     subscriptions.add_to(server)
 
     server.completion()(partial(complete, state))  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from mcp.types import Completion, CompletionArgument, CompletionContext, PromptR
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import MAX_NAME_CHARACTERS, ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotType
+from snapshot_mcp.server.callers import sees_names_of
 from snapshot_mcp.server.state import ServerState
 from snapshot_mcp.zones import Zone
 
@@ -25,6 +26,9 @@ async def complete(
     try:
         if argument.name == "zone":
             values = [name for name in state.zones.names if name.startswith(argument.value)]
+        elif argument.name == "approval_id":
+            approvals = await (await state.guard_to_look()).list_approvals()
+            values = [one.id for one in approvals if one.expires_at and sees_names_of(one.call.principal)]
         else:
             values = await _values(state.zones.get(given.get("zone", "")), argument)
     except ZoneError:
@@ -44,6 +48,10 @@ async def _values(zone: Zone, argument: CompletionArgument) -> list[str]:
                 one.name if one.name and one.name.isprintable() and names.count(one.name) == 1 else one.id
                 for one in found
             ]
+        case "resource_id":
+            query = ResourceFilter(search_word=typed, limit=MAX_COMPLETIONS)
+            volumes, instances = await zone.provider.list_volumes(query), await zone.provider.list_instances(query)
+            return [one.id for one in (*volumes.items, *instances.items)]
         case "snapshot_id" | "root_id":
             snapshots = SnapshotFilter(
                 search_word=typed,

@@ -61,6 +61,10 @@ class ServerState:
         assert self._guard is not None
         return self._guard
 
+    async def guard_to_look(self) -> "Guard":
+        """Return a guard to read from: the one that is there, else one without a page, which would listen for a mere look."""
+        return self._guard if self._guard is not None else await in_thread(self._build_guard)
+
     @cached_property
     def history(self) -> "JobHistory | None":
         """The history of this home; imported with the first job."""

@@ -40,6 +40,7 @@ class Told:
     copied: set[str] = field(default_factory=set)
     maybe_copied: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
+    jobs: list[str] = field(default_factory=list)
     unknowns: list[tuple[str, str]] = field(default_factory=list)
     """The error's text, and what it must name."""
     outcomes: list[str] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Sequence:
             return
         certain.add(key)
         self.told.outcomes.append("carried out")
+        self.told.jobs += [job.job_id] if job else []
         if job is not None and not job.is_finished and self.chance.random() < 0.8:  # else the next comes in between
             job = await finish(self.local, job)
             assert job.is_successful, job.info
@@ -120,6 +122,8 @@ class Sequence:
         await self.proxy.settle()
         for job in await self.local.list_unfinished_jobs():
             await finish(self.local, job)
+        ends = [await self.client.get_job(job_id) for job_id in self.told.jobs]
+        assert [(job.action, job.info, job.error) for job in ends if not job.is_successful] == []
         assert [text for text, key in self.told.unknowns if key not in text] == []
         every: list[Snapshot] = []
         statuses = ("available", "pending", "deleted", "ceased", "suspended")

@@ -116,6 +116,15 @@ async def test_a_viewer_looks_and_changes_nothing(victim: Victim, url: str) -> N
     assert await victim.siege.guard.list_approvals() == ()
 
 
+async def only_those_see(uri: str, *, seen_by: Client, hidden_from: Client) -> None:
+    """An approval is listed and read by whoever asked, and by approvers; to others it is not there."""
+    assert uri in [str(one.uri) for one in (await seen_by.list_resources()).resources]
+    assert (await seen_by.read_resource(uri)).contents
+    assert uri not in [str(one.uri) for one in (await hidden_from.list_resources()).resources]
+    with pytest.raises(MCPError):
+        await hidden_from.read_resource(uri)
+
+
 async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(victim: Victim, url: str) -> None:
     base = url.rsplit("/", 1)[0]
     call = {"snapshot_id": victim.last}
@@ -127,6 +136,7 @@ async def test_another_principal_approves_and_only_the_one_who_asked_can_use_it(
         asked = status_of(await olga.call_tool("delete_snapshot", call))[1]
         pending = asked["approval_id"]
         assert f"POST {base}/approvals/{pending}\n" in asked["how_to_approve"], "the port that was taken"
+        await only_those_see(f"approval://{pending}", seen_by=olga, hidden_from=omar)
         for name in ("vera", "olga", "omar"):
             assert (await browser.get(f"{base}/approvals", headers=bearer(name))).status_code == 403
             decision = {"decision": "approve", "digest": "0" * 64}

@@ -39,6 +39,9 @@ async def test_snapshots_chains_and_jobs_are_resources(lab: Lab, mode: str) -> N
             "snapshot://{zone}/{snapshot_id}",
             "chain://{zone}/{root_id}",
             "job://{zone}/{job_id}",
+            "zone://{zone}",
+            "disk://{zone}/{resource_id}",
+            "approval://{approval_id}",
         }
         made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "x"}))
         await client.call_tool("wait_for_job", {"job_ids": [made["job_id"]]})
