@@ -136,7 +136,7 @@ def build_server(
             *([answer_with(problem)] if problem else []),
             *([visits.admit] if visits else []),
             _name_the_handshake,
-            _reject_unknown_prompt(names := set[str]()),
+            _reject_unknown_prompt(lambda: {one.name for one in server._prompt_manager.list_prompts()}),
             read_odd_answers,
             subscriptions.listen,
         ],
@@ -150,7 +150,6 @@ def build_server(
         add_approvals(server, callers, state.guard)
     for prompt in load_prompts(without=_missing_tools(read_only=read_only)):
         server.add_prompt(prompt)
-        names.add(prompt.name)
     add_resources(server)
     add_listing(server, state)
     subscriptions.add_to(server)
@@ -177,12 +176,12 @@ async def _name_the_handshake(ctx: Any, call_next: Any) -> Any:
         raise
 
 
-def _reject_unknown_prompt(names: set[str]) -> Any:
+def _reject_unknown_prompt(names: Callable[[], set[str]]) -> Any:
     """Build a middleware that rejects unknown prompts, which the SDK would answer with an internal error."""
 
     async def reject(ctx: Any, call_next: Any) -> Any:
-        if ctx.method == "prompts/get" and (name := (ctx.params or {}).get("name")) not in names:
-            known = ", ".join(sorted(names))
+        if ctx.method == "prompts/get" and (name := (ctx.params or {}).get("name")) not in names():
+            known = ", ".join(sorted(names()))
             raise MCPError(INVALID_PARAMS, f"There is no prompt {quoted(name)}. Prompts: {known}.")
         return await call_next(ctx)
 

@@ -22,8 +22,9 @@ from mcp.types import (
     ElicitRequestURLParams,
     ElicitResult,
     InputRequiredResult,
+    InputResponse,
 )
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.guard import Question, QuestionAnswer, UrlAnswer
@@ -35,6 +36,9 @@ ASK_SECONDS = 48.0
 """Time limit for a person's answer, which leaves the call some time to say what came of it."""
 KEY = "consent"
 FIELD = "answer"
+
+_ANSWER: TypeAdapter[Any] = TypeAdapter(InputResponse)
+"""Whatever the protocol has as an answer, to a question of ours or not."""
 
 NO_ANSWER = (MCPError, ValidationError)
 """What a question ends with if the host refuses it, has gone, or answers with something else than the protocol has."""
@@ -50,7 +54,7 @@ async def read_odd_answers(ctx: Any, call_next: Any) -> Any:
 
 def _readable(answer: Any) -> Any:
     try:
-        ElicitResult.model_validate(answer)
+        _ANSWER.validate_python(answer)
     except ValidationError:
         return {"action": "cancel"}
     return answer

@@ -44,7 +44,8 @@ def add_listing(server: MCPServer[Any], state: ServerState) -> None:
             for name in state.zones.names:
                 tasks.start_soon(look, name)
         listed = [one for name in state.zones.names for one in found[name]]
-        return ListResourcesResult(resources=[*await _approvals(state), *listed])
+        fixed = await server.list_resources()
+        return ListResourcesResult(resources=[*await _approvals(state), *listed, *fixed])
 
     server._lowlevel_server.add_request_handler("resources/list", PaginatedRequestParams, answer)
 

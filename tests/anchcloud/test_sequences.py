@@ -10,6 +10,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import OutcomeUnknown, ZoneError
 from snapshot_mcp.contract.models import Job, ResourceFilter, Snapshot, SnapshotFilter, SnapshotUpdate
+from snapshot_mcp.providers.anchcloud.lookup import FOUND_JOB_PREFIX
 from snapshot_mcp.providers.anchcloud.zone import AnchCloudZone
 from snapshot_mcp.providers.local import LocalZone
 from tests.disks import finish, ids, make_image
@@ -122,7 +123,7 @@ class Sequence:
         await self.proxy.settle()
         for job in await self.local.list_unfinished_jobs():
             await finish(self.local, job)
-        ends = [await self.client.get_job(job_id) for job_id in self.told.jobs]
+        ends = [await self._job(job_id) for job_id in self.told.jobs]
         assert [(job.action, job.info, job.error) for job in ends if not job.is_successful] == []
         assert [text for text, key in self.told.unknowns if key not in text] == []
         every: list[Snapshot] = []
@@ -146,6 +147,11 @@ class Sequence:
         copies = [volume.name for volume in exported.items if volume.name.startswith(f"s{self.number}-")]
         assert len(set(copies)) == len(copies), "an export ran twice"
         assert self.told.copied <= set(copies) <= self.told.copied | self.told.maybe_copied
+
+    async def _job(self, job_id: str) -> Job:
+        """Read a job past the faults; one that a look-up found, and the zone lists no more, only the client knows."""
+        is_made_up = job_id.startswith(FOUND_JOB_PREFIX)
+        return await (self.client if is_made_up else self.local).get_job(job_id)
 
     @staticmethod
     def _with_below(ids: set[str], every: list[Snapshot]) -> set[str]:
@@ -188,16 +194,16 @@ async def run_sequences(count: int, seed: int, folder: Path, disks: Path) -> lis
 
 
 @pytest.mark.long
-async def test_sequences_over_a_failing_network_end_as_told(wire_folder: Path, tmp_path: Path) -> None:
+async def test_sequences_over_a_failing_network_end_as_told(zone_folder: Path, tmp_path: Path) -> None:
     """A few of the random sequences."""
-    outcomes = await run_sequences(6, 1, wire_folder, tmp_path)
+    outcomes = await run_sequences(6, 1, zone_folder, tmp_path)
     assert outcomes.count("carried out") > len(outcomes) / 4
 
 
 @pytest.mark.long
-async def test_500_sequences_over_a_failing_network_end_as_told(wire_folder: Path, tmp_path: Path) -> None:
+async def test_500_sequences_over_a_failing_network_end_as_told(zone_folder: Path, tmp_path: Path) -> None:
     """500 random sequences."""
-    outcomes = await run_sequences(500, 1_000, wire_folder, tmp_path)
+    outcomes = await run_sequences(500, 1_000, zone_folder, tmp_path)
     counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
     print(f"500 sequences, {len(outcomes)} operations: {counts}")
     assert counts["carried out"] > len(outcomes) / 4
