@@ -8,6 +8,7 @@ the loopback interface and prints the URL on stderr.
 import base64
 import json
 import os
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -15,6 +16,7 @@ from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.prompts.base import Prompt, PromptArgument, UserMessage
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp.types import (
     MISSING_REQUIRED_CLIENT_CAPABILITY,
     AudioContent,
@@ -29,6 +31,7 @@ from mcp.types import (
     EmptyResult,
     ImageContent,
     InputRequiredResult,
+    JSONRPCMessage,
     ListRootsRequest,
     ListRootsResult,
     SamplingMessage,
@@ -125,6 +128,16 @@ async def test_tool_with_progress(ctx: Context) -> CallToolResult:
         await ctx.report_progress(done, 100)
         await anyio.sleep(PAUSE_SECONDS)
     return text("Done.")
+
+
+async def test_trigger_tool_change(ctx: Context) -> CallToolResult:
+    await ctx.notify_tools_changed()
+    return text("Told.")
+
+
+async def test_trigger_prompt_change(ctx: Context) -> CallToolResult:
+    await ctx.notify_prompts_changed()
+    return text("Told.")
 
 
 async def test_reconnection(ctx: Context) -> CallToolResult:
@@ -345,6 +358,24 @@ PROMPTS = {
 }
 
 
+class Replay(EventStore):
+    """The events of this short run, for a client that comes back."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, JSONRPCMessage | None]] = []
+
+    async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
+        self.events.append((stream_id, message))
+        return str(len(self.events))
+
+    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
+        stream_id = self.events[int(last_event_id) - 1][0]
+        for at, (one, message) in enumerate(self.events, 1):
+            if one == stream_id and at > int(last_event_id) and message is not None:
+                await send_callback(EventMessage(message, str(at)))
+        return stream_id
+
+
 async def set_level(ctx: Any, params: SetLevelRequestParams) -> EmptyResult:
     """The product logs to stderr and offers hosts no level; the suite's tool logs to the client."""
     return EmptyResult()
@@ -377,6 +408,8 @@ def main() -> None:
     with listen("127.0.0.1", 0) as listener:
         server = app.build_server(settings, callers=callers, url=f"http://127.0.0.1:{listener.getsockname()[1]}/mcp")
         add_fixtures(server)
+        app_of = partial(server.streamable_http_app, event_store=Replay(), retry_interval=100)
+        server.streamable_http_app = app_of  # type: ignore[method-assign]
         anyio.run(serve_http, server, listener, callers)
 
 
