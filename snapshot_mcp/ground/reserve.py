@@ -11,13 +11,16 @@ from pathlib import Path
 NAME = ".reserve"
 
 RESERVE_BYTES = 4 << 20
-"""For the write-ahead logs of some deletions and their records."""
+"""For the write-ahead logs of some deletions and their records; a small disk has a smaller one."""
+
+LEAST_BYTES = 512 << 10
+"""For one deletion and its record."""
 
 LOW_BYTES = 1 << 20
 """With less free space than this the reserve is given up."""
 
 ROOM_FACTOR = 16
-"""The reserve is made only where it takes a small part of what is free."""
+"""The reserve takes a small part of what is free."""
 
 
 def free_bytes(folder: Path) -> int:
@@ -48,11 +51,12 @@ def make(folder: Path) -> None:
     if os.name == "nt" or path.exists():
         return
     with suppress(OSError):
-        if free_bytes(folder) < RESERVE_BYTES * ROOM_FACTOR:
+        size = min(RESERVE_BYTES, free_bytes(folder) // ROOM_FACTOR)
+        if size < LEAST_BYTES:
             return
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+            os.posix_fallocate(descriptor, 0, size)
         except OSError:
             path.unlink()
         finally:

@@ -18,20 +18,23 @@ from tests.server.lab import Lab, back_up, data_of, text_of
 from tests.server.test_consent import Person
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a filesystem needs root")]
-KINDS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q"], "btrfs": ["mkfs.btrfs", "-q"]}
+KINDS = {
+    "ext4": ["mkfs.ext4", "-q", "-F"],
+    "small ext4": ["mkfs.ext4", "-q", "-F"],
+    "xfs": ["mkfs.xfs", "-q"],
+    "btrfs": ["mkfs.btrfs", "-q"],
+}
 
 
-@pytest.fixture(
-    params=["ext4", pytest.param("xfs", marks=pytest.mark.long), pytest.param("btrfs", marks=pytest.mark.long)]
-)
+@pytest.fixture(params=["ext4", *(pytest.param(one, marks=pytest.mark.long) for one in ("small ext4", "xfs", "btrfs"))])
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 400 MiB, the whole home of a lab."""
+    """A filesystem of 400 MiB, or of 40, the whole home of a lab."""
     make = KINDS[request.param]
     if shutil.which(make[0]) is None:
         pytest.skip(f"needs {make[0]}")
     backing, mount_point = tmp_path / "backing", tmp_path / "mounted"
     with backing.open("wb") as file:
-        file.truncate(400 * MIB)
+        file.truncate((40 if "small" in request.param else 400) * MIB)
     mount_point.mkdir()
     subprocess.run([*make, str(backing)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     subprocess.run(["mount", "-o", "loop", str(backing), str(mount_point)], check=True)
@@ -78,7 +81,7 @@ async def test_list_delete_and_purge_work_on_a_full_disk(small: Path, tmp_path: 
             == "plan"
         )
     for folder in (lab.home, lab.home / "zones" / "local"):
-        assert (folder / reserve.NAME).stat().st_blocks * 512 >= reserve.RESERVE_BYTES
+        assert (folder / reserve.NAME).stat().st_blocks * 512 >= reserve.LEAST_BYTES
     end_idle_worker(lab)
     fill_wholly(small)
     async with lab.connect(mode, elicitation_callback=(person := Person("web"))) as client:
