@@ -10,6 +10,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import anyio
@@ -37,8 +38,12 @@ ASK_SECONDS = 48.0
 KEY = "consent"
 FIELD = "answer"
 
-_ANSWER: TypeAdapter[Any] = TypeAdapter(InputResponse)
-"""Whatever the protocol has as an answer, to a question of ours or not."""
+
+@cache
+def _answers() -> TypeAdapter[Any]:
+    """Return what reads whatever the protocol has as an answer, to a question of ours or not; building it takes its time."""
+    return TypeAdapter(InputResponse)
+
 
 NO_ANSWER = (MCPError, ValidationError)
 """What a question ends with if the host refuses it, has gone, or answers with something else than the protocol has."""
@@ -54,7 +59,7 @@ async def read_odd_answers(ctx: Any, call_next: Any) -> Any:
 
 def _readable(answer: Any) -> Any:
     try:
-        _ANSWER.validate_python(answer)
+        _answers().validate_python(answer)
     except ValidationError:
         return {"action": "cancel"}
     return answer
