@@ -83,6 +83,7 @@ def _node(one: Snapshot, tree: SnapshotTree) -> ChainNode:
         consistency=consistency_of(one),
         is_head=bool(one.is_head),
         is_damaged=bool(one.is_damaged),
+        verified_at=format_time(one.verified_at) or None,
     )
 
 

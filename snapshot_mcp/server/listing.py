@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import anyio
+from mcp.server.apps import client_supports_apps
 from mcp.server.mcpserver import MCPServer
 from mcp.types import ListResourcesResult, PaginatedRequestParams
 from mcp.types import Resource as Listed
@@ -44,7 +45,8 @@ def add_listing(server: MCPServer[Any], state: ServerState) -> None:
             for name in state.zones.names:
                 tasks.start_soon(look, name)
         listed = [one for name in state.zones.names for one in found[name]]
-        fixed = await server.list_resources()
+        has_pages = client_supports_apps(ctx)
+        fixed = [one for one in await server.list_resources() if has_pages or not str(one.uri).startswith("ui://")]
         return ListResourcesResult(resources=[*await _approvals(state), *listed, *fixed])
 
     server._lowlevel_server.add_request_handler("resources/list", PaginatedRequestParams, answer)

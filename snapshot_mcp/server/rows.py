@@ -153,6 +153,7 @@ class ChainNode(Result):
     consistency: str | None = None
     is_head: bool = False
     is_damaged: bool = False
+    verified_at: str | None = None
 
 
 class ChainPicture(Result):
