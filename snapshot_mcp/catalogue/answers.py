@@ -148,7 +148,7 @@ def to_resource(
     """Convert a row of `resources`; looks at the disk for its size and, if `is_verbose`, for its identity."""
     half = half_in_place(catalogue, row)
     sight = catalogue.store.look_at(row, is_verbose=is_verbose)
-    problem = "; ".join(filter(None, [_problem(catalogue, row, half, use), sight.problem]))
+    problem = "; ".join(filter(None, [catalogue.problem, _problem(catalogue, row, half, use), sight.problem]))
     common: dict[str, Any] = {
         "description": row["description"],
         "size": gigabytes(sight.size_bytes),

@@ -31,6 +31,8 @@ class Catalogue(Closing):
 
     def __init__(self, db: sqlite3.Connection, store: Store, clock: Clock | None = None) -> None:
         self.db, self.store, self.clock = db, store, clock or SystemClock()
+        self.problem = ""
+        """What keeps everything here from being changed, "" normally; each disk shows it."""
 
     def close(self) -> None:
         """Close the connection."""

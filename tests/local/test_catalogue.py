@@ -7,6 +7,7 @@ Costs are counted in steps of SQLite's machine, which are the same on every run 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,6 @@ from snapshot_mcp.catalogue import admission, schema
 from snapshot_mcp.contract.errors import Unsupported
 from snapshot_mcp.contract.models import SnapshotFilter
 from snapshot_mcp.contract.states import SnapshotStatus, SnapshotType
-from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.providers.local import LocalZone, worker, zone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import back_up, change, ids, make_image, succeed
@@ -59,8 +59,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     taken: list[int] = []
 
     class Counted(FolderCatalogue):
-        def __init__(self, folder: Path, *, create: bool = True, clock: Clock | None = None) -> None:
-            super().__init__(folder, create=create, clock=clock)
+        def __init__(self, folder: Path, **options: Any) -> None:
+            super().__init__(folder, **options)
             self.db.set_progress_handler(lambda: taken.append(1), STEPS_A_CALL)
 
     monkeypatch.setattr(zone, "FolderCatalogue", Counted)

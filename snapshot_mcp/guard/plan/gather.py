@@ -47,6 +47,7 @@ async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str)
     Raises: NotFound; NotUsable if it is already deleted; ResourceBusy if it is still being created.
     """
     snapshot = (await _get_snapshots(provider, [snapshot_id]))[0]
+    await _refuse_beforehand(provider, JobAction.DELETE, [snapshot_id])
     if snapshot.status == SnapshotStatus.PENDING:
         await _refuse_unfinished(provider, snapshot)
     disk = await _disk_of(provider, zone, snapshot)
@@ -69,6 +70,12 @@ async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str)
         restore_points=tuple(_named(one, disk) for one in found.values()),
         recovery_seconds=_recovery_seconds(provider, snapshot),
     )
+
+
+async def _refuse_beforehand(provider: Provider, action: JobAction, snapshot_ids: Sequence[str]) -> None:
+    """Raise what the zone would refuse the act with, if it can say so before: nobody is asked to agree to what cannot be done."""
+    if refuse := getattr(provider, "refuse_beforehand", None):
+        await refuse(action, snapshot_ids)
 
 
 async def _refuse_unfinished(provider: Provider, snapshot: Snapshot) -> None:
@@ -113,6 +120,7 @@ async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Seq
                 hint="List usable ones with list_snapshots and status available.",
             )
         targets.append(await _gather_target(provider, zone, snapshot))
+    await _refuse_beforehand(provider, JobAction.APPLY, snapshot_ids)
     repeated = first_repeated(target.resource.id for target in targets)
     if repeated:
         raise BadRequest(

@@ -10,15 +10,15 @@ from typing import Final
 
 from snapshot_mcp.catalogue import schema
 from snapshot_mcp.catalogue.database import Catalogue
-from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.contract.errors import NotUsable, Unavailable
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.ground.sqlite import copy_to
 from snapshot_mcp.providers.local.platform import keep_in_place
 from snapshot_mcp.providers.local.store import FileStore
-from snapshot_mcp.providers.local.strays import has_content, refuse_lost
-from snapshot_mcp.providers.local.whereabouts import settle
+from snapshot_mcp.providers.local.strays import has_content, refuse_lost, refuse_stranger, refuse_without_files
+from snapshot_mcp.providers.local.whereabouts import is_a_copy, settle
 
 FILE_NAME: Final = "catalogue.sqlite"
 FOLDERS: Final = ("snapshots", "volumes", "images")
@@ -58,10 +58,14 @@ class FolderCatalogue(Catalogue):
         self._lock = lock_zone(folder)
         try:
             super().__init__(schema.open_catalogue(folder / FILE_NAME), FileStore(folder), clock)
+            refuse_stranger(self, folder)
             self.file = file_at(folder)
             self.original: Path | None = settle(self, FILE_NAME)
             """The folder of which this one is a copy that nobody has adopted, None normally."""
+            self._say_what_is_wrong()
         except BaseException:
+            if hasattr(self, "db"):
+                super().close()
             _unlock(self._lock)
             raise
         if create:
@@ -71,8 +75,18 @@ class FolderCatalogue(Catalogue):
         refuse_lost(self.folder / FILE_NAME)
         copy_to(self.folder / FILE_NAME, copy)
         super().__init__(schema.open_catalogue(copy), FileStore(self.folder), clock)
+        refuse_stranger(self, self.folder)
         self.file, self._lock = file_at(self.folder), None
         self.original = settle(self, FILE_NAME)
+        self._say_what_is_wrong()
+
+    def _say_what_is_wrong(self) -> None:
+        try:
+            if self.original:
+                raise is_a_copy(self.folder, self.original)
+            refuse_without_files(self, self.folder)
+        except NotUsable as error:
+            self.problem = str(error)
 
     def close(self) -> None:
         """Close the connection, and let the zone be rebuilt."""

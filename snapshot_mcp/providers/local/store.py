@@ -100,7 +100,8 @@ class FileStore:
         """Unlink the snapshots' files and sync their folder."""
         for snapshot_id in snapshot_ids:
             (self.snapshots / file_name(snapshot_id)).unlink(missing_ok=True)
-        fsync_folder(self.snapshots)
+        with suppress(FileNotFoundError):  # the folder was moved away, and the files with it
+            fsync_folder(self.snapshots)
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
         """Remove the hashes of disks' former content (`work.former`) and an exported file that was never registered."""

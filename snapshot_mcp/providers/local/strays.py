@@ -79,13 +79,38 @@ def needed_by_strays(catalogue: Catalogue, folder: Path) -> set[str]:
 def find_newer(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield the snapshots that a newer version of the program wrote, with the version of their format."""
     for one in snapshot_ids_in(folder)[:MAX_LOOKED_AT]:
-        try:
-            with (folder / "snapshots" / file_name(one)).open("rb", buffering=0) as file:
-                version = newer_version(file.read(8))
-        except OSError:
-            continue
-        if version is not None:
+        if (version := newer_format(folder, one)) is not None:
             yield one, version
+
+
+def newer_format(folder: Path, snapshot_id: str) -> int | None:
+    """Return the version of a snapshot's format if only a newer program reads it, else None."""
+    try:
+        with (folder / "snapshots" / file_name(snapshot_id)).open("rb", buffering=0) as file:
+            return newer_version(file.read(8))
+    except OSError:
+        return None
+
+
+def refuse_without_files(catalogue: Catalogue, folder: Path) -> None:
+    """Raise NotUsable if the folder of the snapshot files is missing although some are known: moved, or not mounted."""
+    if (folder / "snapshots").is_dir():
+        return
+    count = catalogue.count("SELECT count(*) FROM snapshots WHERE status IN ('available', 'suspended', 'deleted')")
+    if count:
+        where = clean_text(folder / "snapshots", MESSAGE_CHARACTERS)
+        raise NotUsable(
+            f"The folder {where!r}, with the files of {count} snapshots, is missing.",
+            hint="Put it back, or mount it again. Nothing was changed.",
+        )
+
+
+def refuse_stranger(catalogue: Catalogue, folder: Path) -> None:
+    """Raise NotUsable if the catalogue knows nothing at all although there are snapshot files: it is not the zone's own."""
+    if catalogue.row("SELECT 1 FROM resources LIMIT 1") is None and (ids := snapshot_ids_in(folder)):
+        where = clean_text(folder, MESSAGE_CHARACTERS)
+        text = f"The zone's catalogue knows no disk at all, but {len(ids)} snapshot files are in {where!r}."
+        raise NotUsable(text, hint=REBUILD_HINT)
 
 
 def refuse_lost(catalogue_path: Path) -> None:

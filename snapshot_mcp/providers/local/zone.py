@@ -11,24 +11,32 @@ import anyio.to_thread
 from snapshot_mcp.catalogue import deletion, room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
+from snapshot_mcp.catalogue.store import NewerSnapshot
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import NotUsable, StorageFull, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import Image, Instance, Volume
 from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Feature
-from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.text import encodable, format_bytes
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.providers.local import own_file, registration, whereabouts
 from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
-from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue, file_at
+from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
-from snapshot_mcp.providers.local.strays import find_newer, find_strays, needed_by_strays
+from snapshot_mcp.providers.local.strays import (
+    find_newer,
+    find_strays,
+    needed_by_strays,
+    newer_format,
+    refuse_without_files,
+)
 from snapshot_mcp.providers.local.worker import ensure_worker, find_worker
 
 
@@ -208,11 +216,28 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         original = await self._read(lambda one: one.original, None)
         return str(whereabouts.is_a_copy(self.folder, original)) if original else ""
 
+    async def refuse_beforehand(self, action: JobAction, snapshot_ids: Sequence[str]) -> None:
+        """Raise what an act would be refused with, before a person is asked: in a copy, without files, of a newer format."""
+
+        def look(catalogue: FolderCatalogue) -> None:
+            if catalogue.original:
+                raise whereabouts.is_a_copy(self.folder, catalogue.original)
+            refuse_without_files(catalogue, self.folder)
+            if action == JobAction.APPLY:
+                for row in (row for one in snapshot_ids for row in catalogue.ancestors(one)):
+                    if (version := newer_format(self.folder, row["snapshot_id"])) is not None:
+                        raise NewerSnapshot(row["snapshot_id"], f"file format {version}")
+
+        await self._read(look, None)
+
     def _check_change(self, catalogue: FolderCatalogue) -> None:
         reserve.relieve(self.folder)
+        refuse_without_files(catalogue, self.folder)
+        for name in FOLDERS:
+            make_private_folder(self.folder / name)
         if catalogue.original and (original := whereabouts.settle(catalogue, FILE_NAME)):
             raise whereabouts.is_a_copy(self.folder, original)
-        catalogue.original = None
+        catalogue.original, catalogue.problem = None, ""
 
     def _identity(self) -> object:
         return file_at(self.folder)
