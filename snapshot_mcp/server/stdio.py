@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 """Longest message, as over HTTP."""
 
 READ_BYTES = 64 * 1024
+END_BYTES = 4096
+"""What is kept of each end of a line that is too long."""
+
 SAFE_WRITE_BYTES = 4096
 """What can be written to a pipe that is ready without blocking (PIPE_BUF)."""
 
@@ -48,6 +52,7 @@ ENDLESS = "subscriptions/listen"
 """A request that is answered when its stream ends, which nothing waits for."""
 
 BOM = b"\xef\xbb\xbf"
+_ID = re.compile(rb'"id"\s*:\s*(?:-?\d{1,20}|"[\x20\x21\x23-\x5b\x5d-\x7e]{0,200}")')
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -123,9 +128,10 @@ class _Wire:
                         if self._leaving.is_set():
                             await self._hear_nothing(told.id)
 
-    async def _take(self, line: bytes | None) -> None:
-        if line is None:
-            await self._refuse(None, INVALID_REQUEST, f"The message is longer than {MAX_LINE_BYTES // 1024**2} MiB.")
+    async def _take(self, line: "bytes | _TooLong") -> None:
+        if isinstance(line, _TooLong):
+            text = f"The message is longer than {MAX_LINE_BYTES // 1024**2} MiB."
+            await self._refuse(line.request_id, INVALID_REQUEST, text)
             return
         try:
             message = jsonrpc_message_adapter.validate_json(line, by_name=False)
@@ -199,25 +205,56 @@ def _id_in(text: str) -> RequestId | None:
     return None
 
 
-async def _lines(source: int) -> AsyncIterator[bytes | None]:
-    """Yield each line that is not blank, None for one that is too long; the last may lack its end."""
-    read, rest, is_too_long = _reader(source), b"", False
-    is_first = True
+@dataclass(frozen=True, slots=True)
+class _TooLong:
+    """Both ends of a line that is too long; its id stands before or after the arguments."""
+
+    head: bytes
+    tail: bytes
+
+    @property
+    def request_id(self) -> RequestId | None:
+        """Return the id of the message, None if it is not to be seen."""
+        found = _ID.search(self.head.partition(b'"params"')[0]) or [None, *_ID.finditer(self.tail)][-1]
+        return _id_in("{" + found[0].decode() + "}") if found else None
+
+
+async def _lines(source: int) -> AsyncIterator[bytes | _TooLong]:
+    """Yield each line that is not blank; the last may lack its end."""
+    read, is_first = _reader(source), True
+    line = _Line()
     while data := await read(READ_BYTES):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            if is_too_long or len(line) > MAX_LINE_BYTES:
-                is_too_long = False
-                yield None
-            elif line := (line.removeprefix(BOM) if is_first else line).strip():
-                yield line
+        *ended, rest = data.split(b"\n")
+        for part in ended:
+            line.add(part)
+            if whole := line.taken(is_first=is_first):
+                yield whole
             is_first = False
-        if len(rest) > MAX_LINE_BYTES:
-            rest, is_too_long = b"", True
-    if is_too_long:
-        yield None
-    elif rest := (rest.removeprefix(BOM) if is_first else rest).strip():
-        yield rest
+        line.add(rest)
+    if whole := line.taken(is_first=is_first):
+        yield whole
+
+
+class _Line:
+    """A line that is being read; of one that is too long only both ends are kept."""
+
+    def __init__(self) -> None:
+        self._content, self._head = bytearray(), b""
+
+    def add(self, part: bytes) -> None:
+        """Append what was read."""
+        self._content += part
+        if len(self._content) > MAX_LINE_BYTES:
+            self._head = self._head or bytes(self._content[:END_BYTES])
+            del self._content[:-END_BYTES]
+
+    def taken(self, *, is_first: bool) -> bytes | _TooLong | None:
+        """Return the line, None for a blank one, and begin the next."""
+        content, head = bytes(self._content), self._head
+        self._content, self._head = bytearray(), b""
+        if head:
+            return _TooLong(head, content)
+        return (content.removeprefix(BOM) if is_first else content).strip() or None
 
 
 def _reader(source: int) -> Any:

@@ -59,6 +59,24 @@ async def test_what_came_before_the_end_of_stdin_is_carried_out_and_answered(lab
     assert said == ""
 
 
+def test_a_message_that_is_too_long_is_answered_with_its_id_wherever_that_stands(lab: Lab) -> None:
+    """ "300,000 ids": the call was never answered, because the answer named nobody."""
+    ids = [f"ss-{at:012}" for at in range(300_000)]
+    before = call(1, "list_snapshots", snapshot_ids=ids)
+    given = json.loads(before)
+    after = json.dumps({key: given[key] for key in ("method", "params", "jsonrpc")} | {"id": "last \\"}).encode()
+    nowhere = json.dumps({"jsonrpc": "2.0", "method": "x", "params": {"of": "x" * len(before)}}).encode()
+    answers, said = piped(lab, before, after, nowhere, call(2, "list_snapshots"))
+    assert [(one["id"], one["error"]["code"]) for one in answers[:-1]] == [
+        (1, -32600),
+        ("last \\", -32600),
+        (None, -32600),
+    ]
+    assert all("longer than 4 MiB" in one["error"]["message"] for one in answers[:-1])
+    assert answers[-1]["id"] == 2
+    assert said == ""
+
+
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_waits_and_questions_end_when_stdin_does(lab: Lab, mode: str) -> None:
     """A wait answers what is so; nobody can answer the question any more, so the approval waits outside."""
