@@ -26,6 +26,7 @@ MAY_IMPORT = {
         "history",
         "guard",
         "guard.consent",
+        "guard.page",
         "zones",
         "providers",
         "providers.local",

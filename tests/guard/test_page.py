@@ -142,7 +142,7 @@ async def test_what_must_not_approve_does_not(bench: Bench) -> None:
 
 
 @pytest.mark.long
-async def test_guessing_locks_the_pin_and_a_token_of_before_the_restart_is_dead(bench: Bench) -> None:
+async def test_guessing_locks_the_link_and_a_token_of_before_the_restart_is_dead(bench: Bench) -> None:
     guard = bench.guard()
     await guard.set_pin(PIN)
     async with served(guard) as browser:
@@ -157,7 +157,7 @@ async def test_guessing_locks_the_pin_and_a_token_of_before_the_restart_is_dead(
         assert (locked.status_code, "locked" in locked.text) == (429, True)
     bench.clock.turn(16 * 60)
     async with served(guard) as browser:
-        link = await guard.link(approval_id)
+        link = (await guard.link(approval_id)).url
         stale = await browser.post(link, data=form | {"pin": PIN}, headers=origin_of(link))
         assert (stale.status_code, "out of date" in stale.text) == (403, True)
         assert (await guard.get_approval(approval_id)).state == "pending"
@@ -234,7 +234,13 @@ async def test_every_answer_carries_the_strict_headers(bench: Bench) -> None:
     async with served(guard) as browser:
         link, _, _ = await waiting(bench, guard)
         origin = origin_of(link)["Origin"]
-        for url in (link, f"{origin}/", f"{origin}/approvals/ap-none", f"{origin}/approvals/..%2f..%2fetc"):
+        for url in (
+            link,
+            f"{link}/all",
+            f"{origin}/",
+            f"{origin}/approvals/ap-none",
+            f"{origin}/approvals/..%2f..%2fetc",
+        ):
             response = await browser.get(url)
             policy = response.headers["content-security-policy"]
             assert "default-src 'none'" in policy
@@ -250,7 +256,7 @@ async def test_nothing_is_served_before_the_first_link_and_nothing_after_the_end
         link, _, _ = await waiting(bench, guard)
         assert (await browser.get(link)).status_code == 200
         assert link.startswith("http://127.0.0.1:")
-        assert (await guard.link("ap-x")).startswith(origin_of(link)["Origin"])
+        assert (await guard.link("ap-x")).url.startswith(origin_of(link)["Origin"])
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         with pytest.raises(httpx.TransportError):
             await browser.get(link)
@@ -270,7 +276,7 @@ from snapshot_mcp.guard.page import approval_page
 async def main() -> None:
     guard = Guard(pathlib.Path(sys.argv[1]), Policy())
     async with approval_page(guard):
-        link = await guard.link("ap-none")
+        link = (await guard.link("ap-none")).url
         before = "jinja2" in sys.modules
         async with httpx.AsyncClient() as browser:
             answer = await browser.get(link)
@@ -287,10 +293,10 @@ async def test_the_list_shows_what_waits(bench: Bench) -> None:
     guard = bench.guard()
     async with served(guard) as browser:
         link, approval_id, _ = await waiting(bench, guard)
-        listed = await browser.get(origin_of(link)["Origin"] + "/")
-        assert approval_id in listed.text
+        listed = await browser.get(f"{link}/all")
+        assert link.removeprefix(origin_of(link)["Origin"]) in listed.text
         await guard.deny(approval_id)
-        assert "Nothing is waiting" in (await browser.get(origin_of(link)["Origin"] + "/")).text
+        assert "Nothing is waiting" in (await browser.get(f"{link}/all")).text
 
 
 async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
@@ -299,7 +305,7 @@ async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
     async with served(guard):
 
         async def take() -> None:
-            links.add(await guard.link("ap-x"))
+            links.add((await guard.link("ap-x")).url)
 
         async with anyio.create_task_group() as tasks:
             for _ in range(5):

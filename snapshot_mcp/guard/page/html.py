@@ -17,12 +17,16 @@ from markupsafe import Markup
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import Links
 from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.page.timeline import timelines
 from snapshot_mcp.guard.plan.plan import DeletionLoss, LostSnapshot
 from snapshot_mcp.guard.plan.wording import about, effects, format_moment
 
 STYLE = files(__package__).joinpath("templates", "style.css").read_text(encoding="utf-8")
 STYLE_HASH = "sha256-" + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 """For the Content-Security-Policy: this style and nothing else."""
+
+REFRESH = '<meta http-equiv="refresh" content="0">'
+"""At the end of a page: the browser loads it again."""
 
 MAX_LANE = 3
 """Further branches share the last lane; a phone is narrow."""
@@ -37,24 +41,41 @@ class ChainRow:
     branches_off: str = ""
 
 
-def render_approval(approval: Approval, *, token: str, has_pin: bool, command: str, problem: str = "") -> str:
-    """Return an approval's page: `token` goes with the decision, `problem` says why the last one was rejected."""
+def render_approval(
+    approval: Approval,
+    *,
+    path: str,
+    token: str,
+    has_pin: bool,
+    phrase: str,
+    command: str,
+    warning: str = "",
+    problem: str = "",
+) -> str:
+    """Return an approval's page at `path`: `token` goes with the decision, `phrase` shows that it is not a false page.
+
+    `warning` is about the page itself, `problem` says why the last decision was rejected.
+    """
     loss = approval.plan.loss
     return _render(
         "approval",
         approval=approval,
         chain=chain_rows(loss) if isinstance(loss, DeletionLoss) else (),
+        timelines=timelines(approval.plan, approval.opened.time),
         effects=effects(approval.plan),
+        path=path,
         token=token,
         has_pin=has_pin,
+        phrase=phrase,
         command=command,
+        warning=warning,
         problem=problem,
     )
 
 
-def render_list(waiting: Sequence[Approval]) -> str:
-    """Return the page with the approvals that wait for a person."""
-    return _render("list", waiting=waiting)
+def render_list(waiting: Sequence[tuple[Approval, str]], *, phrase: str) -> str:
+    """Return the page with the approvals that wait for a person, each with the path of its page."""
+    return _render("list", waiting=waiting, phrase=phrase)
 
 
 def render_message(message: str, hint: str = "") -> str:

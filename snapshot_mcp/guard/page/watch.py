@@ -1,0 +1,67 @@
+"""Follows the states of the home's approvals while a page is served: whether any waits, and when one was decided elsewhere."""
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.guard.consent.states import OPEN, State
+
+if TYPE_CHECKING:
+    from snapshot_mcp.guard.guard import Guard
+
+LOOK_SECONDS = 0.5
+"""How often the files are looked at, which costs microseconds."""
+LOOKS_A_READING = 10
+"""An approval expires without any change of a file, so they are read after this many looks at the latest."""
+
+Stamp = tuple[tuple[int, int], ...]
+
+
+class ApprovalWatch:
+    """Reads the approvals when their database has changed; everybody who waits shares the reading."""
+
+    def __init__(self, guard: "Guard") -> None:
+        self._guard = guard
+        self._stamp: Stamp | None = None
+        self._looks = 0
+        self._states: dict[str, State] = {}
+        self.has_ended = False
+
+    async def is_waiting(self) -> bool:
+        """Whether any approval is open."""
+        return any(state in OPEN for state in (await self._look()).values())
+
+    async def until_decided(self, approval_id: str) -> bool:
+        """Return True once the approval is no longer pending, False if the page ends first."""
+        while not self.has_ended:
+            if (await self._look()).get(approval_id) is not State.PENDING:
+                return True
+            await anyio.sleep(LOOK_SECONDS)
+        return False
+
+    def end(self) -> None:
+        """Let everybody go who waits for a decision."""
+        self.has_ended = True
+
+    async def _look(self) -> dict[str, State]:
+        stamp = self._now()
+        if stamp != self._stamp or self._looks >= LOOKS_A_READING:
+            self._stamp, self._looks = stamp, 0
+            try:
+                self._states = {one.id: one.state for one in await self._guard.list_approvals()}
+            except ZoneError:  # busy or full: they are what they were
+                self._stamp = None
+        self._looks += 1
+        return self._states
+
+    def _now(self) -> Stamp:
+        """Return a value that changes with every commit to the database."""
+        found = []
+        for name in ("guard.sqlite", "guard.sqlite-wal"):
+            try:
+                stat = (self._guard.home / name).stat()
+                found.append((stat.st_mtime_ns, stat.st_size))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
