@@ -5,19 +5,14 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from snapshot_mcp.ground.detached import take_lock
 from snapshot_mcp.guard.page.process import LOCK_NAME
+from snapshot_mcp.providers.local.holders import is_locked
 
 
 def page_pid(home: Path) -> int | None:
     """The page's process, None where there is none (or it has not said its id yet)."""
     lock = home / LOCK_NAME
-    if not lock.exists():
-        return None
-    if (free := take_lock(lock)) is not None:
-        os.close(free)
-        return None
-    return int(lock.read_text() or 0) or None
+    return int(lock.read_text() or 0) or None if is_locked(lock) else None
 
 
 def end_pages(folder: Path) -> None:

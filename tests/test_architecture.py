@@ -35,7 +35,7 @@ MAY_IMPORT = {
     },
     "settings": {"guard.plan", "providers", "providers.local", "contract", "ground"},
     "operator_file": {"settings"},
-    "doctor": {"server", "guard", "zones", "providers.local", "contract", "ground"},
+    "doctor": {"server", "guard", "guard.page", "zones", "providers.local", "contract", "ground"},
     "exposure": {"settings", "ground"},
     "hosts": {"settings", "ground", "contract"},
     "server": {"ground", "history", "guard", "guard.page", "zones", "contract"},

@@ -20,7 +20,6 @@ from snapshot_mcp.ground.clock import Clock, SystemClock
 from snapshot_mcp.guard.carry.outcome import GuardedOutcome
 from snapshot_mcp.guard.consent.client import Client
 from snapshot_mcp.guard.consent.states import Door, State
-from snapshot_mcp.guard.links import PageLinks
 from snapshot_mcp.guard.plan.policy import Policy
 from snapshot_mcp.zones import Zone
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.consent.doors import Doors, PageLink
     from snapshot_mcp.guard.consent.journal import Deed
     from snapshot_mcp.guard.consent.records import Records
+    from snapshot_mcp.guard.links import PageLinks
     from snapshot_mcp.guard.plan.person import PersonAct
 
 SAFETY_WAIT_SECONDS = 20.0
@@ -69,7 +69,7 @@ class Guard:
         self._roles = roles
         self._open_zone = open_zone
         self._present_doors = doors
-        self.links = PageLinks(page)
+        self._page = page
         self._folder = folder
         self._clock = clock or SystemClock()
         self._safety_wait_seconds = safety_wait_seconds
@@ -352,7 +352,19 @@ class Guard:
             return PageLink()
         return await self.links.link(approval_id)
 
+    async def page_port(self) -> int:
+        """Return the port that the approval page keeps, 0 if no link to it is in use."""
+        address = await in_thread(self._records.addresses.find)
+        return address.port if address else 0
+
     # Imported and opened on first use
+
+    @cached_property
+    def links(self) -> "PageLinks":
+        """The links to the approval page."""
+        from snapshot_mcp.guard.links import PageLinks
+
+        return PageLinks(self._page)
 
     @cached_property
     def _calls(self) -> "GuardedCalls":

@@ -216,6 +216,51 @@ def warnings_of(page: str) -> list[str]:
     return [unescape(line) for line in re.findall(r'<li class="warn">(.*?)</li>', page)]
 
 
+async def test_without_the_secret_of_a_link_nothing_is_there(bench: Bench) -> None:
+    """Neither the approval nor the list, no decision, and no try of the PIN."""
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, _ = await waiting(bench, guard)
+        other = await guard.rollback_to_snapshots(bench.zone, [(await bench.snapshots())[0].snapshot_id], nobody())
+        form = fields_of(await browser.get(link)) | {"decision": "approve", "pin": "000000"}
+        base, key = link.rsplit("/", 1)
+        others_key = other.approval_link.rsplit("/", 1)[1]
+        before = len(list(guard.audit.records()))
+        said = set()
+        for wrong in (
+            base,
+            f"{base}/",
+            f"{base}/{key[:-1]}",
+            f"{base}/{key.upper()}",
+            f"{base}/{others_key}",
+            f"{base}/%e2",
+        ):
+            for url in (wrong, f"{wrong}/all"):
+                said.add((await browser.get(url)).text)
+                for decision in ("approve", "deny"):
+                    answer = await browser.post(url, data=form | {"decision": decision}, headers=origin_of(link))
+                    assert answer.status_code in {404, 405}
+                    said.add(answer.text)
+        assert len(said) == 1
+        assert len(list(guard.audit.records())) == before
+        assert (await guard.get_approval(approval_id)).state == "pending"
+
+
+async def test_the_list_tells_of_the_same_principals_requests_alone(bench: Bench) -> None:
+    guard = bench.guard()
+    async with served(guard) as browser:
+        link, approval_id, snapshot_id = await waiting(bench, guard)
+        other = await guard.delete_snapshot(bench.zone, snapshot_id, Person(can_ask=False, principal="agent"))
+        for url, own, foreign in (
+            (link, approval_id, other.approval_id),
+            (other.approval_link, other.approval_id, approval_id),
+        ):
+            assert f'href="{url.removeprefix(origin_of(link)["Origin"])}/all"' in (await browser.get(url)).text
+            listed = (await browser.get(f"{url}/all")).text
+            assert (own in listed, foreign in listed) == (True, False)
+
+
 async def test_hostile_names_are_text_on_the_page(bench: Bench) -> None:
     guard = bench.guard()
     name = '<script>alert(1)</script>"><form action=http://evil.example><img src=x onerror=alert(1)>'
@@ -225,8 +270,11 @@ async def test_hostile_names_are_text_on_the_page(bench: Bench) -> None:
         await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
         page = await browser.get(link)
         assert "&lt;script&gt;" in page.text
-        for raw in ("<script", "<img", "<form action=http"):
-            assert raw not in page.text
+        drawn = await guard.rollback_to_snapshots(bench.zone, [snapshot_id], nobody())
+        for text in (page.text, (await browser.get(drawn.approval_link)).text):
+            assert "&lt;script&gt;" in text
+            for raw in ("<script", "<img", "<form action=http"):
+                assert raw not in text
 
 
 async def test_every_answer_carries_the_strict_headers(bench: Bench) -> None:
@@ -246,6 +294,7 @@ async def test_every_answer_carries_the_strict_headers(bench: Bench) -> None:
             assert "default-src 'none'" in policy
             assert "frame-ancestors 'none'" in policy
             assert "unsafe" not in policy
+            assert "script" not in policy
             assert response.headers["cache-control"] == "no-store"
             assert "server" not in response.headers
 

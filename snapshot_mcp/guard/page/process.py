@@ -35,8 +35,8 @@ LOG_NAME: Final = "page.log"
 
 LINGER_SECONDS: Final = 3.0
 """How long it stays after nothing waits any more, so that browsers show what became of the last one."""
-ENDING_SECONDS: Final = 10.0
-"""How long to wait for a page that is about to end; closing its connections takes at most a second."""
+WAIT_SECONDS: Final = 15.0
+"""How long to wait for a page that is about to end or to start, each of which takes about a second."""
 RETRY_SECONDS: Final = 0.05
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class PageProcess:
                 self.keep()
 
     def _keep(self) -> PageAddress:
-        deadline = time.monotonic() + ENDING_SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while True:
             lock = detached.take_lock(self._home / LOCK_NAME)
             if lock is not None:
@@ -75,13 +75,15 @@ class PageProcess:
                     return self._start(lock)
                 finally:
                     os.close(lock)
-            if address := self._book.find():
+            has_started = bool((self._home / LOCK_NAME).read_text())
+            if has_started and (address := self._book.find()):
                 return address
             if time.monotonic() > deadline:
-                raise OSError("the one before does not end")
+                raise OSError("another process holds its lock and does not serve it")
             time.sleep(RETRY_SECONDS)
 
     def _start(self, lock: int) -> PageAddress:
+        os.ftruncate(lock, 0)  # who finds it held waits until the process has said its id
         listener, address = _listen(self._book.find())
         with listener:
             self._book.write(address)

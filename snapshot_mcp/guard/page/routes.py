@@ -23,7 +23,7 @@ from snapshot_mcp.ground.web import Gatekeeper, Refused, read_body
 from snapshot_mcp.guard.consent.address import PageAddress
 from snapshot_mcp.guard.consent.approval import Approval
 from snapshot_mcp.guard.consent.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
-from snapshot_mcp.guard.consent.states import Door, State
+from snapshot_mcp.guard.consent.states import OPEN, Door, State
 from snapshot_mcp.guard.page.html import REFRESH, STYLE_HASH, render_approval, render_list, render_message
 from snapshot_mcp.guard.page.watch import ApprovalWatch
 
@@ -126,23 +126,22 @@ class _Page:
         return _answer(page)
 
     async def show(self, request: Request) -> Response:
-        approval_id = request.path_params["approval_id"]
-        approval = await self._present(approval_id)
+        approval = await self._present(request.path_params["approval_id"])
         page = await self._render(approval)
         is_browser = request.headers.get("sec-fetch-mode") == "navigate"
-        if is_browser and approval.state is State.PENDING and self._followed < MAX_FOLLOWED:
-            return StreamingResponse(self._follow(approval_id, page), media_type="text/html", headers=HEADERS)
+        if is_browser and approval.state in OPEN and self._followed < MAX_FOLLOWED:
+            return StreamingResponse(self._follow(approval, page), media_type="text/html", headers=HEADERS)
         return _answer(page)
 
-    async def _follow(self, approval_id: str, page: str) -> AsyncIterator[str]:
-        """Send the page, and what makes the browser load it again once the approval is decided elsewhere.
+    async def _follow(self, approval: Approval, page: str) -> AsyncIterator[str]:
+        """Send the page, and what makes the browser load it again once the approval is decided or used elsewhere.
 
         The end of the page is held back until then: this needs no script, and leaves what is being typed alone.
         """
         self._followed += 1
         try:
             yield page
-            if await self._watch.until_decided(approval_id):
+            if await self._watch.until_changed(approval.id, approval.state):
                 yield REFRESH
         finally:
             self._followed -= 1

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from snapshot_mcp.contract.text import clean_text, quoted
 from snapshot_mcp.guard.plan.plan import Head, Overwrite, Plan, RollbackLoss
-from snapshot_mcp.guard.plan.wording import format_moment
+from snapshot_mcp.guard.plan.wording import counted, format_moment
 
 WIDTH = 1000
 """Units of the drawing; it is scaled to the page."""
@@ -41,7 +41,7 @@ class Timeline:
     @property
     def in_words(self) -> str:
         """The picture for whoever cannot see it."""
-        points = f" {_counted(len(self.later))} in between stay." if self.later else ""
+        points = f" {counted(len(self.later), 'restore point')} in between stay." if self.later else ""
         return (
             f"{self.disk} returns to {self.snapshot} of {self.since}; {self.lost} up to {self.until} are lost.{points}"
         )
@@ -56,14 +56,18 @@ def timelines(plan: Plan, asked_at: datetime) -> tuple[Timeline, ...]:
     return tuple(_timeline(one, heads.get(one.resource_id), asked_at, has_safety) for one in plan.loss.overwrites)
 
 
+UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+
 def duration_in_words(seconds: float) -> str:
-    """Return a length of time in its two largest units."""
-    left, parts = max(0, int(seconds)), []
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+    """Return a length of time in its largest unit, and in the next smaller one if that is not nothing."""
+    left = max(0, int(seconds))
+    largest = next((index for index, (_, size) in enumerate(UNITS) if left >= size), len(UNITS))
+    parts = []
+    for unit, size in UNITS[largest : largest + 2]:
         count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count} {unit}{'' if count == 1 else 's'}")
-    return " ".join(parts[:2]) or "less than a second"
+        parts += [counted(count, unit)] if count else []
+    return " ".join(parts) or "less than a second"
 
 
 def _timeline(one: Overwrite, head: Head | None, asked_at: datetime, has_safety_snapshot: bool) -> Timeline:
@@ -93,7 +97,3 @@ def _between(head: Head | None, since: datetime, until: datetime) -> Sequence[da
 
 def _disk(one: Overwrite) -> str:
     return quoted(one.resource_name) if one.resource_name else clean_text(one.resource_id)
-
-
-def _counted(count: int) -> str:
-    return f"{count} restore point{'' if count == 1 else 's'}"

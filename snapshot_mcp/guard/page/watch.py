@@ -1,4 +1,4 @@
-"""Follows the states of the home's approvals while a page is served: whether any waits, and when one was decided elsewhere."""
+"""Follows the states of the home's approvals while a page is served: whether any waits, and when one changes."""
 
 from typing import TYPE_CHECKING
 
@@ -32,16 +32,16 @@ class ApprovalWatch:
         """Whether any approval is open."""
         return any(state in OPEN for state in (await self._look()).values())
 
-    async def until_decided(self, approval_id: str) -> bool:
-        """Return True once the approval is no longer pending, False if the page ends first."""
+    async def until_changed(self, approval_id: str, state: State) -> bool:
+        """Return True once the approval is in another state, False if the page ends first."""
         while not self.has_ended:
-            if (await self._look()).get(approval_id) is not State.PENDING:
+            if (await self._look()).get(approval_id) is not state:
                 return True
             await anyio.sleep(LOOK_SECONDS)
         return False
 
     def end(self) -> None:
-        """Let everybody go who waits for a decision."""
+        """Let everybody go who waits for a change."""
         self.has_ended = True
 
     async def _look(self) -> dict[str, State]:
