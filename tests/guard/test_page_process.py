@@ -25,7 +25,7 @@ from tests.guard.test_attacks import victim as victim
 from tests.guard.test_page import fields_of, origin_of
 from tests.guard.test_terminal import in_terminal
 from tests.guard.test_wire_attacks import connect, environment
-from tests.marks import modern_first
+from tests.marks import long, modern_first
 from tests.pages import page_pid
 from tests.patience import PATIENCE_SECONDS
 
@@ -108,8 +108,7 @@ async def test_a_link_of_a_conversation_that_is_over_approves_and_then_nothing_l
     page = await browse(link)
     assert "Grünes Fahrrad &lt;b&gt;7&lt;/b&gt;" in page.text
     assert ">approved<" in (await browse(link, "approve")).text
-    async with connect(siege, "", says(None, "decline")) as client:
-        assert status_of(await client.call_tool("delete_snapshot", call))[0] == "started"
+    assert status_of(await siege.delete("last", says(None, "decline")))[0] == "started"
     await victim.settle()
     assert await victim.acts() == 1
     await ended(siege.settings.home)
@@ -184,6 +183,19 @@ async def test_a_look_starts_no_page_that_nobody_has_a_link_to(victim: Victim) -
 
 
 @pytest.mark.long
+async def test_the_page_shows_how_the_job_ends_and_stays_while_it_can_be_taken_back(
+    victim: Victim, detached_pages: None
+) -> None:
+    siege = victim.siege
+    await siege.guard.set_pin(PIN)
+    link = (await pending(siege))["approval_link"]
+    await browse(link, "approve")
+    assert status_of(await siege.delete("last"))[0] == "started"
+    await victim.settle()
+    assert "it ended successfully" in (await browse(link)).text
+
+
+@pytest.mark.long
 async def test_many_who_want_a_link_at_once_start_one_page(victim: Victim, detached_pages: None) -> None:
     siege = victim.siege
     data = await pending(siege)
@@ -235,7 +247,7 @@ async def test_with_unusable_settings_it_refuses_to_start(victim: Victim, detach
     assert not is_listening(port_of(data["approval_link"]))
 
 
-@pytest.mark.parametrize("what", ["no interpreter", "a log that cannot be written"])
+@pytest.mark.parametrize("what", ["no interpreter", long("a log that cannot be written")])
 async def test_where_no_process_can_be_detached_the_page_stays_in_the_server_and_says_so(
     victim: Victim, what: str, monkeypatch: pytest.MonkeyPatch, detached_pages: None
 ) -> None:
@@ -417,6 +429,7 @@ async def test_a_false_page_on_a_squatted_port_is_known_and_what_it_learns_is_wo
     assert (record["left_port"], record["port"]) == (port_of(link), port_of(moved))
 
 
+@pytest.mark.long
 async def test_wrong_pins_lock_their_link_and_leave_the_terminal_and_after_a_pause_the_others(
     ground: Ground, tmp_path: Path
 ) -> None:

@@ -35,6 +35,8 @@ LOG_NAME: Final = "page.log"
 
 LINGER_SECONDS: Final = 3.0
 """How long it stays after nothing waits any more, so that browsers show what became of the last one."""
+END_SECONDS: Final = 2.0
+"""How often the zone is asked whether a job has ended that could still be taken back; a minute long at most."""
 WAIT_SECONDS: Final = 15.0
 """How long to wait for a page that is about to end or to start, each of which takes about a second."""
 RETRY_SECONDS: Final = 0.05
@@ -139,6 +141,10 @@ async def _serve(guard: "Guard", address: PageAddress, listener: socket.socket, 
         while _is_in_place(lock, guard.home / LOCK_NAME):
             if await watch.is_waiting():
                 await anyio.sleep(LOOK_SECONDS)
+            elif await watch.can_take_back(SystemClock().read()):
+                await anyio.sleep(END_SECONDS)
+                with suppress(ZoneError):
+                    await guard.note_all_ends()
             elif await _is_over(book):
                 break
         page.stop()

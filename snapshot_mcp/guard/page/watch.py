@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS
 from snapshot_mcp.guard.consent.states import OPEN, State
 
 if TYPE_CHECKING:
+    from snapshot_mcp.ground.clock import Moment
+    from snapshot_mcp.guard.consent.approval import Approval
     from snapshot_mcp.guard.guard import Guard
 
 LOOK_SECONDS = 0.5
@@ -25,17 +28,23 @@ class ApprovalWatch:
         self._guard = guard
         self._stamp: Stamp | None = None
         self._looks = 0
-        self._states: dict[str, State] = {}
+        self._approvals: dict[str, Approval] = {}
         self.has_ended = False
 
     async def is_waiting(self) -> bool:
         """Whether any approval is open."""
-        return any(state in OPEN for state in (await self._look()).values())
+        return any(one.state in OPEN for one in (await self._look()).values())
+
+    async def can_take_back(self, now: "Moment") -> bool:
+        """Whether an approval was just used whose job may not have begun yet, so that a person can still take it back."""
+        spent = [one for one in (await self._look()).values() if one.state is State.SPENT and one.job_end is None]
+        return any(one.ended and one.ended.is_within(now, BEGIN_WITHIN_SECONDS) for one in spent)
 
     async def until_changed(self, approval_id: str, state: State) -> bool:
         """Return True once the approval is in another state, False if the page ends first."""
         while not self.has_ended:
-            if (await self._look()).get(approval_id) is not state:
+            found = (await self._look()).get(approval_id)
+            if found is None or found.state is not state:
                 return True
             await anyio.sleep(LOOK_SECONDS)
         return False
@@ -44,16 +53,16 @@ class ApprovalWatch:
         """Let everybody go who waits for a change."""
         self.has_ended = True
 
-    async def _look(self) -> dict[str, State]:
+    async def _look(self) -> dict[str, "Approval"]:
         stamp = self._now()
         if stamp != self._stamp or self._looks >= LOOKS_A_READING:
             self._stamp, self._looks = stamp, 0
             try:
-                self._states = {one.id: one.state for one in await self._guard.list_approvals()}
+                self._approvals = {one.id: one for one in await self._guard.list_approvals()}
             except ZoneError:  # busy or full: they are what they were
                 self._stamp = None
         self._looks += 1
-        return self._states
+        return self._approvals
 
     def _now(self) -> Stamp:
         """Return a value that changes with every commit to the database."""
