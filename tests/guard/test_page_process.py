@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -264,6 +265,22 @@ async def test_where_no_process_can_be_detached_the_page_stays_in_the_server_and
         assert ">approved<" in (await browse(data["approval_link"], "approve")).text
         assert page_pid(home) is None
     assert not is_listening(port_of(data["approval_link"]))
+
+
+@pytest.mark.long
+async def test_it_makes_way_for_a_newer_version_which_takes_its_port(victim: Victim, detached_pages: None) -> None:
+    """The database is of a format that this version does not know: the page ends, and its address stays."""
+    siege = victim.siege
+    link = (await pending(siege))["approval_link"]
+    home = siege.settings.home
+    await running(home)
+    with closing(sqlite3.connect(home / "guard.sqlite")) as database:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute(f"PRAGMA user_version = {version + 1}")
+    await ended(home)
+    with closing(sqlite3.connect(home / "guard.sqlite")) as database:
+        database.execute(f"PRAGMA user_version = {version}")
+    assert (await pending(siege))["approval_link"] == link
 
 
 @pytest.mark.long

@@ -25,9 +25,6 @@ STYLE = files(__package__).joinpath("templates", "style.css").read_text(encoding
 STYLE_HASH = "sha256-" + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 """For the Content-Security-Policy: this style and nothing else."""
 
-REFRESH = '<meta http-equiv="refresh" content="0">'
-"""At the end of a page: the browser loads it again."""
-
 MAX_LANE = 3
 """Further branches share the last lane; a phone is narrow."""
 
@@ -81,6 +78,11 @@ def render_list(waiting: Sequence[tuple[Approval, str]], *, phrase: str) -> str:
 def render_message(message: str, hint: str = "") -> str:
     """Return a page with only a message."""
     return _render("message", message=message, hint=hint)
+
+
+def render_refresh(path: str) -> str:
+    """Return what makes a browser load the page at `path` once it has read this, after the end of another."""
+    return _render("refresh", path=path)
 
 
 def chain_rows(loss: DeletionLoss) -> list[ChainRow]:

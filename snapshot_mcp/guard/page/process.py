@@ -86,9 +86,11 @@ class PageProcess:
 
     def _start(self, lock: int) -> PageAddress:
         os.ftruncate(lock, 0)  # who finds it held waits until the process has said its id
-        listener, address = _listen(self._book.find())
+        found = self._book.find()
+        listener, address = _listen(found)
         with listener:
-            self._book.write(address)
+            if address is not found:
+                self._book.write(address)
             try:
                 detached.start_detached(
                     self._main,
@@ -98,7 +100,8 @@ class PageProcess:
                     environ=self._environ,
                 )
             except BaseException:
-                self._book.remove()
+                if address is not found:
+                    self._book.remove()
                 raise
         return address
 
@@ -138,7 +141,7 @@ async def _serve(guard: "Guard", address: PageAddress, listener: socket.socket, 
     page = LoopbackPage(guard, address, watch)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(page.serve, listener)
-        while _is_in_place(lock, guard.home / LOCK_NAME):
+        while _is_in_place(lock, guard.home / LOCK_NAME) and not watch.is_blind:
             if await watch.is_waiting():
                 await anyio.sleep(LOOK_SECONDS)
             elif await watch.can_take_back(SystemClock().read()):

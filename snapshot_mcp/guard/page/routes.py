@@ -24,7 +24,7 @@ from snapshot_mcp.guard.consent.address import PageAddress
 from snapshot_mcp.guard.consent.approval import Approval
 from snapshot_mcp.guard.consent.errors import GuardBroken, NotDecidable, PinLocked, WrongPin
 from snapshot_mcp.guard.consent.states import OPEN, Door, State
-from snapshot_mcp.guard.page.html import REFRESH, STYLE_HASH, render_approval, render_list, render_message
+from snapshot_mcp.guard.page.html import STYLE_HASH, render_approval, render_list, render_message, render_refresh
 from snapshot_mcp.guard.page.watch import ApprovalWatch
 
 if TYPE_CHECKING:
@@ -126,23 +126,27 @@ class _Page:
         return _answer(page)
 
     async def show(self, request: Request) -> Response:
+        return await self._show(request)
+
+    async def _show(self, request: Request, problem: str = "", status: int = 200) -> Response:
+        """Show the approval; a browser that opens it is told when it is decided or used elsewhere."""
         approval = await self._present(request.path_params["approval_id"])
-        page = await self._render(approval)
+        page = await self._render(approval, problem)
         is_browser = request.headers.get("sec-fetch-mode") == "navigate"
         if is_browser and approval.state in OPEN and self._followed < MAX_FOLLOWED:
-            return StreamingResponse(self._follow(approval, page), media_type="text/html", headers=HEADERS)
-        return _answer(page)
+            return StreamingResponse(self._follow(approval, page), status, HEADERS, "text/html")
+        return _answer(page, status)
 
     async def _follow(self, approval: Approval, page: str) -> AsyncIterator[str]:
-        """Send the page, and what makes the browser load it again once the approval is decided or used elsewhere.
+        """Send the page, and hold back its end, which makes the browser load it again, until the approval changes.
 
-        The end of the page is held back until then: this needs no script, and leaves what is being typed alone.
+        This needs no script, and leaves what is being typed alone.
         """
         self._followed += 1
         try:
             yield page
             if await self._watch.until_changed(approval.id, approval.state):
-                yield REFRESH
+                yield render_refresh(self._address.path(approval.id))
         finally:
             self._followed -= 1
 
@@ -153,16 +157,16 @@ class _Page:
             return _answer(render_message("The request is not a form."), 400)
         digest = form.get("digest", "")
         if not hmac.compare_digest(form.get("token", "").encode(), self._address.token(approval_id, digest).encode()):
-            return await self._show(approval_id, "Your page was out of date. Please review it and decide again.", 403)
+            return await self._show(request, "Your page was out of date. Please review it and decide again.", 403)
         try:
             if form.get("decision") == "deny":
                 await self._guard.deny(approval_id, door=Door.PAGE)
             elif form.get("decision") == "approve":
                 await self._approve(approval_id, digest, form)
             else:
-                return await self._show(approval_id, "Choose either to approve or to deny.", 400)
+                return await self._show(request, "Choose either to approve or to deny.", 400)
         except (WrongPin, PinLocked, NotDecidable) as error:
-            return await self._show(approval_id, f"{error.message} {error.hint}", STATUS_BY_ERROR[type(error)])
+            return await self._show(request, f"{error.message} {error.hint}", STATUS_BY_ERROR[type(error)])
         return Response(status_code=303, headers=HEADERS | {"Location": self._address.path(approval_id)})
 
     async def _approve(self, approval_id: str, digest: str, form: dict[str, str]) -> None:
@@ -170,9 +174,6 @@ class _Page:
         if question.kind == "typed_name" and form.get("name", "").strip() != question.expected_name:
             raise NotDecidable("The name is wrong.", hint=f"To approve this, type {question.expected_name}.")
         await self._guard.approve(approval_id, form.get("pin", ""), digest=digest, door=Door.PAGE)
-
-    async def _show(self, approval_id: str, problem: str, status: int) -> Response:
-        return _answer(await self._render(await self._present(approval_id), problem), status)
 
     async def _present(self, approval_id: str) -> Approval:
         """Return the approval, with the end of its job if its zone tells."""

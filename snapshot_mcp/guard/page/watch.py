@@ -17,6 +17,8 @@ LOOK_SECONDS = 0.5
 """How often the files are looked at, which costs microseconds."""
 LOOKS_A_READING = 10
 """An approval expires without any change of a file, so they are read after this many looks at the latest."""
+MAX_FAILURES = 20
+"""Readings that may fail one after the other: a newer version may have changed the database, and is let in then."""
 
 Stamp = tuple[tuple[int, int], ...]
 
@@ -29,7 +31,13 @@ class ApprovalWatch:
         self._stamp: Stamp | None = None
         self._looks = 0
         self._approvals: dict[str, Approval] = {}
+        self._failures = 0
         self.has_ended = False
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the approvals could not be read for a while."""
+        return self._failures > MAX_FAILURES
 
     async def is_waiting(self) -> bool:
         """Whether any approval is open."""
@@ -59,8 +67,9 @@ class ApprovalWatch:
             self._stamp, self._looks = stamp, 0
             try:
                 self._approvals = {one.id: one for one in await self._guard.list_approvals()}
+                self._failures = 0
             except ZoneError:  # busy or full: they are what they were
-                self._stamp = None
+                self._stamp, self._failures = None, self._failures + 1
         self._looks += 1
         return self._approvals
 
