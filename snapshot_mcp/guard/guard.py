@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyio import CancelScope
 from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate
+from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
@@ -21,6 +20,7 @@ from snapshot_mcp.guard.carry.outcome import GuardedOutcome
 from snapshot_mcp.guard.consent.client import Client
 from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.plan.policy import Policy
+from snapshot_mcp.guard.recording import ActRecorder
 from snapshot_mcp.zones import Zone
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.consent.approvals import Approvals
     from snapshot_mcp.guard.consent.audit import Audit
     from snapshot_mcp.guard.consent.doors import Doors, PageLink
-    from snapshot_mcp.guard.consent.journal import Deed
-    from snapshot_mcp.guard.consent.records import Records
     from snapshot_mcp.guard.links import PageLinks
     from snapshot_mcp.guard.plan.person import PersonAct
 
@@ -40,7 +38,7 @@ SAFETY_WAIT_SECONDS = 20.0
 """How long a call waits for its safety snapshot; hosts give up after 30 to 60 s."""
 
 
-class Guard:
+class Guard(ActRecorder):
     """The guard of a home; any number of processes may have one. No file is created before the first guarded call.
 
     `rules` returns the operator's current rules for a zone. They are read again at each use, so tightening a rule affects
@@ -64,14 +62,12 @@ class Guard:
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
+        super().__init__(folder, clock or SystemClock(), roles)
         self.policy = policy
         self._present_rules = rules
-        self._roles = roles
         self._open_zone = open_zone
         self._present_doors = doors
         self._page = page
-        self._folder = folder
-        self._clock = clock or SystemClock()
         self._safety_wait_seconds = safety_wait_seconds
 
     # Guarded calls
@@ -121,43 +117,6 @@ class Guard:
 
         refusal = refuse_protected(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
-
-    # Acts that are recorded without an approval
-
-    @asynccontextmanager
-    async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
-        """Record the start of an act and its end, with what the block put into the dictionary. Raises: GuardBroken."""
-        found: dict[str, Any] = {}
-        act = await in_thread(self._records.journal.begin, deed)
-        try:
-            yield found
-        except BaseException as error:
-            with CancelScope(shield=True):
-                await in_thread(self._records.journal.end, act, deed, error)
-            raise
-        await in_thread(lambda: self._records.journal.end(act, deed, **found))
-
-    async def note_refusal(self, deed: "Deed", rule: str) -> None:
-        """Record that a rule forbids the act."""
-        await in_thread(lambda: self._records.journal.note("refused", deed, rule=rule))
-
-    async def note_no(self, deed: "Deed") -> None:
-        """Record that the person who started it did not agree to it."""
-        await in_thread(lambda: self._records.journal.note("declined", deed))
-
-    @asynccontextmanager
-    async def renaming(
-        self, zone: Zone, snapshot: Snapshot, update: SnapshotUpdate, client: Client
-    ) -> AsyncIterator[None]:
-        """Record a change of name or tags, on which rules can rest, like `recorded`; record nothing if both stay the same."""
-        from snapshot_mcp.guard.consent.journal import rename_deed
-
-        deed = rename_deed(zone.name, zone.provider.location, snapshot, update, client)
-        if deed is None:
-            yield
-            return
-        async with self.recorded(deed):
-            yield
 
     # Ends of jobs
 
@@ -379,12 +338,6 @@ class Guard:
         from snapshot_mcp.guard.carry.ends import Ends
 
         return Ends(self._records.register)
-
-    @cached_property
-    def _records(self) -> "Records":
-        from snapshot_mcp.guard.consent.records import Records
-
-        return Records(self._folder, self._clock, self._roles)
 
     @property
     def _approvals(self) -> "Approvals":

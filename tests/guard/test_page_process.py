@@ -442,6 +442,7 @@ async def test_a_false_page_on_a_squatted_port_is_known_and_what_it_learns_is_wo
         assert "blue bicycle" in page
         assert f"Another program listens on port {port_of(link)}" in page
         assert ">approved<" in (await browse(moved, "approve")).text
+        assert f"left port {port_of(link)} · for port {port_of(moved)}" in await command(siege, "audit")
     (record,) = [one for one in Audit(Database(home)).records() if one["event"] == "page moved"]
     assert (record["left_port"], record["port"]) == (port_of(link), port_of(moved))
 

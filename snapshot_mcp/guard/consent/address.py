@@ -4,6 +4,7 @@ One row in HOME/guard.sqlite, there only while something waits, so that a page t
 Blocking; call it in a worker thread.
 """
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -14,6 +15,7 @@ from snapshot_mcp.guard.consent.register import Register, Rows
 
 HOST = "127.0.0.1"
 SECRET_BYTES = 32
+KEY_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,8 @@ class PageAddress:
     left_port: int = 0
 
     def key(self, approval_id: str) -> str:
-        """Return the secret of an approval's link, without which its page does not exist."""
-        return self._mac("link", approval_id)
+        """Return the secret of an approval's link, without which its page does not exist: 160 bits in 32 letters and digits."""
+        return base64.b32encode(self._mac("link", approval_id)[:KEY_BYTES]).decode().lower()
 
     def has_key(self, approval_id: str, key: str) -> bool:
         """Whether `key` is that secret, compared in constant time."""
@@ -34,7 +36,7 @@ class PageAddress:
 
     def token(self, approval_id: str, digest: str) -> str:
         """Return what a decision about this plan carries, which only a page that was shown contains."""
-        return self._mac("decision", approval_id, digest)
+        return self._mac("decision", approval_id, digest).hex()
 
     def path(self, approval_id: str) -> str:
         """Return the path of an approval's page, with the secret in it."""
@@ -51,8 +53,8 @@ class PageAddress:
             return ""
         return f"Another program listens on port {self.left_port}, where the page was: enter nothing there."
 
-    def _mac(self, *words: str) -> str:
-        return hmac.new(self.secret, " ".join(words).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    def _mac(self, *words: str) -> bytes:
+        return hmac.digest(self.secret, " ".join(words).encode("utf-8", "replace"), hashlib.sha256)
 
 
 class PageKeeper(Protocol):
