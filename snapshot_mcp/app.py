@@ -20,7 +20,7 @@ from snapshot_mcp.ground.mounts import network_filesystem
 from snapshot_mcp.ground.permissions import reason_of
 from snapshot_mcp.providers import ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
-from snapshot_mcp.settings import LOCAL, ZONE_VARIABLES, Settings, SettingsError, load_settings
+from snapshot_mcp.settings import LOCAL, PREFIX, ZONE_VARIABLES, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from anyio import Event
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.guard import PersonAct as PersonAct
     from snapshot_mcp.guard import Policy
+    from snapshot_mcp.guard.page.process import PageProcess
     from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
     from snapshot_mcp.providers.local import LocalZone as LocalZone
@@ -91,11 +92,13 @@ def build_guard(
     file: OperatorFile | None = None,
     roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
     url: str = "",
+    *,
+    has_page: bool = True,
 ) -> Guard:
     """Return a guard that creates files only when needed, and follows the operator's file.
 
     Without `roles` a person at this machine decides for every principal. With the `url` of a server over HTTP, approvers
-    decide there once the settings name one.
+    decide there once the settings name one. Without `has_page` it starts no process for the approval page.
     """
     from snapshot_mcp.guard import Guard
     from snapshot_mcp.guard.consent.doors import Doors
@@ -125,7 +128,33 @@ def build_guard(
         return now.guard.model_copy(update={"consent": "human"}) if is_human else now.guard
 
     open_zone = partial(_build_zone, settings)
-    return Guard(settings.home, settings.guard, rules=rules, roles=roles, open_zone=open_zone, doors=doors)
+    page = _page_process(settings) if has_page else None
+    return Guard(settings.home, settings.guard, rules=rules, roles=roles, open_zone=open_zone, doors=doors, page=page)
+
+
+def _page_process(settings: Settings) -> PageProcess:
+    """Return what starts the page of the home, with the settings of the home and nothing else of this program's variables."""
+    from snapshot_mcp.guard.page.process import PageProcess
+
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return PageProcess(settings.home, (__name__, serve_page.__name__), environ | settings.place)
+
+
+def serve_page(lock: str, listener: str) -> None:
+    """Be the process of the approval page, with the descriptors that it inherited, until nothing waits for a person."""
+    import socket
+
+    from snapshot_mcp.guard.page import run
+    from snapshot_mcp.operator_file import OperatorFile
+
+    settings = own_settings()
+    file = OperatorFile(settings)
+    _settle_memory()
+    run(
+        build_guard(settings, file, partial(_roles, file), has_page=False),
+        int(lock),
+        socket.socket(fileno=int(listener)),
+    )
 
 
 def command(variables: Mapping[str, str]) -> str:
@@ -159,13 +188,9 @@ def build_server(
 
     operator_file = file or OperatorFile(settings)
 
-    def roles() -> Mapping[str, frozenset[str]] | None:
-        roll = _roll(operator_file)
-        return None if roll.problem else roll.roles
-
     return build_server(
         build_zones(settings),
-        partial(build_guard, settings, operator_file, roles, url),
+        partial(build_guard, settings, operator_file, partial(_roles, operator_file), url),
         read_only=settings.read_only,
         callers=callers,
         url=url,
@@ -198,7 +223,7 @@ async def examine(environ: Mapping[str, str]) -> list[Symptom]:
     where = f"Read from {path}." if path and path.is_file() else "There is no settings file: the defaults hold."
 
     def guard_of(home: Path) -> Guard:
-        return build_guard(settings.model_copy(update={"home": home}))
+        return build_guard(settings.model_copy(update={"home": home}), has_page=False)
 
     names, shell = tuple(settings.zones), command(settings.variables)
     patient = Patient(settings.home, names, shell, partial(_build_zone, settings), guard_of)
@@ -345,6 +370,12 @@ def key_file(settings: Settings) -> KeyFile:
     from snapshot_mcp.service import KeyFile
 
     return KeyFile(settings.home / SERVICE_KEY_FILE, command(settings.variables))
+
+
+def _roles(file: OperatorFile) -> Mapping[str, frozenset[str]] | None:
+    """Return the roles of the people in the operator's file as it is now, None if it is unusable. Blocking."""
+    roll = _roll(file)
+    return None if roll.problem else roll.roles
 
 
 def _roll(file: OperatorFile) -> Roll:

@@ -155,6 +155,11 @@ class Settings(_Table):
         return found
 
     @property
+    def place(self) -> dict[str, str]:
+        """The variables that name this home, and the settings file if the operator named one."""
+        return {f"{PREFIX}HOME": str(self.home)} | self.variables
+
+    @property
     def first_zone(self) -> str:
         """The zone of calls that name none: `default_zone`, else `local` if it exists, else the first in the file."""
         return self.default_zone or (LOCAL if LOCAL in self.zones else next(iter(self.zones)))

@@ -19,11 +19,13 @@ from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
 from mcp.server.mcpserver.resources import ResourceTemplate
 
+from snapshot_mcp.ground import detached
 from snapshot_mcp.providers import PROVIDERS
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.disks import worker_pid
+from tests.pages import end_pages
 from tests.patience import PATIENCE_SECONDS
 from tests.whole_way.workers import Nursery
 
@@ -142,6 +144,31 @@ def event_loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None
         watched.functions["os.stat"].can_block_in("service/key_file.py", {"stamp"})
         watched.functions["os.stat"].can_block_in("guard/guard.py", {"_has_records"})
         yield
+
+
+@pytest.fixture(autouse=True)
+def pages_end_with_the_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Servers in this process keep the approval page to themselves, unless the test asks for `detached_pages`: a process costs
+    0.3 s of CPU. Those of a test's own processes end with it."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    with pytest.MonkeyPatch.context() as patch:
+        if "detached_pages" not in request.fixturenames:
+            patch.setattr(detached, "is_possible", lambda: False)
+        yield
+    if folder is not None:
+        end_pages(folder)
+
+
+@pytest.fixture
+def detached_pages() -> None:
+    """Servers in this process start the page's process, as they do in truth."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_page_outlives_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Also of homes that several tests share."""
+    yield
+    end_pages(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from snapshot_mcp.cli.out import ask, draw, is_answer, say, say_json, text, warn
 from snapshot_mcp.cli.person import need_terminal, user_name
 from snapshot_mcp.contract.errors import BadRequest, NotFound
 from snapshot_mcp.contract.models import format_time
-from snapshot_mcp.contract.text import age_in_words, clean_text
+from snapshot_mcp.contract.text import age_in_words, clean_text, quoted
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import Approval, Guard
@@ -124,9 +124,20 @@ def _pin(guard: "Guard", args: argparse.Namespace) -> int:
     new = getpass.getpass("New PIN (6 characters or more): ")
     if getpass.getpass("Repeat the new PIN: ") != new:
         raise BadRequest("The two PINs differ.", hint="Nothing was changed; try again.")
-    anyio.run(partial(guard.set_pin, new, old, by=user_name()))
+    phrase = _ask_phrase(anyio.run(guard.phrase))
+    anyio.run(partial(guard.set_pin, new, old, by=user_name(), phrase=phrase))
     say("The PIN is set. You enter it when you approve; never give it to an assistant.")
+    if anyio.run(guard.phrase):
+        say("The approval page shows your phrase: on a page without it, enter nothing.")
     return 0
+
+
+def _ask_phrase(present: str) -> str | None:
+    """Ask for the words by which the person knows their approval page; None keeps those that there are."""
+    if not present:
+        return ask("Phrase that your approval page shows, so that you know a false one (optional, Enter for none):")
+    typed = ask(f"Phrase that your approval page shows (Enter keeps {quoted(present)}, - for none):")
+    return None if not typed else "" if typed == "-" else typed
 
 
 def _agrees(guard: "Guard", approval: "Approval") -> bool:

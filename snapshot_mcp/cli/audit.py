@@ -33,6 +33,8 @@ LABELS = {
     "resource_id": "resource_id",
     "snapshot_ids": "snapshots",
     "in_a_row": "consecutive failures:",
+    "left_port": "left port",
+    "port": "for port",
     "end": "end",
     "approval": "approval",
 }

@@ -56,7 +56,7 @@ async def _examine_record(patient: Patient, folder: Path) -> list[Symptom]:
         return [wrong("record", f"It cannot be read: {reason_of(error, patient.home)}.", "Correct its permissions.")]
     except sqlite3.Error as error:
         return [wrong("record", f"guard.sqlite in {patient.home} cannot be read: {error}.", "Put back a copy of it.")]
-    return await look_at_record(patient.build_guard(copied), patient.command)
+    return await look_at_record(patient.build_guard(copied), patient.home, patient.command)
 
 
 async def _examine_zones(patient: Patient, folder: Path) -> list[Symptom]:

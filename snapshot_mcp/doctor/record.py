@@ -1,17 +1,26 @@
-"""The guard's side: the PIN, what waits for a person, and the record."""
+"""The guard's side: the PIN, what waits for a person and the page for it, and the record."""
 
 from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio.to_thread
 
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.text import age_in_words, clean_text
 from snapshot_mcp.doctor.symptom import Symptom, look, well, wrong
 from snapshot_mcp.guard import Guard
+from snapshot_mcp.guard.page.process import LOCK_NAME
+from snapshot_mcp.providers.local.holders import is_locked
 
 
-async def look_at_record(guard: Guard, command: str) -> list[Symptom]:
-    """Return what is found in the guard's database, which may be a copy; `command` runs this program in a shell."""
+async def look_at_record(guard: Guard, home: Path, command: str) -> list[Symptom]:
+    """Return what is found in the guard's database, which may be a copy of the one in `home`.
+
+    `command` runs this program in a shell.
+    """
     try:
-        return [await _pin(guard, command), *await _approvals(guard, command), _audit(guard, command)]
+        found = [await _pin(guard, command), *await _approvals(guard, command)]
+        return [*found, *await _page(guard, home, command), _audit(guard, command)]
     except ZoneError as error:
         return [wrong("record", error.message, error.hint)]
 
@@ -21,7 +30,7 @@ async def _pin(guard: Guard, command: str) -> Symptom:
         text = "No PIN is set: in zones with a strict rule nothing can be approved, elsewhere nothing proves a person."
         return look("PIN", text, f"{command} pin")
     if await guard.is_pin_locked():
-        text = "The PIN is locked after wrong attempts: nobody can approve with it for a quarter of an hour."
+        text = "The PIN is locked after wrong attempts: nobody can approve in a terminal for a quarter of an hour."
         return wrong("PIN", text, f"If these attempts were not yours, read: {command} audit")
     return well("PIN", "A PIN is set.")
 
@@ -39,6 +48,15 @@ async def _approvals(guard: Guard, command: str) -> list[Symptom]:
         for one in waiting
     ]
     return symptoms or [well("approvals", "None waits for a person.")]
+
+
+async def _page(guard: Guard, home: Path, command: str) -> list[Symptom]:
+    port = await guard.page_port()
+    if not port:
+        return []
+    if await anyio.to_thread.run_sync(is_locked, home / LOCK_NAME):
+        return [well("page", f"The approval page listens on port {port} of this machine.")]
+    return [look("page", "The approval page was ended while links to it are in use.", f"{command} approvals")]
 
 
 def _audit(guard: Guard, command: str) -> Symptom:

@@ -3,17 +3,16 @@
 Every server start imports it, and most never destroy anything, so guarded calls and the records are imported on first use.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyio import CancelScope
 from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot, SnapshotUpdate
+from snapshot_mcp.contract.models import Job, Snapshot
 from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
@@ -21,31 +20,33 @@ from snapshot_mcp.guard.carry.outcome import GuardedOutcome
 from snapshot_mcp.guard.consent.client import Client
 from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.plan.policy import Policy
+from snapshot_mcp.guard.recording import ActRecorder
 from snapshot_mcp.zones import Zone
 
 if TYPE_CHECKING:
     from snapshot_mcp.guard.carry.calls import GuardedCalls
     from snapshot_mcp.guard.carry.ends import Ends
+    from snapshot_mcp.guard.consent.address import PageKeeper
     from snapshot_mcp.guard.consent.approval import Approval
     from snapshot_mcp.guard.consent.approvals import Approvals
     from snapshot_mcp.guard.consent.audit import Audit
-    from snapshot_mcp.guard.consent.doors import Doors
-    from snapshot_mcp.guard.consent.journal import Deed
-    from snapshot_mcp.guard.consent.records import Records
+    from snapshot_mcp.guard.consent.doors import Doors, PageLink
+    from snapshot_mcp.guard.links import PageLinks
     from snapshot_mcp.guard.plan.person import PersonAct
 
 SAFETY_WAIT_SECONDS = 20.0
 """How long a call waits for its safety snapshot; hosts give up after 30 to 60 s."""
 
 
-class Guard:
+class Guard(ActRecorder):
     """The guard of a home; any number of processes may have one. No file is created before the first guarded call.
 
     `rules` returns the operator's current rules for a zone. They are read again at each use, so tightening a rule affects
     running servers too; the stricter of them and `policy` applies.
     `roles` returns the current roles of the people in the operator's file, None if they are unknown or irrelevant.
     `open_zone` opens a zone of the settings by name, to look up or cancel a job outside a server; the guard closes it.
-    `doors` returns the current ways to approve.
+    `doors` returns the current ways to approve. `page` starts the approval page's process; None for a guard that gives out no
+    links to it.
     """
 
     def __init__(
@@ -57,17 +58,16 @@ class Guard:
         roles: Callable[[], Mapping[str, frozenset[str]] | None] = lambda: None,
         open_zone: Callable[[str], Provider] | None = None,
         doors: "Callable[[], Doors] | None" = None,
+        page: "PageKeeper | None" = None,
         clock: Clock | None = None,
         safety_wait_seconds: float = SAFETY_WAIT_SECONDS,
     ) -> None:
+        super().__init__(folder, clock or SystemClock(), roles)
         self.policy = policy
         self._present_rules = rules
-        self._roles = roles
         self._open_zone = open_zone
         self._present_doors = doors
-        self._page_link: Callable[[str], Awaitable[str]] | None = None
-        self._folder = folder
-        self._clock = clock or SystemClock()
+        self._page = page
         self._safety_wait_seconds = safety_wait_seconds
 
     # Guarded calls
@@ -118,43 +118,6 @@ class Guard:
         refusal = refuse_protected(await self._rules(zone.name), snapshot)
         return refusal.message if refusal else ""
 
-    # Acts that are recorded without an approval
-
-    @asynccontextmanager
-    async def recorded(self, deed: "Deed") -> "AsyncIterator[dict[str, Any]]":
-        """Record the start of an act and its end, with what the block put into the dictionary. Raises: GuardBroken."""
-        found: dict[str, Any] = {}
-        act = await in_thread(self._records.journal.begin, deed)
-        try:
-            yield found
-        except BaseException as error:
-            with CancelScope(shield=True):
-                await in_thread(self._records.journal.end, act, deed, error)
-            raise
-        await in_thread(lambda: self._records.journal.end(act, deed, **found))
-
-    async def note_refusal(self, deed: "Deed", rule: str) -> None:
-        """Record that a rule forbids the act."""
-        await in_thread(lambda: self._records.journal.note("refused", deed, rule=rule))
-
-    async def note_no(self, deed: "Deed") -> None:
-        """Record that the person who started it did not agree to it."""
-        await in_thread(lambda: self._records.journal.note("declined", deed))
-
-    @asynccontextmanager
-    async def renaming(
-        self, zone: Zone, snapshot: Snapshot, update: SnapshotUpdate, client: Client
-    ) -> AsyncIterator[None]:
-        """Record a change of name or tags, on which rules can rest, like `recorded`; record nothing if both stay the same."""
-        from snapshot_mcp.guard.consent.journal import rename_deed
-
-        deed = rename_deed(zone.name, zone.provider.location, snapshot, update, client)
-        if deed is None:
-            yield
-            return
-        async with self.recorded(deed):
-            yield
-
     # Ends of jobs
 
     async def note_ends(self, provider: Provider) -> None:
@@ -193,11 +156,15 @@ class Guard:
 
     async def list_approvals(self) -> "tuple[Approval, ...]":
         """Return all approvals, open ones first, then the newest first."""
-        return await in_thread(self._approvals.list_all)
+        found = await in_thread(self._approvals.list_all)
+        await self.links.look_after(found)
+        return found
 
     async def get_approval(self, approval_id: str) -> "Approval":
         """Return an approval. Raises: NotFound."""
-        return await in_thread(self._approvals.get, approval_id)
+        approval = await in_thread(self._approvals.get, approval_id)
+        await self.links.look_after([approval])
+        return approval
 
     async def approve(
         self,
@@ -219,7 +186,7 @@ class Guard:
         if door is Door.TERMINAL:
             door = await self.prove_person(pin, about)
         elif door is Door.PAGE:
-            await in_thread(lambda: self._records.pin.check(pin, door=door.value, about=about))
+            await in_thread(lambda: self._records.pin.check(pin, door=door.value, about=about, link=approval_id))
         elif door is Door.APPROVER and approval.call.principal == by:
             raise Forbidden(
                 f"Approval {approval_id} was requested by {by!r}, who cannot approve it.",
@@ -297,19 +264,26 @@ class Guard:
         return await in_thread(self._records.pin.is_set)
 
     async def is_pin_locked(self) -> bool:
-        """Whether the PIN is locked after wrong attempts."""
+        """Whether the PIN is locked in terminals after wrong attempts."""
         return await in_thread(self._records.pin.is_locked)
 
-    async def set_pin(self, new: str, old: str | None = None, *, by: str = "local") -> None:
-        """Set the first PIN, or change it with the old one. Raises: BadRequest, WrongPin, PinLocked."""
-        await in_thread(lambda: self._records.pin.set(new, old, by=by))
+    async def set_pin(self, new: str, old: str | None = None, *, by: str = "local", phrase: str | None = None) -> None:
+        """Set the first PIN, or change it with the old one. Raises: BadRequest, WrongPin, PinLocked.
+
+        `phrase`: words that the approval page shows, "" for none; None keeps those that there are.
+        """
+        await in_thread(lambda: self._records.pin.set(new, old, by=by, phrase=phrase))
+
+    async def phrase(self) -> str:
+        """Return the words by which the person knows their approval page, "" for none."""
+        return await in_thread(self._records.pin.phrase)
 
     async def _rules(self, zone: str) -> Policy:
         if self._present_rules is None:
             return self.policy
         return self.policy.merged(await in_thread(self._present_rules, zone))
 
-    async def how_to_approve(self, approval: "Approval", link: str = "") -> str:
+    async def how_to_approve(self, approval: "Approval", link: "PageLink") -> str:
         """Tell a person in a few lines how to approve it here."""
         doors = await in_thread(self._doors)
         return doors.how_to_approve(approval, link=link, has_pin=await self.has_pin())
@@ -329,22 +303,27 @@ class Guard:
 
         return self._present_doors() if self._present_doors else Doors()
 
-    @contextmanager
-    def linking(self, page_link: Callable[[str], Awaitable[str]]) -> Iterator[None]:
-        """Hand out the links of an approval page while the block runs; `page_link` returns one, given an approval's id."""
-        self._page_link = page_link
-        try:
-            yield
-        finally:
-            self._page_link = None
+    async def link(self, approval_id: str) -> "PageLink":
+        """Return the link to the approval's page; none if there is no page or enrolled approvers decide instead."""
+        from snapshot_mcp.guard.consent.doors import PageLink
 
-    async def link(self, approval_id: str) -> str:
-        """Return the link to the approval's page, "" if no page is served or enrolled approvers decide instead."""
-        if self._page_link is None or (await in_thread(self._doors)).approvers_url:
-            return ""
-        return await self._page_link(approval_id)
+        if (await in_thread(self._doors)).approvers_url:
+            return PageLink()
+        return await self.links.link(approval_id)
+
+    async def page_port(self) -> int:
+        """Return the port that the approval page keeps, 0 if no link to it is in use."""
+        address = await in_thread(self._records.addresses.find)
+        return address.port if address else 0
 
     # Imported and opened on first use
+
+    @cached_property
+    def links(self) -> "PageLinks":
+        """The links to the approval page."""
+        from snapshot_mcp.guard.links import PageLinks
+
+        return PageLinks(self._page)
 
     @cached_property
     def _calls(self) -> "GuardedCalls":
@@ -359,12 +338,6 @@ class Guard:
         from snapshot_mcp.guard.carry.ends import Ends
 
         return Ends(self._records.register)
-
-    @cached_property
-    def _records(self) -> "Records":
-        from snapshot_mcp.guard.consent.records import Records
-
-        return Records(self._folder, self._clock, self._roles)
 
     @property
     def _approvals(self) -> "Approvals":

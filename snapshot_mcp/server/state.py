@@ -62,7 +62,7 @@ class ServerState:
         return self._guard
 
     async def guard_to_look(self) -> "Guard":
-        """Return a guard to read from: the one that is there, else one without a page, which would listen for a mere look."""
+        """Return a guard to read from: the one that is there, else one without a task for a page of this server's own."""
         return self._guard if self._guard is not None else await in_thread(self._build_guard)
 
     @cached_property

@@ -22,8 +22,10 @@ from snapshot_mcp.guard.consent.pin import FREE_ATTEMPTS
 from tests.cli.shell import environment
 from tests.cli.test_places import run_as_stranger
 from tests.disks import worker_pid
+from tests.guard.test_page_process import kill
 from tests.local.test_reserve import fill_wholly, small
 from tests.marks import long
+from tests.pages import page_pid
 from tests.rest_face import KEY_PAIR
 from tests.server.lab import MIB, Lab, back_up, data_of, finish
 from tests.strange_zone import answer, error, strange_zone
@@ -50,10 +52,10 @@ async def examined(lab: Lab) -> list[Symptom]:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Each path below a folder with its size, mode and time of change; a worker's own life goes on."""
+    """Each path below a folder with its size, mode and time of change; the life of a worker and a page goes on."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.name not in {"worker.log", "worker.lock", "catalogue.sqlite-shm"}:
+        if path.name not in {"worker.log", "worker.lock", "page.log", "page.lock", "catalogue.sqlite-shm"}:
             stat = path.lstat()
             found[str(path)] = (stat.st_size, stat.st_mode, stat.st_mtime_ns)
     return found
@@ -123,6 +125,18 @@ async def test_a_locked_pin_and_a_broken_record_are_named(lab: Lab) -> None:
     assert "PIN: The PIN is locked" in lines(await examined(lab), "WRONG")
     (lab.home / "audit.head").write_text("nonsense")
     assert "audit verify" in lines(await examined(lab), "WRONG")
+
+
+@pytest.mark.long
+async def test_the_approval_page_is_named_where_there_is_one(lab: Lab, detached_pages: None) -> None:
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        data_of(await client.call_tool("delete_snapshot", {"snapshot_id": (await back_up(client, "web", "first"))}))
+    assert "page: The approval page listens on port" in lines(await examined(lab), "ok")
+    await kill(lab.home)
+    found = lines(await examined(lab), "look")
+    assert "page: The approval page was ended" in found
+    assert await anyio.to_thread.run_sync(page_pid, lab.home) is None, "a look changes nothing"
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ async def page(folder: Path) -> AsyncIterator[tuple[Door, subprocess.Popen[str] 
     settings = await anyio.to_thread.run_sync(load_settings, environment_of(folder))
     guard = await anyio.to_thread.run_sync(partial(app.build_guard, settings))
     async with approval_page(guard):
-        base = (await guard.link("ap-none")).removesuffix("/approvals/ap-none")
-        yield Door(base, "GET", "/", {}, 200), None
+        base, slash, path = (await guard.link("ap-none")).url.partition("/approvals")
+        yield Door(base, "GET", slash + path, {}, 404), None
 
 
 DOORS = [mcp, approvals, rest, page]

@@ -14,11 +14,12 @@ import pytest
 
 from snapshot_mcp.ground.clock import SystemClock
 from snapshot_mcp.guard import State
-from snapshot_mcp.guard.consent.approval import Call
+from snapshot_mcp.guard.consent.approval import Call, moment_to_text
 from snapshot_mcp.guard.consent.approvals import Approvals
 from snapshot_mcp.guard.consent.audit import Audit, Verdict
 from snapshot_mcp.guard.consent.database import Database
 from snapshot_mcp.guard.consent.errors import GuardBroken
+from snapshot_mcp.guard.consent.pin import Pin
 from snapshot_mcp.guard.consent.register import Register
 from snapshot_mcp.guard.consent.seals import KEY_BYTES, Seals
 from tests.guard.test_plan import CHAIN, deletion
@@ -187,16 +188,25 @@ def test_a_key_that_an_earlier_version_wrote_gets_its_mark_with_the_next_record(
 
 
 def test_a_home_of_the_version_before_is_brought_forward(home: Path) -> None:
-    """What it holds is kept, and it verifies as before."""
+    """What it holds is kept, and it verifies as before; a PIN that was locked still is."""
+    pin = Pin(approvals(home)._register)
+    pin.set("483920", None, by="operator")
     with closing(sqlite3.connect(home / "guard.sqlite", isolation_level=None)) as connection:
         connection.execute("ALTER TABLE approvals DROP COLUMN job_end")
         connection.execute("DROP TABLE pin_attempts")
         connection.execute("DROP TABLE renames")
+        connection.execute("DROP TABLE pin_places")
+        connection.execute("DROP TABLE page")
+        connection.execute("ALTER TABLE pin DROP COLUMN phrase")
+        connection.execute("ALTER TABLE pin ADD COLUMN failures INTEGER NOT NULL DEFAULT 5")
+        moment = moment_to_text(SystemClock().read())
+        connection.execute(f"ALTER TABLE pin ADD COLUMN last_failure TEXT NOT NULL DEFAULT '{moment}'")
         connection.execute("PRAGMA user_version = 1")
     (home / "audit.key").write_bytes((home / "audit.key").read_bytes()[:KEY_BYTES])
     assert [(one.state, one.job_end) for one in approvals(home).list_all()] == [(State.PENDING, None)] * 5
+    assert pin.is_locked()
     go_on(home)
-    assert Audit(Database(home)).verify() == Verdict(12)
+    assert Audit(Database(home)).verify() == Verdict(13)
 
 
 def test_a_first_record_that_was_never_committed_is_no_removal(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ async def test_what_must_not_approve_does_not(bench: Bench) -> None:
 
 
 @pytest.mark.long
-async def test_guessing_locks_the_pin_and_a_token_of_before_the_restart_is_dead(bench: Bench) -> None:
+async def test_guessing_locks_the_link_and_a_token_of_before_the_restart_is_dead(bench: Bench) -> None:
     guard = bench.guard()
     await guard.set_pin(PIN)
     async with served(guard) as browser:
@@ -157,7 +157,7 @@ async def test_guessing_locks_the_pin_and_a_token_of_before_the_restart_is_dead(
         assert (locked.status_code, "locked" in locked.text) == (429, True)
     bench.clock.turn(16 * 60)
     async with served(guard) as browser:
-        link = await guard.link(approval_id)
+        link = (await guard.link(approval_id)).url
         stale = await browser.post(link, data=form | {"pin": PIN}, headers=origin_of(link))
         assert (stale.status_code, "out of date" in stale.text) == (403, True)
         assert (await guard.get_approval(approval_id)).state == "pending"
@@ -216,6 +216,51 @@ def warnings_of(page: str) -> list[str]:
     return [unescape(line) for line in re.findall(r'<li class="warn">(.*?)</li>', page)]
 
 
+async def test_without_the_secret_of_a_link_nothing_is_there(bench: Bench) -> None:
+    """Neither the approval nor the list, no decision, and no try of the PIN."""
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+    async with served(guard) as browser:
+        link, approval_id, _ = await waiting(bench, guard)
+        other = await guard.rollback_to_snapshots(bench.zone, [(await bench.snapshots())[0].snapshot_id], nobody())
+        form = fields_of(await browser.get(link)) | {"decision": "approve", "pin": "000000"}
+        base, key = link.rsplit("/", 1)
+        others_key = other.approval_link.rsplit("/", 1)[1]
+        before = len(list(guard.audit.records()))
+        said = set()
+        for wrong in (
+            base,
+            f"{base}/",
+            f"{base}/{key[:-1]}",
+            f"{base}/{key.upper()}",
+            f"{base}/{others_key}",
+            f"{base}/%e2",
+        ):
+            for url in (wrong, f"{wrong}/all"):
+                said.add((await browser.get(url)).text)
+                for decision in ("approve", "deny"):
+                    answer = await browser.post(url, data=form | {"decision": decision}, headers=origin_of(link))
+                    assert answer.status_code in {404, 405}
+                    said.add(answer.text)
+        assert len(said) == 1
+        assert len(list(guard.audit.records())) == before
+        assert (await guard.get_approval(approval_id)).state == "pending"
+
+
+async def test_the_list_tells_of_the_same_principals_requests_alone(bench: Bench) -> None:
+    guard = bench.guard()
+    async with served(guard) as browser:
+        link, approval_id, snapshot_id = await waiting(bench, guard)
+        other = await guard.delete_snapshot(bench.zone, snapshot_id, Person(can_ask=False, principal="agent"))
+        for url, own, foreign in (
+            (link, approval_id, other.approval_id),
+            (other.approval_link, other.approval_id, approval_id),
+        ):
+            assert f'href="{url.removeprefix(origin_of(link)["Origin"])}/all"' in (await browser.get(url)).text
+            listed = (await browser.get(f"{url}/all")).text
+            assert (own in listed, foreign in listed) == (True, False)
+
+
 async def test_hostile_names_are_text_on_the_page(bench: Bench) -> None:
     guard = bench.guard()
     name = '<script>alert(1)</script>"><form action=http://evil.example><img src=x onerror=alert(1)>'
@@ -225,8 +270,11 @@ async def test_hostile_names_are_text_on_the_page(bench: Bench) -> None:
         await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
         page = await browser.get(link)
         assert "&lt;script&gt;" in page.text
-        for raw in ("<script", "<img", "<form action=http"):
-            assert raw not in page.text
+        drawn = await guard.rollback_to_snapshots(bench.zone, [snapshot_id], nobody())
+        for text in (page.text, (await browser.get(drawn.approval_link)).text):
+            assert "&lt;script&gt;" in text
+            for raw in ("<script", "<img", "<form action=http"):
+                assert raw not in text
 
 
 async def test_every_answer_carries_the_strict_headers(bench: Bench) -> None:
@@ -234,12 +282,19 @@ async def test_every_answer_carries_the_strict_headers(bench: Bench) -> None:
     async with served(guard) as browser:
         link, _, _ = await waiting(bench, guard)
         origin = origin_of(link)["Origin"]
-        for url in (link, f"{origin}/", f"{origin}/approvals/ap-none", f"{origin}/approvals/..%2f..%2fetc"):
+        for url in (
+            link,
+            f"{link}/all",
+            f"{origin}/",
+            f"{origin}/approvals/ap-none",
+            f"{origin}/approvals/..%2f..%2fetc",
+        ):
             response = await browser.get(url)
             policy = response.headers["content-security-policy"]
             assert "default-src 'none'" in policy
             assert "frame-ancestors 'none'" in policy
             assert "unsafe" not in policy
+            assert "script" not in policy
             assert response.headers["cache-control"] == "no-store"
             assert "server" not in response.headers
 
@@ -250,7 +305,7 @@ async def test_nothing_is_served_before_the_first_link_and_nothing_after_the_end
         link, _, _ = await waiting(bench, guard)
         assert (await browser.get(link)).status_code == 200
         assert link.startswith("http://127.0.0.1:")
-        assert (await guard.link("ap-x")).startswith(origin_of(link)["Origin"])
+        assert (await guard.link("ap-x")).url.startswith(origin_of(link)["Origin"])
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         with pytest.raises(httpx.TransportError):
             await browser.get(link)
@@ -270,7 +325,7 @@ from snapshot_mcp.guard.page import approval_page
 async def main() -> None:
     guard = Guard(pathlib.Path(sys.argv[1]), Policy())
     async with approval_page(guard):
-        link = await guard.link("ap-none")
+        link = (await guard.link("ap-none")).url
         before = "jinja2" in sys.modules
         async with httpx.AsyncClient() as browser:
             answer = await browser.get(link)
@@ -287,10 +342,10 @@ async def test_the_list_shows_what_waits(bench: Bench) -> None:
     guard = bench.guard()
     async with served(guard) as browser:
         link, approval_id, _ = await waiting(bench, guard)
-        listed = await browser.get(origin_of(link)["Origin"] + "/")
-        assert approval_id in listed.text
+        listed = await browser.get(f"{link}/all")
+        assert link.removeprefix(origin_of(link)["Origin"]) in listed.text
         await guard.deny(approval_id)
-        assert "Nothing is waiting" in (await browser.get(origin_of(link)["Origin"] + "/")).text
+        assert "Nothing is waiting" in (await browser.get(f"{link}/all")).text
 
 
 async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
@@ -299,7 +354,7 @@ async def test_parallel_first_links_start_one_server(bench: Bench) -> None:
     async with served(guard):
 
         async def take() -> None:
-            links.add(await guard.link("ap-x"))
+            links.add((await guard.link("ap-x")).url)
 
         async with anyio.create_task_group() as tasks:
             for _ in range(5):

@@ -32,6 +32,12 @@ async def browser() -> AsyncIterator[Any]:
             await chromium.close()
 
 
+async def open_link(page: Any, link: str) -> None:
+    """The browser holds the end of an undecided page back, so it is there before it is whole."""
+    await page.goto(link, wait_until="commit")
+    await page.wait_for_selector("h1")
+
+
 async def chain(bench: Bench, guard: Guard, count: int, name: str = "nightly") -> tuple[str, str, str]:
     """A pending deletion of all but the full one of `count`: link, approval, snapshot."""
     disk = await bench.add_disk("pg-data")
@@ -49,7 +55,7 @@ async def test_a_person_decides_in_a_browser(bench: Bench, tmp_path: Path) -> No
         problems: list[str] = []
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(link)
+        await open_link(page, link)
         await page.screenshot(path=tmp_path / "phone.png", full_page=True)
         assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         assert await page.evaluate("getComputedStyle(document.querySelector('main')).maxWidth") == "672px"
@@ -88,7 +94,7 @@ async def test_denied_expired_and_without_a_pin(bench: Bench, tmp_path: Path) ->
     async with approval_page(guard), browser() as chromium:
         link, approval_id, snapshot_id = await chain(bench, guard, 2, "<b>bold</b> & “quoted”")
         page = await chromium.new_page(viewport=PHONE, color_scheme="dark")
-        await page.goto(link)
+        await open_link(page, link)
         await page.screenshot(path=tmp_path / "no-pin.png", full_page=True)
         assert await page.locator("button").count() == 1
         assert "No PIN is set" in await page.inner_text("main")
@@ -99,9 +105,49 @@ async def test_denied_expired_and_without_a_pin(bench: Bench, tmp_path: Path) ->
 
         bench.clock.turn(11 * 60)
         again = await guard.delete_snapshot(bench.zone, snapshot_id, nobody())
-        await page.goto(again.approval_link)
+        await open_link(page, again.approval_link)
         bench.clock.turn(25 * 3600)
         await page.click("button[value=deny]")
         assert "expired" in await page.inner_text("main")
         await page.goto(again.approval_link)
         assert await page.locator("button").count() == 0
+
+
+async def test_a_page_shows_a_decision_of_elsewhere_and_keeps_what_is_being_typed_until_then(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Without a script; a roll-back is drawn, with hostile names, on a phone's width."""
+    guard = bench.guard()
+    await guard.set_pin(PIN, phrase="blue bicycle")
+    disk = await bench.add_disk('"><svg onload=alert(1)>')
+    first = await bench.back_up(disk, "</svg><script>alert(1)</script>")
+    await bench.back_up(disk, "later")
+    async with approval_page(guard), browser() as chromium:
+        outcome = await guard.rollback_to_snapshots(bench.zone, [first.snapshot_id], nobody())
+        page = await chromium.new_page(viewport=PHONE)
+        dialogs: list[str] = []
+        page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        await open_link(page, outcome.approval_link)
+        assert await page.locator("svg").count() == 1
+        assert await page.locator("svg .lost").count() == 1
+        assert await page.locator("svg script, figure script").count() == 0
+        assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert "blue bicycle" in await page.inner_text(".phrase")
+        await page.screenshot(path=tmp_path / "roll-back.png", full_page=True)
+        await page.fill("#pin", "half a PI")
+        await bench.back_up(disk, "a change of the zone")
+        await guard.set_pin(PIN, PIN, phrase="blue bicycle")
+        assert await page.input_value("#pin") == "half a PI"
+        await page.click("button[value=approve]")
+        await page.wait_for_selector("text=That is not the PIN")
+        await page.fill("#pin", "half a PI")
+        problems.clear()  # the status of the answer
+        await guard.approve(outcome.approval_id, PIN)
+        await page.wait_for_selector(".granted")
+        assert (await guard.rollback_to_snapshots(bench.zone, [first.snapshot_id], nobody())).status == "started"
+        await page.wait_for_selector(".spent")
+        await page.click("text=All that waits for you")
+        await page.wait_for_selector("text=Nothing is waiting for you")
+        assert (dialogs, problems) == ([], [])

@@ -130,7 +130,9 @@ async def test_who_comes_too_late_hears_what_became_of_it(bench: Bench) -> None:
 
 async def test_with_a_pin_the_terminal_proves_a_person(bench: Bench) -> None:
     approval_id, _ = await waiting(bench)
-    status, shown = await in_terminal(bench.home, ["pin"], ("New PIN", PIN), ("Repeat the new PIN", PIN))
+    status, shown = await in_terminal(
+        bench.home, ["pin"], ("New PIN", PIN), ("Repeat the new PIN", PIN), ("Phrase", "")
+    )
     assert (status, PIN in shown) == (0, False), shown
     status, shown = await in_terminal(bench.home, ["approve", approval_id], ("agree", "delete"), ("PIN", "999111"))
     (wrong,) = [one for one in bench.guard().audit.records() if one["event"] == "PIN wrong"]
@@ -159,7 +161,12 @@ async def test_changing_the_pin_needs_the_old_one(bench: Bench) -> None:
     await bench.guard().set_pin(PIN)
     for old, expected in (("000111", 1), (PIN, 0)):
         status, _ = await in_terminal(
-            bench.home, ["pin"], ("Current PIN", old), ("New PIN", "new-secret"), ("Repeat the new PIN", "new-secret")
+            bench.home,
+            ["pin"],
+            ("Current PIN", old),
+            ("New PIN", "new-secret"),
+            ("Repeat the new PIN", "new-secret"),
+            ("Phrase", ""),
         )
         assert status == expected
 

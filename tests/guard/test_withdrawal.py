@@ -255,7 +255,7 @@ async def test_the_page_takes_back_too(bench: Bench, zone_folder: Path) -> None:
     async with served(guard) as browser:
         with hung_worker(zone_folder):
             approval_id = await spent(bench, guard)
-            link = await guard.link(approval_id)
+            link = (await guard.link(approval_id)).url
             page = await browser.get(link)
             assert "As long as it has had no effect, you can still take it back" in page.text
             form = fields_of(page) | {"decision": "deny"}

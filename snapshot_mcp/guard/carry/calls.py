@@ -18,6 +18,7 @@ from snapshot_mcp.guard.carry.steps import Decided, Ending, Found, Look, NextSte
 from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
+from snapshot_mcp.guard.consent.doors import PageLink
 from snapshot_mcp.guard.consent.states import State
 from snapshot_mcp.guard.plan.question import Question, QuestionAnswer
 from snapshot_mcp.guard.plan.rules import READS_ONLY
@@ -31,14 +32,14 @@ PAGE_POLL_SECONDS = 0.5
 class GuardedCalls:
     """The calls of one guard.
 
-    `link` returns the link to an approval's page, "" for none; `how_to_approve` what a person does, given that link.
+    `link` returns the link to an approval's page; `how_to_approve` what a person does, given that link.
     """
 
     def __init__(
         self,
         surroundings: Surroundings,
-        link: Callable[[str], Awaitable[str]],
-        how_to_approve: Callable[[Approval, str], Awaitable[str]],
+        link: Callable[[str], Awaitable[PageLink]],
+        how_to_approve: Callable[[Approval, PageLink], Awaitable[str]],
     ) -> None:
         self.surroundings = surroundings
         self._approvals = surroundings.records.approvals
@@ -53,11 +54,11 @@ class GuardedCalls:
         decided = await self._decide(act)
         if decided.refusal:
             await in_thread(self._approvals.record_refusal, act.call, decided.refusal.rule)
-        link = how = ""
+        link, how = PageLink(), ""
         if decided.waiting:
             link = await self._link(decided.waiting.id)
             how = await self._how_to_approve(decided.waiting, link)
-        return replies.worded(decided, self.surroundings.clock.read(), link, how)
+        return replies.worded(decided, self.surroundings.clock.read(), link.url, how)
 
     async def preview(self, act: AnyAct) -> GuardedOutcome:
         """Return what the act would do now and what forbids it. Opens, refreshes, extends and spends nothing; asks nobody."""
@@ -137,7 +138,7 @@ class GuardedCalls:
         """Offer the page to a client that can open it, and wait briefly for a decision there."""
         client = act.client
         approval = await in_thread(self._approvals.refresh, approval, look.call, look.plan)
-        link = await self._link(approval.id)
+        link = (await self._link(approval.id)).url
         if link and client.can_open_url and await in_thread(self._pin.is_set):
             answer = await client.open_url(approval.id, f"{approval.title}? Please decide on the approval page.", link)
             if answer.outcome == "accepted":

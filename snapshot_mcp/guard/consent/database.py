@@ -96,7 +96,41 @@ CREATE TABLE renames (
 )
 """
 
-MIGRATIONS: tuple[sqlite.Migration, ...] = tuple(partial(sqlite.execute_script, script=one) for one in (_TABLES, _ENDS))
+_PAGE = """
+CREATE TABLE pins (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    salt BLOB NOT NULL,
+    hash BLOB NOT NULL,
+    phrase TEXT NOT NULL DEFAULT ''
+);
+
+CREATE TABLE pin_places (
+    place TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL,
+    last_failure TEXT NOT NULL
+);
+
+INSERT INTO pins (only, salt, hash) SELECT only, salt, hash FROM pin;
+
+INSERT INTO pin_places SELECT 'terminal', failures, last_failure FROM pin WHERE failures > 0;
+
+DROP TABLE pin;
+
+ALTER TABLE pins RENAME TO pin;
+
+ALTER TABLE pin_attempts ADD COLUMN link TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE page (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    port INTEGER NOT NULL,
+    secret BLOB NOT NULL,
+    left_port INTEGER NOT NULL
+);
+"""
+
+MIGRATIONS: tuple[sqlite.Migration, ...] = tuple(
+    partial(sqlite.execute_script, script=one) for one in (_TABLES, _ENDS, _PAGE)
+)
 """Each migrates the file from the version of its index (`PRAGMA user_version`) to the next, in its own transaction."""
 
 

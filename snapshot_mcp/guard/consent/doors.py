@@ -20,6 +20,14 @@ IN_A_TERMINAL = "For the person, in a terminal of their own:"
 
 
 @dataclass(frozen=True, slots=True)
+class PageLink:
+    """A link to an approval's page, "" if there is none. `note`: what a person has to know of the page."""
+
+    url: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Doors:
     """The ways to approve. `command`: this program in a shell; `approvers_url`: where enrolled approvers decide, or "".
 
@@ -30,7 +38,7 @@ class Doors:
     approvers_url: str = ""
     zone_variables: tuple[str, ...] = ()
 
-    def how_to_approve(self, approval: "Approval", *, link: str, has_pin: bool) -> str:
+    def how_to_approve(self, approval: "Approval", *, link: PageLink, has_pin: bool) -> str:
         """Return a few lines for a person; the command has a line of its own."""
         if self.approvers_url:
             return (
@@ -42,8 +50,9 @@ class Doors:
         lines = [IN_A_TERMINAL, f"{self.command} approve {approval.id}"]
         if approval.call.is_strict and not has_pin:
             lines.insert(0, "This needs a PIN, and none is set. The operator of this server has to set one first.")
-        if link:
-            lines.append(f"Or on the approval page: {link}" if has_pin else f"Or deny it on this page: {link}")
+        if link.url:
+            lines.append(f"Or on the approval page: {link.url}" if has_pin else f"Or deny it on this page: {link.url}")
+            lines += filter(None, [link.note])
         return "\n".join(lines)
 
 

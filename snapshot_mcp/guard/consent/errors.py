@@ -7,7 +7,8 @@ ZoneError
 ├── TooManyRequests
 │   └── PinLocked       too many wrong PINs
 └── InternalError
-    └── GuardBroken     the guard's records cannot be read or written; nothing is destroyed then
+    ├── GuardBroken     the guard's records cannot be read or written; nothing is destroyed then
+    └── PageNotDetached the approval page's process cannot be started; each server has a page of its own then
 """
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, TooManyRequests
@@ -31,3 +32,7 @@ class PinLocked(TooManyRequests):
 
 class GuardBroken(InternalError):
     """The guard's records cannot be read or written."""
+
+
+class PageNotDetached(InternalError):
+    """No process of its own can be started for the approval page."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.guard.consent.address import AddressBook
 from snapshot_mcp.guard.consent.approvals import Approvals
 from snapshot_mcp.guard.consent.audit import Audit
 from snapshot_mcp.guard.consent.database import Database
@@ -23,4 +24,5 @@ class Records:
         self.approvals = Approvals(self.register, roles)
         self.questions = Questions(self.register)
         self.pin = Pin(self.register)
+        self.addresses = AddressBook(self.register)
         self.journal = Journal(self.register)

@@ -61,6 +61,11 @@ class Rows:
             if not approval.is_alive(self.now):
                 self.expire(approval, "its time is over")
 
+    def is_waiting(self) -> bool:
+        """Whether any approval is open."""
+        self.sweep()
+        return self.execute(f"SELECT 1 FROM approvals WHERE state IN {_OPEN_SQL}").fetchone() is not None
+
     def insert(self, approval: Approval) -> None:
         """Add an approval. Raises: TooManyRequests if too many wait for a person."""
         query = "SELECT count(*) FROM approvals WHERE state = 'pending'"

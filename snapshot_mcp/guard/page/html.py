@@ -17,6 +17,7 @@ from markupsafe import Markup
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import Links
 from snapshot_mcp.guard.consent.approval import Approval
+from snapshot_mcp.guard.page.timeline import timelines
 from snapshot_mcp.guard.plan.plan import DeletionLoss, LostSnapshot
 from snapshot_mcp.guard.plan.wording import about, effects, format_moment
 
@@ -37,29 +38,51 @@ class ChainRow:
     branches_off: str = ""
 
 
-def render_approval(approval: Approval, *, token: str, has_pin: bool, command: str, problem: str = "") -> str:
-    """Return an approval's page: `token` goes with the decision, `problem` says why the last one was rejected."""
+def render_approval(
+    approval: Approval,
+    *,
+    path: str,
+    token: str,
+    has_pin: bool,
+    phrase: str,
+    command: str,
+    warning: str = "",
+    problem: str = "",
+) -> str:
+    """Return an approval's page at `path`: `token` goes with the decision, `phrase` shows that it is not a false page.
+
+    `warning` is about the page itself, `problem` says why the last decision was rejected.
+    """
     loss = approval.plan.loss
     return _render(
         "approval",
         approval=approval,
         chain=chain_rows(loss) if isinstance(loss, DeletionLoss) else (),
+        timelines=timelines(approval.plan, approval.opened.time),
         effects=effects(approval.plan),
+        path=path,
         token=token,
         has_pin=has_pin,
+        phrase=phrase,
         command=command,
+        warning=warning,
         problem=problem,
     )
 
 
-def render_list(waiting: Sequence[Approval]) -> str:
-    """Return the page with the approvals that wait for a person."""
-    return _render("list", waiting=waiting)
+def render_list(waiting: Sequence[tuple[Approval, str]], *, phrase: str) -> str:
+    """Return the page with the approvals that wait for a person, each with the path of its page."""
+    return _render("list", waiting=waiting, phrase=phrase)
 
 
 def render_message(message: str, hint: str = "") -> str:
     """Return a page with only a message."""
     return _render("message", message=message, hint=hint)
+
+
+def render_refresh(path: str) -> str:
+    """Return what makes a browser load the page at `path` once it has read this, after the end of another."""
+    return _render("refresh", path=path)
 
 
 def chain_rows(loss: DeletionLoss) -> list[ChainRow]:

@@ -1,6 +1,6 @@
-"""Starts the page and ends it with the process's other tasks.
+"""Serves the page on a listening socket, in a process of its own or, where none can be detached, in the server.
 
-The first link costs a listening socket; the web server and the templates are imported by the first visitor.
+The web server and the templates are imported by the first visitor.
 """
 
 import socket
@@ -11,39 +11,45 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import TaskGroup
 
-from snapshot_mcp.ground.web import listen, url_of
+from snapshot_mcp.ground.web import listen
+from snapshot_mcp.guard.consent.address import HOST, PageAddress
+from snapshot_mcp.guard.page.watch import ApprovalWatch
 
 if TYPE_CHECKING:
     from snapshot_mcp.ground.http_server import HttpServer
     from snapshot_mcp.guard.guard import Guard
 
-HOST = "127.0.0.1"
-
 
 @asynccontextmanager
 async def approval_page(guard: "Guard") -> AsyncIterator[None]:
-    """Let the guard hand out links to a page of this process while the block runs."""
+    """Let the guard hand out links to a page of this process while the block runs, where it has no process of its own."""
     async with anyio.create_task_group() as tasks:
-        page = _Page(guard, tasks)
-        with guard.linking(page.link):
+        own = _OwnPage(guard, tasks)
+        with guard.links.falling_back_on(own.link):
             try:
                 yield
             finally:
-                page.stop()
+                own.stop()
 
 
-class _Page:
-    def __init__(self, guard: "Guard", tasks: TaskGroup) -> None:
+class LoopbackPage:
+    """The page at an address."""
+
+    def __init__(self, guard: "Guard", address: PageAddress, watch: ApprovalWatch) -> None:
         self._guard = guard
-        self._tasks = tasks
+        self._address = address
+        self._watch = watch
         self._waiting = anyio.CancelScope()
         self._server: HttpServer | None = None
-        self._origin = ""
 
-    async def link(self, approval_id: str) -> str:
-        """Return the address of an approval's page, "" if no port can be listened on."""
-        self._origin = self._origin or self._start()
-        return f"{self._origin}/approvals/{approval_id}" if self._origin else ""
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve until `stop`; connections wait in the socket until the web server is imported."""
+        with listener:
+            listener.setblocking(False)
+            with self._waiting:
+                await anyio.wait_readable(listener)
+            if not self._waiting.cancel_called:
+                await self._run(listener)
 
     def stop(self) -> None:
         """Stop listening, or waiting for the first visitor."""
@@ -51,28 +57,43 @@ class _Page:
         if self._server is not None:
             self._server.stop()
 
-    def _start(self) -> str:
-        """Listen on a free port; connections wait in the socket until the server accepts them."""
-        try:
-            listener = listen(HOST, 0)
-        except OSError:
-            return ""
-        listener.setblocking(False)
-        self._tasks.start_soon(self._serve, listener)
-        return url_of(listener)
-
-    async def _serve(self, listener: socket.socket) -> None:
-        with listener:
-            with self._waiting:
-                await anyio.wait_readable(listener)
-            if not self._waiting.cancel_called:
-                await self._run(listener)
-
     async def _run(self, listener: socket.socket) -> None:
         from snapshot_mcp.ground.http_server import HttpServer
         from snapshot_mcp.guard.page.routes import build_app
 
-        self._server = HttpServer(build_app(self._guard), handles_signals=False, grace_seconds=1, log_level="critical")
+        app = build_app(self._guard, self._address, self._watch)
+        self._server = HttpServer(
+            app, handles_signals=False, grace_seconds=1, log_level="critical", on_stop=self._watch.end
+        )
         # `stop` ends it; cancelled, it would leave its connections open.
         with anyio.CancelScope(shield=True):
             await self._server.serve_on(listener)
+
+
+class _OwnPage:
+    """A page that ends with this process; it starts to listen with the first link."""
+
+    def __init__(self, guard: "Guard", tasks: TaskGroup) -> None:
+        self._guard = guard
+        self._tasks = tasks
+        self._address: PageAddress | None = None
+        self._page: LoopbackPage | None = None
+
+    def link(self, approval_id: str) -> str:
+        """Return the link to an approval's page, "" if no port can be listened on."""
+        self._address = self._address or self._start()
+        return self._address.url(approval_id) if self._address else ""
+
+    def stop(self) -> None:
+        if self._page is not None:
+            self._page.stop()
+
+    def _start(self) -> PageAddress | None:
+        try:
+            listener = listen(HOST, 0)
+        except OSError:
+            return None
+        address = PageAddress(listener.getsockname()[1])
+        self._page = LoopbackPage(self._guard, address, ApprovalWatch(self._guard))
+        self._tasks.start_soon(self._page.serve, listener)
+        return address

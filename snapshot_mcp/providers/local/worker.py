@@ -7,12 +7,10 @@ the lock after it enqueued a job, and the worker checks for jobs again after it 
 The worker is detached (its own session, no parent, no terminal), so a backup continues when the client disconnects.
 """
 
-import fcntl
 import logging
 import os
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.holders import is_locked
@@ -37,8 +36,6 @@ from snapshot_mcp.providers.local.whereabouts import is_a_copy
 from snapshot_mcp.providers.local.work import carry_out
 
 LOG_NAME: Final = "worker.log"
-MAX_LOG_BYTES: Final = 1 << 20
-
 IDLE_SECONDS: Final = 10.0
 """How long an idle worker stays, since starting one takes a fifth of a second."""
 
@@ -53,26 +50,12 @@ PARALLEL_VERIFICATIONS: Final = 2
 
 _VERIFYING: Final = f"(SELECT count(*) FROM jobs WHERE status = 'working' AND action = '{JobAction.VERIFY}')"
 
-_LAUNCH: Final = (
-    "import os, sys\n"
-    "if os.fork(): os._exit(0)\n"
-    "from snapshot_mcp.providers.local.worker import main\n"
-    "main(*sys.argv[1:])\n"
-)
-"""Forks before importing anything, so that the parent exits within milliseconds and the worker has none."""
-
 log = logging.getLogger(__name__)
 
 
 def _take_lock(folder: Path) -> int | None:
     """Return a descriptor that holds the worker's lock, None if another process has it."""
-    fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+    return take_lock(folder / LOCK_NAME)
 
 
 def find_worker(folder: Path) -> int:
@@ -110,20 +93,9 @@ def ensure_worker(folder: Path) -> None:
 def _launch(folder: Path, lock_fd: int) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
     os.ftruncate(lock_fd, 0)
-    log_fd = os.open(folder / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(log_fd, "ab") as log_file:
-        subprocess.run(
-            [sys.executable, "-P", "-c", _LAUNCH, str(folder), str(lock_fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log_file,
-            cwd="/",
-            env=environment,
-            pass_fds=(lock_fd,),
-            start_new_session=True,
-            check=True,
-            timeout=30,
-        )
+    start_detached(
+        (__name__, "main"), [str(folder), str(lock_fd)], keep=[lock_fd], log=folder / LOG_NAME, environ=environment
+    )
 
 
 def main(folder_name: str, lock_fd: str) -> None:
@@ -132,9 +104,7 @@ def main(folder_name: str, lock_fd: str) -> None:
     An unexpected error exits at once, as a SIGKILL does, since its threads must not run alongside the next worker's.
     """
     folder = Path(folder_name)
-    log_path = folder / LOG_NAME
-    if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
-        os.truncate(log_path, 0)
+    shorten_log(folder / LOG_NAME)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     lift_file_limit()  # a roll-back of 100 disks opens all their chains, up to 30 files each
     try:
@@ -162,8 +132,7 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: C
     fd = _take_lock(folder) if lock_fd is None else lock_fd
     if fd is None:
         return False
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    say_who(fd)
     with FolderCatalogue(folder, create=False, clock=clock) as catalogue:
         if catalogue.original:
             log.warning("%s", is_a_copy(folder, catalogue.original))
