@@ -22,7 +22,7 @@ from snapshot_mcp.guard.consent.pin import FREE_ATTEMPTS
 from tests.cli.shell import environment
 from tests.cli.test_places import run_as_stranger
 from tests.disks import worker_pid
-from tests.guard.test_page_process import kill
+from tests.guard.test_page_process import kill, running
 from tests.local.test_reserve import fill_wholly, small
 from tests.marks import long
 from tests.pages import page_pid
@@ -132,7 +132,8 @@ async def test_the_approval_page_is_named_where_there_is_one(lab: Lab, detached_
     await lab.add_disk("web")
     async with lab.connect() as client:
         data_of(await client.call_tool("delete_snapshot", {"snapshot_id": (await back_up(client, "web", "first"))}))
-    assert "page: The approval page listens on port" in lines(await examined(lab), "ok")
+    await running(lab.home)
+    assert "page: The approval page listens on port" in lines(await app.examine(lab.environ), "ok")
     await kill(lab.home)
     found = lines(await examined(lab), "look")
     assert "page: The approval page was ended" in found

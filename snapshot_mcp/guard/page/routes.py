@@ -82,7 +82,7 @@ def build_app(guard: "Guard", address: PageAddress, watch: ApprovalWatch) -> Sta
     )
 
 
-NOT_THERE = render_message("This page does not exist.")
+NOT_THERE = render_message("This page does not exist.", "Open the whole link, the newest that you were given.")
 """The answer without the secret, whatever was asked for."""
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.5
 """How often the files are looked at, which costs microseconds."""
-LOOKS_A_READING = 10
+LOOKS_A_READING = 60
 """An approval expires without any change of a file, so they are read after this many looks at the latest."""
 MAX_FAILURES = 20
 """Readings that may fail one after the other: a newer version may have changed the database, and is let in then."""
