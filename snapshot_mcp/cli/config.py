@@ -32,7 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command. Raises BadRequest, also where a host's file is in a home directory that this user does not have."""
+    try:
+        return _run(args)
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        message = "This user has no home directory, where a host keeps its settings."
+        raise BadRequest(message, hint="Set HOME to the folder of the person who uses the host.") from None
+
+
+def _run(args: argparse.Namespace) -> int:
     from snapshot_mcp.hosts import files
     from snapshot_mcp.hosts.entries import HOSTS, Remote, claude_code_line
     from snapshot_mcp.hosts.launch import NAME, this_launch

@@ -36,13 +36,20 @@ def total_bytes(folder: Path) -> int:
 
 
 def relieve(folder: Path) -> None:
-    """Give the folder's reserve up if its disk is full."""
+    """Give the folder's reserve up if its disk is full; one that was given up before, that of the home around it."""
     if os.name == "nt":
         return
     with suppress(OSError):
         if free_bytes(folder) < LOW_BYTES:
-            (folder / NAME).unlink()
-            os.sync()  # btrfs gives space back with the next commit only
+            around = [folder, *folder.parents[:2]]
+            held = next((one / NAME for one in around if (one / NAME).exists() and _is_beside(one, folder)), None)
+            if held:
+                held.unlink()
+                os.sync()  # btrfs gives space back with the next commit only
+
+
+def _is_beside(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
 
 
 def make(folder: Path) -> None:

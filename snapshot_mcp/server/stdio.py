@@ -36,7 +36,10 @@ from mcp.types import (
 from pydantic import ValidationError
 
 GRACE_SECONDS = 5.0
-"""How long calls may take after the host has closed its end; then they are answered as closed."""
+"""How long the next answer may take after the host has closed its end; then all that is open is answered as closed."""
+
+LONGEST_GRACE_SECONDS = 60.0
+"""How long all of them may take: many calls on a busy machine."""
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """Longest message, as over HTTP."""
@@ -106,12 +109,15 @@ class _Wire:
             async for line in _lines(self._source):
                 await self._take(line)
             self._leaving.set()
-            with anyio.move_on_after(GRACE_SECONDS):
+            with anyio.move_on_after(LONGEST_GRACE_SECONDS):
                 for request_id in tuple(self._asked):
                     await self._hear_nothing(request_id)
-                while self._open:
+                is_alive = True
+                while self._open and is_alive:
                     self._answered = anyio.Event()
-                    await self._answered.wait()
+                    with anyio.move_on_after(GRACE_SECONDS) as grace:
+                        await self._answered.wait()
+                    is_alive = not grace.cancelled_caught
 
     async def send(self) -> None:
         """Write what the server says."""

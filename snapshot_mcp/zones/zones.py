@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 
 from snapshot_mcp.contract.errors import Forbidden, NotFound, UnknownZone, Unsupported, ZoneError
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.contract.provider import Provider
+from snapshot_mcp.contract.provider import Feature, Provider
 from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.zones.finding import sorted_names
 from snapshot_mcp.zones.watcher import JobWatcher
@@ -29,7 +29,9 @@ class Zone:
         """Return the unfinished jobs; if the zone does not list them to us, the unfinished ones of `known`."""
         try:
             return await self.provider.list_unfinished_jobs()
-        except (Unsupported, Forbidden):
+        except (Unsupported, Forbidden) as error:
+            if isinstance(error, Unsupported) and Feature.HISTORY in self.provider.features:
+                raise  # it lists jobs: what it says is about something else, such as a newer format
             found = []
             for job_id in known:
                 with suppress(NotFound):

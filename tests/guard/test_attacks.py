@@ -422,8 +422,24 @@ async def test_a_tool_that_would_approve(siege: Siege, unharmed: None, tool: str
     assert (await siege.guard.get_approval(approval_id)).state == "pending"
 
 
-@pytest.mark.parametrize("uri", ["approval://local/{id}", "approval://{id}", "snapshot://local/../approvals/{id}"])
-async def test_a_resource_that_would_show_or_approve(siege: Siege, unharmed: None, uri: str) -> None:
+async def test_a_resource_that_shows_an_approval_decides_nothing(siege: Siege, unharmed: None) -> None:
+    approval_id = await siege.pending()
+    async with siege.connect() as client:
+        for _ in range(2):
+            await client.read_resource(f"approval://{approval_id}")
+    assert (await siege.guard.get_approval(approval_id)).state == "pending"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "approval://local/{id}",
+        "approval://{id}/approve",
+        "approval://{id}?decision=approve",
+        "snapshot://local/../{id}",
+    ],
+)
+async def test_a_resource_that_would_approve(siege: Siege, unharmed: None, uri: str) -> None:
     approval_id = await siege.pending()
     async with siege.connect() as client:
         assert await is_refused(client.read_resource(uri.format(id=approval_id)))

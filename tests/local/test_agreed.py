@@ -20,6 +20,7 @@ from snapshot_mcp.catalogue.jobs import end_failed
 from snapshot_mcp.contract.errors import Expired, NotUsable, ResourceBusy, TermsChanged, Unavailable, ZoneError
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotUpdate, Volume
 from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
+from snapshot_mcp.ground import detached
 from snapshot_mcp.ground.clock import SystemClock
 from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
 from snapshot_mcp.providers.local.folder import FolderCatalogue
@@ -617,7 +618,7 @@ async def test_a_job_whose_worker_cannot_start_is_withdrawn_in_the_same_breath(
     await kill_worker(zone_folder)
     with monkeypatch.context() as patch:
         if is_broken == "interpreter":
-            patch.setattr(worker.sys, "executable", str(tmp_path / "upgraded away"))
+            patch.setattr(detached.sys, "executable", str(tmp_path / "upgraded away"))
         else:
             (zone_folder / "worker.log").rename(zone_folder / "old.log")
             (zone_folder / "worker.log").mkdir()

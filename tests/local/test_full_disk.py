@@ -15,6 +15,7 @@ from snapshot_mcp.catalogue import jobs
 from snapshot_mcp.contract.errors import InternalError, StorageFull, Unavailable
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from tests.disks import MIB, back_up, fill, finish, ids, make_image, succeed
@@ -97,6 +98,7 @@ async def test_a_job_that_cannot_be_entered_for_want_of_room_says_so(small_disk:
     zone = LocalZone(small_disk / "zone")
     volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
     other = make_image(tmp_path / "other.img")
+    (small_disk / "zone" / reserve.NAME).unlink(missing_ok=True)
     filler = fill(small_disk)
     for _ in range(2):
         with pytest.raises(StorageFull, match=r"Not enough space|is full"):

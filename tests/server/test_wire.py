@@ -171,6 +171,8 @@ async def test_an_answer_that_is_none_leads_to_the_second_door(lab: Lab, mode: s
         host.write.write(json.dumps(message).replace('"ANSWER"', answer).encode() + b"\n")
         host.write.flush()
     told = json.loads(host.read.readline())
+    while "id" not in told:  # that the list of resources has changed
+        told = json.loads(host.read.readline())
     host.leave("input")
     assert host.end() == (0, "")
     if "error" in told:

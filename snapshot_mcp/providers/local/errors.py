@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snapshot_mcp.contract.errors import Damaged, InternalError, StorageFull, Unavailable, ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 
 
@@ -32,6 +33,17 @@ def _from_os(error: OSError) -> ZoneError:
     )
 
 
+def _is_full(folder: Path) -> bool:
+    """Whether there is not even room for SQLite's shared memory: it then says that it cannot open the file."""
+    try:
+        return reserve.free_bytes(folder) < SHARED_MEMORY_BYTES
+    except OSError:
+        return False
+
+
+SHARED_MEMORY_BYTES = 64 << 10
+
+
 def _from_sqlite(error: sqlite3.Error, catalogue: Path | None) -> ZoneError | None:
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the primary code
         case sqlite3.SQLITE_FULL:
@@ -41,6 +53,8 @@ def _from_sqlite(error: sqlite3.Error, catalogue: Path | None) -> ZoneError | No
                 f"The zone's catalogue is damaged: {error}.",
                 hint="Keep the zone's folder: its snapshot files hold their data. The command `zone rebuild` reads them anew.",
             )
+        case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN if catalogue and _is_full(catalogue.parent):
+            return StorageFull("The disk of the zone's folder is full.", hint="Free some space and try again.")
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             obstacle = obstacle_of(error, catalogue)
             otherwise = "Check the disk (health, free space, quota) and the permissions of the zone's folder."

@@ -79,11 +79,19 @@ def _snapshot(header: Header, taken: Taken, made_ns: int) -> FoundSnapshot:
         tags=tuple(clean_text(one, MAX_NAME_CHARACTERS) for one in header.tags[:MAX_TAGS]),
         resource_name=clean_text(header.resource_name, MAX_NAME_CHARACTERS),
         resource_path=clean_text(header.resource_path, MAX_PATH_CHARACTERS),
-        taken_with=tuple(filter(_SNAPSHOT_ID.fullmatch, header.taken_with)),
+        taken_with=tuple(dict.fromkeys(filter(_SNAPSHOT_ID.fullmatch, header.taken_with)))[:MAX_TAKEN_WITH],
     )
+
+
+LAST_SECOND = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+MAX_TAKEN_WITH = 100
+"""Disks of one moment that a header may name: as many as a request may."""
 
 
 def _seconds(time: str) -> float:
     """Return the seconds since 1970 of an ISO time; one without a zone is UTC. Raises ValueError."""
     parsed = datetime.fromisoformat(time)
-    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    seconds = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    if not 0 <= seconds < LAST_SECOND:
+        raise ValueError(f"{time!r} is no time at which a snapshot was taken")
+    return seconds

@@ -175,12 +175,19 @@ def _find_export(catalogue: FolderCatalogue, row: Row, path: Path) -> tuple[Row,
     """Return the record of the export that made the file, and the file's identity. Raises BadRequest if there is none."""
     found = identity_at(path)
     exports = catalogue.rows(
-        """SELECT made_identity, made_mtime_ns, made_from, created_at FROM resources WHERE made_identity != ''
-        UNION ALL SELECT made_identity, made_mtime_ns, snapshot_id, created_at FROM images WHERE made_identity != ''"""
+        """SELECT resource_id AS item_id, made_identity, made_mtime_ns, made_from, created_at, removed_at IS NULL AS is_listed
+        FROM resources WHERE made_identity != '' UNION ALL
+        SELECT image_id, made_identity, made_mtime_ns, snapshot_id, created_at, 1 FROM images WHERE made_identity != ''"""
     )
     for export in exports:
         made = Identity.parse(export["made_identity"])
         if found and made and found.is_born_as(made):
+            own_id = row["image_id"] if _is_image(row) else row["resource_id"]
+            if export["is_listed"] and export["item_id"] != own_id:
+                raise NotUsable(
+                    f"The file at the path of {_label(row)}, {shown(path)}, is that of {clean_text(export['item_id'])}.",
+                    hint=f"Nothing was deleted. {KEEP_FILE}",
+                )
             return export, str(found)
     raise BadRequest(
         f"Nothing shows that an export of this zone made the file of {_label(row)}, {shown(path)}: it was replaced, or copied"

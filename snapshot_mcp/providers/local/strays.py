@@ -34,7 +34,7 @@ def snapshot_ids_in(folder: Path) -> list[str]:
     """Return the ids of all snapshot files in the zone's folder, sorted; none if there is no such folder."""
     try:
         with os.scandir(folder / "snapshots") as entries:
-            names = [entry.name for entry in entries]
+            names = [entry.name for entry in entries if entry.is_file()]  # a pipe would hold up whoever opens it
     except FileNotFoundError:
         return []
     return sorted(name.removesuffix(SUFFIX) for name in names if name.startswith("ss-") and name.endswith(SUFFIX))

@@ -60,6 +60,8 @@ def is_a_copy(folder: Path, original: Path) -> NotUsable:
 def adopt(catalogue: "FolderCatalogue") -> list[str]:
     """Make a copy a zone of its own, and return the ids of the disks that have no file now."""
     known = catalogue.row("SELECT * FROM place")
+    if known:
+        _refuse_shared(catalogue.folder, Path(known["path"]))
     with catalogue.transaction() as db:
         if known:
             _take_along(catalogue, Path(known["path"]))
@@ -68,7 +70,7 @@ def adopt(catalogue: "FolderCatalogue") -> list[str]:
         detached = [
             row["resource_id"]
             for row in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL")
-            if row["path"] and not Path(row["path"]).is_relative_to(catalogue.folder)
+            if row["path"] and not Path(row["path"]).resolve().is_relative_to(catalogue.folder.resolve())
         ]
         for resource_id in detached:
             db.execute(
@@ -78,6 +80,22 @@ def adopt(catalogue: "FolderCatalogue") -> list[str]:
             )
         _note(catalogue)
     return detached
+
+
+def _refuse_shared(folder: Path, original: Path) -> None:
+    """Raise NotUsable if a copy has something in common with its original: a linked folder, or hard links of its files."""
+    shared = [path.name for path in folder.iterdir() if path.is_symlink()]
+    shared += [path.name for path in folder.iterdir() if _is_same(original / path.name, path)]
+    for name in ("snapshots", "volumes", "images"):
+        linked = [path.name for path in (folder / name).iterdir() if path.is_symlink() or path.lstat().st_nlink > 1]
+        shared += [f"{name}/{one}" for one in linked]
+    if shared:
+        named = ", ".join(map(shown, shared[:3]))
+        raise NotUsable(
+            f"The copy in {shown(folder)} has files or folders in common with another place ({named}): what is changed here"
+            " would be changed there.",
+            hint="Nothing was changed. Make a copy without links (cp -a --dereference), and adopt that.",
+        )
 
 
 def _take_along(catalogue: "FolderCatalogue", original: Path) -> None:

@@ -44,6 +44,7 @@ MAX_TAGS: Final = 256
 
 MAX_CHUNK_BYTES: Final = 16 << 20
 MAX_REGION_BYTES: Final = 1 << 30
+LEAST_REGION_BYTES: Final = 1 << 20
 MAX_VIRTUAL_BYTES: Final = 1 << 50
 """Sizes in a header that this program could have written; a larger one would only exhaust the memory of its reader."""
 
@@ -94,7 +95,7 @@ class Header(BaseModel):
     @property
     def is_possible(self) -> bool:
         """Return whether this program could have written these sizes."""
-        sizes = 0 < self.chunk_size <= MAX_CHUNK_BYTES and 0 < self.region_size <= MAX_REGION_BYTES
+        sizes = 0 < self.chunk_size <= MAX_CHUNK_BYTES and LEAST_REGION_BYTES <= self.region_size <= MAX_REGION_BYTES
         return sizes and self.region_size % self.chunk_size == 0 and 0 <= self.virtual_size_bytes <= MAX_VIRTUAL_BYTES
 
     @property

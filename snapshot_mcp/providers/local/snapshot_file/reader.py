@@ -43,7 +43,7 @@ class SnapshotFile(Closing):
         self.snapshot_id = snapshot_id
         self._fd = -1
         try:
-            self._fd = os.open(folder / file_name(snapshot_id), os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(folder / file_name(snapshot_id), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise DamagedSnapshot(snapshot_id, "its file is missing") from None
         except OSError as error:

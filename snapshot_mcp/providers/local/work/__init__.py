@@ -1,10 +1,16 @@
 """Carry out the worker's jobs; each action that touches files has its module here."""
 
+import sqlite3
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from snapshot_mcp.catalogue import deletion, jobs
+from snapshot_mcp.catalogue.room import largest_holders
+from snapshot_mcp.contract.errors import StorageFull, ZoneError
 from snapshot_mcp.contract.states import JobAction
+from snapshot_mcp.contract.text import format_bytes
+from snapshot_mcp.ground import reserve
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue
 from snapshot_mcp.providers.local.work import apply, create, export, verify
@@ -22,4 +28,15 @@ ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
 
 def carry_out(catalogue: FolderCatalogue, job_id: str) -> None:
     """Carry out a job that is `working`, in its own thread with its own connection."""
-    jobs.carry_out(catalogue, job_id, ACTIONS, partial(translate, catalogue=catalogue.folder / FILE_NAME))
+    jobs.carry_out(catalogue, job_id, ACTIONS, partial(_translate, catalogue))
+
+
+def _translate(catalogue: FolderCatalogue, error: Exception) -> ZoneError | None:
+    """Translate an error; for a full disk say how much is free and what would free most."""
+    known = translate(error, catalogue.folder / FILE_NAME)
+    if not isinstance(known, StorageFull):
+        return known
+    free = f"{format_bytes(reserve.free_bytes(catalogue.folder))} are free on the zone's disk."
+    with suppress(sqlite3.Error, OSError):
+        free = f"{free} {largest_holders(catalogue)}".strip()
+    return known.add(hint=free)
