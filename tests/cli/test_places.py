@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,21 @@ def run_apart(line: str, home: Path) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(
         command, env=environment(home), stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_SECONDS
     )
+
+
+@needs_root
+@pytest.mark.long
+@pytest.mark.parametrize("words", [["codex", "--write"], ["vscode"], ["goose"]])
+def test_config_without_a_home_directory_is_one_line(words: list[str]) -> None:
+    done = run_as_stranger(["config", *words], environment(Path("/no-such-folder/home")))
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False), done.stderr
+    assert b"has no home directory" in done.stderr
+
+
+def test_jobs_of_a_newer_zone_are_not_called_none(tmp_path: Path) -> None:
+    assert run(["zone", "add", str(make_disk(tmp_path / "disk.img"))], environment(tmp_path / "home")).returncode == 0
+    with closing(sqlite3.connect(tmp_path / "home" / "zones" / "local" / "catalogue.sqlite")) as db:
+        db.execute("PRAGMA user_version = 99")
+    done = run(["jobs"], environment(tmp_path / "home"))
+    assert done.returncode == 1
+    assert b"newer version" in done.stderr

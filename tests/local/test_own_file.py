@@ -151,6 +151,16 @@ async def test_what_took_the_files_place_is_never_deleted(
         made.path.parent.unlink()
 
 
+async def test_the_file_of_another_volume_in_its_place_is_kept(local_zone: LocalZone, tmp_path: Path) -> None:
+    """The other has restore points of its own, and its file was moved here."""
+    made, other = await export(local_zone, tmp_path), await export(local_zone, tmp_path, name="other")
+    await back_up(local_zone, other.id)
+    other.path.rename(made.path)
+    with pytest.raises(NotUsable, match=f"is that of {other.id}"):
+        await local_zone.look_at_own_file(made.id)
+    assert made.path.exists()
+
+
 async def test_a_file_that_is_swapped_at_the_last_moment_is_not_unlinked(local_zone: LocalZone, tmp_path: Path) -> None:
     """The name is compared with the file that is held."""
     made = await export(local_zone, tmp_path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -16,6 +17,7 @@ from snapshot_mcp.contract.errors import NotUsable, ResourceBusy, Unsupported, Z
 from snapshot_mcp.contract.models import ResourceFilter, Snapshot, SnapshotFilter, SnapshotUpdate
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.found import _seconds
 from snapshot_mcp.providers.local.rebuild import RebuildReport
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from tests.disks import back_up, change, finish, make_image, succeed
@@ -335,3 +337,20 @@ async def test_a_zone_of_the_first_promised_format_opens_for_ever(tmp_path: Path
     assert not [one for one in (await zone.check()).findings if one.is_damage]
     await zone.aclose()
     await kill_worker(folder)
+
+
+async def test_a_pipe_among_the_snapshot_files_holds_up_nobody(local_zone: LocalZone, tmp_path: Path) -> None:
+    _, _, contents = await chain(local_zone, tmp_path)
+    os.mkfifo(local_zone.folder / "snapshots" / "ss-pipe0000.snap")
+    assert (await local_zone.look_over()).stray_ids == ()
+    assert not (await rebuilt(local_zone)).has_changed
+    assert set(await available(local_zone)) == set(contents)
+
+
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "1969-01-01T00:00:00Z", "no"]
+)
+def test_a_time_that_cannot_be_shown_is_none(time: str) -> None:
+    """A list that held such a snapshot was a traceback."""
+    with pytest.raises(ValueError, match=r"time|isoformat"):
+        _seconds(time)

@@ -1,5 +1,6 @@
 """A zone that was moved, copied, or replaced under whoever has it open."""
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -217,3 +218,29 @@ async def test_a_zone_is_believed_to_be_a_copy_if_its_original_cannot_be_read(
     async with opened(there) as zone:
         with pytest.raises(NotUsable, match="is a copy"):
             await zone.create_snapshots([own], "x")
+
+
+@pytest.mark.parametrize("links", ["folders", pytest.param("files", marks=pytest.mark.long)])
+async def test_a_copy_that_shares_files_with_its_original_is_not_adopted(
+    local_zone: LocalZone, tmp_path: Path, links: str
+) -> None:
+    """A roll-back in it wrote to the original's volume, and a purge unlinked the original's restore points."""
+    _, own, snapshot_id = await with_own_volume(local_zone, tmp_path)
+    await settled(local_zone)
+    if links == "folders":
+        for name in ("snapshots", "volumes", "images"):
+            (local_zone.folder / name).rename(tmp_path / name)
+            (local_zone.folder / name).symlink_to(tmp_path / name)
+    there = tmp_path / "elsewhere"
+    how = {"symlinks": True} if links == "folders" else {"copy_function": os.link}
+    shutil.copytree(local_zone.folder, there, **how)
+    original = await path_of(local_zone, own)
+    before = original.read_bytes()
+    await local_zone.aclose()
+    async with opened(there) as zone:
+        with pytest.raises(NotUsable, match="in common with another place"):
+            await zone.adopt()
+        with pytest.raises(NotUsable, match="is a copy"):
+            await zone.apply_snapshots([snapshot_id])
+    assert original.read_bytes() == before
+    assert await local_zone.copy_problem() == ""

@@ -60,6 +60,18 @@ async def test_what_came_before_the_end_of_stdin_is_carried_out_and_answered(lab
 
 
 @pytest.mark.long
+async def test_a_hundred_calls_before_the_end_of_stdin_are_all_answered(lab: Lab) -> None:
+    """All were cut off together, five seconds after the end."""
+    for n in range(3):
+        await lab.add_disk(f"disk-{n}")
+    lines = [call(n, "list_resources") for n in range(200)]
+    made = [call(f"c{n}", "create_snapshots", resource_ids=[f"disk-{n}"], name="x") for n in range(3)]
+    answers, _ = piped(lab, *lines, *made)
+    assert len(answers) == 203
+    assert all("result" in one for one in answers), [one for one in answers if "error" in one][:3]
+
+
+@pytest.mark.long
 def test_a_message_that_is_too_long_is_answered_with_its_id_wherever_that_stands(lab: Lab) -> None:
     """ "300,000 ids": the call was never answered, because the answer named nobody."""
     ids = [f"ss-{at:012}" for at in range(300_000)]
