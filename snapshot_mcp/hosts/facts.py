@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from importlib.metadata import PackageMetadata, distribution
+from importlib.metadata import PackageMetadata, PackageNotFoundError, distribution
 
+from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.hosts.launch import NAME
 
 TITLE = "Volume snapshots"
+LICENCE_FILE = "LICENSE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,7 @@ class Facts:
     version: str
     description: str
     licence: str
+    licence_text: str
     repository: str
     python: str
     keywords: tuple[str, ...]
@@ -33,8 +36,11 @@ class Facts:
 
 
 def read_facts() -> Facts:
-    """Read the metadata of this installation."""
-    found = distribution(NAME)
+    """Read the metadata of this installation. Raises BadRequest where nothing is installed, as in a bare checkout."""
+    try:
+        found = distribution(NAME)
+    except PackageNotFoundError:
+        raise BadRequest("This copy of snapshot-mcp is not installed.", hint="Install it: pip install .") from None
     data: PackageMetadata = found.metadata
     urls = dict(one.split(", ", 1) for one in data.get_all("Project-URL") or ())
     needed = [one for one in found.requires or () if not re.search(r";.*\bextra\b", one)]
@@ -42,6 +48,7 @@ def read_facts() -> Facts:
         version=data["Version"],
         description=data["Summary"],
         licence=data["License-Expression"],
+        licence_text=found.read_text(f"licenses/{LICENCE_FILE}") or "",
         repository=urls["Repository"],
         python=data["Requires-Python"],
         keywords=tuple(one.strip() for one in data["Keywords"].split(",")),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snapshot_mcp.ground.prompt_files import PACKAGE, prompts_folder, read_prompts
-from snapshot_mcp.hosts.facts import TITLE, Facts
+from snapshot_mcp.hosts.facts import LICENCE_FILE, TITLE, Facts
 from snapshot_mcp.hosts.launch import NAME, PATHS
 
 SKILL = "restore-point"
@@ -116,7 +116,8 @@ def mcpb(facts: Facts) -> Files:
         "tools_generated": True,
         "compatibility": {"platforms": ["linux", "darwin"], "runtimes": {"python": facts.python}},
     }
-    return {"manifest.json": _json(manifest), "pyproject.toml": _project(facts), **_source()}
+    project = {"pyproject.toml": _project(facts), LICENCE_FILE: facts.licence_text}
+    return {"manifest.json": _json(manifest), **project, **_source()}
 
 
 KINDS: Mapping[str, Callable[[Facts], Files]] = {
@@ -157,12 +158,14 @@ def _source() -> Files:
 
 
 def _project(facts: Facts) -> str:
-    """Return the bundle's `pyproject.toml`; a JSON text is a TOML string too."""
+    """Return the bundle's `pyproject.toml`; once installed it has the same facts. A JSON text is a TOML string too."""
     requires = "".join(f"    {json.dumps(one)},\n" for one in facts.requires)
     return (
         '[build-system]\nrequires = ["hatchling>=1.27,<2"]\nbuild-backend = "hatchling.build"\n\n'
         f'[project]\nname = "{NAME}"\nversion = "{facts.version}"\ndescription = {json.dumps(facts.description)}\n'
+        f'license = "{facts.licence}"\nlicense-files = ["{LICENCE_FILE}"]\nkeywords = {json.dumps(facts.keywords)}\n'
         f'requires-python = "{facts.python}"\ndependencies = [\n{requires}]\n\n'
+        f'[project.urls]\nRepository = "{facts.repository}"\n\n'
         f'[project.scripts]\n{NAME} = "snapshot_mcp.cli:main"\n\n'
         '[tool.hatch.build.targets.wheel]\npackages = ["snapshot_mcp"]\n'
     )

@@ -13,13 +13,14 @@ import pytest
 import yaml
 from mcp import Client, StdioServerParameters
 
+from snapshot_mcp import __version__
 from snapshot_mcp.cli import main
 from snapshot_mcp.cli.manifest import NEXT
 from snapshot_mcp.hosts.facts import read_facts
 from snapshot_mcp.hosts.packages import KINDS
 from tests.hosts.programs import npm
 from tests.server.conftest import lab as lab
-from tests.server.environments import python_with
+from tests.server.environments import FOLDER, python_with
 from tests.server.lab import Lab, back_up
 
 pytestmark = pytest.mark.anyio
@@ -49,13 +50,23 @@ MAIN_FILES = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_versions_names_and_descriptions_are_those_of_the_project(kind: str, tmp_path: Path) -> None:
     facts = read(written(kind, tmp_path) / MAIN_FILES[kind])
-    assert facts["version"] == PROJECT["version"]
+    assert facts["version"] == PROJECT["version"] == __version__
     assert facts["description"] == PROJECT["description"]
     assert len(facts["description"]) <= 100  # the registry's limit
     name = "io.github.snapshot-mcp/snapshot-mcp" if kind == "server.json" else PROJECT["name"]
     assert facts["name"] == name
     assert f"<!-- mcp-name: {read_facts().registry_name} -->" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert KINDS.keys() == NEXT.keys() == MAIN_FILES.keys()
+
+
+def test_the_bundle_has_the_licence_and_the_facts_of_the_project(tmp_path: Path) -> None:
+    folder = written("mcpb", tmp_path)
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for key in ("name", "version", "description", "license", "license-files", "requires-python", "urls", "scripts"):
+        assert project[key] == PROJECT[key], key
+    assert set(project["keywords"]) == set(PROJECT["keywords"])
+    assert len(project["dependencies"]) == len(PROJECT["dependencies"])
+    assert (folder / "LICENSE").read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
 def test_the_skill_has_the_steps_of_the_prompts(tmp_path: Path) -> None:
@@ -91,6 +102,16 @@ def run(*words: str | Path, environ: dict[str, str] | None = None, folder: Path 
     return done.stdout + done.stderr
 
 
+def clean_environ() -> dict[str, str]:
+    """Return variables with which uv and pipx keep what they make among the tests' environments."""
+    own = {"UV_CACHE_DIR": str(FOLDER / "uv-cache"), "PIPX_HOME": str(FOLDER / "pipx-home" / "pipx")}
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | own
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["server.json", "agent-plugin", "claude-plugin"])
 def test_skillsaw_finds_no_error(kind: str, tmp_path: Path) -> None:
@@ -123,8 +144,11 @@ async def test_the_packed_bundle_starts_and_backs_a_disk_up(tmp_path: Path, lab:
     launch = read(unpacked / "manifest.json")["server"]["mcp_config"]
     uv = python_with("uv", ["uv"]).with_name("uv")
     arguments = [one.replace("${__dirname}", str(unpacked)) for one in launch["args"]]
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | lab.environ
-    run(uv, *arguments[:-1], "python", "-c", "import snapshot_mcp", environ=environ)  # it makes the environment
+    environ = clean_environ() | lab.environ
+    run(
+        uv, *arguments, "manifest", "mcpb", "--out", tmp_path / "again", environ=environ
+    )  # it makes the environment too
+    assert contents(tmp_path / "again") == contents(folder)
     await lab.add_disk("web")
     server = StdioServerParameters(command=str(uv), args=arguments, env=environ)
     async with Client(server) as client:
@@ -135,7 +159,7 @@ async def test_the_packed_bundle_starts_and_backs_a_disk_up(tmp_path: Path, lab:
 def test_uvx_and_pipx_run_the_wheel(tmp_path: Path) -> None:
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environ = clean_environ()
     uvx = python_with("uv", ["uv"]).with_name("uvx")
     pipx = python_with("pipx", ["pipx"]).with_name("pipx")
     for words in ((uvx, "--from", wheel), (pipx, "run", "--spec", wheel)):
