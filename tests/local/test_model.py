@@ -45,8 +45,9 @@ class Zone(RuleBasedStateMachine):
     def teardown(self) -> None:
         assert anyio.run(self.zone.check).is_clean
         anyio.run(self.zone.aclose)
-        shutil.rmtree(self.folder)
+        gone = self.folder.rename(self.folder.with_name(f"{self.folder.name}-gone"))  # its worker sees that and ends
         self.worker.join(PATIENCE_SECONDS)
+        shutil.rmtree(gone)
 
     def job(self, start: object, *arguments: object) -> Job:
         async def run() -> Job:
