@@ -66,6 +66,12 @@ MAX_CHAIN_NODES = 100
 """Restore points drawn at most: some 33,000 characters, which is within the hosts' limits on a result."""
 
 
+async def notice_of(place: Zone) -> str:
+    """Return what the zone's lists cannot show, if it says so; "" for nothing."""
+    notice = getattr(place.provider, "notice", None)
+    return str(await notice()) if notice else ""
+
+
 async def list_snapshots(
     ctx: Context,
     snapshot_ids: Annotated[list[str], Field(max_length=MAX_FILTER_VALUES)] = ANY,
@@ -106,8 +112,11 @@ async def list_snapshots(
     if resource_id and not page.total_count:
         await find_resource(place.provider, resource_id)
     ahead = ahead_in_words((one.snapshot_id, taken_at(one)) for one in page.items)
+    notice = await notice_of(place)
     hint = " ".join(
-        filter(None, (_missing_hint(query, page), unread_in_words(page), ahead, await _hint(place, page, query)))
+        filter(
+            None, (notice, _missing_hint(query, page), unread_in_words(page), ahead, await _hint(place, page, query))
+        )
     )
     minute = int(time() // 60)
     drawn = [shown(one, verbose, minute) for one in page.items]
@@ -141,7 +150,9 @@ async def list_resources(
     hint = await _resource_hint(state, place, page, query, kind)
     others = await _others_hint(place, page, query, kind)
     ahead = ahead_in_words((one.newest_good_id, one.newest_good_time) for one in found.coverage.values())
-    hint = " ".join(filter(None, (others, hint, unread_in_words(page), found.note, ahead, bare_hint(rows))))
+    hint = " ".join(
+        filter(None, (await notice_of(place), others, hint, unread_in_words(page), found.note, ahead, bare_hint(rows)))
+    )
     applied = filter_in_words(kind=kind, search=search, status=status)
     result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
     head = heading(_noun(kind), page, offset, place.name, filter_in_words(search=search, status=status))

@@ -92,3 +92,25 @@ async def test_a_catalogue_that_knows_nothing_is_not_taken_for_the_zones_own(lab
             ("create_snapshots", {"resource_ids": ["web"], "name": "x"}),
         ):
             refused(await client.call_tool(tool, arguments), "but 2 snapshot files are in")
+
+
+@pytest.mark.parametrize("mode", ["auto", long("legacy")])
+async def test_files_that_an_older_catalogue_does_not_know_are_named_by_the_lists(lab: Lab, mode: str) -> None:
+    """ "NOT COVERED", "the zone has no snapshots yet", beside a file that has one."""
+    await lab.add_disk("web")
+    zone = lab.home / "zones" / "local"
+    await kill_worker(zone)
+    with closing(sqlite3.connect(zone / "catalogue.sqlite")) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    kept = (zone / "catalogue.sqlite").read_bytes()
+    async with lab.connect(mode) as client:
+        await two_snapshots(client, "web")
+    await kill_worker(zone)
+    for path in zone.glob("catalogue.sqlite*"):
+        path.unlink()
+    (zone / "catalogue.sqlite").write_bytes(kept)
+    async with lab.connect(mode) as client:
+        for tool in ("list_resources", "list_snapshots"):
+            result = await client.call_tool(tool, {})
+            assert "2 snapshot files are in the zone's folder that its catalogue does not know" in text_of(result)
+            assert "zone rebuild" in data_of(result)["hint"]

@@ -5,6 +5,7 @@ Such files remain where a catalogue was lost, emptied, or replaced by an older o
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +63,26 @@ def find_strays(catalogue: Catalogue, folder: Path, *, with_pending: bool = Fals
         }
         found += [one for one in batch if one not in known]
     return found
+
+
+def strays_in_words(catalogue: Catalogue, folder: Path) -> str:
+    """Return that there are files without rows, for those who read a list; "" for none, or where looking would take long."""
+    if not (folder / "snapshots").is_dir():
+        return ""
+    with os.scandir(folder / "snapshots") as entries:
+        if sum(1 for _ in islice(entries, MAX_FILES_IN_PASSING)) == MAX_FILES_IN_PASSING:
+            return ""
+    count = len(find_strays(catalogue, folder))
+    if not count:
+        return ""
+    files = (
+        f"{count} snapshot file{' is' if count == 1 else 's are'} in the zone's folder that its catalogue does not know"
+    )
+    return f"{files}, so they are missing here: the operator's command `zone rebuild` takes them in again."
+
+
+MAX_FILES_IN_PASSING = 10_000
+"""With more files than this only `zone list`, `zone check` and `doctor` look for those without rows: it takes a while."""
 
 
 def needed_by_strays(catalogue: Catalogue, folder: Path) -> set[str]:

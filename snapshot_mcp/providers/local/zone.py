@@ -1,6 +1,7 @@
 """`LocalZone`: the embedded zone as a Provider, `catalogue.zone` over files."""
 
 import sqlite3
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,12 @@ from snapshot_mcp.providers.local.strays import (
     needed_by_strays,
     newer_format,
     refuse_without_files,
+    strays_in_words,
 )
 from snapshot_mcp.providers.local.worker import ensure_worker, find_worker
+
+NOTICE_SECONDS = 60.0
+"""How long what was found of files without rows is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         self.configuration = tuple(configuration)
         self._clock = clock
         self._copy: Path | None = None
+        self._notice, self._notice_until = "", 0.0
+        self._notice_of: FolderCatalogue | None = None
 
     def look_only(self, copy: Path) -> None:
         """Read from a copy of the catalogue, which is written to this path, so that nothing of the zone is changed."""
@@ -215,6 +222,17 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         """Return that this zone is a copy that nobody has adopted, "" if it is not one."""
         original = await self._read(lambda one: one.original, None)
         return str(whereabouts.is_a_copy(self.folder, original)) if original else ""
+
+    async def notice(self) -> str:
+        """Return what a list cannot show: snapshot files that no row names. "" for none, and for a zone of very many files."""
+
+        def look(catalogue: FolderCatalogue) -> str:
+            if self._notice_of is not catalogue or time.monotonic() > self._notice_until:
+                self._notice = strays_in_words(catalogue, self.folder)
+                self._notice_of, self._notice_until = catalogue, time.monotonic() + NOTICE_SECONDS
+            return self._notice
+
+        return await self._read(look, "")
 
     async def refuse_beforehand(self, action: JobAction, snapshot_ids: Sequence[str]) -> None:
         """Raise what an act would be refused with, before a person is asked: in a copy, without files, of a newer format."""
