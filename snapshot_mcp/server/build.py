@@ -20,7 +20,7 @@ from snapshot_mcp.contract.text import quoted
 from snapshot_mcp.server import change_tools, guarded_tools, job_tools, read_tools
 from snapshot_mcp.server.approval_routes import add_approvals
 from snapshot_mcp.server.callers import Callers, Roll
-from snapshot_mcp.server.card import build_apps, name_card
+from snapshot_mcp.server.card import build_apps
 from snapshot_mcp.server.completion import complete
 from snapshot_mcp.server.elicitation import read_odd_answers
 from snapshot_mcp.server.listing import add_listing
@@ -139,7 +139,6 @@ def build_server(
             _name_the_handshake,
             _reject_unknown_prompt(lambda: {one.name for one in server._prompt_manager.list_prompts()}),
             read_odd_answers,
-            name_card,
             subscriptions.listen,
         ],
         subscriptions=bus,

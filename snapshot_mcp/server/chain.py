@@ -15,13 +15,13 @@ from snapshot_mcp.contract.models import Snapshot, format_time
 from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.contract.tree import SnapshotTree, taken_at
 from snapshot_mcp.server.results import consistency_of, status_of, type_of
-from snapshot_mcp.server.rows import ChainNode
+from snapshot_mcp.server.rows import ChainNode, Worth
 
 
 def layout(snapshots: Sequence[Snapshot]) -> list[ChainNode]:
     """Return the nodes in the order in which they are drawn, roots oldest first."""
     tree = SnapshotTree(snapshots)
-    return [_node(one, tree) for one, _ in _walk(tree)]
+    return [_node(one, tree, art[:-2]) for one, art in _walk(tree)]
 
 
 def bytes_beside_the_newest(snapshots: Sequence[Snapshot]) -> int:
@@ -69,7 +69,7 @@ def _ranks(tree: SnapshotTree) -> dict[str, tuple[int, float]]:
     return rank
 
 
-def _node(one: Snapshot, tree: SnapshotTree) -> ChainNode:
+def _node(one: Snapshot, tree: SnapshotTree, art: str) -> ChainNode:
     return ChainNode(
         snapshot_id=clean_text(one.snapshot_id),
         parent_id=clean_text(one.parent) if one.parent else None,
@@ -84,7 +84,21 @@ def _node(one: Snapshot, tree: SnapshotTree) -> ChainNode:
         is_head=bool(one.is_head),
         is_damaged=bool(one.is_damaged),
         verified_at=format_time(one.verified_at) or None,
+        worth=_worth(one, tree),
+        art=art,
     )
+
+
+def _worth(one: Snapshot, tree: SnapshotTree) -> Worth | None:
+    id_ = one.snapshot_id
+    if not one.is_available:
+        return None
+    if one.is_damaged:
+        return "damaged"
+    if id_ in tree.sound:
+        return "good" if id_ in tree.good else "fuzzy"
+    path = [id_, *(above.snapshot_id for above in tree.ancestors(id_))]
+    return "unsound" if all(map(tree.is_placed, path)) else "unknown"
 
 
 def _line(art: str, one: Snapshot, width: int, tree: SnapshotTree) -> str:

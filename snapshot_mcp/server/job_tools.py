@@ -34,7 +34,7 @@ async def wait_for_job(
     ctx: Context,
     job_ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_IDS)],
     timeout_seconds: Annotated[
-        float, Field(ge=0, le=CALL_SECONDS, description="0 to 50; default 25")
+        float, Field(ge=0, le=CALL_SECONDS, description="0 to 50")
     ] = DEFAULT_WAIT_SECONDS,
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, Waited]:

@@ -49,7 +49,7 @@ MAX_FILTER_VALUES = 1000
 
 ZoneArgument = Annotated[str, Field(description="Zone; default if unset")]
 ResourceId = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Id or exact name of a disk or machine")]
-Search = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Part of an id or a name")]
+Search = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Part of an id or name")]
 Offset = Annotated[
     int,
     Field(
@@ -168,12 +168,12 @@ async def show_chain(
     on each other, which restore point is the current head, what is damaged. Deleting one deletes everything below
     it."""
     place = state_of(ctx).zones.get(zone)
-    found, snapshots, total = await _snapshots_of(place, resource_id)
+    found, snapshots, total = await snapshots_of(place, resource_id, MAX_CHAIN_NODES)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
     result = picture(place, found, snapshots, total_count=total, gone_count=gone)
     drawn = result.with_text(*picture_text(result, found, snapshots, total), result.hint)
     nodes = [one.lean() for one in chain.layout(snapshots)]
-    return drawn.model_copy(update={"meta": {"nodes": nodes}})
+    return drawn.model_copy(update={"meta": {"nodes": nodes, "total_count": total}})
 
 
 def picture(
@@ -225,19 +225,19 @@ def picture_text(
     return [f"{head}{frees}{gone}.", "", *result.lines, ""] if snapshots else [f"{head}{gone}."]
 
 
-async def _snapshots_of(zone: Zone, resource_id: str) -> tuple[SnapshotResource, list[Snapshot], int]:
-    """Return a resource, which may be gone, the newest of its existing snapshots, and their number."""
+async def snapshots_of(zone: Zone, resource_id: str, most: int) -> tuple[SnapshotResource, list[Snapshot], int]:
+    """Return a resource, which may be gone, the newest of its existing snapshots, `most` at most, and their number."""
     try:
         resource = await find_resource(zone.provider, resource_id)
     except NotFound:
         query = SnapshotFilter(resource_id=resource_id, verbose=1)
-        snapshots, total = await read_list(zone.provider.list_snapshots, query, MAX_CHAIN_NODES)
+        snapshots, total = await read_list(zone.provider.list_snapshots, query, most)
         if not snapshots:
             raise
         return snapshots[0].resource, snapshots, total
     found = SnapshotResource(resource_id=resource.id, resource_name=resource.name, resource_type=resource.kind)
     query = SnapshotFilter(resource_id=resource.id, verbose=1)
-    return found, *await read_list(zone.provider.list_snapshots, query, MAX_CHAIN_NODES)
+    return found, *await read_list(zone.provider.list_snapshots, query, most)
 
 
 async def _count(zone: Zone, **query: Any) -> int:

@@ -1,7 +1,8 @@
 """MCP resources, which a host can attach to a conversation.
 
-`zone://{zone}`, `disk://{zone}/{resource_id}`, `snapshot://{zone}/{snapshot_id}`, `chain://{zone}/{root_id}`,
-`job://{zone}/{job_id}`, as JSON in the tools' own models, and `approval://{approval_id}`. What is there stands in `listing`.
+`zone://{zone}`, `disk://{zone}/{resource_id}`, `points://{zone}/{resource_id}`, `snapshot://{zone}/{snapshot_id}`,
+`chain://{zone}/{root_id}`, `job://{zone}/{job_id}`, as JSON in the tools' own models, and `approval://{approval_id}`. What is
+there stands in `listing`.
 """
 
 import json
@@ -20,12 +21,15 @@ from snapshot_mcp.server.callers import sees_names_of
 from snapshot_mcp.server.chain import layout
 from snapshot_mcp.server.coverage import protection_of
 from snapshot_mcp.server.listing import MAX_DISKS
-from snapshot_mcp.server.read_tools import MAX_CHAIN_NODES, picture
+from snapshot_mcp.server.read_tools import MAX_CHAIN_NODES, picture, snapshots_of
 from snapshot_mcp.server.results import JobRow
 from snapshot_mcp.server.rows import ResourceRow, SnapshotRow
 from snapshot_mcp.server.state import ServerState, state_of
 from snapshot_mcp.zones import Zone
 from snapshot_mcp.zones.finding import find_resource, find_snapshot, read_list
+
+MAX_POINTS = 1000
+"""Restore points of a disk that are read for a drawing, the newest."""
 
 
 async def read_snapshot(zone: str, snapshot_id: str, ctx: Context) -> str:
@@ -48,6 +52,17 @@ async def read_chain(zone: str, root_id: str, ctx: Context) -> str:
     found = picture(place, snapshots[0].resource, snapshots, total_count=total, gone_count=gone_count)
     nodes = [one.lean() for one in layout(snapshots)]
     return json.dumps(found.lean() | {"nodes": nodes}, ensure_ascii=False)
+
+
+async def read_points(zone: str, resource_id: str, ctx: Context) -> str:
+    """All restore points of a disk as a tree, for programs that draw it."""
+    with _translated():
+        place = state_of(ctx).zones.get(zone)
+        found, snapshots, total = await snapshots_of(place, resource_id, MAX_POINTS)
+    told = picture(place, found, snapshots, total_count=total, gone_count=0).lean()
+    del told["lines"]
+    told |= {"total_count": total, "nodes": [one.lean() for one in layout(snapshots)]}
+    return json.dumps(told, ensure_ascii=False)
 
 
 async def read_job(zone: str, job_id: str, ctx: Context) -> str:
@@ -108,6 +123,7 @@ def add_resources(server: MCPServer[ServerState]) -> None:
     for uri, title, read in (
         ("zone://{zone}", "A zone and its disks", read_zone),
         ("disk://{zone}/{resource_id}", "A disk or machine", read_disk),
+        ("points://{zone}/{resource_id}", "All restore points of a disk", read_points),
         ("approval://{approval_id}", "An approval", read_approval),
         ("snapshot://{zone}/{snapshot_id}", "A restore point", read_snapshot),
         ("chain://{zone}/{root_id}", "A chain of restore points", read_chain),

@@ -138,8 +138,13 @@ class ResourceList(Result):
     hint: str = ""
 
 
+Worth = Literal["good", "fuzzy", "damaged", "unsound", "unknown"]
+"""What a restore point can be used for: `fuzzy` ones are sound but do not count; an `unsound` one builds on what cannot be
+restored; of an `unknown` one not all that it builds on was read. One that is not available has none."""
+
+
 class ChainNode(Result):
-    """A restore point in a tree; for programs that draw it."""
+    """A restore point in a tree, for programs that draw it; `art` is what stands before it, two characters a column."""
 
     snapshot_id: str
     parent_id: str | None = None
@@ -154,10 +159,13 @@ class ChainNode(Result):
     is_head: bool = False
     is_damaged: bool = False
     verified_at: str | None = None
+    worth: Worth | None = None
+    art: str = ""
 
 
 class ChainPicture(Result):
-    """Restore points of a resource, drawn as trees in `lines`; the result's `_meta` has the `nodes`, parents before children.
+    """Restore points of a resource, drawn as trees in `lines`; the result's `_meta` has the `nodes`, parents before children,
+    and their `total_count`.
 
     `stored_bytes` is what those shown store; `frees_bytes` what deleting all but the newest chain gives back.
     """

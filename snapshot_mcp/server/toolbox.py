@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from snapshot_mcp.contract import errors
 from snapshot_mcp.contract.models import MAX_DESCRIPTION_CHARACTERS, MAX_IDS
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.server import card
 from snapshot_mcp.server.callers import refuse_role
 from snapshot_mcp.server.deadline import CALL_SECONDS, begin_call
 from snapshot_mcp.server.state import state_of
@@ -150,6 +151,7 @@ def build_tool(fn: Callable[..., Any], title: str, annotations: ToolAnnotations)
         is_async=True,
         context_kwarg=CONTEXT,
         annotations=annotations,
+        meta=card.META if fn.__name__ in card.TOOLS else None,
     )
 
 
@@ -167,7 +169,16 @@ def _result_model(fn: Callable[..., Any]) -> type[BaseModel]:
 
 @cache
 def _result_schema(model: type[BaseModel]) -> dict[str, Any]:
-    return compact_schema(model.model_json_schema(mode="serialization"))
+    schema = compact_schema(model.model_json_schema(mode="serialization"))
+    return {key: _without_needless(value) for key, value in schema.items()}
+
+
+def _without_needless(value: Any) -> Any:
+    """Return a part of a result's schema without defaults, and without types beside the only values that there can be."""
+    if not isinstance(value, dict):
+        return value
+    needless = {"default", "type"} if isinstance(value.get("enum"), list) or "const" in value else {"default"}
+    return {key: _without_needless(one) for key, one in value.items() if key not in needless or isinstance(one, dict)}
 
 
 def compact_schema(schema: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ async def test_snapshots_chains_and_jobs_are_resources(lab: Lab, mode: str) -> N
             "job://{zone}/{job_id}",
             "zone://{zone}",
             "disk://{zone}/{resource_id}",
+            "points://{zone}/{resource_id}",
             "approval://{approval_id}",
         }
         made = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "x"}))
