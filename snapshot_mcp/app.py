@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 SERVICE_KEY_FILE = "zone-serve.json"
 """In the home folder: the key pairs of `zone serve`."""
 
+PAGE_PROGRAM = ("snapshot_mcp.serving", "serve_page")
+"""Module and function of the approval page's process."""
+
 
 def own_settings() -> Settings:
     """Load the settings with this process's environment. Raises SettingsError, also for a home that cannot be used."""
@@ -70,13 +73,6 @@ def own_settings() -> Settings:
             kind,
         )
     return settings
-
-
-def log_to_stderr() -> None:
-    """Write warnings and errors of all modules to stderr."""
-    import logging
-
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
 def build_zones(settings: Settings) -> Zones:
@@ -137,24 +133,7 @@ def _page_process(settings: Settings) -> PageProcess:
     from snapshot_mcp.guard.page.process import PageProcess
 
     environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return PageProcess(settings.home, (__name__, serve_page.__name__), environ | settings.place)
-
-
-def serve_page(lock: str, listener: str) -> None:
-    """Be the process of the approval page, with the descriptors that it inherited, until nothing waits for a person."""
-    import socket
-
-    from snapshot_mcp.guard.page import run
-    from snapshot_mcp.operator_file import OperatorFile
-
-    settings = own_settings()
-    file = OperatorFile(settings)
-    _settle_memory()
-    run(
-        build_guard(settings, file, partial(_roles, file), has_page=False),
-        int(lock),
-        socket.socket(fileno=int(listener)),
-    )
+    return PageProcess(settings.home, PAGE_PROGRAM, environ | settings.place)
 
 
 def command(variables: Mapping[str, str]) -> str:
@@ -190,7 +169,7 @@ def build_server(
 
     return build_server(
         build_zones(settings),
-        partial(build_guard, settings, operator_file, partial(_roles, operator_file), url),
+        partial(build_guard, settings, operator_file, partial(roles_in, operator_file), url),
         read_only=settings.read_only,
         callers=callers,
         url=url,
@@ -254,117 +233,6 @@ def build_unusable_server(error: SettingsError, leaving: Event | None = None) ->
     return build_server(Zones({}, default=LOCAL), guard, leaving=leaving, problem=problem)
 
 
-def serve_stdio(build: Callable[..., MCPServer[Any]]) -> None:
-    """Serve MCP on stdin and stdout until the host closes them; `build` takes the event `leaving` and returns the server.
-
-    Raises InternalError if answers cannot be written.
-    """
-    import anyio
-
-    from snapshot_mcp.server.stdio import serve_stdio
-
-    leaving = anyio.Event()
-    server = build(leaving=leaving)
-    _settle_memory()
-    problem = ""
-    try:
-        anyio.run(serve_stdio, server, leaving)
-    except* (BrokenPipeError, ConnectionResetError):
-        pass
-    except* OSError as errors:
-        problem = str(errors.exceptions[0])
-    if problem:
-        raise InternalError(f"The answers could not be written: {problem}. Jobs go on.")
-
-
-def serve_http(settings: Settings, address: str) -> None:
-    """Serve MCP over streamable HTTP on a loopback address."""
-    import anyio
-
-    from snapshot_mcp.operator_file import OperatorFile
-    from snapshot_mcp.server.callers import Callers
-    from snapshot_mcp.server.http import PATH, listen, parse_address, serve_http
-
-    with listen(*parse_address(address)) as listener:
-        host, port = address.rpartition(":")[0], listener.getsockname()[1]  # for port 0 a free one was taken
-        file = OperatorFile(settings)
-        callers = Callers(_roll(file), partial(_roll, file))
-        server = build_server(settings, file=file, callers=callers, url=f"http://{host}:{port}{PATH}")
-        _settle_memory()
-        _end_as(anyio.run(serve_http, server, listener, callers))
-
-
-def _end_as(signals: Sequence[int]) -> None:
-    """End as these signals end a program: with KeyboardInterrupt for the one of Ctrl-C."""
-    import signal
-
-    for one in signals:
-        signal.raise_signal(one)
-
-
-def serve_zone(
-    settings: Settings,
-    name: str,
-    address: str,
-    *,
-    certificate: Path | None = None,
-    key: Path | None = None,
-    allowed_hosts: Sequence[str] = (),
-    until_stdin_closes: bool = False,
-    say: Callable[[str], None],
-) -> None:
-    """Serve an embedded zone as the REST API until a signal; `say` receives messages for a person.
-
-    `until_stdin_closes` ends it with its parent, however that ends: its end of the pipe closes even after SIGKILL.
-    """
-    import anyio
-
-    from snapshot_mcp import service
-    from snapshot_mcp.ground.web import is_loopback, url_of
-
-    zone = open_local_zone(settings, name)
-    host, port = service.parse_address(address, is_encrypted=certificate is not None)
-    listener = service.bind(host, port)
-    keys = key_file(settings)
-    pairs, is_new = keys.read_or_create()
-    tokens = service.TokenBook(keys)
-    url = url_of(listener, is_encrypted=certificate is not None)
-
-    def announce() -> None:
-        say(f"zone {zone.zone!r} at {url}/v2/zone/{zone.zone}")
-        where = "wrote a new key pair to" if is_new else "the key pairs are in"
-        say(f"{where} {keys.path} (client_id {', '.join(f'{one.client_id}: {one.role}' for one in pairs)})")
-
-    async def serve() -> tuple[int, ...]:
-        app = service.build_service(
-            {zone.zone: zone}, tokens, allowed_hosts=allowed_hosts, any_address=not is_loopback(host)
-        )
-        try:
-            return await service.serve(
-                app,
-                listener,
-                certificate=certificate,
-                key=key,
-                on_ready=announce,
-                until=_stdin_closes if until_stdin_closes else anyio.sleep_forever,
-            )
-        finally:
-            await zone.aclose()
-
-    with listener:
-        _end_as(anyio.run(serve))
-
-
-async def _stdin_closes() -> None:
-    import anyio
-
-    with suppress(PermissionError):  # a file or /dev/null, which nobody holds open: as good as closed
-        while True:
-            await anyio.wait_readable(sys.stdin)
-            if not os.read(sys.stdin.fileno(), 4096):
-                return
-
-
 def key_file(settings: Settings) -> KeyFile:
     """Return the file with the key pairs of `zone serve`."""
     from snapshot_mcp.service import KeyFile
@@ -372,13 +240,13 @@ def key_file(settings: Settings) -> KeyFile:
     return KeyFile(settings.home / SERVICE_KEY_FILE, command(settings.variables))
 
 
-def _roles(file: OperatorFile) -> Mapping[str, frozenset[str]] | None:
+def roles_in(file: OperatorFile) -> Mapping[str, frozenset[str]] | None:
     """Return the roles of the people in the operator's file as it is now, None if it is unusable. Blocking."""
-    roll = _roll(file)
+    roll = roll_in(file)
     return None if roll.problem else roll.roles
 
 
-def _roll(file: OperatorFile) -> Roll:
+def roll_in(file: OperatorFile) -> Roll:
     """Return the tokens in the operator's file as it is now. Blocking."""
     from snapshot_mcp.server.callers import Caller, Roll
 
@@ -409,11 +277,3 @@ def _zone_settings(settings: Settings, name: str) -> ZoneSettings:
 
 def _build_zone(settings: Settings, name: str) -> Provider:
     return _zone_settings(settings, name).build(settings.site(name))
-
-
-def _settle_memory() -> None:
-    """Start collecting garbage, without the objects that the imports made: they live as long as the process."""
-    import gc
-
-    gc.enable()
-    gc.freeze()

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "settings", "exposure", "zones", "history", "hosts", "contract", "ground"},
+    "cli": {"app", "serving", "settings", "exposure", "zones", "history", "hosts", "contract", "ground"},
     "app": {
         "doctor",
         "settings",
@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "contract",
         "ground",
     },
+    "serving": {"app", "settings", "operator_file", "server", "service", "guard.page", "contract", "ground"},
     "settings": {"guard.plan", "providers", "providers.local", "contract", "ground"},
     "operator_file": {"settings"},
     "doctor": {"server", "guard", "guard.page", "zones", "providers.local", "contract", "ground"},

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from snapshot_mcp import app
+    from snapshot_mcp import app, serving
     from snapshot_mcp.settings import SettingsError
 
     try:
@@ -23,11 +23,11 @@ def run(args: argparse.Namespace) -> int:
         if args.http or sys.stdin.isatty():
             raise
         warn(f"snapshot-mcp: {error.message}")
-        app.serve_stdio(partial(app.build_unusable_server, error))
+        serving.serve_stdio(partial(app.build_unusable_server, error))
         return 1
-    app.log_to_stderr()
+    serving.log_to_stderr()
     if args.http:
-        app.serve_http(settings, args.http)
+        serving.serve_http(settings, args.http)
         return 0
     if sys.stdin.isatty():
         command = app.command(settings.variables)
@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
             f"snapshot-mcp: this MCP server is waiting for a host on stdin. Hosts start it themselves: see `{command} config`. "
             f"`{command} tour` shows it at work."
         )
-    app.serve_stdio(partial(app.build_server, settings))
+    serving.serve_stdio(partial(app.build_server, settings))
     return 0

@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from snapshot_mcp import app
+    from snapshot_mcp import app, serving
 
     settings = app.own_settings()
-    app.log_to_stderr()
-    app.serve_zone(
+    serving.log_to_stderr()
+    serving.serve_zone(
         settings,
         args.zone,
         args.http,

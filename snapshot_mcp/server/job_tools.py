@@ -33,9 +33,7 @@ OTHERS_SECONDS = 2.0
 async def wait_for_job(
     ctx: Context,
     job_ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_IDS)],
-    timeout_seconds: Annotated[
-        float, Field(ge=0, le=CALL_SECONDS, description="0 to 50")
-    ] = DEFAULT_WAIT_SECONDS,
+    timeout_seconds: Annotated[float, Field(ge=0, le=CALL_SECONDS, description="0 to 50")] = DEFAULT_WAIT_SECONDS,
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, Waited]:
     """How far is the backup, has the export or restore completed? Keeps an eye on a job until it has finished, with

@@ -184,6 +184,8 @@ def make_remote(tmp_path: Path) -> Callable[[str], Lab]:
 
 async def test_a_disk_that_is_gone_or_replaced_is_wrong(lab: Lab) -> None:
     disk = await lab.add_disk("web")
+    async with lab.connect() as client:
+        await back_up(client, "web", "first")  # its worker is up, so what changes from here on is not its start
     Path(disk.path or "").unlink()
     assert f"disk web ({disk.id})" in lines(await examined(lab), "WRONG")
 
