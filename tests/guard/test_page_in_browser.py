@@ -11,6 +11,7 @@ import pytest
 
 from snapshot_mcp.guard import Guard
 from snapshot_mcp.guard.page import approval_page
+from tests.accessibility import violations
 from tests.guard.conftest import Bench, nobody
 
 playwright = pytest.importorskip("playwright.async_api")
@@ -151,3 +152,31 @@ async def test_a_page_shows_a_decision_of_elsewhere_and_keeps_what_is_being_type
         await page.click("text=All that waits for you")
         await page.wait_for_selector("text=Nothing is waiting for you")
         assert (dialogs, problems) == ([], [])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_state_of_the_page_is_accessible(bench: Bench, scheme: str) -> None:
+    """A deletion, a roll-back, a wrong PIN, the list, and what was decided."""
+    guard = bench.guard()
+    await guard.set_pin(PIN, phrase="blue bicycle")
+    async with approval_page(guard), browser() as chromium:
+        link, _, _ = await chain(bench, guard, 3)
+        disk = await bench.add_disk("web")
+        first = await bench.back_up(disk, "first")
+        rollback = await guard.rollback_to_snapshots(bench.zone, [first.snapshot_id], nobody())
+        page = await chromium.new_page(viewport=PHONE, color_scheme=scheme)
+        for shown in (link, rollback.approval_link):
+            await open_link(page, shown)
+            assert await violations(page) == []
+        await page.fill("#pin", "000000")
+        await page.click("button[value=approve]")
+        await page.wait_for_selector("[role=alert]")
+        assert await violations(page) == []
+        await open_link(page, link)
+        await page.click("button[value=deny]")
+        await page.wait_for_selector(".denied")
+        assert await violations(page) == []
+        await page.click("text=All that waits for you")
+        await page.wait_for_selector("text=Roll")
+        assert await violations(page) == []

@@ -24,6 +24,7 @@ from snapshot_mcp.server import read_tools
 from snapshot_mcp.server.build import TOOLS as ALL_TOOLS
 from snapshot_mcp.server.card import META, TOOLS, URI, page
 from snapshot_mcp.server.toolbox import READ
+from tests.accessibility import violations
 from tests.guard.test_page_in_browser import CHROMIUM, browser
 from tests.hosts.programs import folder_of, npm
 from tests.large_zone import fill_zone, resource_id
@@ -250,17 +251,10 @@ async def test_a_cut_chain_does_not_look_whole(
                 assert await worths(host) == ["what it builds on is not shown"] * 2
 
 
-def axe_core() -> str:
-    npm("axe-core@4", "axe")
-    path = folder_of("axe-core@4") / "node_modules" / "axe-core" / "axe.min.js"
-    return path.read_text(encoding="utf-8")
-
-
 async def check_view(host: Stage, name: str) -> None:
     """It fits the width, and axe-core finds nothing."""
     assert await host.card.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
-    found = await host.card.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == [], name
+    assert await violations(host.card) == [], name
 
 
 @pytest.mark.long
@@ -277,7 +271,6 @@ async def test_every_view_is_accessible_in_both_themes_and_on_a_phone(lab: Lab, 
         made = await client.call_tool("create_snapshots", {"resource_ids": ["web"], "name": "whole", "full": True})
         job = made.structured_content["job_id"] if made.structured_content else ""
         async with stage(client, theme, PHONE if width == "phone" else DESK) as host:
-            await host.card.evaluate(axe_core())
             views = {
                 "done": ("wait_for_job", {"job_ids": [job]}),
                 "history": ("list_jobs", {"finished": True}),
@@ -308,7 +301,6 @@ async def test_any_number_of_restore_points_is_shown_whole(lab: Lab, count: int)
         existing = data_of(listed)["total_count"]
         for theme, viewport in (("light", DESK), ("dark", PHONE)):
             async with stage(client, theme, viewport) as host:
-                await host.card.evaluate(axe_core())
                 await host.show("show_chain", resource_id=resource_id(0))
                 await host.until(f"document.querySelectorAll('.row').length === {existing}")
                 assert "newest" not in await host.card.inner_text("main")
