@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 PROVIDERS = {
     "local": "LocalZoneSettings",
     "anchcloud": "AnchCloudZoneSettings",
+    "ceph": "CephZoneSettings",
 }
 """The folder of each provider, which is its name in the settings, and the class in its `settings.py`."""
+
+MAX_RECOVERY_HOURS = 87_600
+"""Ten years; a longer grace period is no grace period but a disk that fills up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from snapshot_mcp.contract.keep_free import KeepFree, parse_keep_free
-from snapshot_mcp.providers import Site, ZoneSettings
+from snapshot_mcp.providers import MAX_RECOVERY_HOURS, Site, ZoneSettings
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.local.zone import LocalZone
-
-
-MAX_RECOVERY_HOURS = 87_600
-"""Ten years; a longer grace period is no grace period but a disk that fills up."""
 
 
 class LocalZoneSettings(ZoneSettings):

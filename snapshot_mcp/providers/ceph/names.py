@@ -1,0 +1,42 @@
+"""What of a pool is ours, and how it is called there."""
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from snapshot_mcp.contract.states import ResourceType
+
+if TYPE_CHECKING:
+    from snapshot_mcp.providers.ceph.cluster import Image
+
+PREFIX: Final = "snapshot-mcp."
+OBJECT: Final = f"{PREFIX}catalogue"
+"""The object with the catalogue."""
+
+KIND: Final = f"{PREFIX}kind"
+"""The key of an image's metadata that says "instance" of a machine's disk."""
+
+
+def is_ours(name: str) -> bool:
+    """Return whether an image is one that we are making, and not a disk."""
+    return name.startswith(PREFIX)
+
+
+def snapshot_name(snapshot_id: str) -> str:
+    """Return the name of a restore point's RBD snapshot."""
+    return f"{PREFIX}{snapshot_id}"
+
+
+def partial_name(new_id: str) -> str:
+    """Return the name of an image that is being exported."""
+    return f"{PREFIX}partial.{new_id}"
+
+
+def kind_of(image: "Image") -> ResourceType:
+    """Return what an image is: the disk of a machine if its metadata says so, else a volume."""
+    return ResourceType.INSTANCE if image.metadata(KIND) == ResourceType.INSTANCE else ResourceType.VOLUME
+
+
+def image_name(text: str, new_id: str) -> str:
+    """Return a name that an image can have for one that a person gave; the id for none."""
+    name = re.sub(r"[^\w.+ -]+", "-", text).strip(" -.")[:80]
+    return new_id if not name or is_ours(name) else name
