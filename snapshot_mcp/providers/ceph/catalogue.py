@@ -27,7 +27,7 @@ from snapshot_mcp.ground.sqlite import transaction
 from snapshot_mcp.providers.ceph.clib import ECANCELED, CephError
 from snapshot_mcp.providers.ceph.clock import ClusterClock
 from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
-from snapshot_mcp.providers.ceph.names import OBJECT, is_ours, kind_of
+from snapshot_mcp.providers.ceph.names import ID, OBJECT, is_ours, kind_of
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.ceph.cluster import Pool
@@ -76,7 +76,7 @@ class PoolCatalogue(Catalogue):
         self._cookie = uuid.uuid4().hex
         self._is_outdated = False
         self._found: set[str] = set()
-        self._kinds: dict[str, str] = {}
+        self._kinds: dict[str, tuple[str, str]] = {}
         self._waiting: dict[str, float] = {}
         self._later: list[Callable[[], None]] | None = None
         self._beside: dict[str, bytes] = {}
@@ -388,32 +388,32 @@ class PoolCatalogue(Catalogue):
             images = {id_: name for id_, name in present.items() if not is_ours(name)}
             exported = {row["path"] for row in self.rows("SELECT path FROM images")}
             known = {row["path"]: row for row in self.rows("SELECT * FROM resources")}
-            kinds = {id_: self._kind_of(id_) for id_ in images if id_ not in exported}
+            seen = {id_: self._look_at(id_) for id_ in images if id_ not in exported}
             with transaction(self.db):
-                for image_id, kind in kinds.items():
-                    if kind:
-                        self._note_image(known.get(image_id), image_id, images[image_id], kind)
+                for image_id, (kind, resource_id) in seen.items():
+                    if kind and not resource_id.startswith("img-"):
+                        self._note_image(known.get(image_id), resource_id, image_id, images[image_id], kind)
                 for image_id, row in known.items():
                     if image_id not in present and row["removed_at"] is None:
                         values = int(time.time()), row["resource_id"]
                         self.db.execute("UPDATE resources SET removed_at = ? WHERE resource_id = ?", values)
 
-    def _kind_of(self, image_id: str) -> str:
-        """Return what an image is, "" if it cannot be opened; it is asked once."""
+    def _look_at(self, image_id: str) -> tuple[str, str]:
+        """Return what an image is, "" if it cannot be opened, and its id as a disk; it is opened once."""
         if image_id not in self._kinds:
             try:
                 with self.pool.open_image(image_id) as image:
-                    self._kinds[image_id] = kind_of(image)
+                    kind = kind_of(image)
+                    prefix = "vol" if kind == ResourceType.VOLUME else "ins"
+                    self._kinds[image_id] = kind, image.metadata(ID) or f"{prefix}-{image_id}"
             except CephError as error:
                 if error.errno in GONE:
                     raise
-                return ""
+                return "", ""
         return self._kinds[image_id]
 
-    def _note_image(self, known: Row | None, image_id: str, name: str, kind: str) -> None:
+    def _note_image(self, known: Row | None, resource_id: str, image_id: str, name: str, kind: str) -> None:
         if known is None:
-            prefix = "vol" if kind == ResourceType.VOLUME else "ins"
-            resource_id = f"{prefix}-{image_id}"
             now = int(time.time())
             self.db.execute(
                 """INSERT INTO resources (resource_id, resource_type, name, path, former_path, created_at, status_at)

@@ -137,6 +137,7 @@ RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "rbd_close": (c_int, (c_void_p,)),
     "rbd_stat": (c_int, (c_void_p, POINTER(ImageInfo), c_size_t)),
     "rbd_get_id": (c_int, (c_void_p, c_char_p, c_size_t)),
+    "rbd_get_name": (c_int, (c_void_p, c_char_p, _SIZES)),
     "rbd_get_features": (c_int, (c_void_p, POINTER(c_uint64))),
     "rbd_get_data_pool_id": (c_int64, (c_void_p,)),
     "rbd_get_create_timestamp": (c_int, (c_void_p, POINTER(TimeSpec))),
@@ -167,6 +168,7 @@ RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     ),
     "rbd_read2": (c_ssize_t, (c_void_p, c_uint64, c_size_t, c_char_p, c_int)),
     "rbd_write2": (c_ssize_t, (c_void_p, c_uint64, c_size_t, c_char_p, c_int)),
+    "rbd_resize": (c_int, (c_void_p, c_uint64)),
     "rbd_flush": (c_int, (c_void_p,)),
 }
 """Name → what it returns and takes."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class ClusterClock:
     """The cluster's time, asked for once and carried on by this machine's uptime, which nobody sets.
 
-    Ceph tells its time only of what it makes, so an empty image is made and removed. Who may not do that gets this machine's time.
+    Ceph tells its time only of what it makes, so an empty image is made and removed. Who may not do that has this machine's time.
     """
 
     def __init__(self, pool: "Pool") -> None:

@@ -94,7 +94,7 @@ class Cluster(Closing):
         call("rados_ioctx_set_namespace", handle, namespace.encode())
         # without it every write to a full pool hangs, even those that would free space
         call("rados_set_pool_full_try", handle)
-        return Pool(self, handle)
+        return Pool(self, handle, f"{name}/{namespace}" if namespace else name)
 
     def pool_name(self, number: int) -> str:
         """Return the name of a pool."""
@@ -106,8 +106,8 @@ class Cluster(Closing):
 class Pool(Closing):
     """A pool, or a namespace in it: its images, and the keys of one object."""
 
-    def __init__(self, cluster: Cluster, handle: c_void_p) -> None:
-        self.cluster, self.handle = cluster, handle
+    def __init__(self, cluster: Cluster, handle: c_void_p, name: str) -> None:
+        self.cluster, self.handle, self.name = cluster, handle, name
         self._silent_until = 0.0
 
     def close(self) -> None:
@@ -332,6 +332,14 @@ class Image(Closing):
         return text.value.decode()
 
     @property
+    def name(self) -> str:
+        """Its name."""
+        size = c_size_t(4096)
+        text = ctypes.create_string_buffer(size.value)
+        call("rbd_get_name", self._handle, text, byref(size))
+        return text.value.decode()
+
+    @property
     def features(self) -> int:
         """Its features, as bits."""
         found = c_uint64()
@@ -458,6 +466,10 @@ class Image(Closing):
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes."""
         call("rbd_write2", self._handle, offset, len(data), data, clib.ONCE)
+
+    def resize(self, size: int) -> None:
+        """Give it another size."""
+        call("rbd_resize", self._handle, size)
 
     def flush(self) -> None:
         """Wait until all that was written is durable."""

@@ -12,6 +12,12 @@ PREFIX: Final = "snapshot-mcp."
 OBJECT: Final = f"{PREFIX}catalogue"
 """The object with the catalogue."""
 
+PARTIAL: Final = f"{PREFIX}partial"
+"""What the name of an unfinished export begins with."""
+
+ID: Final = f"{PREFIX}id"
+"""The key of an exported image's metadata with its id in the zone."""
+
 KIND: Final = f"{PREFIX}kind"
 """The key of an image's metadata that says "instance" of a machine's disk."""
 
@@ -28,7 +34,7 @@ def snapshot_name(snapshot_id: str) -> str:
 
 def partial_name(new_id: str) -> str:
     """Return the name of an image that is being exported."""
-    return f"{PREFIX}partial.{new_id}"
+    return f"{PARTIAL}.{new_id}"
 
 
 def kind_of(image: "Image") -> ResourceType:
@@ -36,7 +42,7 @@ def kind_of(image: "Image") -> ResourceType:
     return ResourceType.INSTANCE if image.metadata(KIND) == ResourceType.INSTANCE else ResourceType.VOLUME
 
 
-def image_name(text: str, new_id: str) -> str:
-    """Return a name that an image can have for one that a person gave; the id for none."""
+def names_for(text: str, new_id: str) -> tuple[str, ...]:
+    """Return the names that an exported image may have for one that a person gave, the best one first."""
     name = re.sub(r"[^\w.+ -]+", "-", text).strip(" -.")[:80]
-    return new_id if not name or is_ours(name) else name
+    return (new_id,) if not name or is_ours(name) else (name, f"{name}-{new_id}", new_id)

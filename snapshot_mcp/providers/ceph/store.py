@@ -13,7 +13,7 @@ from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.cluster import ClientUse, Image, Pool
 from snapshot_mcp.providers.ceph.errors import GONE
-from snapshot_mcp.providers.ceph.names import partial_name, snapshot_name
+from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name, snapshot_name
 
 if TYPE_CHECKING:
     from snapshot_mcp.catalogue.database import Catalogue
@@ -72,12 +72,12 @@ class PoolStore:
 
     def look_at(self, row: Row, *, is_verbose: bool = False) -> Sight:
         """Open the image for reading, which nobody notices."""
-        is_disk = any(name == "resource_id" for name in row.keys())
+        is_disk = "resource_id" in tuple(row.keys())
         pool = self.pool if is_disk else self.image_pool
         try:
             with pool.open_image(row["path"]) as image:
                 identity = self._identity(row["path"]) if is_verbose and is_disk else None
-                return Sight(image.size, "", identity)
+                return Sight(image.size, "", identity, None, f"{pool.name}/{image.name}")
         except CephError as error:
             if error.errno in GONE:
                 raise
@@ -146,16 +146,31 @@ class PoolStore:
                 raise
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
-        """Remove an export that was never finished."""
+        """Remove an export that was not recorded."""
         if not (new_id := request.get("new_id")):
             return
 
         def act() -> None:
             for pool in (self.pool, self.image_pool):
                 remove_partial(pool, str(new_id))
+                if name := finished_name(pool, str(new_id), str(request["name"])):
+                    pool.remove_image(name)
 
         if not self.catalogue.after_commit(act):
             act()
+
+
+def finished_name(pool: Pool, new_id: str, text: str) -> str:
+    """Return the name of an export that is whole, "" if there is none."""
+    for name in names_for(text, new_id):
+        try:
+            with pool.open_by_name(name) as image:
+                if image.metadata(ID) == new_id:
+                    return name
+        except CephError as error:
+            if error.errno != errno.ENOENT:
+                raise
+    return ""
 
 
 def remove_partial(pool: Pool, new_id: str) -> None:

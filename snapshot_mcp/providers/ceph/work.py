@@ -20,14 +20,14 @@ from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import Damaged, NotUsable, ResourceBusy, ZoneError
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import JobAction, ResourceType
-from snapshot_mcp.contract.text import EACH_FOR_ITSELF
+from snapshot_mcp.contract.text import EACH_FOR_ITSELF, clean_text
 from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.cluster import Image, Pool
 from snapshot_mcp.providers.ceph.errors import GONE, translate
-from snapshot_mcp.providers.ceph.names import image_name, partial_name, snapshot_name
-from snapshot_mcp.providers.ceph.store import in_words, refuse_users
+from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name, snapshot_name
+from snapshot_mcp.providers.ceph.store import finished_name, in_words, refuse_users
 
 BLOCK: Final = 4 << 20
 """Bytes that are copied at once: an object, as RBD makes them."""
@@ -74,8 +74,9 @@ def create(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress
         progress.start("taking the snapshot", 0)
         taken_at = rows[0]["snapshot_at"] if all(there) else catalogue.instant()
         take_together(images, [row["snapshot_id"] for row in rows])
+        consistency = "instant" if len(rows) == 1 else f"instant, {EACH_FOR_ITSELF}"
         taken = {
-            row["snapshot_id"]: facts_of(catalogue, row, image, taken_at, len(rows))
+            row["snapshot_id"]: facts_of(catalogue, row, image, taken_at, consistency)
             for row, image in zip(rows, images, strict=True)
         }
     with catalogue.transaction():
@@ -98,12 +99,11 @@ def take_together(images: Sequence[Image], snapshot_ids: Sequence[str]) -> None:
         list(pool.map(Image.take, images, names))
 
 
-def facts_of(catalogue: PoolCatalogue, snapshot: Row, image: Image, taken_at: float, number: int) -> Taken:
-    """Return what is recorded of a snapshot that was taken, together with others if there is a `number` of them."""
+def facts_of(catalogue: PoolCatalogue, snapshot: Row, image: Image, taken_at: float, consistency: str) -> Taken:
+    """Return what is recorded of a snapshot that was taken."""
     name = snapshot_name(snapshot["snapshot_id"])
     size = image.snapshots()[name].size
     image.set_metadata(f"{name}.name", snapshot["name"][:1000])
-    consistency = "instant" if number == 1 else f"instant, {EACH_FOR_ITSELF}"
     return Taken(taken_at, _estimate(catalogue, snapshot, image, size), size, consistency)
 
 
@@ -216,7 +216,7 @@ class Overwriting:
         take_together(images, ids)
         rows = [row for one in ids if (row := self.catalogue.snapshot(one))]
         return {
-            row["snapshot_id"]: facts_of(self.catalogue, row, image, taken_at, len(ids))
+            row["snapshot_id"]: facts_of(self.catalogue, row, image, taken_at, "held")
             for row, image in zip(rows, images, strict=True)
         }
 
@@ -284,25 +284,25 @@ def export(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress
     pool = store.image_pool if is_image else store.pool
     snapshot = catalogue.snapshot(request["snapshot_id"])
     assert snapshot is not None, "a claim"
-    with _snapshot_of(catalogue, snapshot) as source:
-        size = source.size
-        progress.start("writing", size)
-        with closing(_fresh_image(pool, new_id, size, source, progress)) as target:
-            _copy(source, target, size, progress.advance)
-            image_id = target.id
-            target.set_metadata("snapshot-mcp.made_from", snapshot["snapshot_id"])
-    wanted = image_name(request["name"], new_id)
-    name = f"{wanted}-{new_id}" if wanted in pool.list_images().values() else wanted
-    progress.finish()
+    if not (name := finished_name(pool, new_id, request["name"])):
+        with _snapshot_of(catalogue, snapshot) as source:
+            progress.start("writing", source.size)
+            with closing(_fresh_image(pool, new_id, source, progress)) as target:
+                target.set_metadata(ID, new_id)
+                _copy(source, target, progress.advance)
+        name = _finish_name(pool, new_id, request["name"])
+        progress.finish()
+    with pool.open_by_name(name) as made:
+        image_id, size = made.id, made.size
     with catalogue.transaction():
+        catalogue.db.execute("DELETE FROM resources WHERE resource_id = ?", (new_id,))  # it may have been found already
         if is_image:
             catalogue.add_image(new_id, request["name"], image_id, snapshot["snapshot_id"])
         else:
             catalogue.add_resource(new_id, ResourceType.VOLUME, request["name"], image_id)
             catalogue.db.execute("UPDATE resources SET former_path = ? WHERE resource_id = ?", (name, new_id))
         catalogue.record_export(new_id, image_id, 0, snapshot["snapshot_id"])
-        succeed(catalogue, job, {"path": name, "size_bytes": size})
-    finish_name(pool, new_id, name)
+        succeed(catalogue, job, {"path": f"{pool.name}/{name}", "size_bytes": size})
 
 
 def _snapshot_of(catalogue: PoolCatalogue, snapshot: Row) -> Image:
@@ -316,12 +316,12 @@ def _snapshot_of(catalogue: PoolCatalogue, snapshot: Row) -> Image:
         raise DamagedSnapshot(snapshot["snapshot_id"], "its RBD snapshot is gone") from None
 
 
-def _fresh_image(pool: Pool, new_id: str, size: int, like: Image, progress: JobProgress) -> Image:
+def _fresh_image(pool: Pool, new_id: str, like: Image, progress: JobProgress) -> Image:
     """Return a new image; what a worker that died has left of it is removed first, once Ceph has let go of that worker."""
     deadline = time.monotonic() + DEAD_CLIENT_SECONDS
     while True:
         try:
-            pool.create_image(partial_name(new_id), size, like=like)
+            pool.create_image(partial_name(new_id), like.size, like=like)
             return pool.open_by_name(partial_name(new_id))
         except CephError as error:
             if error.errno != errno.EEXIST:
@@ -336,9 +336,9 @@ def _fresh_image(pool: Pool, new_id: str, size: int, like: Image, progress: JobP
                 raise
 
 
-def _copy(source: Image, target: Image, size: int, advance: Callable[[int], None]) -> None:
+def _copy(source: Image, target: Image, advance: Callable[[int], None]) -> None:
     """Copy all content; blocks of zeros are left out of the new image."""
-    zeros = bytes(BLOCK)
+    zeros, size = bytes(BLOCK), source.size
 
     def copy(offset: int) -> int:
         length = min(BLOCK, size - offset)
@@ -368,19 +368,19 @@ def _in_turn(pool: ThreadPoolExecutor, act: Callable[[int], int], items: range) 
         yield one.result()
 
 
-def finish_name(pool: Pool, new_id: str, text: str) -> None:
+def _finish_name(pool: Pool, new_id: str, text: str) -> str:
     """Give a finished export its name, with its id behind it where an image has that name already."""
-    wanted = image_name(text, new_id)
-    for name in (wanted, f"{wanted}-{new_id}", new_id):
+    for name in names_for(text, new_id):
         try:
             pool.rename_image(partial_name(new_id), name)
         except CephError as error:
-            if error.errno == errno.ENOENT:  # another worker has done it
-                return
             if error.errno != errno.EEXIST:
                 raise
         else:
-            return
+            return name
+    raise NotUsable(
+        f"There are images of all names that the export could have: {clean_text(text)!r}.", hint="Use another."
+    )
 
 
 # verification
@@ -391,11 +391,9 @@ def verify(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress
     rows = {row["snapshot_id"]: row for one in request["verify_ids"] for row in catalogue.ancestors(one)}
     progress.start("verifying", sum(row["virtual_bytes"] for row in rows.values()))
     damaged: dict[str, str] = {}
-    sound: list[str] = []
     for snapshot_id, row in rows.items():
         try:
             _read_whole(catalogue, row, progress.advance)
-            sound.append(snapshot_id)
         except DamagedSnapshot as error:
             damaged[snapshot_id] = error.message
         except CephError as error:
@@ -406,12 +404,9 @@ def verify(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress
     with catalogue.transaction():
         for one in rows:
             catalogue.mark_damaged(one, is_damaged=one in damaged)
-        verified = [
-            one
-            for one in request["verify_ids"]
-            if not {row["snapshot_id"] for row in catalogue.ancestors(one)} & set(damaged)
-        ]
-        catalogue.mark_verified(verified)
+        whole = [one for one in rows if not {row["snapshot_id"] for row in catalogue.ancestors(one)} & damaged.keys()]
+        verified = [one for one in request["verify_ids"] if one in whole]
+        catalogue.mark_verified(whole)
         outcome = {"verified": verified, "damaged": sorted(damaged)}
         if not damaged:
             succeed(catalogue, job, outcome)

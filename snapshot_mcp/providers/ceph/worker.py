@@ -27,10 +27,10 @@ from snapshot_mcp.providers.ceph.catalogue import Fenced, PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import ECANCELED, CephError
 from snapshot_mcp.providers.ceph.cluster import Cluster
 from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
-from snapshot_mcp.providers.ceph.names import OBJECT, snapshot_name
+from snapshot_mcp.providers.ceph.names import OBJECT, PARTIAL, snapshot_name
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
 from snapshot_mcp.providers.ceph.store import PoolStore, remove_partial
-from snapshot_mcp.providers.ceph.work import carry_out, finish_name
+from snapshot_mcp.providers.ceph.work import carry_out
 
 LOCK_NAME: Final = "worker.lock"
 LOG_NAME: Final = "worker.log"
@@ -128,7 +128,7 @@ def _connected(settings: CephZoneSettings) -> Cluster:
 class _PoolWorker(Worker[PoolCatalogue]):
     """Takes jobs, those of machines that are gone too."""
 
-    poll_seconds = 0.1
+    poll_seconds = 0.02
 
     def __init__(self, catalogue: PoolCatalogue, idle_seconds: float) -> None:
         super().__init__(catalogue, idle_seconds)
@@ -245,25 +245,15 @@ def _remove_remains(catalogue: PoolCatalogue) -> None:
             with catalogue.pool.open_image(row["path"]) as image:
                 left = [ceased[name] for name in image.snapshots() if name in ceased]
             catalogue.store.remove(left)
-        _finish_names(catalogue)
+        _remove_partials(catalogue)
     except CephError as error:
         log.warning("what a worker left could not be removed yet: %s", error)
 
 
-def _finish_names(catalogue: PoolCatalogue) -> None:
+def _remove_partials(catalogue: PoolCatalogue) -> None:
     for pool in {catalogue.store.pool, catalogue.store.image_pool}:
         for name in pool.list_images().values():
             prefix, _, new_id = name.rpartition(".")
-            if prefix != "snapshot-mcp.partial" or catalogue.row(
-                f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND request LIKE ?", f'%"{new_id}"%'
-            ):
-                continue
-            made = catalogue.row(
-                "SELECT name FROM resources WHERE resource_id = ? UNION SELECT name FROM images WHERE image_id = ?",
-                new_id,
-                new_id,
-            )
-            if made:
-                finish_name(pool, new_id, made["name"])
-            else:
+            query = f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND request LIKE ?"
+            if prefix == PARTIAL and catalogue.row(query, f'%"{new_id}"%') is None:
                 remove_partial(pool, new_id)

@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from snapshot_mcp.catalogue.admission import ZoneRules
+from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, ZoneRules
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
+from snapshot_mcp.contract.models import Instance, Page, ResourceFilter, Volume
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
@@ -43,10 +44,9 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         }
     )
 
-    def __init__(self, zone: str, settings: CephZoneSettings, home: Path) -> None:
-        super().__init__(
-            zone, ZoneRules(recovery_seconds=round(settings.recovery_hours * 3600), keep_free=NOTHING_FREE)
-        )
+    def __init__(self, zone: str, settings: CephZoneSettings, home: Path, chain_limit: int = CHAIN_LIMIT) -> None:
+        recovery_seconds = round(settings.recovery_hours * 3600)
+        super().__init__(zone, ZoneRules(recovery_seconds, chain_limit, keep_free=NOTHING_FREE))
         self.settings = settings
         self.folder = home.absolute() / "zones" / zone
         self.recovery_seconds = self._rules.recovery_seconds
@@ -106,6 +106,16 @@ class CephZone(CatalogueZone[PoolCatalogue]):
             catalogue.discover()
             self._discovered_at = time.monotonic()
         return catalogue
+
+    async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
+        """Return a page of the volumes that are there now."""
+        await self._read(PoolCatalogue.discover, None)
+        return await super().list_volumes(query)
+
+    async def list_instances(self, query: ResourceFilter) -> Page[Instance]:
+        """Return a page of the instances that are there now."""
+        await self._read(PoolCatalogue.discover, None)
+        return await super().list_instances(query)
 
     def _check_change(self, catalogue: PoolCatalogue) -> None:
         catalogue.discover()
