@@ -27,7 +27,7 @@ from snapshot_mcp.ground.sqlite import transaction
 from snapshot_mcp.providers.ceph.clib import ECANCELED, CephError
 from snapshot_mcp.providers.ceph.clock import ClusterClock
 from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
-from snapshot_mcp.providers.ceph.names import ID, OBJECT, is_ours, kind_of
+from snapshot_mcp.providers.ceph.names import ID, KIND, OBJECT, is_ours
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.ceph.cluster import Pool
@@ -399,17 +399,17 @@ class PoolCatalogue(Catalogue):
                         self.db.execute("UPDATE resources SET removed_at = ? WHERE resource_id = ?", values)
 
     def _look_at(self, image_id: str) -> tuple[str, str]:
-        """Return what an image is, "" if it cannot be opened, and its id as a disk; it is opened once."""
+        """Return what an image is, "" if it is gone by now, and its id as a disk; it is looked at once."""
         if image_id not in self._kinds:
             try:
-                with self.pool.open_image(image_id) as image:
-                    kind = kind_of(image)
-                    prefix = "vol" if kind == ResourceType.VOLUME else "ins"
-                    self._kinds[image_id] = kind, image.metadata(ID) or f"{prefix}-{image_id}"
+                written = self.pool.read_metadata(image_id, KIND, ID)
             except CephError as error:
-                if error.errno in GONE:
+                if error.errno != errno.ENOENT:
                     raise
                 return "", ""
+            kind = ResourceType.INSTANCE if written[KIND] == ResourceType.INSTANCE else ResourceType.VOLUME
+            prefix = "vol" if kind == ResourceType.VOLUME else "ins"
+            self._kinds[image_id] = kind, written[ID] or f"{prefix}-{image_id}"
         return self._kinds[image_id]
 
     def _note_image(self, known: Row | None, resource_id: str, image_id: str, name: str, kind: str) -> None:

