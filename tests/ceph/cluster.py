@@ -26,7 +26,7 @@ def cluster(*, size_gib: int = 8, pools: str = "rbd") -> Iterator[Path]:
     refuse_without_ceph()
     with tempfile.TemporaryDirectory(prefix="ceph-") as folder:
         place = Path(folder) / "cluster"
-        environ = os.environ | {"MGR": "0", "OSD_GIB": str(size_gib), "POOLS": pools}
+        environ = os.environ | {"MGR": "0", "OSD_GIB": str(size_gib), "POOLS": pools, "PAXOS": "0.01"}
         done = subprocess.run(
             [HERE / "ceph_up.sh", place], env=environ, capture_output=True, text=True, timeout=120, check=False
         )

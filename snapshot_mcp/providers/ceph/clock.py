@@ -1,7 +1,7 @@
 """The zone's clock is the cluster's: the machines of a zone need not agree on the time, and none may be an hour off."""
 
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from snapshot_mcp.ground.clock import Moment, SystemClock
 from snapshot_mcp.providers.ceph.clib import CephError
@@ -17,18 +17,23 @@ class ClusterClock:
     Ceph tells its time only of what it makes, so an empty image is made and removed. Who may not do that has this machine's time.
     """
 
+    _asked: ClassVar[dict[str, Moment]] = {}
+    """What each cluster has said, by its id."""
+
     def __init__(self, pool: "Pool") -> None:
         self._pool, self._own = pool, SystemClock()
-        self._asked: Moment | None = None
+        self._cluster = pool.cluster.id
 
     def read(self) -> Moment:
         """Return the present moment."""
         now = self._own.read()
         if not now.boot:
             return now
-        if self._asked is None:
-            self._asked = Moment(self._ask(now.wall), now.boot, self._own.read().uptime)
-        return Moment(self._asked.wall + now.uptime - self._asked.uptime, now.boot, now.uptime)
+        asked = self._asked.get(self._cluster)
+        if asked is None:
+            wall = self._ask(now.wall)
+            asked = self._asked[self._cluster] = Moment(wall, now.boot, self._own.read().uptime)
+        return Moment(asked.wall + now.uptime - asked.uptime, now.boot, now.uptime)
 
     def _ask(self, otherwise: float) -> float:
         name = f"{PREFIX}clock.{uuid.uuid4().hex}"

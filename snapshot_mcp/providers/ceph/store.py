@@ -147,17 +147,15 @@ class PoolStore:
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
         """Remove an export that was not recorded."""
-        if not (new_id := request.get("new_id")):
-            return
+        if new_id := request.get("new_id"):
+            self.catalogue.after_commit(lambda: self.remove_export(str(new_id), str(request["name"])))
 
-        def act() -> None:
-            for pool in (self.pool, self.image_pool):
-                remove_partial(pool, str(new_id))
-                if name := finished_name(pool, str(new_id), str(request["name"])):
-                    pool.remove_image(name)
-
-        if not self.catalogue.after_commit(act):
-            act()
+    def remove_export(self, new_id: str, text: str) -> None:
+        """Remove what there is of an export that was not recorded."""
+        for pool in (self.pool, self.image_pool):
+            remove_partial(pool, new_id)
+            if name := finished_name(pool, new_id, text):
+                pool.remove_image(name)
 
 
 def finished_name(pool: Pool, new_id: str, text: str) -> str:

@@ -284,24 +284,34 @@ def export(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress
     pool = store.image_pool if is_image else store.pool
     snapshot = catalogue.snapshot(request["snapshot_id"])
     assert snapshot is not None, "a claim"
-    if not (name := finished_name(pool, new_id, request["name"])):
-        with _snapshot_of(catalogue, snapshot) as source:
-            progress.start("writing", source.size)
-            with closing(_fresh_image(pool, new_id, source, progress)) as target:
-                target.set_metadata(ID, new_id)
-                _copy(source, target, progress.advance)
-        name = _finish_name(pool, new_id, request["name"])
-        progress.finish()
+    try:
+        name = finished_name(pool, new_id, request["name"])
+        if not name:
+            with _snapshot_of(catalogue, snapshot) as source:
+                progress.start("writing", source.size)
+                with closing(_fresh_image(pool, new_id, source, progress)) as target:
+                    target.set_metadata(ID, new_id)
+                    _copy(source, target, progress.advance)
+            name = _finish_name(pool, new_id, request["name"])
+            progress.finish()
+        _record_export(catalogue, job, request, pool, name)
+    except ZoneError:
+        store.remove_export(new_id, request["name"])  # before the job ends, and outside of its transaction
+        raise
+
+
+def _record_export(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], pool: Pool, name: str) -> None:
+    new_id, snapshot_id = request["new_id"], request["snapshot_id"]
     with pool.open_by_name(name) as made:
         image_id, size = made.id, made.size
     with catalogue.transaction():
         catalogue.db.execute("DELETE FROM resources WHERE resource_id = ?", (new_id,))  # it may have been found already
-        if is_image:
-            catalogue.add_image(new_id, request["name"], image_id, snapshot["snapshot_id"])
+        if job["action"] == JobAction.CAPTURE_INSTANCE:
+            catalogue.add_image(new_id, request["name"], image_id, snapshot_id)
         else:
             catalogue.add_resource(new_id, ResourceType.VOLUME, request["name"], image_id)
             catalogue.db.execute("UPDATE resources SET former_path = ? WHERE resource_id = ?", (name, new_id))
-        catalogue.record_export(new_id, image_id, 0, snapshot["snapshot_id"])
+        catalogue.record_export(new_id, image_id, 0, snapshot_id)
         succeed(catalogue, job, {"path": f"{pool.name}/{name}", "size_bytes": size})
 
 
