@@ -11,8 +11,10 @@ from typing import Any
 
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.cluster import Cluster, Image, Pool
+from snapshot_mcp.providers.ceph.cluster import Cluster
+from snapshot_mcp.providers.ceph.image import Image
 from snapshot_mcp.providers.ceph.names import KIND, snapshot_name
+from snapshot_mcp.providers.ceph.pool import Pool
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
 from snapshot_mcp.providers.ceph.worker import LOCK_NAME
 from snapshot_mcp.providers.ceph.zone import CephZone

@@ -30,7 +30,7 @@ from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
 from snapshot_mcp.providers.ceph.names import ID, KIND, OBJECT, is_ours
 
 if TYPE_CHECKING:
-    from snapshot_mcp.providers.ceph.cluster import Pool
+    from snapshot_mcp.providers.ceph.pool import Pool
     from snapshot_mcp.providers.ceph.store import PoolStore
 
 KEYS: Final = {

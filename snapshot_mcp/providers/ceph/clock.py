@@ -8,7 +8,7 @@ from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.names import PREFIX
 
 if TYPE_CHECKING:
-    from snapshot_mcp.providers.ceph.cluster import Pool
+    from snapshot_mcp.providers.ceph.pool import Pool
 
 
 class ClusterClock:

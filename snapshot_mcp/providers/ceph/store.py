@@ -11,9 +11,10 @@ from snapshot_mcp.contract.errors import NotUsable, QuotaExceeded, ResourceBusy
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.cluster import ClientUse, Image, Pool
 from snapshot_mcp.providers.ceph.errors import GONE
+from snapshot_mcp.providers.ceph.image import ClientUse, Image
 from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name, snapshot_name
+from snapshot_mcp.providers.ceph.pool import Pool
 
 if TYPE_CHECKING:
     from snapshot_mcp.catalogue.database import Catalogue
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 MAX_SNAPSHOTS: Final = 480
 """Snapshots of an image, ours and others': the kernel's client maps no image with more than 510."""
+
+DEAD_CLIENT_SECONDS: Final = 40.0
+"""Ceph lets go of a client that has died after 30 s."""
+
+LOOK_SECONDS: Final = 0.5
 
 SHOWN_CLIENTS: Final = 3
 

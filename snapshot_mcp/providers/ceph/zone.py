@@ -14,8 +14,9 @@ from snapshot_mcp.contract.models import Instance, Page, ResourceFilter, Volume
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.cluster import Cluster, Pool
+from snapshot_mcp.providers.ceph.cluster import Cluster
 from snapshot_mcp.providers.ceph.errors import FENCED, translate
+from snapshot_mcp.providers.ceph.pool import Pool
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
 from snapshot_mcp.providers.ceph.store import PoolStore
 from snapshot_mcp.providers.ceph.worker import ensure_worker, machine_of
