@@ -58,6 +58,8 @@ class ZoneSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     runs_on_windows: ClassVar[bool] = True
+    is_own: ClassVar[bool] = False
+    """Whether it is a zone of ours, with our rules and a worker of ours."""
 
     provider: str
     production: bool = False

@@ -12,7 +12,7 @@ from typing import Any
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.cluster import Cluster
-from snapshot_mcp.providers.ceph.image import Image
+from snapshot_mcp.providers.ceph.image import RbdImage
 from snapshot_mcp.providers.ceph.names import KIND, snapshot_name
 from snapshot_mcp.providers.ceph.pool import Pool
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
@@ -98,7 +98,7 @@ class CephSubject(Subject):
             return f"{'vol' if kind == ResourceType.VOLUME else 'ins'}-{image.id}"
 
     @contextmanager
-    def image(self, resource_id: str) -> Iterator[Image]:
+    def image(self, resource_id: str) -> Iterator[RbdImage]:
         with self.site.pool.open_image(resource_id.partition("-")[2], is_read_only=False) as image:
             yield image
 

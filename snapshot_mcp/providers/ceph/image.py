@@ -33,7 +33,7 @@ class ImageSnapshot(NamedTuple):
     is_protected: bool
 
 
-class Image(Closing):
+class RbdImage(Closing):
     """An open image, or a snapshot of one."""
 
     def __init__(self, pool: Pool, handle: c_void_p) -> None:

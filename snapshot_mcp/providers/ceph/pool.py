@@ -14,7 +14,7 @@ from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError, call
 from snapshot_mcp.providers.ceph.errors import GONE
-from snapshot_mcp.providers.ceph.image import Image
+from snapshot_mcp.providers.ceph.image import RbdImage
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.ceph.cluster import Cluster
@@ -187,14 +187,14 @@ class Pool(Closing):
         found = self.read_keys(f"rbd_header.{image_id}", [f"metadata_{key}" for key in keys])
         return {key: found.get(f"metadata_{key}", b"").decode("utf-8", "replace") for key in keys}
 
-    def open_image(self, image_id: str, *, snapshot: str = "", is_read_only: bool = True) -> Image:
+    def open_image(self, image_id: str, *, snapshot: str = "", is_read_only: bool = True) -> RbdImage:
         """Open an image by its id, or a snapshot of it; who opens it for writing is seen by all as its user."""
         handle = c_void_p()
         function = "rbd_open_by_id_read_only" if is_read_only else "rbd_open_by_id"
         call(function, self.handle, image_id.encode(), byref(handle), snapshot.encode() or None)
-        return Image(self, handle)
+        return RbdImage(self, handle)
 
-    def create_image(self, name: str, size: int, *, like: Image | None = None) -> None:
+    def create_image(self, name: str, size: int, *, like: RbdImage | None = None) -> None:
         """Create an image, laid out like another one."""
         options = c_void_p()
         call("rbd_image_options_create", byref(options))
@@ -209,11 +209,11 @@ class Pool(Closing):
         finally:
             call("rbd_image_options_destroy", options)
 
-    def open_by_name(self, name: str) -> Image:
+    def open_by_name(self, name: str) -> RbdImage:
         """Open an image for writing."""
         handle = c_void_p()
         call("rbd_open", self.handle, name.encode(), byref(handle), None)
-        return Image(self, handle)
+        return RbdImage(self, handle)
 
     def rename_image(self, name: str, new_name: str) -> None:
         """Rename an image. Raises CephError (EEXIST)."""

@@ -18,6 +18,7 @@ class CephZoneSettings(ZoneSettings):
     """A pool of RBD images, or one namespace of it; every image there is a disk of the zone."""
 
     runs_on_windows: ClassVar[bool] = False
+    is_own: ClassVar[bool] = True
 
     provider: Literal["ceph"]
     pool: str = Field(pattern=f"^{NO_SLASH}$")

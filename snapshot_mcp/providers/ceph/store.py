@@ -12,7 +12,7 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import GONE
-from snapshot_mcp.providers.ceph.image import ClientUse, Image
+from snapshot_mcp.providers.ceph.image import ClientUse, RbdImage
 from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name, snapshot_name
 from snapshot_mcp.providers.ceph.pool import Pool
 
@@ -40,7 +40,7 @@ class PoolStore:
         self.pool, self.image_pool = pool, image_pool
         self._place = f"{pool.cluster.id}/{pool.number}"
 
-    def open(self, resource: Row, *, is_read_only: bool = True) -> Image:
+    def open(self, resource: Row, *, is_read_only: bool = True) -> RbdImage:
         """Open a disk's image. Raises NotUsable if it is gone."""
         try:
             return self.pool.open_image(resource["path"], is_read_only=is_read_only)
@@ -186,7 +186,7 @@ def remove_partial(pool: Pool, new_id: str) -> None:
             raise
 
 
-def refuse_users(resource: Row, image: Image) -> None:
+def refuse_users(resource: Row, image: RbdImage) -> None:
     """Raise ResourceBusy if a client has the image open for writing."""
     if clients := image.clients():
         raise ResourceBusy(

@@ -2,11 +2,17 @@
 
 import errno
 import time
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import anyio.to_thread
+
+from snapshot_mcp.catalogue import deletion
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, ZoneRules
+from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.report import Advance, CheckReport, Finding
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
@@ -19,6 +25,7 @@ from snapshot_mcp.providers.ceph.errors import FENCED, translate
 from snapshot_mcp.providers.ceph.pool import Pool
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
 from snapshot_mcp.providers.ceph.store import PoolStore
+from snapshot_mcp.providers.ceph.work.verify import read_back, record
 from snapshot_mcp.providers.ceph.worker import ensure_worker, machine_of
 
 DISCOVER_SECONDS: Final = 2.0
@@ -54,6 +61,11 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         self._cluster: Cluster | None = None
         self._pools: tuple[Pool, Pool] | None = None
         self._discovered_at = 0.0
+        self._is_looking = False
+
+    def look_only(self, copy: Path) -> None:
+        """Start no worker; the copy in memory is one already."""
+        self._is_looking = True
 
     def __repr__(self) -> str:
         return f"CephZone({self.zone!r}, {self.settings.images!r})"
@@ -118,12 +130,39 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         await self._read(PoolCatalogue.discover, None)
         return await super().list_instances(query)
 
+    async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
+        """Read every restore point back whole and record what is damaged; jobs may run meanwhile."""
+
+        def run() -> CheckReport:
+            with self._errors_translated(), self._connected() as catalogue:
+                return _check(catalogue, advance)
+
+        return await anyio.to_thread.run_sync(run)
+
+    async def forget(self, resource_id: str, agreed: Collection[str]) -> tuple[str, ...]:
+        """Destroy all restore points of a disk for ever, so that its manager can remove it (`deletion.forget`)."""
+        return tuple(await self._write(lambda one: deletion.forget(one, resource_id, agreed)))
+
+    @contextmanager
+    def _connected(self) -> Iterator[PoolCatalogue]:
+        """Open a connection of its own, so that what takes long holds no other call up."""
+        settings = self.settings
+        with (
+            Cluster(settings.conf, settings.user, settings.keyring) as cluster,
+            cluster.pool(settings.pool, settings.namespace) as pool,
+            PoolCatalogue(pool, PoolStore(pool, pool), machine_of(self.folder)) as catalogue,
+        ):
+            catalogue.refresh()
+            catalogue.discover()
+            yield catalogue
+
     def _check_change(self, catalogue: PoolCatalogue) -> None:
         catalogue.discover()
         self._discovered_at = time.monotonic()
 
     def _ensure_worker(self) -> None:
-        ensure_worker(self.folder, self.settings)
+        if not self._is_looking:
+            ensure_worker(self.folder, self.settings)
 
     def _translate(self, error: Exception) -> ZoneError | None:
         if isinstance(error, CephError):
@@ -143,3 +182,29 @@ class CephZone(CatalogueZone[PoolCatalogue]):
             self._catalogue = None
         with suppress(CephError):
             self._disconnect()
+
+
+def _check(catalogue: PoolCatalogue, advance: Advance) -> CheckReport:
+    rows = catalogue.rows(
+        "SELECT * FROM snapshots WHERE status IN ('available', 'suspended', 'deleted') ORDER BY root_id, depth, snapshot_id"
+    )
+    total, done = sum(row["virtual_bytes"] for row in rows), 0
+
+    def count(amount: int) -> None:
+        nonlocal done
+        done += amount
+        advance(done, total)
+
+    damaged = read_back(catalogue, rows, count)
+    with catalogue.transaction():
+        still = [
+            row["snapshot_id"]
+            for row in rows
+            if (now := catalogue.snapshot(row["snapshot_id"])) and now["status"] != "ceased"
+        ]
+        record(catalogue, still, damaged)
+    findings = [Finding(one, text, is_damage=True) for one, text in damaged.items() if one in still]
+    for row in catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL"):
+        text = f"a roll-back to {row['applying_id']} is unfinished: {row['problem'] or 'it is in progress'}"
+        findings.append(Finding(label_of(row), text, is_damage=False))
+    return CheckReport(len(rows), total, tuple(findings))

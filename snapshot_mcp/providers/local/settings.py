@@ -16,6 +16,7 @@ class LocalZoneSettings(ZoneSettings):
     """The embedded zone: real snapshots of disk images on this machine."""
 
     runs_on_windows: ClassVar[bool] = False
+    is_own: ClassVar[bool] = True
 
     provider: Literal["local"] = "local"
     folder: Path | None = None

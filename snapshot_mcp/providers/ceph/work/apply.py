@@ -16,13 +16,13 @@ from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import ResourceBusy, ZoneError
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.image import Image
+from snapshot_mcp.providers.ceph.image import RbdImage
 from snapshot_mcp.providers.ceph.names import snapshot_name
 from snapshot_mcp.providers.ceph.store import DEAD_CLIENT_SECONDS, LOOK_SECONDS, in_words, refuse_users
 from snapshot_mcp.providers.ceph.work.create import facts_of, take_together
 
 
-class Overwriting:
+class RollBack:
     """A roll-back; `outcomes` has each disk as applied, unchanged or incomplete (CONTRACT.md)."""
 
     def __init__(self, catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
@@ -71,7 +71,7 @@ class Overwriting:
         assert resource is not None, "a claim"
         return resource
 
-    def _hold(self, stack: ExitStack, resource: Row, *, is_patient: bool = False) -> Image:
+    def _hold(self, stack: ExitStack, resource: Row, *, is_patient: bool = False) -> RbdImage:
         """Lock an image that nobody uses, and look again: who came in between would be overwritten."""
         deadline = time.monotonic() + (DEAD_CLIENT_SECONDS if is_patient else 0)
         with self.catalogue.store.open(resource) as seen:
@@ -94,17 +94,17 @@ class Overwriting:
         refuse_users(resource, image)
         return image
 
-    def _check(self, resource_id: str, image: Image) -> None:
+    def _check(self, resource_id: str, image: RbdImage) -> None:
         """See that the disk is the agreed one and the snapshot is there."""
         resource = self._resource(resource_id)
         compare_again(self.catalogue, self.request, resource, self.catalogue.store.identity_of(resource))
         self._refuse_missing(self.targets[resource_id], image)
 
-    def _refuse_missing(self, snapshot_id: str, image: Image) -> None:
+    def _refuse_missing(self, snapshot_id: str, image: RbdImage) -> None:
         if snapshot_name(snapshot_id) not in image.snapshots():
             raise DamagedSnapshot(snapshot_id, "its RBD snapshot is gone")
 
-    def _take_safety(self, disks: dict[str, Image]) -> dict[str, Taken]:
+    def _take_safety(self, disks: dict[str, RbdImage]) -> dict[str, Taken]:
         ids = [self.safety[one] for one in disks if one in self.safety]
         if not ids:
             return {}
@@ -117,7 +117,7 @@ class Overwriting:
             for row, image in zip(rows, images, strict=True)
         }
 
-    def _overwrite(self, resource_id: str, image: Image, safety: dict[str, Taken]) -> None:
+    def _overwrite(self, resource_id: str, image: RbdImage, safety: dict[str, Taken]) -> None:
         """Overwrite one disk; the first one of a roll-back is the point of no return."""
         self._refuse_missing(self.targets[resource_id], image)
         self._note(resource_id, "incomplete", safety)
@@ -164,7 +164,7 @@ class Overwriting:
 
 def carry_out(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
     """Roll disks back, or go on with that."""
-    overwriting = Overwriting(catalogue, job, request, progress)
+    overwriting = RollBack(catalogue, job, request, progress)
     if job["has_effect"]:
         overwriting.resume()
     else:

@@ -9,7 +9,7 @@ from snapshot_mcp.catalogue.lookup import owner_of
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.image import Image
+from snapshot_mcp.providers.ceph.image import RbdImage
 from snapshot_mcp.providers.ceph.names import snapshot_name
 
 BLOCK: Final = 4 << 20
@@ -19,7 +19,7 @@ COPIERS: Final = 8
 """Blocks that are copied at the same time."""
 
 
-def content_of(catalogue: PoolCatalogue, snapshot: Row) -> Image:
+def content_of(catalogue: PoolCatalogue, snapshot: Row) -> RbdImage:
     """Open a restore point's content. Raises DamagedSnapshot if it is gone."""
     image_id, name = owner_of(catalogue, snapshot)["path"], snapshot_name(snapshot["snapshot_id"])
     try:
@@ -30,7 +30,7 @@ def content_of(catalogue: PoolCatalogue, snapshot: Row) -> Image:
         raise DamagedSnapshot(snapshot["snapshot_id"], "its RBD snapshot is gone") from None
 
 
-def copy_all(source: Image, target: Image, advance: Callable[[int], None]) -> None:
+def copy_all(source: RbdImage, target: RbdImage, advance: Callable[[int], None]) -> None:
     """Copy all content; blocks of zeros are left out of the new image."""
     zeros, size = bytes(BLOCK), source.size
 

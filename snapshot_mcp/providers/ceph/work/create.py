@@ -18,7 +18,7 @@ from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import GONE
-from snapshot_mcp.providers.ceph.image import Image
+from snapshot_mcp.providers.ceph.image import RbdImage
 from snapshot_mcp.providers.ceph.names import snapshot_name
 
 MAX_COUNTED_OBJECTS: Final = 20_000
@@ -52,21 +52,21 @@ def carry_out(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progr
         succeed(catalogue, job, {"snapshot_time": format_time(moment(taken_at))})
 
 
-def _opened(catalogue: PoolCatalogue, stack: ExitStack, snapshot: Row) -> Image:
+def _opened(catalogue: PoolCatalogue, stack: ExitStack, snapshot: Row) -> RbdImage:
     return stack.enter_context(catalogue.store.open(owner_of(catalogue, snapshot), is_read_only=False))
 
 
-def take_together(images: Sequence[Image], snapshot_ids: Sequence[str]) -> None:
+def take_together(images: Sequence[RbdImage], snapshot_ids: Sequence[str]) -> None:
     """Take a snapshot of each image, as near to each other as can be, and protect them."""
     names = list(map(snapshot_name, snapshot_ids))
     if len(images) == 1:
         images[0].take(names[0])
         return
     with ThreadPoolExecutor(len(images)) as pool:
-        list(pool.map(Image.take, images, names))
+        list(pool.map(RbdImage.take, images, names))
 
 
-def facts_of(catalogue: PoolCatalogue, snapshot: Row, image: Image, taken_at: float, consistency: str) -> Taken:
+def facts_of(catalogue: PoolCatalogue, snapshot: Row, image: RbdImage, taken_at: float, consistency: str) -> Taken:
     """Return what is recorded of a snapshot that was taken."""
     name = snapshot_name(snapshot["snapshot_id"])
     size = image.snapshots()[name].size
@@ -74,7 +74,7 @@ def facts_of(catalogue: PoolCatalogue, snapshot: Row, image: Image, taken_at: fl
     return Taken(taken_at, _estimate(catalogue, snapshot, image, size), size, consistency)
 
 
-def _estimate(catalogue: PoolCatalogue, snapshot: Row, image: Image, size: int) -> int:
+def _estimate(catalogue: PoolCatalogue, snapshot: Row, image: RbdImage, size: int) -> int:
     """Return about what a restore point stores: all that was written since its parent, as far as Ceph knows that cheaply."""
     is_cheap = image.features & clib.FEATURE_FAST_DIFF or size >> image.order <= MAX_COUNTED_OBJECTS
     since = snapshot_name(snapshot["parent_id"]) if snapshot["parent_id"] else ""

@@ -13,7 +13,7 @@ from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.image import Image
+from snapshot_mcp.providers.ceph.image import RbdImage
 from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name
 from snapshot_mcp.providers.ceph.pool import Pool
 from snapshot_mcp.providers.ceph.store import DEAD_CLIENT_SECONDS, LOOK_SECONDS, finished_name
@@ -58,7 +58,7 @@ def _record_export(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], 
         succeed(catalogue, job, {"path": f"{pool.name}/{name}", "size_bytes": size})
 
 
-def _fresh_image(pool: Pool, new_id: str, like: Image, progress: JobProgress) -> Image:
+def _fresh_image(pool: Pool, new_id: str, like: RbdImage, progress: JobProgress) -> RbdImage:
     """Return a new image; what a worker that died has left of it is removed first, once Ceph has let go of that worker."""
     deadline = time.monotonic() + DEAD_CLIENT_SECONDS
     while True:

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,26 +16,14 @@ from snapshot_mcp.providers.ceph.work.blocks import BLOCK, COPIERS, content_of, 
 
 
 def carry_out(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
-    """Read snapshots back whole: Ceph compares what it stores with its own checksums."""
+    """Verify snapshots and all that they build on. Raises Damaged, which names what is."""
     rows = {row["snapshot_id"]: row for one in request["verify_ids"] for row in catalogue.ancestors(one)}
     progress.start("verifying", sum(row["virtual_bytes"] for row in rows.values()))
-    damaged: dict[str, str] = {}
-    for snapshot_id, row in rows.items():
-        try:
-            _read_whole(catalogue, row, progress.advance)
-        except DamagedSnapshot as error:
-            damaged[snapshot_id] = error.message
-        except CephError as error:
-            if error.errno != errno.EIO:
-                raise
-            damaged[snapshot_id] = f"Snapshot {snapshot_id} is damaged: Ceph cannot read all of it."
+    damaged = read_back(catalogue, rows.values(), progress.advance)
     progress.finish()
     with catalogue.transaction():
-        for one in rows:
-            catalogue.mark_damaged(one, is_damaged=one in damaged)
-        whole = [one for one in rows if not {row["snapshot_id"] for row in catalogue.ancestors(one)} & damaged.keys()]
-        verified = [one for one in request["verify_ids"] if one in whole]
-        catalogue.mark_verified(whole)
+        sound = record(catalogue, rows, damaged)
+        verified = [one for one in request["verify_ids"] if one in sound]
         outcome = {"verified": verified, "damaged": sorted(damaged)}
         if not damaged:
             succeed(catalogue, job, outcome)
@@ -46,6 +34,31 @@ def carry_out(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progr
         f"{' '.join(damaged.values())} So these cannot be restored: {', '.join(lost)}.",
         hint="Take a new full snapshot of the disk; the damaged ones are marked and no longer count as good.",
     )
+
+
+def read_back(catalogue: PoolCatalogue, rows: Iterable[Row], advance: Callable[[int], None]) -> dict[str, str]:
+    """Read snapshots whole; return what is wrong with each that is damaged."""
+    damaged: dict[str, str] = {}
+    for row in rows:
+        try:
+            _read_whole(catalogue, row, advance)
+        except DamagedSnapshot as error:
+            damaged[row["snapshot_id"]] = error.message
+        except CephError as error:
+            if error.errno != errno.EIO:
+                raise
+            damaged[row["snapshot_id"]] = f"Snapshot {row['snapshot_id']} is damaged: Ceph cannot read all of it."
+    return damaged
+
+
+def record(catalogue: PoolCatalogue, ids: Iterable[str], damaged: Mapping[str, str]) -> list[str]:
+    """Record what was found, within the caller's transaction; return which are sound with all that they build on."""
+    looked_at = list(ids)
+    for one in looked_at:
+        catalogue.mark_damaged(one, is_damaged=one in damaged)
+    sound = [one for one in looked_at if not {row["snapshot_id"] for row in catalogue.ancestors(one)} & damaged.keys()]
+    catalogue.mark_verified(sound)
+    return sound
 
 
 def _read_whole(catalogue: PoolCatalogue, snapshot: Row, advance: Callable[[int], None]) -> None:
