@@ -184,9 +184,9 @@ class PoolCatalogue(Catalogue):
                 f"The zone's catalogue was written by a newer version of snapshot-mcp (format {written_as}).",
                 hint="Update this installation. Nothing was changed.",
             )
+        seen = [dict(row) for row in self.db.execute("SELECT * FROM resources") if row["resource_id"] in self._found]
         self.db.close()
         self.db = schema.open_in_memory(written_as)
-        self._found.clear()
         with transaction(self.db):
             self.db.execute("PRAGMA defer_foreign_keys = ON")
             for table in KEYS:
@@ -195,9 +195,18 @@ class PoolCatalogue(Catalogue):
                         self._insert(table, json.loads(value))
         schema.bring_up_to_date(self.db)
         self._is_outdated = written_as < len(schema.MIGRATIONS)
+        self._find_again(seen)
         self._track()
         self.loads += 1
         self.revision = int(found.get("rev", b"0"))
+
+    def _find_again(self, seen: Collection[dict[str, Any]]) -> None:
+        """Keep the found disks of which nothing is recorded, also in a copy that was loaded anew."""
+        known = {row["path"] for row in self.db.execute("SELECT path FROM resources")}
+        new = [row for row in seen if row["path"] not in known]
+        for row in new:
+            self._insert("resources", row)
+        self._found = {row["resource_id"] for row in new}
 
     def _put_row(self, table: str, row: dict[str, Any]) -> None:
         key = KEYS[table]
