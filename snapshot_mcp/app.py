@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.page.process import PageProcess
     from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
+    from snapshot_mcp.providers.ceph.scratch import Scratch as Scratch
     from snapshot_mcp.providers.ceph.zone import CephZone as CephZone
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.providers.local.moving import Move as Move
@@ -234,6 +235,20 @@ def open_own_zone(settings: Settings, name: str = "") -> OwnZone:
     if not zone.is_own:
         raise BadRequest(f"Zone {name!r} is not a zone of our own.", hint="It is managed at its provider.")
     return cast("OwnZone", zone.build(settings.site(name)))
+
+
+def ceph_scratch(conf: Path, pool: str) -> Scratch:
+    """Make a namespace in a pool of a cluster for a while. Raises ZoneError."""
+    from snapshot_mcp.providers.ceph.clib import CephError
+    from snapshot_mcp.providers.ceph.errors import translate
+    from snapshot_mcp.providers.ceph.scratch import Scratch
+
+    try:
+        return Scratch(conf, pool)
+    except CephError as error:
+        known = translate(error)
+        assert known is not None
+        raise known.add(hint=f"The tour uses the pool {pool!r} of {conf} as client.admin.") from None
 
 
 def as_local(zone: object) -> LocalZone | None:

@@ -250,6 +250,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "image": {"clib"},
         "names": set(),
         "pool": {"clib", "errors", "image"},
+        "scratch": {"clib", "cluster", "names"},
         "settings": {"zone"},
         "store": {"clib", "errors", "image", "names", "pool"},
         "work": {"catalogue", "clib", "errors", "image", "names", "pool", "store"},

@@ -32,14 +32,14 @@ def run(args: argparse.Namespace) -> int:
 
     settings = app.own_settings()
     guard = app.build_guard(settings)
-    act, deed = anyio.run(_plan, settings, guard, args)
+    act, deed, resource_id = anyio.run(_plan, settings, guard, args)
     if not act.ids:
         say("The disk has no restore point of ours.")
         return 0
     door = agree(guard, act, deed)
     if door is None:
         return 1
-    gone = anyio.run(_forget, settings, guard, replace(deed, door=door), act.ids)
+    gone = anyio.run(_forget, settings, guard, replace(deed, door=door), resource_id, act.ids)
     say(*gone, "Nothing of ours is left on the disk; its manager can remove it.")
     return 0
 
@@ -54,18 +54,20 @@ def _opened(settings: "Settings", name: str) -> "CephZone":
     )
 
 
-async def _plan(settings: "Settings", guard: "Guard", args: argparse.Namespace) -> "tuple[PersonAct, Deed]":
+async def _plan(settings: "Settings", guard: "Guard", args: argparse.Namespace) -> "tuple[PersonAct, Deed, str]":
     from snapshot_mcp import app
 
     async with aclosing(_opened(settings, args.zone)) as zone:
         disk = await find_disk(zone, args.resource, guard.command)
         act = await guard.plan_forget(zone.zone, disk, await _points(zone, disk.id))
-        return act, app.deed(act.operation, zone, user_name(), resource_id=disk.id, snapshot_ids=list(act.ids))
+        deed = app.deed(act.operation, zone, user_name(), resource_id=disk.id, snapshot_ids=list(act.ids))
+        return act, deed, disk.id
 
 
-async def _forget(settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[str, ...]) -> tuple[str, ...]:
+async def _forget(
+    settings: "Settings", guard: "Guard", deed: "Deed", resource_id: str, ids: tuple[str, ...]
+) -> tuple[str, ...]:
     """Destroy what was agreed to, unless a rule forbids it by now."""
-    resource_id = str(deed.fields["resource_id"])
     async with aclosing(_opened(settings, deed.zone)) as zone, guard.recorded(deed):
         disk = await find_disk(zone, resource_id, guard.command)
         if refusal := (await guard.plan_forget(zone.zone, disk, await _points(zone, disk.id))).refusal:

@@ -129,6 +129,8 @@ RADOS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
 """Name → what it returns and takes."""
 
 RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "rbd_namespace_create": (c_int, (c_void_p, c_char_p)),
+    "rbd_namespace_remove": (c_int, (c_void_p, c_char_p)),
     "rbd_list2": (c_int, (c_void_p, POINTER(ImageSpec), _SIZES)),
     "rbd_image_spec_list_cleanup": (None, (POINTER(ImageSpec), c_size_t)),
     "rbd_open": (c_int, (c_void_p, c_char_p, _HANDLE, c_char_p)),

@@ -134,6 +134,10 @@ class RbdImage(Closing):
         """Take the exclusive lock until it is closed; a dead owner is locked out of the cluster first."""
         call("rbd_lock_acquire", self._handle, clib.LOCK_EXCLUSIVE)
 
+    def unlock(self) -> None:
+        """Give the exclusive lock back."""
+        call("rbd_lock_release", self._handle)
+
     def snapshots(self) -> dict[str, ImageSnapshot]:
         """Return its snapshots by name."""
         count = c_int(64)

@@ -164,6 +164,14 @@ class Pool(Closing):
 
     # the images
 
+    def add_namespace(self, name: str) -> None:
+        """Make a namespace in the pool."""
+        call("rbd_namespace_create", self.handle, name.encode())
+
+    def remove_namespace(self, name: str) -> None:
+        """Remove an empty namespace."""
+        call("rbd_namespace_remove", self.handle, name.encode())
+
     def list_images(self) -> dict[str, str]:
         """Return the names of all images by their ids."""
         count = c_size_t(64)
