@@ -28,9 +28,9 @@ CALL_SECONDS = 20.0
 
 
 @pytest.fixture
-def own_site() -> Iterator[Site]:
-    """A cluster of its own, whose daemons a test may stop."""
-    with open_site() as opened:
+def own_site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A cluster of its own, whose daemons a test may stop; with a manager for a test that needs quotas."""
+    with open_site(has_manager="quota" in request.node.name) as opened:
         yield opened
 
 

@@ -39,7 +39,7 @@ async def test_disks_are_found_renamed_and_gone(bench: Bench) -> None:
     other = bench.zone("other")
     assert (await get(other, snapshot)).resource.resource_name == "second"
     with bench.site.pool.open_by_name("second") as image:
-        assert image.snapshots()[snapshot_name(snapshot)].is_protected
+        assert image.is_protected(snapshot_name(snapshot))
         image.drop(snapshot_name(snapshot))
     bench.site.pool.remove_image("second")
     assert await bench.names("other") == []

@@ -318,7 +318,7 @@ class PoolCatalogue(Catalogue):
                 self.pool.write_keys(OBJECT, equal, put, drop)
         except CephError as error:
             if error.errno == ECANCELED:
-                self._refuse_fenced()
+                self.refuse_fenced()
                 raise CommittedFirst("Another machine has changed the zone's catalogue at the same moment") from None
             if error.errno in GONE:
                 raise OutcomeUnknown(
@@ -371,7 +371,8 @@ class PoolCatalogue(Catalogue):
         held = getattr(self._job, "held", None)
         return dict([held]) if held else {}
 
-    def _refuse_fenced(self) -> None:
+    def refuse_fenced(self) -> None:
+        """Raise Fenced if the job of this thread is another worker's by now."""
         held = getattr(self._job, "held", None)
         if held and self._read(held[0]).get(held[0]) != held[1]:
             raise Fenced(held[0])

@@ -7,7 +7,7 @@ import ctypes
 import errno
 import threading
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_char, c_int, c_size_t, c_uint64, c_void_p
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapshot_mcp.ground.closing import Closing
@@ -23,14 +23,6 @@ class ClientUse(NamedTuple):
 
     address: str
     client: int
-
-
-class ImageSnapshot(NamedTuple):
-    """An RBD snapshot."""
-
-    name: str
-    size: int
-    is_protected: bool
 
 
 class RbdImage(Closing):
@@ -138,8 +130,8 @@ class RbdImage(Closing):
         """Give the exclusive lock back."""
         call("rbd_lock_release", self._handle)
 
-    def snapshots(self) -> dict[str, ImageSnapshot]:
-        """Return its snapshots by name."""
+    def snapshots(self) -> dict[str, int]:
+        """Return the sizes of its snapshots by name."""
         count = c_int(64)
         while True:
             infos = (clib.SnapInfo * count.value)()
@@ -152,9 +144,10 @@ class RbdImage(Closing):
             number = next((place for place, one in enumerate(infos) if not one.name), count.value)
             found = {one.name.decode(): int(one.size) for one in infos[:number]}
             call("rbd_snap_list_end", infos)
-            return {name: ImageSnapshot(name, size, self._is_protected(name)) for name, size in found.items()}
+            return found
 
-    def _is_protected(self, name: str) -> bool:
+    def is_protected(self, name: str) -> bool:
+        """Return whether a snapshot can only be removed once that is taken back."""
         found = c_int()
         call("rbd_snap_is_protected", self._handle, name.encode(), byref(found))
         return bool(found.value)
@@ -203,13 +196,19 @@ class RbdImage(Closing):
 
     def read(self, offset: int, length: int) -> bytes:
         """Read bytes."""
-        buffer = ctypes.create_string_buffer(length)
-        count = call("rbd_read2", self._handle, offset, length, buffer, clib.ONCE)
-        return buffer.raw[:count]
+        data = bytearray(length)
+        count = self.read_into(offset, data)
+        return bytes(data[:count])
 
-    def write(self, offset: int, data: bytes) -> None:
+    def read_into(self, offset: int, data: bytearray) -> int:
+        """Read bytes into a buffer, which spares copying them; return how many."""
+        buffer = (c_char * len(data)).from_buffer(data)
+        return int(call("rbd_read2", self._handle, offset, len(data), buffer, clib.ONCE))
+
+    def write(self, offset: int, data: bytes | bytearray) -> None:
         """Write bytes."""
-        call("rbd_write2", self._handle, offset, len(data), data, clib.ONCE)
+        buffer = (c_char * len(data)).from_buffer(data) if isinstance(data, bytearray) else data
+        call("rbd_write2", self._handle, offset, len(data), buffer, clib.ONCE)
 
     def resize(self, size: int) -> None:
         """Give it another size."""

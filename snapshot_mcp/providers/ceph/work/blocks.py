@@ -15,7 +15,7 @@ from snapshot_mcp.providers.ceph.names import snapshot_name
 BLOCK: Final = 4 << 20
 """Bytes that are copied at once: an object, as RBD makes them."""
 
-COPIERS: Final = 8
+COPIERS: Final = 10
 """Blocks that are copied at the same time."""
 
 
@@ -36,8 +36,9 @@ def copy_all(source: RbdImage, target: RbdImage, advance: Callable[[int], None])
 
     def copy(offset: int) -> int:
         length = min(BLOCK, size - offset)
-        data = source.read(offset, length)
-        if data != zeros[:length]:
+        data = bytearray(length)
+        source.read_into(offset, data)
+        if data != (zeros if length == BLOCK else zeros[:length]):
             target.write(offset, data)
         return length
 

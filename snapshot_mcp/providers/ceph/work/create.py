@@ -38,7 +38,6 @@ def carry_out(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progr
                 "The backup was interrupted while its snapshots were taken, so they are not of one moment.",
                 hint="Create it again. Earlier snapshots are not affected.",
             )
-        progress.start("taking the snapshot", 0)
         taken_at = rows[0]["snapshot_at"] if all(there) else catalogue.instant()
         take_together(images, [row["snapshot_id"] for row in rows])
         consistency = "instant" if len(rows) == 1 else f"instant, {EACH_FOR_ITSELF}"
@@ -69,7 +68,7 @@ def take_together(images: Sequence[RbdImage], snapshot_ids: Sequence[str]) -> No
 def facts_of(catalogue: PoolCatalogue, snapshot: Row, image: RbdImage, taken_at: float, consistency: str) -> Taken:
     """Return what is recorded of a snapshot that was taken."""
     name = snapshot_name(snapshot["snapshot_id"])
-    size = image.snapshots()[name].size
+    size = image.snapshots()[name]
     image.set_metadata(f"{name}.name", snapshot["name"][:1000])
     return Taken(taken_at, _estimate(catalogue, snapshot, image, size), size, consistency)
 

@@ -38,7 +38,8 @@ def carry_out(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progr
             name = _finish_name(pool, new_id, request["name"])
             progress.finish()
         _record_export(catalogue, job, request, pool, name)
-    except ZoneError:
+    except (ZoneError, CephError):
+        catalogue.refuse_fenced()  # what is there may be another worker's by now
         store.remove_export(new_id, request["name"])  # before the job ends, and outside of its transaction
         raise
 
