@@ -74,6 +74,8 @@ async def measure(site: Site, rounds: int, size: int) -> dict[str, float]:
         theirs = await seconds(partial(rbd, "cp", "rbd/disk@first", f"rbd/theirs{one}"))
         mine = await seconds(partial(_whole, zone, partial(zone.create_volume, first, f"ours {one}")))
         ratios["export"].append(mine / theirs)
+        for name in (f"theirs{one}", f"ours {one}"):  # the cluster is small, and a full one hangs
+            await rbd("rm", f"rbd/{name}")
     await zone.aclose()
     return {name: statistics.median(some) for name, some in ratios.items()}
 
