@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from snapshot_mcp.cli.out import warn
+from snapshot_mcp.contract.errors import Forbidden
 
 if TYPE_CHECKING:
-    from snapshot_mcp.cli.shell.session import Reply
+    from snapshot_mcp.cli.shell.session import ShellReply
     from snapshot_mcp.settings import Settings
 
 ROWS = 100
@@ -27,7 +28,7 @@ STATUSES = "exit status: 0 done or submitted; 1 an error or a no: nothing was st
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class ToolCall:
     """A tool and its arguments. `person`: what needs the operator's PIN, as a command, "" for what does not."""
 
     tool: str
@@ -64,16 +65,18 @@ def run(args: argparse.Namespace) -> int:
     return _carry_out(settings, act, args)
 
 
-def _carry_out(settings: "Settings", act: Act, args: argparse.Namespace) -> int:
+def _carry_out(settings: "Settings", act: ToolCall, args: argparse.Namespace) -> int:
     from snapshot_mcp.cli.shell.consent import ask_person, kept_terminal, need_person
     from snapshot_mcp.cli.shell.session import open_session, print_reply
     from snapshot_mcp.cli.shell.words import program
 
+    if settings.read_only and args.command not in _READING:
+        raise Forbidden(f"This home is read-only: `{args.command}` did nothing.")
     if act.person:
         need_person(settings, act.person, RECOMMENDED if args.command == "restore" else "")
     started = ""
 
-    async def call() -> "Reply":
+    async def call() -> "ShellReply":
         nonlocal started
         async with open_session(settings, ask_person if act.person else None) as session:
             try:
@@ -101,42 +104,44 @@ def _check_restore(args: argparse.Namespace) -> None:
         args.parser.error("several snapshots, --plan and --no-safety-snapshot go with --in-place only")
 
 
-def _back_up(args: argparse.Namespace) -> Act:
+def _back_up(args: argparse.Namespace) -> ToolCall:
     name = args.name or f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    return Act("create_snapshots", {"resource_ids": args.disk, "name": name, "full": args.full})
+    return ToolCall("create_snapshots", {"resource_ids": args.disk, "name": name, "full": args.full})
 
 
-def _snapshots(args: argparse.Namespace) -> Act:
+def _snapshots(args: argparse.Namespace) -> ToolCall:
     wanted = {"resource_id": args.disk, "status": args.status, "search": args.search, "tags": args.tag}
-    return Act("list_snapshots", _given(wanted) | {"limit": args.limit, "offset": args.offset, "verbose": args.verbose})
+    return ToolCall(
+        "list_snapshots", _given(wanted) | {"limit": args.limit, "offset": args.offset, "verbose": args.verbose}
+    )
 
 
-def _disks(args: argparse.Namespace) -> Act:
-    return Act("list_resources", _given({"kind": args.kind, "search": args.search}) | _page(args))
+def _disks(args: argparse.Namespace) -> ToolCall:
+    return ToolCall("list_resources", _given({"kind": args.kind, "search": args.search}) | _page(args))
 
 
-def _restore(args: argparse.Namespace) -> Act:
+def _restore(args: argparse.Namespace) -> ToolCall:
     if args.to_volume is not None:
-        return Act("export_to_volume", {"snapshot_id": args.snapshot[0], "volume_name": args.to_volume})
+        return ToolCall("export_to_volume", {"snapshot_id": args.snapshot[0], "volume_name": args.to_volume})
     if args.to_image is not None:
-        return Act("export_to_image", {"snapshot_id": args.snapshot[0], "image_name": args.to_image})
+        return ToolCall("export_to_image", {"snapshot_id": args.snapshot[0], "image_name": args.to_image})
     asked = {"snapshot_ids": args.snapshot, "safety_snapshot": not args.no_safety_snapshot, "plan_only": args.plan}
-    return Act("rollback_to_snapshots", asked, "" if args.plan else "restore --in-place")
+    return ToolCall("rollback_to_snapshots", asked, "" if args.plan else "restore --in-place")
 
 
-def _delete(args: argparse.Namespace) -> Act:
+def _delete(args: argparse.Namespace) -> ToolCall:
     asked = {"snapshot_id": args.snapshot, "plan_only": args.plan}
-    return Act("delete_snapshot", asked, "" if args.plan else "delete")
+    return ToolCall("delete_snapshot", asked, "" if args.plan else "delete")
 
 
-def _rename(args: argparse.Namespace) -> Act:
-    return Act(
+def _rename(args: argparse.Namespace) -> ToolCall:
+    return ToolCall(
         "rename_snapshot", {"snapshot_id": args.snapshot} | _given({"name": args.name, "description": args.description})
     )
 
 
-def _tag(args: argparse.Namespace) -> Act:
-    return Act("rename_snapshot", {"snapshot_id": args.snapshot, "tags": args.tag or [""]})
+def _tag(args: argparse.Namespace) -> ToolCall:
+    return ToolCall("rename_snapshot", {"snapshot_id": args.snapshot, "tags": args.tag or [""]})
 
 
 def _page(args: argparse.Namespace) -> dict[str, Any]:
@@ -147,22 +152,25 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value}
 
 
-_ACTS: dict[str, Callable[[argparse.Namespace], Act]] = {
+_ACTS: dict[str, Callable[[argparse.Namespace], ToolCall]] = {
     "back-up": _back_up,
     "snapshots": _snapshots,
     "disks": _disks,
-    "chain": lambda args: Act("show_chain", {"resource_id": args.disk}),
+    "chain": lambda args: ToolCall("show_chain", {"resource_id": args.disk}),
     "restore": _restore,
     "delete": _delete,
-    "recover": lambda args: Act("recover_snapshots", {"snapshot_ids": args.snapshot}),
-    "verify": lambda args: Act("verify_snapshots", {"snapshot_ids": args.snapshot}),
+    "recover": lambda args: ToolCall("recover_snapshots", {"snapshot_ids": args.snapshot}),
+    "verify": lambda args: ToolCall("verify_snapshots", {"snapshot_ids": args.snapshot}),
     "rename": _rename,
     "tag": _tag,
-    "cancel": lambda args: Act("cancel_job", {"job_id": args.job}),
+    "cancel": lambda args: ToolCall("cancel_job", {"job_id": args.job}),
 }
 
 _WAITING = {"back-up", "restore", "delete", "recover", "verify"}
 """Commands that start a job."""
+
+_READING = {"snapshots", "disks", "chain"}
+"""Commands that a read-only home has."""
 
 
 def _add_back_up(parser: argparse.ArgumentParser) -> None:

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mcp import Client
-from mcp.shared.exceptions import MCPError
 from mcp.types import Implementation, TextContent
 
 from snapshot_mcp import __version__, app
 from snapshot_mcp.cli.out import console, say, say_json, warn
 from snapshot_mcp.cli.shell.words import Words, program
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_line, clean_text
+from snapshot_mcp.contract.text import clean_line
 
 if TYPE_CHECKING:
     from snapshot_mcp.settings import Settings
@@ -33,7 +32,7 @@ REFUSED = {"declined", "refused", "plan_changed", "needs_approval", "safety_runn
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ShellReply:
     """What a tool answered, in a shell's words. `code`: of an error, "" if it is none."""
 
     lines: tuple[str, ...] = ()
@@ -58,7 +57,7 @@ class Reply:
         return JOB_FAILED if self.structure.get("outcome") == "failed" else 0
 
 
-class Session:
+class ShellSession:
     """Calls tools. `started` is the job that the command has started, for whoever interrupts it."""
 
     def __init__(self, client: Client, words: Words) -> None:
@@ -66,27 +65,24 @@ class Session:
         self._words = words
         self.started = ""
 
-    async def call(self, tool: str, arguments: dict[str, Any], advance: "Advance | None" = None) -> Reply:
+    async def call(self, tool: str, arguments: dict[str, Any], advance: "Advance | None" = None) -> ShellReply:
         """Call a tool and return its answer; an error is an answer too."""
 
         async def report(progress: float, total: float | None, message: str | None) -> None:
             if advance:
                 advance(progress, message or "")
 
-        try:
-            result = await self._client.call_tool(tool, arguments, progress_callback=report)
-        except MCPError as error:  # a tool that a read-only server does not have
-            return Reply((clean_text(error.error.message, MESSAGE_CHARACTERS),), code="refused")
+        result = await self._client.call_tool(tool, arguments, progress_callback=report)
         text = "\n".join(one.text for one in result.content if isinstance(one, TextContent))
         if result.is_error:
             text = text.removeprefix(f"{tool} failed: ").removeprefix(f"{tool} was not called: ")
         lines = tuple(filter(None, map(self._words.line, text.split("\n"))))
         code = str((result.meta or {}).get("code", "error")) if result.is_error else ""
-        reply = Reply(lines, self._words.structure(result.structured_content or {}), code)
+        reply = ShellReply(lines, self._words.structure(result.structured_content or {}), code)
         self.started = reply.job_id or self.started
         return reply
 
-    async def call_and_wait(self, tool: str, arguments: dict[str, Any]) -> Reply:
+    async def call_and_wait(self, tool: str, arguments: dict[str, Any]) -> ShellReply:
         """Call a tool that starts a job, and follow the job to its end with a bar."""
         with waiting_bar() as advance:
             reply = await self.call(tool, arguments | {"wait_seconds": WAIT_SECONDS}, advance)
@@ -102,27 +98,27 @@ class Session:
 Advance = Callable[[float, str], None]
 
 
-def _joined(first: Reply, later: Reply) -> Reply:
+def _joined(first: ShellReply, later: ShellReply) -> ShellReply:
     """Return the answer to a change with what came of its job since."""
     if later.code:
         return later
     jobs = later.structure.get("jobs") or [{}]
     came = {key: later.structure[key] for key in ("outcome", "made", "hint") if later.structure.get(key)}
     reason = {"error": jobs[0]["error"]} if jobs[0].get("error") else {}
-    return Reply(later.lines, first.structure | came | reason)
+    return ShellReply(later.lines, first.structure | came | reason)
 
 
 @asynccontextmanager
 async def open_session(
     settings: "Settings", ask: "Callable[[app.Question], app.QuestionAnswer] | None" = None
-) -> AsyncIterator[Session]:
+) -> AsyncIterator[ShellSession]:
     """Run the server in this process and yield a session with it; `ask` (blocking) puts the guard's questions."""
     server = app.build_shell(settings, ask, NAME)
     async with Client(server, client_info=Implementation(name=NAME, version=__version__)) as client:
-        yield Session(client, Words(program()))
+        yield ShellSession(client, Words(program()))
 
 
-def print_reply(reply: Reply, *, as_json: bool) -> int:
+def print_reply(reply: ShellReply, *, as_json: bool) -> int:
     """Print an answer, errors on stderr; return the exit status."""
     if as_json:
         text = " ".join(reply.lines)

@@ -1,6 +1,5 @@
 """`LocalZone`: the embedded zone as a Provider, `catalogue.zone` over files."""
 
-import errno
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
@@ -13,16 +12,15 @@ import anyio.to_thread
 from snapshot_mcp.catalogue import deletion, room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
-from snapshot_mcp.catalogue.lookup import find_usable
 from snapshot_mcp.catalogue.store import NewerSnapshot
 from snapshot_mcp.catalogue.zone import CatalogueZone
-from snapshot_mcp.contract.errors import NotFound, NotUsable, StorageFull, ZoneError
+from snapshot_mcp.contract.errors import NotUsable, StorageFull, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import Image, Instance, Volume
 from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, ResourceType
-from snapshot_mcp.contract.text import encodable, format_bytes, quoted
+from snapshot_mcp.contract.text import encodable, format_bytes
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
@@ -32,9 +30,8 @@ from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.place import shown
+from snapshot_mcp.providers.local.reading import read_out
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
-from snapshot_mcp.providers.local.restore import export
-from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.strays import (
     find_newer,
     find_strays,
@@ -170,33 +167,13 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return await anyio.to_thread.run_sync(run)
 
     async def read_out(self, snapshot_id: str, fd: int, advance: Advance = lambda done, total: None) -> int:
-        """Write a restore point's verified content into a new, empty file; return its size in bytes.
-
-        Raises NotFound, NotUsable, StorageFull, and DamagedSnapshot as the zone's own error.
-        """
+        """Write a restore point's verified content into a new, empty file; return its size in bytes (`reading`)."""
 
         def run() -> int:
             with self._errors_translated(), self._open() as catalogue:
-                find_usable(catalogue, snapshot_id)
-                with Chain(catalogue.store.snapshots, snapshot_id) as chain:
-                    size, done = chain.header.virtual_size_bytes, 0
+                return read_out(catalogue, snapshot_id, fd, advance)
 
-                    def count(bytes_read: int) -> None:
-                        nonlocal done
-                        done += bytes_read
-                        advance(done, size)
-
-                    try:
-                        export(fd, chain, count)
-                    except OSError as error:
-                        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                            raise StorageFull(f"The file does not fit there ({format_bytes(size)}).") from None
-                        raise
-                return size
-
-        if not self._exists():
-            raise NotFound(f"There is no snapshot {quoted(snapshot_id)} in zone {self.zone}.")
-        return await anyio.to_thread.run_sync(run, abandon_on_cancel=False)
+        return await anyio.to_thread.run_sync(run)
 
     async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
         """Purge as every zone of ours does, but nothing that a snapshot file without a row builds on."""

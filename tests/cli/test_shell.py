@@ -1,0 +1,243 @@
+"""The tools' acts as commands, through real processes: issue 14, item 3 (README, "Without an assistant")."""
+
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import pytest
+
+from snapshot_mcp.cli.shell.words import COMMAND_OF, Words
+from snapshot_mcp.contract.models import ResourceFilter
+from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.server.build import build_tools
+from tests.cli.shell import COMMAND, environment, run
+from tests.disks import back_up, change, make_image
+from tests.rest_face import KEY_PAIR, ZONE_ID, served
+
+pytestmark = pytest.mark.anyio
+
+TOOL = re.compile("|".join(COMMAND_OF))
+
+
+class Shell:
+    """Commands in a home, as a program runs them: in pipes."""
+
+    def __init__(self, home: Path, **variables: str) -> None:
+        self.environ = environment(home, **variables)
+
+    async def __call__(self, *words: str, status: int = 0) -> str:
+        """Run a command that ends with this status; return what it says on the stream that belongs to that."""
+        done = await self.run(*words)
+        said = (done.stdout if status in {0, 3} else done.stderr).decode()
+        assert done.returncode == status, (words, done.stdout.decode(), done.stderr.decode())
+        assert not TOOL.search(said), said
+        return said
+
+    async def run(self, *words: str, stdin: str = "") -> "subprocess.CompletedProcess[bytes]":
+        return await anyio.to_thread.run_sync(lambda: run(words, self.environ, stdin=stdin))
+
+    async def json(self, *words: str, status: int = 0) -> Any:
+        done = await self.run(*words, "--json")
+        assert done.returncode == status, (words, done.stdout.decode(), done.stderr.decode())
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+async def disk(local_zone: LocalZone, tmp_path: Path) -> Path:
+    """A registered disk called db."""
+    path = make_image(tmp_path / "db.img")
+    await local_zone.add_resource(path, "db")
+    return path
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path / "home")
+
+
+@asynccontextmanager
+async def over_rest(zone: LocalZone, home: Path) -> AsyncIterator[Shell]:
+    """A shell of another home, whose only zone is a provider's."""
+    async with served(zone) as face:
+        yield Shell(
+            home,
+            SNAPSHOT_MCP_API_URL=face.url,
+            SNAPSHOT_MCP_API_CLIENT_ID=KEY_PAIR.client_id,
+            SNAPSHOT_MCP_API_CLIENT_SECRET=KEY_PAIR.client_secret.get_secret_value(),
+            SNAPSHOT_MCP_ZONE=ZONE_ID,
+        )
+
+
+async def use(shell: Shell, disk: Path) -> str:
+    """Back up, look, restore beside, verify, rename, tag; return the restore point."""
+    made = await shell.json("back-up", "db", "--name", "monday", "--wait")
+    assert (made["status"], made["outcome"], made["made"][0]["type"]) == ("submitted", "successful", "full")
+    (snapshot_id,) = made["snapshot_ids"]
+    assert f"{snapshot_id}  full  available" in await shell("snapshots", "db")
+    assert f"◉ {snapshot_id}" in await shell("chain", "db")
+    assert "Outcome: successful." in await shell("verify", snapshot_id, "--wait")
+    exported = await shell.json("restore", snapshot_id, "--to-volume", "beside", "--wait")
+    assert exported["outcome"] == "successful"
+    if path := exported["made"][0].get("path"):
+        assert Path(path).read_bytes() == disk.read_bytes()
+    assert "is now “tuesday”" in await shell("rename", snapshot_id, "tuesday")
+    return str(snapshot_id)
+
+
+async def test_a_disk_is_backed_up_and_restored_without_an_assistant(shell: Shell, disk: Path) -> None:
+    snapshot_id = await use(shell, disk)
+    assert "its tags are now “keep”" in await shell("tag", snapshot_id, "keep")
+    assert [one["snapshot_id"] for one in (await shell.json("snapshots", "--tag", "keep"))["snapshots"]] == [
+        snapshot_id
+    ]
+    assert "its tags were removed" in await shell("tag", snapshot_id)
+    said = await shell("jobs", "--finished")
+    assert "backup of" in said
+    assert "(shell " in said
+
+
+async def test_it_works_as_well_over_rest(local_zone: LocalZone, disk: Path, tmp_path: Path) -> None:
+    async with over_rest(local_zone, tmp_path / "other") as shell:
+        snapshot_id = await use(shell, disk)
+        said = await shell("restore", snapshot_id, "--to-file", str(tmp_path / "out.img"), status=1)
+    assert "keeps its data at its provider" in said
+    assert "--to-volume" in said
+    assert not (tmp_path / "out.img").exists()
+
+
+async def test_without_wait_a_change_is_submitted_and_said_to_be(shell: Shell, disk: Path) -> None:
+    said = await shell("back-up", "db")
+    assert "Submitted, not done." in said
+    assert "jobs`" in said
+
+
+async def test_a_job_that_fails_has_a_status_of_its_own(shell: Shell, disk: Path) -> None:
+    disk.rename(disk.with_suffix(".away"))
+    done = await shell.run("back-up", "db", "--wait")
+    assert done.returncode in {1, 3}, done
+    assert b"successful" not in done.stdout
+
+
+async def test_errors_name_what_is_near(shell: Shell, disk: Path) -> None:
+    said = await shell("back-up", "dbb", status=1)
+    assert "There is no disk or machine “dbb”" in said
+    assert "Similar names" in said
+    wrong = await shell.json("back-up", "dbb", status=1)
+    assert wrong["code"] == "not_found"
+    for words, near in (
+        (["bakc-up", "db"], "back-up"),
+        (["back-up", "db", "--wiat"], "--wait"),
+        (["zone", "lst"], "list"),
+    ):
+        assert f"Did you mean {near}?" in await shell(*words, status=2)
+
+
+async def test_a_restore_says_where_to_and_recommends_the_way_without_loss(shell: Shell) -> None:
+    for words in (["restore", "ss-1"], ["restore", "ss-1", "ss-2", "--to-volume", "x"]):
+        await shell(*words, status=2)
+    assert "--to-volume NAME restores beside the disk" in await shell("restore", "ss-1", status=2)
+    assert "recommended" in await shell("restore", "--help")
+    assert "--to-volume" in await shell("restore", "ss-1", "--in-place", status=1)
+
+
+async def test_a_read_only_home_is_told_so(tmp_path: Path, disk: Path) -> None:
+    shell = Shell(tmp_path / "home", SNAPSHOT_MCP_READ_ONLY="true")
+    done = await shell.run("back-up", "db")
+    assert done.returncode == 1
+    assert b"read-only" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+async def test_names_of_others_are_not_taken_for_tools(local_zone: LocalZone, disk: Path, shell: Shell) -> None:
+    (volume,) = (await local_zone.list_volumes(ResourceFilter())).items
+    await back_up(local_zone, volume.id, "show_chain")
+    done = await shell.run("snapshots")
+    assert "“show_chain”" in done.stdout.decode()
+
+
+def test_every_tool_has_a_command() -> None:
+    assert COMMAND_OF.keys() == {one.name for one in build_tools()}
+    words = Words("snapshot-mcp")
+    assert words.line("Call wait_for_job until it has ended.") == "Run `snapshot-mcp jobs` until it has ended."
+    assert words.line("The image is in list_resources with kind image.").endswith("`snapshot-mcp disks --kind image`.")
+    assert words.structure({"hint": "show_chain", "name": "show_chain"}) == {
+        "hint": "`snapshot-mcp chain DISK`",
+        "name": "show_chain",
+    }
+
+
+async def test_completion_offers_plain_words_only(
+    local_zone: LocalZone, disk: Path, tmp_path: Path, shell: Shell
+) -> None:
+    await local_zone.add_resource(make_image(tmp_path / "x.img"), "$(touch pwned)")
+    assert (await shell("completion", "words", "--", "ba")).split() == ["back-up"]
+    assert "--wait" in (await shell("completion", "words", "--", "back-up", "db", "--")).split()
+    offered = (await shell("completion", "words", "--", "chain", "")).split("\n")
+    assert "db" in offered
+    assert not [one for one in offered if "$" in one]
+
+
+async def test_a_real_bash_completes(shell: Shell) -> None:
+    script = await shell("completion", "bash")
+    line = f"{script}\nCOMP_WORDS=(snapshot-mcp bac); COMP_CWORD=1; _snapshot_mcp; echo ${{COMPREPLY[@]}}"
+    words = f'snapshot-mcp() {{ {" ".join(COMMAND)} "$@"; }}\n'
+    done = await anyio.to_thread.run_sync(
+        lambda: subprocess.run(["bash", "-c", words + line], env=shell.environ, capture_output=True, check=True)
+    )
+    assert done.stdout.split() == [b"back-up"]
+
+
+# To a file
+
+
+@pytest.fixture
+async def point(local_zone: LocalZone, disk: Path) -> str:
+    page = await local_zone.list_volumes(ResourceFilter())
+    return await back_up(local_zone, page.items[0].id, "monday")
+
+
+async def test_a_file_is_created_whole_and_never_overwritten(
+    shell: Shell, disk: Path, point: str, tmp_path: Path
+) -> None:
+    before = disk.read_bytes()
+    change(disk, 4096)
+    out = tmp_path / "out.img"
+    assert "every byte verified" in await shell("restore", point, "--to-file", str(out))
+    assert out.read_bytes() == before
+    assert out.stat().st_mode & 0o777 == 0o600
+    said = await shell("restore", point, "--to-file", str(disk), status=1)
+    assert "nothing is overwritten" in said
+    assert disk.read_bytes() != before
+
+
+async def test_a_file_follows_no_link_and_stays_out_of_the_home(shell: Shell, point: str, tmp_path: Path) -> None:
+    inside, link, dangling = tmp_path / "real", tmp_path / "link", tmp_path / "dangling"
+    inside.mkdir()
+    link.symlink_to(inside)
+    dangling.symlink_to(inside / "target")
+    for path, why in (
+        (link / "out.img", "symbolic link"),
+        (dangling, "nothing is overwritten"),
+        (tmp_path / "home" / "zones" / "x.img", "among the files of snapshot-mcp"),
+        (tmp_path / "none" / "x.img", "No file can be created"),
+    ):
+        assert why in await shell("restore", point, "--to-file", str(path), status=1)
+    assert not list(inside.iterdir())
+
+
+async def test_a_damaged_restore_point_leaves_no_file(
+    local_zone: LocalZone, shell: Shell, point: str, tmp_path: Path
+) -> None:
+    (path,) = (local_zone.folder / "snapshots").glob(f"{point}*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.chmod(0o600)
+    path.write_bytes(content)
+    said = await shell("restore", point, "--to-file", str(tmp_path / "out.img"), status=1)
+    assert "damaged" in said
+    assert not (tmp_path / "out.img").exists()
