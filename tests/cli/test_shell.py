@@ -1,4 +1,4 @@
-"""The tools' acts as commands, through real processes: issue 14, item 3 (README, "Without an assistant")."""
+"""The tools' acts as commands, through real processes (README.md, "Without an assistant")."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What destroys from a shell wants the person's PIN: through real processes on real pseudo-terminals (issue 14, Must show 6)."""
+"""What destroys from a shell wants the person's PIN: through real processes on pseudo-terminals (GUARD.md, "The shell")."""
 
 import os
 import pty

@@ -45,7 +45,7 @@ async def test_the_pin_proves_the_person(bench: Bench, policy: Policy) -> None:
 
 @pytest.mark.parametrize(("pin_there", "pin"), [("", PIN), ("", ""), (PIN, "111222"), (PIN, "")])
 async def test_without_the_right_pin_nothing_is_destroyed_or_left(bench: Bench, pin_there: str, pin: str) -> None:
-    """Issue 14: a program that drives the shell through a pseudo-terminal without the PIN destroys nothing."""
+    """What a program can do that drives the shell through a pseudo-terminal."""
     snapshot_id = await point(bench)
     if pin_there:
         await bench.guard().set_pin(pin_there)
