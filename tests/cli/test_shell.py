@@ -1,22 +1,29 @@
 """The tools' acts as commands, through real processes (README.md, "Without an assistant")."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import pytest
 
+from snapshot_mcp.cli.shell.session import FIRST_SECONDS
 from snapshot_mcp.cli.shell.words import COMMAND_OF, Words
 from snapshot_mcp.contract.models import ResourceFilter
+from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.server.build import build_tools
 from tests.cli.shell import COMMAND, environment, run
-from tests.disks import back_up, change, make_image
+from tests.disks import MIB, back_up, change, finish, make_image, worker_pid
+from tests.guard.test_terminal import type_to
+from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import KEY_PAIR, ZONE_ID, served
 
 pytestmark = pytest.mark.anyio
@@ -110,6 +117,21 @@ async def test_it_works_as_well_over_rest(local_zone: LocalZone, disk: Path, tmp
     assert not (tmp_path / "out.img").exists()
 
 
+@pytest.mark.long
+async def test_a_person_deletes_over_rest(local_zone: LocalZone, disk: Path, tmp_path: Path) -> None:
+    async with over_rest(local_zone, tmp_path / "other") as shell:
+        made = await shell.json("back-up", "db", "--wait")
+        await Guard(tmp_path / "other", Policy()).set_pin("483920")
+        command, answers = (
+            [*COMMAND, "delete", *made["snapshot_ids"], "--wait"],
+            [("to agree", "db"), ("PIN", "483920")],
+        )
+        environ = shell.environ | {"TERM": "dumb"}
+        status, said = await anyio.to_thread.run_sync(lambda: type_to(command, environ, answers))
+        assert (status, "Outcome: successful." in said) == (0, True), said
+        assert made["snapshot_ids"][0] not in await shell("snapshots")
+
+
 async def test_without_wait_a_change_is_submitted_and_said_to_be(shell: Shell, disk: Path) -> None:
     said = await shell("back-up", "db")
     assert "Submitted, not done." in said
@@ -192,6 +214,27 @@ async def test_a_real_bash_completes(shell: Shell) -> None:
     assert done.stdout.split() == [b"back-up"]
 
 
+async def test_ctrl_c_ends_the_wait_and_not_the_job(local_zone: LocalZone, shell: Shell, disk: Path) -> None:
+    worker = worker_pid(local_zone.folder)
+    assert worker
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        process = subprocess.Popen([*COMMAND, "back-up", "db", "--wait"], env=shell.environ, stderr=subprocess.PIPE)
+        with anyio.fail_after(PATIENCE_SECONDS):
+            while not await local_zone.list_unfinished_jobs():
+                await anyio.sleep(0.05)
+        await anyio.sleep(FIRST_SECONDS + 0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = await anyio.to_thread.run_sync(process.communicate)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    (job,) = await local_zone.list_unfinished_jobs() or [None]
+    assert process.returncode == 130, said
+    assert b" goes on: " in said
+    if job:
+        assert (await finish(local_zone, job)).is_successful
+
+
 # To a file
 
 
@@ -228,6 +271,21 @@ async def test_a_file_follows_no_link_and_stays_out_of_the_home(shell: Shell, po
     ):
         assert why in await shell("restore", point, "--to-file", str(path), status=1)
     assert not list(inside.iterdir())
+
+
+@pytest.mark.long
+async def test_what_a_kill_leaves_of_a_file_cannot_be_read(local_zone: LocalZone, shell: Shell, tmp_path: Path) -> None:
+    disk, out = make_image(tmp_path / "large.img", 256 * MIB), tmp_path / "out.img"
+    added = await local_zone.add_resource(disk, "large")
+    point = await back_up(local_zone, added.id, "monday")
+    process = subprocess.Popen([*COMMAND, "restore", point, "--to-file", str(out)], env=shell.environ)
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while not out.exists():
+            await anyio.sleep(0.001)
+    process.kill()
+    await anyio.to_thread.run_sync(process.wait)
+    mode = out.stat().st_mode & 0o777
+    assert mode == 0o200 or out.read_bytes() == disk.read_bytes()
 
 
 async def test_a_damaged_restore_point_leaves_no_file(

@@ -3,6 +3,7 @@
 Exit statuses: 0 it is so, 1 an error or a refusal (nothing was started), 3 a job was started and failed.
 """
 
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,12 +21,17 @@ from snapshot_mcp.contract.text import clean_line
 if TYPE_CHECKING:
     from snapshot_mcp.settings import Settings
 
+FIRST_SECONDS = 1.0
+"""How long the call itself waits; then it says which job it has started, and the command can say so when it is interrupted."""
+
 WAIT_SECONDS = 25.0
 """How long one call waits for a job; the command calls again until the job has ended."""
 
 JOB_FAILED = 3
 NAME = "shell"
 """The program that the records name as the one through which a person asked."""
+
+_SUBMITTED = re.compile(r" and is not done yet\. Follow it with `[^`]*`\.")
 
 REFUSED = {"declined", "refused", "plan_changed", "needs_approval", "safety_running"}
 """Statuses of a guarded call that started nothing."""
@@ -85,14 +91,14 @@ class ShellSession:
     async def call_and_wait(self, tool: str, arguments: dict[str, Any]) -> ShellReply:
         """Call a tool that starts a job, and follow the job to its end with a bar."""
         with waiting_bar() as advance:
-            reply = await self.call(tool, arguments | {"wait_seconds": WAIT_SECONDS}, advance)
-            head, is_first = reply.lines[:1], True
+            reply = await self.call(tool, arguments | {"wait_seconds": FIRST_SECONDS}, advance)
+            head, is_first = _SUBMITTED.sub(".", "".join(reply.lines[:1])), True
             while not reply.code and reply.is_running:
                 zone = {"zone": reply.structure["zone"]} if reply.structure.get("zone") else {}
                 asked = {"job_ids": [reply.job_id], "timeout_seconds": WAIT_SECONDS, **zone}
                 later = await self.call("wait_for_job", asked, advance)
                 reply, is_first = _joined(reply, later), False
-        return reply if is_first else replace(reply, lines=(*head, *reply.lines))
+        return reply if is_first else replace(reply, lines=(head, *reply.lines))
 
 
 Advance = Callable[[float, str], None]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 NOTHING = "Nothing was written."
 
+UNFINISHED, WHOLE = 0o200, 0o600
+"""Modes of the file: until it is whole nobody can read it, so what a kill leaves is not taken for a disk."""
+
 
 def run(settings: "Settings", args: argparse.Namespace) -> int:
     """Write the file; it is complete when the command ends."""
@@ -73,7 +76,7 @@ def _created(path: Path, own: list[Path]) -> Iterator[int]:
         folder = _open_folder(path.parent)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(path.name, flags, 0o600, dir_fd=folder)
+            descriptor = os.open(path.name, flags, UNFINISHED, dir_fd=folder)
         except BaseException:
             os.close(folder)
             raise
@@ -88,6 +91,7 @@ def _created(path: Path, own: list[Path]) -> Iterator[int]:
     made = os.fstat(descriptor)
     try:
         yield descriptor
+        os.fchmod(descriptor, WHOLE)
         os.fsync(descriptor)
         os.fsync(folder)
     except BaseException as error:
