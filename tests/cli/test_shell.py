@@ -1,57 +1,32 @@
 """The tools' acts as commands, through real processes (README.md, "Without an assistant")."""
 
-import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from snapshot_mcp.cli.shell.session import FIRST_SECONDS
-from snapshot_mcp.cli.shell.words import COMMAND_OF, Words
+from snapshot_mcp.cli.shell.session import FIRST_SECONDS, open_session
+from snapshot_mcp.cli.shell.words import COMMAND_OF, Words, program
 from snapshot_mcp.contract.models import ResourceFilter
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.server.build import build_tools
-from tests.cli.shell import COMMAND, environment, run
+from snapshot_mcp.settings import load_settings
+from tests.cli.commands import Shell
+from tests.cli.shell import COMMAND
 from tests.disks import MIB, back_up, change, finish, make_image, worker_pid
 from tests.guard.test_terminal import type_to
+from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
 from tests.rest_face import KEY_PAIR, ZONE_ID, served
 
 pytestmark = pytest.mark.anyio
-
-TOOL = re.compile("|".join(COMMAND_OF))
-
-
-class Shell:
-    """Commands in a home, as a program runs them: in pipes."""
-
-    def __init__(self, home: Path, **variables: str) -> None:
-        self.environ = environment(home, **variables)
-
-    async def __call__(self, *words: str, status: int = 0) -> str:
-        """Run a command that ends with this status; return what it says on the stream that belongs to that."""
-        done = await self.run(*words)
-        said = (done.stdout if status in {0, 3} else done.stderr).decode()
-        assert done.returncode == status, (words, done.stdout.decode(), done.stderr.decode())
-        assert not TOOL.search(said), said
-        return said
-
-    async def run(self, *words: str, stdin: str = "") -> "subprocess.CompletedProcess[bytes]":
-        return await anyio.to_thread.run_sync(lambda: run(words, self.environ, stdin=stdin))
-
-    async def json(self, *words: str, status: int = 0) -> Any:
-        done = await self.run(*words, "--json")
-        assert done.returncode == status, (words, done.stdout.decode(), done.stderr.decode())
-        return json.loads(done.stdout)
 
 
 @pytest.fixture
@@ -62,17 +37,23 @@ async def disk(local_zone: LocalZone, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(params=["in this process", long("as a process")])
+def in_process(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "in this process")
+
+
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path / "home")
+def shell(tmp_path: Path, in_process: bool) -> Shell:
+    return Shell(tmp_path / "home", in_process=in_process)
 
 
 @asynccontextmanager
-async def over_rest(zone: LocalZone, home: Path) -> AsyncIterator[Shell]:
+async def over_rest(zone: LocalZone, home: Path, *, in_process: bool = False) -> AsyncIterator[Shell]:
     """A shell of another home, whose only zone is a provider's."""
     async with served(zone) as face:
         yield Shell(
             home,
+            in_process=in_process,
             SNAPSHOT_MCP_API_URL=face.url,
             SNAPSHOT_MCP_API_CLIENT_ID=KEY_PAIR.client_id,
             SNAPSHOT_MCP_API_CLIENT_SECRET=KEY_PAIR.client_secret.get_secret_value(),
@@ -108,8 +89,8 @@ async def test_a_disk_is_backed_up_and_restored_without_an_assistant(shell: Shel
     assert "(shell " in said
 
 
-async def test_it_works_as_well_over_rest(local_zone: LocalZone, disk: Path, tmp_path: Path) -> None:
-    async with over_rest(local_zone, tmp_path / "other") as shell:
+async def test_it_works_as_well_over_rest(local_zone: LocalZone, disk: Path, tmp_path: Path, in_process: bool) -> None:
+    async with over_rest(local_zone, tmp_path / "other", in_process=in_process) as shell:
         snapshot_id = await use(shell, disk)
         said = await shell("restore", snapshot_id, "--to-file", str(tmp_path / "out.img"), status=1)
     assert "keeps its data at its provider" in said
@@ -167,8 +148,8 @@ async def test_a_restore_says_where_to_and_recommends_the_way_without_loss(shell
     assert "--to-volume" in await shell("restore", "ss-1", "--in-place", status=1)
 
 
-async def test_a_read_only_home_is_told_so(tmp_path: Path, disk: Path) -> None:
-    shell = Shell(tmp_path / "home", SNAPSHOT_MCP_READ_ONLY="true")
+async def test_a_read_only_home_is_told_so(tmp_path: Path, disk: Path, in_process: bool) -> None:
+    shell = Shell(tmp_path / "home", in_process=in_process, SNAPSHOT_MCP_READ_ONLY="true")
     done = await shell.run("back-up", "db")
     assert done.returncode == 1
     assert b"read-only" in done.stderr
@@ -180,6 +161,17 @@ async def test_names_of_others_are_not_taken_for_tools(local_zone: LocalZone, di
     await back_up(local_zone, volume.id, "show_chain")
     done = await shell.run("snapshots")
     assert "“show_chain”" in done.stdout.decode()
+
+
+async def test_what_a_command_says_is_what_the_tool_says(shell: Shell, point: str) -> None:
+    """Word for word, but for the commands that stand for tools; the structure with every field."""
+    words = Words(program())
+    async with open_session(load_settings(shell.environ)) as session:
+        asked = {"limit": 100, "offset": 0, "verbose": False}
+        listed = await session.call("list_snapshots", asked)
+        drawn = await session.call("show_chain", {"resource_id": "db"})
+    assert await shell("snapshots") == "".join(f"{line}\n" for line in listed.lines)
+    assert await shell.json("chain", "db") == words.structure(drawn.structure)
 
 
 def test_every_tool_has_a_command() -> None:
@@ -204,6 +196,7 @@ async def test_completion_offers_plain_words_only(
     assert not [one for one in offered if "$" in one]
 
 
+@pytest.mark.long
 async def test_a_real_bash_completes(shell: Shell) -> None:
     script = await shell("completion", "bash")
     line = f"{script}\nCOMP_WORDS=(snapshot-mcp bac); COMP_CWORD=1; _snapshot_mcp; echo ${{COMPREPLY[@]}}"
@@ -214,6 +207,7 @@ async def test_a_real_bash_completes(shell: Shell) -> None:
     assert done.stdout.split() == [b"back-up"]
 
 
+@pytest.mark.long
 async def test_ctrl_c_ends_the_wait_and_not_the_job(local_zone: LocalZone, shell: Shell, disk: Path) -> None:
     worker = worker_pid(local_zone.folder)
     assert worker
