@@ -10,8 +10,10 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+from mcp import Client
 
-from snapshot_mcp.cli.shell.session import FIRST_SECONDS, open_session
+from snapshot_mcp import app
+from snapshot_mcp.cli.shell.session import FIRST_SECONDS
 from snapshot_mcp.cli.shell.words import COMMAND_OF, Words, program
 from snapshot_mcp.contract.models import ResourceFilter
 from snapshot_mcp.guard import Guard, Policy
@@ -166,12 +168,15 @@ async def test_names_of_others_are_not_taken_for_tools(local_zone: LocalZone, di
 async def test_what_a_command_says_is_what_the_tool_says(shell: Shell, point: str) -> None:
     """Word for word, but for the commands that stand for tools; the structure with every field."""
     words = Words(program())
-    async with open_session(load_settings(shell.environ)) as session:
-        asked = {"limit": 100, "offset": 0, "verbose": False}
-        listed = await session.call("list_snapshots", asked)
-        drawn = await session.call("show_chain", {"resource_id": "db"})
-    assert await shell("snapshots") == "".join(f"{line}\n" for line in listed.lines)
-    assert await shell.json("chain", "db") == words.structure(drawn.structure)
+    async with Client(app.build_server(load_settings(shell.environ))) as host:
+        listed = await host.call_tool("list_snapshots", {"limit": 100})
+        drawn = await host.call_tool("show_chain", {"resource_id": "db"})
+        wrong = await host.call_tool("show_chain", {"resource_id": "nothing"})
+    (said,) = listed.content
+    assert await shell("snapshots") == "".join(f"{words.line(line)}\n" for line in said.text.splitlines())
+    assert await shell.json("chain", "db") == words.structure(drawn.structured_content)
+    (said,) = wrong.content
+    assert words.line(said.text.removeprefix("show_chain failed: ")) in await shell("chain", "nothing", status=1)
 
 
 def test_every_tool_has_a_command() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from snapshot_mcp.guard import Guard, Policy
 from snapshot_mcp.providers.local import LocalZone
+from tests.cli.commands import Shell
 from tests.cli.shell import COMMAND, environment, run
 from tests.disks import back_up, change, ids, make_image
 from tests.guard.test_terminal import type_to
@@ -85,7 +86,7 @@ async def test_a_program_without_the_pin_destroys_nothing(desk: Desk, act: str, 
     status, said = await anyio.to_thread.run_sync(lambda: piped(desk.home, words, f"{word}\n{PIN}\n"))
     assert (status, "needs a terminal" in said) == (1, True)
     for option in ("--yes", "--force", "--pin-stdin"):
-        assert (await anyio.to_thread.run_sync(lambda o=option: piped(desk.home, [*words, o])))[0] == 2
+        await Shell(desk.home, in_process=True)(*words, option, status=2)
     assert await desk.is_untouched()
 
 

@@ -76,6 +76,7 @@ async def test_every_command_of_the_table_runs(
         assert status == 0, said
 
 
+@pytest.mark.long
 async def test_the_first_lines_of_the_section_run_one_after_another(local_zone: LocalZone, tmp_path: Path) -> None:
     disk = make_image(tmp_path / "db.img")
     await local_zone.add_resource(disk, "db")
