@@ -141,11 +141,19 @@ def print_reply(reply: ShellReply, *, as_json: bool) -> int:
 
 @contextmanager
 def waiting_bar() -> Iterator[Advance]:
-    """Show how far a job is on stderr; nothing where that is not a terminal."""
+    """Show how far a job is on stderr, from its first report on: a question comes before that. Nothing without a terminal."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     screen = console(sys.stderr)
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as progress:
-        task = progress.add_task("waiting", total=100)
-        yield lambda done, text: progress.update(task, completed=done, description=clean_line(text))
+    progress = Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True)
+    task = progress.add_task("waiting", total=100)
+
+    def advance(done: float, text: str) -> None:
+        progress.start()
+        progress.update(task, completed=done, description=clean_line(text))
+
+    try:
+        yield advance
+    finally:
+        progress.stop()
