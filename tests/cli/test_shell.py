@@ -13,7 +13,7 @@ import pytest
 from mcp import Client
 
 from snapshot_mcp import app
-from snapshot_mcp.cli.shell.session import FIRST_SECONDS
+from snapshot_mcp.cli.shell.session import FIRST_SECONDS, ShellReply, joined
 from snapshot_mcp.cli.shell.words import COMMAND_OF, Words, program
 from snapshot_mcp.contract.models import ResourceFilter
 from snapshot_mcp.guard import Guard, Policy
@@ -188,6 +188,20 @@ def test_every_tool_has_a_command() -> None:
         "hint": "`snapshot-mcp chain DISK`",
         "name": "show_chain",
     }
+
+
+def test_an_end_that_cannot_be_learned_is_neither_a_success_nor_said_to_be_nothing() -> None:
+    started = {"status": "started", "job_id": "j-1", "outcome": "still_running", "message": "Submitted as job j-1."}
+    first = ShellReply(("Submitted as job j-1.",), started)
+    assert first.is_running
+    lost = joined(first, ShellReply(("Zone far does not answer.",), {}, "unavailable"))
+    assert (lost.status, lost.is_running, lost.code) == (3, False, "")
+    assert "Job j-1 was started" in lost.lines[-1]
+    ended = {"outcome": "failed", "hint": "", "jobs": [{"error": "disk full"}]}
+    failed = joined(first, ShellReply(("Outcome: failed.",), ended))
+    assert (failed.status, failed.structure["error"], failed.structure["hint"]) == (3, "disk full", "")
+    earlier = ShellReply((), {"status": "refused", "job_id": "j-0"})
+    assert (earlier.status, earlier.is_running) == (1, False)
 
 
 async def test_completion_offers_plain_words_only(

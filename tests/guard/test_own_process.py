@@ -7,6 +7,7 @@ import pytest
 
 from snapshot_mcp.contract.errors import ResourceBusy, Unavailable, ZoneError
 from snapshot_mcp.guard import Policy, Question, QuestionAnswer
+from snapshot_mcp.guard.consent.questions import Questions
 from tests.guard.conftest import OLD_ZONE, Bench, Person, agrees, nobody
 
 pytestmark = pytest.mark.anyio
@@ -77,6 +78,29 @@ async def test_a_consent_that_was_not_used_is_closed_with_its_call(bench: Bench,
     for other in (nobody(), Person(can_ask=False, process="")):
         assert (await bench.guard().delete_snapshot(bench.zone, snapshot_id, other)).status == "needs_approval"
     assert not bench.destroyed
+
+
+async def test_what_a_kill_leaves_is_of_use_to_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is killed between the yes and the end of its call, so nothing closes the consent."""
+    snapshot_id = await point(bench)
+    guard = bench.guard()
+    await guard.set_pin(PIN)
+
+    async def refuse() -> None:
+        raise ResourceBusy("busy")
+
+    bench.provider.on_change = refuse
+    monkeypatch.setattr(Questions, "close", lambda self, call: None)
+    with pytest.raises(ResourceBusy):
+        await guard.delete_snapshot(bench.zone, snapshot_id, at_terminal())
+    bench.provider.on_change = None
+    (left,) = await open_approvals(bench)
+    assert (await guard.get_approval(left)).state == "granted"
+    assert (await guard.delete_snapshot(bench.zone, snapshot_id, nobody())).status == "needs_approval"
+    with pytest.raises(ZoneError, match="PIN is missing"):
+        await guard.delete_snapshot(bench.zone, snapshot_id, at_terminal("", "p2"))
+    assert not bench.destroyed
+    assert (await guard.deny(left)).state == "denied"
 
 
 async def test_neither_uses_what_was_given_to_the_other(bench: Bench) -> None:

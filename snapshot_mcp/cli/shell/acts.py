@@ -24,7 +24,10 @@ ROWS = 100
 
 RECOMMENDED = "--to-volume NAME restores beside the disk: it overwrites nothing and needs no PIN."
 
-STATUSES = "exit status: 0 done or submitted; 1 an error or a no: nothing was started; 2 wrong usage; 3 the job failed"
+STATUSES = (
+    "exit status: 0 done or submitted; 1 an error or a no: nothing was started; 2 wrong usage;"
+    " 3 the job failed, or its end is unknown"
+)
 
 
 @dataclass(frozen=True, slots=True)

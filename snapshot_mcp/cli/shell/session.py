@@ -1,6 +1,7 @@
 """One command's conversation with the server in its own process: call a tool, follow the job, print the answer.
 
-Exit statuses: 0 it is so, 1 an error or a refusal (nothing was started), 3 a job was started and failed.
+Exit statuses: 0 it is so, 1 an error or a refusal (nothing was started), 3 a job was started and failed, or its end is not
+known.
 """
 
 import re
@@ -31,7 +32,7 @@ JOB_FAILED = 3
 NAME = "shell"
 """The program that the records name as the one through which a person asked."""
 
-_SUBMITTED = re.compile(r" and is not done yet\. Follow it with `[^`]*`\.")
+SUBMITTED = re.compile(r" and is not done yet\. Follow it with `[^`]*`\.")
 
 REFUSED = {"declined", "refused", "plan_changed", "needs_approval", "safety_running"}
 """Statuses of a guarded call that started nothing."""
@@ -53,14 +54,15 @@ class ShellReply:
     @property
     def is_running(self) -> bool:
         """Whether its job has not ended yet."""
-        return bool(self.job_id) and self.structure.get("outcome") in {None, "still_running"}
+        is_new = bool(self.job_id) and self.structure.get("status") not in REFUSED
+        return is_new and self.structure.get("outcome") in {None, "still_running"}
 
     @property
     def status(self) -> int:
         """The exit status."""
         if self.code or self.structure.get("status") in REFUSED:
             return 1
-        return JOB_FAILED if self.structure.get("outcome") == "failed" else 0
+        return JOB_FAILED if self.structure.get("outcome") in {"failed", "unknown"} else 0
 
 
 class ShellSession:
@@ -92,26 +94,31 @@ class ShellSession:
         """Call a tool that starts a job, and follow the job to its end with a bar."""
         with waiting_bar() as advance:
             reply = await self.call(tool, arguments | {"wait_seconds": FIRST_SECONDS}, advance)
-            head, is_first = _SUBMITTED.sub(".", "".join(reply.lines[:1])), True
+            head, is_first = SUBMITTED.sub(".", "".join(reply.lines[:1])), True
             while not reply.code and reply.is_running:
                 zone = {"zone": reply.structure["zone"]} if reply.structure.get("zone") else {}
                 asked = {"job_ids": [reply.job_id], "timeout_seconds": WAIT_SECONDS, **zone}
                 later = await self.call("wait_for_job", asked, advance)
-                reply, is_first = _joined(reply, later), False
+                reply, is_first = joined(reply, later), False
         return reply if is_first else replace(reply, lines=(head, *reply.lines))
 
 
 Advance = Callable[[float, str], None]
 
 
-def _joined(first: ShellReply, later: ShellReply) -> ShellReply:
-    """Return the answer to a change with what came of its job since."""
+def joined(first: ShellReply, later: ShellReply) -> ShellReply:
+    """Return the answer to a change with what came of its job since. If that is not to be learned, the change still happened."""
+    structure = dict(first.structure)
+    if "message" in structure:
+        structure["message"] = SUBMITTED.sub(".", structure["message"])
     if later.code:
-        return later
+        lines = (*later.lines, f"Job {first.job_id} was started; how it ends is not known here.")
+        return ShellReply(lines, structure | {"outcome": "unknown", "hint": " ".join(lines)})
+    structure |= {
+        key: later.structure[key] for key in ("outcome", "made", "hint") if later.structure.get(key) is not None
+    }
     jobs = later.structure.get("jobs") or [{}]
-    came = {key: later.structure[key] for key in ("outcome", "made", "hint") if later.structure.get(key)}
-    reason = {"error": jobs[0]["error"]} if jobs[0].get("error") else {}
-    return ShellReply(later.lines, first.structure | came | reason)
+    return ShellReply(later.lines, structure | ({"error": jobs[0]["error"]} if jobs[0].get("error") else {}))
 
 
 @asynccontextmanager
