@@ -24,6 +24,7 @@ from snapshot_mcp.contract.models import (
     SnapshotFilter,
     SnapshotResource,
 )
+from snapshot_mcp.contract.provider import SHARED_FATE, shares_fate
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy, taken_at
@@ -70,6 +71,11 @@ async def notice_of(place: Zone) -> str:
     """Return what the zone's lists cannot show, if it says so; "" for nothing."""
     notice = getattr(place.provider, "notice", None)
     return str(await notice()) if notice else ""
+
+
+def fate_of(place: Zone) -> str:
+    """Return that the zone's restore points are lost with its disks, "" where they are not."""
+    return SHARED_FATE if shares_fate(place.provider.features) else ""
 
 
 async def list_snapshots(
@@ -151,7 +157,19 @@ async def list_resources(
     others = await _others_hint(place, page, query, kind)
     ahead = ahead_in_words((one.newest_good_id, one.newest_good_time) for one in found.coverage.values())
     hint = " ".join(
-        filter(None, (await notice_of(place), others, hint, unread_in_words(page), found.note, ahead, bare_hint(rows)))
+        filter(
+            None,
+            (
+                await notice_of(place),
+                others,
+                hint,
+                unread_in_words(page),
+                found.note,
+                ahead,
+                bare_hint(rows),
+                fate_of(place),
+            ),
+        )
     )
     applied = filter_in_words(kind=kind, search=search, status=status)
     result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
@@ -194,6 +212,8 @@ def picture(
         hint += " A fuzzy point may be a mixture of states and does not count as a good restore point."
     if ahead := ahead_in_words((one.snapshot_id, taken_at(one)) for one in snapshots):
         hint = f"{hint} {ahead}"
+    if fate := fate_of(zone):
+        hint = f"{hint} {fate}"
     if is_cut:
         hint = f"Only the newest {len(snapshots)} of {total_count} are shown; list_snapshots lists all. {hint}"
     return ChainPicture(

@@ -95,7 +95,7 @@ async def test_it_works_as_well_over_rest(local_zone: LocalZone, disk: Path, tmp
     async with over_rest(local_zone, tmp_path / "other", in_process=in_process) as shell:
         snapshot_id = await use(shell, disk)
         said = await shell("restore", snapshot_id, "--to-file", str(tmp_path / "out.img"), status=1)
-    assert "keeps its data at its provider" in said
+    assert "its data lies elsewhere" in said
     assert "--to-volume" in said
     assert not (tmp_path / "out.img").exists()
 

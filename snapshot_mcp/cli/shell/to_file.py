@@ -52,7 +52,7 @@ async def _write(settings: "Settings", args: argparse.Namespace) -> int:
         zone = app.open_local_zone(settings, args.zone or settings.first_zone)
     except BadRequest:
         raise Unsupported(
-            f"Zone {args.zone or settings.first_zone} keeps its data at its provider, so no file can be written from it here.",
+            f"Zone {args.zone or settings.first_zone} is not an embedded (local) zone: its data lies elsewhere, so no file can be written here.",
             hint="--to-volume NAME makes a new volume there.",
         ) from None
     own = [settings.home, zone.folder, *([settings.path] if settings.path else [])]

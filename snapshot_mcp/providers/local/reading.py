@@ -3,9 +3,9 @@
 import errno
 
 from snapshot_mcp.catalogue.lookup import find_usable
+from snapshot_mcp.catalogue.report import Advance
 from snapshot_mcp.contract.errors import StorageFull
 from snapshot_mcp.contract.text import format_bytes
-from snapshot_mcp.providers.local.check import Advance
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.restore import export
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
