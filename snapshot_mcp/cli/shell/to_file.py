@@ -48,11 +48,12 @@ async def _write(settings: "Settings", args: argparse.Namespace) -> int:
 
     guard = app.build_guard(settings, has_page=False)
     snapshot_id, path = args.snapshot[0], args.to_file.absolute()
+    name = args.zone or settings.first_zone
     try:
-        zone = app.open_local_zone(settings, args.zone or settings.first_zone)
+        zone = app.open_local_zone(settings, name)
     except BadRequest:
         raise Unsupported(
-            f"Zone {args.zone or settings.first_zone} is not an embedded (local) zone: its data lies elsewhere, so no file can be written here.",
+            f"Zone {name!r} is not an embedded (local) zone: its data lies elsewhere, so no file can be written here.",
             hint="--to-volume NAME makes a new volume there.",
         ) from None
     own = [settings.home, zone.folder, *([settings.path] if settings.path else [])]
