@@ -295,8 +295,12 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
     return table
 
 
+KNOWN_VARIABLES = frozenset({f"{PREFIX}{name}" for name in ENVIRONMENT} | GUARD_VARIABLES.keys())
+"""All variables that are settings."""
+
+
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    known = {f"{PREFIX}{name}" for name in ENVIRONMENT} | GUARD_VARIABLES.keys()
+    known = KNOWN_VARIABLES
     for key in environ:
         if key.startswith(PREFIX) and key not in known and not key.startswith(TEST_PREFIX):
             raise SettingsError(f"Unknown setting {key}.", hint=f"Known: {', '.join(sorted(known))}.")

@@ -83,9 +83,18 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_plain(url: str) -> bool:
+    """Return whether it is an address of a server and nothing else."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return is_address and url.isprintable() and not any(one in url for one in "@?# ")
+
+
 def _checked(url: str, variable: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
+    if not _is_plain(url):
         raise BadRequest(
             "The URL must be like http://127.0.0.1:8765/mcp, without a user, a password or a query.",
             hint="A server that was started with serve --http prints it.",

@@ -20,6 +20,8 @@ from snapshot_mcp.providers.local.formats import recognise
 from snapshot_mcp.zones.finding import read_list
 
 MAX_NAMED = 5
+STARTING_SECONDS = 1.0
+"""How long a worker that is being started is given."""
 
 
 async def look_at_embedded(zone: LocalZone, command: str) -> list[Symptom]:
@@ -38,6 +40,9 @@ async def look_at_embedded(zone: LocalZone, command: str) -> list[Symptom]:
     except (ZoneError, OSError):
         return []
     worker = await anyio.to_thread.run_sync(zone.worker_pid)
+    if jobs and not worker:  # it may be about to say who it is
+        await anyio.sleep(STARTING_SECONDS)
+        worker = await anyio.to_thread.run_sync(zone.worker_pid)
     symptoms = [wrong(about, copy_problem, f"{command} zone adopt --zone {zone.zone}")] if copy_problem else []
     if oversight.stray_ids:
         text = f"{len(oversight.stray_ids)} snapshot files that the catalogue does not know."

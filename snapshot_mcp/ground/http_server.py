@@ -1,5 +1,6 @@
 """Running uvicorn, for every HTTP server of the program. Importing this imports uvicorn."""
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep an idle connection (httpx: 5 s), so that no POST meets one that is being closed."""
+
+HEAD_SECONDS = 10.0
+"""Time for a new connection to ask for something."""
+
+MAX_CONNECTIONS = 400
+"""Connections at a time, less than a process may open files: beyond, one that asks for nothing makes way for each new one."""
 
 GRACE_SECONDS = 3
 """Time for requests in progress when the server stops."""
@@ -45,7 +52,7 @@ class HttpServer(uvicorn.Server):
     ) -> None:
         config = uvicorn.Config(
             app,
-            http=_protocol(malformed) if malformed else H11Protocol,
+            http=_protocol(malformed) if malformed else BoundedProtocol,
             h11_max_incomplete_event_size=max_head_bytes,
             ws="none",
             log_config=None,
@@ -106,8 +113,39 @@ class HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class BoundedProtocol(H11Protocol):
+    """A connection that is closed if it asks for nothing, since any program of the machine can open very many."""
+
+    _deadline: "asyncio.TimerHandle | None" = None
+
+    def connection_made(self, transport: "asyncio.Transport") -> None:  # type: ignore[override]
+        """Wait for a request, but not for long; make room if there are too many."""
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._end_if_silent)
+        if len(self.connections) > MAX_CONNECTIONS:
+            for one in self.connections:
+                if one is not self and isinstance(one, BoundedProtocol) and one.is_idle:
+                    one.transport.abort()
+                    break
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered, and it is not about to be closed."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline."""
+        if self._deadline:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _end_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.abort()
+
+
 def _protocol(malformed: "Callable[[], Response]") -> type[H11Protocol]:
-    class Protocol(H11Protocol):
+    class Protocol(BoundedProtocol):
         """Answers malformed HTTP in the application's error format."""
 
         def send_400_response(self, msg: str) -> None:

@@ -13,6 +13,7 @@ from snapshot_mcp.contract.errors import BadRequest, InternalError
 from snapshot_mcp.ground.files import fsync_folder, written_beside
 from snapshot_mcp.hosts.entries import Entry, Host
 from snapshot_mcp.hosts.launch import NAME
+from snapshot_mcp.settings import PREFIX
 
 MAX_BYTES = 16 * 1024 * 1024
 """Largest file that is changed; Claude Code's own has some MiB."""
@@ -86,6 +87,9 @@ def merged(host: Host, entry: Entry, text: str, path: Path) -> str:
             for key, value in old.items()
             if key in PREFERENCES or (key not in TRANSPORT and key not in entry)
         }
+        for table in {"env", "envs"} & entry.keys():
+            theirs = {name: value for name, value in (old.get(table) or {}).items() if not name.startswith(PREFIX)}
+            entry = entry | {table: entry[table] | theirs}
         wanted = entry | kept
         if old == wanted:
             return text
@@ -114,7 +118,10 @@ def _refused(path: Path, reason: str) -> BadRequest:
 
 
 def _read(path: Path) -> bytes | None:
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+
+    with suppress(FileNotFoundError), open(path, "rb", opener=opener) as file:  # noqa: PTH123
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise _refused(path, "it is not a regular file")
         content = file.read(MAX_BYTES + 1)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapshot_mcp.settings import MODELS, PREFIX, TEST_PREFIX
+from snapshot_mcp.settings import KNOWN_VARIABLES, MODELS, PREFIX, TEST_PREFIX
 
 NAME = "snapshot-mcp"
 
@@ -37,14 +37,19 @@ class Launch:
 def this_launch() -> Launch:
     """Return how this installation is started, with the variables of this process."""
     ours = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIX) and value}
-    others = {name: value for name, value in ours.items() if name not in OF_A_ZONE and not name.startswith(TEST_PREFIX)}
+    settings = KNOWN_VARIABLES - OF_A_ZONE  # a misspelt one may hold a secret
+    others = {name: value for name, value in ours.items() if name in settings}
     words = tuple(command(sys.prefix, sys.executable))
     folders = {
         name: value
         for name, ours_ in zip(FOLDERS, PATHS, strict=True)
         if (value := os.environ.get(name)) and not os.environ.get(ours_)
     }
-    return Launch(words, others | folders | path_variables(), tuple(one for one in ours if one in OF_A_ZONE))
+    return Launch(
+        words,
+        others | folders | path_variables(),
+        tuple(one for one in ours if one not in others and not one.startswith(TEST_PREFIX)),
+    )
 
 
 def path_variables() -> dict[str, str]:

@@ -58,7 +58,10 @@ async def _zone(state: ServerState, name: str) -> list[Listed]:
         with anyio.move_on_after(ASK_SECONDS):
             zone = state.zones.get(name)
             disks, chains = await _disks(zone), await _chains(zone)
-            return [_listed(f"zone://{name}", f"Zone {name}", "All disks, and what protects each."), *disks, *chains]
+            what = "Its disks, and what protects each."
+            if len(disks) >= MAX_DISKS:
+                what += " Here the newest stand; the tool list_resources lists all."
+            return [_listed(f"zone://{name}", f"Zone {name}", what), *disks, *chains]
     except ZoneError as error:
         problem = clean_text(error.message, 200)
     return [_listed(f"zone://{name}", f"Zone {name}", f"It cannot be read now: {problem}")]

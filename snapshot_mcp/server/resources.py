@@ -78,10 +78,14 @@ async def read_zone(zone: str, ctx: Context) -> str:
     with _translated():
         place = state_of(ctx).zones.get(zone)
         query = ResourceFilter(verbose=1)
-        volumes, _ = await read_list(place.provider.list_volumes, query, MAX_DISKS)
-        instances, _ = await read_list(place.provider.list_instances, query, MAX_DISKS)
+        volumes, volume_count = await read_list(place.provider.list_volumes, query, MAX_DISKS)
+        instances, instance_count = await read_list(place.provider.list_instances, query, MAX_DISKS)
     rows = await _rows(place, [*volumes, *instances])
-    return json.dumps({"zone": place.name, "resources": rows}, ensure_ascii=False)
+    total = volume_count + instance_count
+    told = {"zone": place.name, "total_count": total, "resources": rows}
+    if total > len(rows):
+        told["hint"] = f"Only {len(rows)} of {total} are shown; the tool list_resources lists all."
+    return json.dumps(told, ensure_ascii=False)
 
 
 async def read_disk(zone: str, resource_id: str, ctx: Context) -> str:
@@ -105,7 +109,9 @@ async def read_approval(approval_id: str, ctx: Context) -> str:
         guard = await state_of(ctx).guard_to_look()
         approval = await guard.get_approval(approval_id)
         if not sees_names_of(approval.call.principal):
-            raise NotFound(f"There is no approval {quoted(approval_id)}.")
+            raise NotFound(
+                f"There is no approval {quoted(approval_id)}.", hint="List the approvals to see which there are."
+            )
         how = await guard.how_to_approve(approval, await guard.link(approval.id)) if approval.state == "pending" else ""
     ended = approval.job_end.in_words if approval.job_end else ""
     told = approval.to_json() | {

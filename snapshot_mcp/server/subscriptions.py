@@ -22,6 +22,7 @@ from mcp.types import INVALID_PARAMS, EmptyResult, SubscribeRequestParams, Unsub
 
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import Job
+from snapshot_mcp.server.callers import sees_names_of
 from snapshot_mcp.zones import Zone, Zones
 
 if TYPE_CHECKING:
@@ -34,7 +35,13 @@ GUARDED = {"delete_snapshot", "rollback_to_snapshots"}
 MAKING = {"create_snapshots", "export_to_volume", "recover_snapshots", "wait_for_job"}
 """Tools after which disks, chains or approvals may have come or gone."""
 MAX_FOLLOWED = 1000
-"""Maximum number of URIs followed at a time; further subscriptions are rejected."""
+"""URIs that one connection or stream may follow at a time; further ones are rejected."""
+MAX_ALL = 20_000
+"""URIs that are followed at a time in all."""
+
+
+def _too_many(count: int) -> MCPError:
+    return MCPError(INVALID_PARAMS, f"Too many subscriptions: {count} resources are already followed.")
 
 
 class Subscriptions:
@@ -70,7 +77,9 @@ class Subscriptions:
             return result
         wanted = ((ctx.params or {}).get("notifications") or {}).get("resourceSubscriptions") or []
         uris = [str(uri) for uri in dict.fromkeys(wanted)]
-        followed = [uri for uri in uris if self._follow(uri)]
+        if len(uris) > MAX_FOLLOWED:
+            raise _too_many(MAX_FOLLOWED)
+        followed = [uri for uri in uris if await self._may_follow(uri) and self._follow(uri)]
         try:
             return await call_next(ctx)
         finally:
@@ -88,7 +97,9 @@ class Subscriptions:
     async def _subscribe(self, ctx: Any, params: SubscribeRequestParams) -> EmptyResult:
         uri = str(params.uri)
         connection = self._known_connection(ctx.session)
-        if connection not in self._sessions.get(uri, {}) and self._follow(uri):
+        if sum(connection in some for some in self._sessions.values()) >= MAX_FOLLOWED:
+            raise _too_many(MAX_FOLLOWED)
+        if connection not in self._sessions.get(uri, {}) and await self._may_follow(uri) and self._follow(uri):
             self._sessions.setdefault(uri, {})[connection] = ctx.session
         return EmptyResult()
 
@@ -114,12 +125,22 @@ class Subscriptions:
         if self._sessions.get(uri, {}).pop(connection, None) is not None:
             self._leave(uri)
 
+    async def _may_follow(self, uri: str) -> bool:
+        """Whether the caller may hear of it: of an approval only who sees it in a list."""
+        scheme, _, id_ = _parse(uri) or ("", "", "")
+        if scheme != "approval" or self.guard is None:
+            return True
+        try:
+            return sees_names_of((await (await self.guard()).get_approval(id_)).call.principal)
+        except ZoneError:
+            return True  # an unknown one: nothing will be heard of it
+
     def _follow(self, uri: str) -> bool:
         """Add a subscriber; the first one starts the task. Return False if the URI is not one of ours."""
         if _parse(uri) is None:
             return False
-        if uri not in self._listeners and len(self._listeners) >= MAX_FOLLOWED:
-            raise MCPError(INVALID_PARAMS, f"Too many subscriptions: {MAX_FOLLOWED} resources are already followed.")
+        if uri not in self._listeners and len(self._listeners) >= MAX_ALL:
+            raise _too_many(MAX_ALL)
         self._listeners[uri] = self._listeners.get(uri, 0) + 1
         if self._listeners[uri] == 1 and self._tasks is not None:
             self._scopes[uri] = anyio.CancelScope()

@@ -240,6 +240,10 @@ def test_over_http_the_token_is_a_variable_of_the_host(home: Path) -> None:
         ("cursor", "--http", "127.0.0.1:8765"),
         ("cursor", "--http", "http://me:secret@127.0.0.1/mcp"),
         ("cursor", "--http", f"{URL}?token=secret"),
+        ("cursor", "--http", "http://:secret@127.0.0.1/mcp"),
+        ("cursor", "--http", "http://[::1/mcp"),
+        ("cursor", "--http", "http://127.0.0.1:99999/mcp"),
+        ("cursor", "--http", f"{URL}\n"),
         ("cursor", "--http", URL, "--token-variable", "s3cret value"),
         ("cursor", "--http", URL, "--token-variable", "SNAPSHOT_MCP_TOKEN"),
         ("cursor", "--http", URL, "--token-variable", "a3f5" * 12),
@@ -291,6 +295,26 @@ def test_writing_again_keeps_what_a_person_has_set_and_the_comments_behind_it(ho
     assert run("goose", "--write").returncode == 0
     entry = yaml.safe_load(goose.read_text())["extensions"]["snapshot-mcp"]
     assert (entry["enabled"], entry["timeout"]) == (False, 900)
+
+
+def test_a_misspelt_variable_of_a_secret_reaches_no_file(home: Path) -> None:
+    done = run("cursor", "--write", SNAPSHOT_MCP_API_SECRET=SECRET)
+    assert "SNAPSHOT_MCP_API_SECRET" in done.stderr
+    for words in (("cursor",), ("cursor", "--link"), ("claude-code",)):
+        done = run(*words, SNAPSHOT_MCP_API_SECRET=SECRET)
+        assert SECRET not in done.stdout + done.stderr
+    assert SECRET not in HOSTS["cursor"].file().read_text()
+
+
+def test_a_persons_own_variables_of_the_entry_stay(home: Path) -> None:
+    cursor = HOSTS["cursor"].file()
+    cursor.parent.mkdir(parents=True)
+    own = {"HTTPS_PROXY": "http://proxy:3128", "SNAPSHOT_MCP_READ_ONLY": "1"}
+    cursor.write_text(json.dumps({"mcpServers": {"snapshot-mcp": {"command": "old", "env": own}}}))
+    assert run("cursor", "--write").returncode == 0
+    environ = json.loads(cursor.read_text())["mcpServers"]["snapshot-mcp"]["env"]
+    assert environ["HTTPS_PROXY"] == own["HTTPS_PROXY"]
+    assert "SNAPSHOT_MCP_READ_ONLY" not in environ
 
 
 def test_where_settings_and_data_are_elsewhere_the_entry_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -379,6 +379,26 @@ async def test_a_running_job_is_followed_to_its_end(lab: Lab) -> None:
         assert made["structuredContent"]["job_id"] in await host.card.inner_text("main")
 
 
+WRONG = {
+    "a plan that is text": {"status": "plan", "message": "m", "plan": "text"},
+    "no node": {"lines": [], "zone": "z"},
+    "no disk": {"resources": [None], "zone": "z"},
+    "no job": {"jobs": [None]},
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("kind", ["a plan that is text", *map(long, list(WRONG)[1:])])
+async def test_an_answer_of_another_kind_replaces_the_earlier_one(lab: Lab, kind: str) -> None:
+    await lab.add_disk("web")
+    async with lab.connect() as client:
+        first = await back_up(client, "web", "first")
+        async with stage(client) as host:
+            assert first in await host.show("delete_snapshot", snapshot_id=first, plan_only=True)
+            said = await host.show_result({"content": [], "structuredContent": WRONG[kind], "_meta": {"nodes": [None]}})
+            assert first not in said
+
+
 class ShowsApps(ClientExtension):
     identifier = EXTENSION_ID
 

@@ -28,7 +28,7 @@ async def test_zones_disks_chains_and_open_approvals_are_listed_and_read(lab: La
     disk = await lab.add_disk("web\u202e\nFORGED")
     async with lab.connect(mode) as client:
         assert await titles_of(client) == {
-            "zone://local": "Zone local: All disks, and what protects each.",
+            "zone://local": "Zone local: Its disks, and what protects each.",
             f"disk://local/{disk.id}": f"“web\ufffd FORGED”: volume, 2.0 MiB, {disk.id}",
         }
         first, second = await two_snapshots(client, disk.id)

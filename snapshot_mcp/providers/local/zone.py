@@ -284,6 +284,9 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
     def _translate(self, error: Exception) -> ZoneError | None:
         known = translate(error, self.folder / FILE_NAME)
+        if self._copy and isinstance(known, StorageFull):
+            where = str(self._copy.parent)
+            return NotUsable(f"There is no room in {where!r} to look at a copy of the catalogue.", hint="Set TMPDIR.")
         return known.add(hint=self._room_in_words()) if isinstance(known, StorageFull) else known
 
     def _room_in_words(self) -> str:

@@ -6,9 +6,13 @@ let host = {};
 
 const post = (message) => parent.postMessage({ jsonrpc: "2.0", ...message }, "*");
 const tell = (method, params) => post({ method, params });
+const ASK_MS = 70000;
+
 const ask = (method, params) => new Promise((resolve, reject) => {
-  waiting.set(++lastId, { resolve, reject });
-  post({ id: lastId, method, params });
+  const id = ++lastId;
+  waiting.set(id, { resolve, reject });
+  setTimeout(() => { if (waiting.delete(id)) reject(new Error("The host does not answer.")); }, ASK_MS);
+  post({ id, method, params });
 });
 
 async function read(uri) {
@@ -19,7 +23,7 @@ async function read(uri) {
 addEventListener("message", ({ source, data }) => {
   if (source !== parent || !data || data.jsonrpc !== "2.0") return;
   if (data.method === undefined) return answered(data);
-  const act = HEARD[data.method];
+  const act = Object.hasOwn(HEARD, data.method) ? HEARD[data.method] : null;
   if (act) act(data.params || {});
   if (data.id === undefined) return;
   if (act || data.method === "ping") post({ id: data.id, result: {} });
@@ -35,11 +39,11 @@ function answered({ id, result, error }) {
 }
 
 async function connect() {
-  host = await ask("ui/initialize", {
+  host = (await ask("ui/initialize", {
     protocolVersion: "2026-01-26",
     appInfo: { name: "snapshot-mcp", version: "1" },
     appCapabilities: {},
-  });
+  })) || {};
   dress(host.hostContext);
   tell("ui/notifications/initialized", {});
   new ResizeObserver(() => tell("ui/notifications/size-changed", {

@@ -34,6 +34,7 @@ function awaitDecision(told) {
   if (!host.hostCapabilities?.serverResources) return;
   again(async () => {
     const now = await read(`approval://${told.approval_id}`);
+    if (!now?.state) return null;
     return now.state === "pending" ? () => awaitDecision(told) : () => decided(now, told);
   });
 }

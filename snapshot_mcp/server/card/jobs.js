@@ -50,6 +50,6 @@ function follow(running, told) {
   if (zones.size === 1 && running.length === args.job_ids.length) args.zone = [...zones][0];
   again(async () => {
     const result = await ask("tools/call", { name: "wait_for_job", arguments: args });
-    return result.isError ? null : () => jobs(result.structuredContent);
+    return Array.isArray(result?.structuredContent?.jobs) ? () => jobs(result.structuredContent) : null;
   });
 }

@@ -25,13 +25,26 @@ function news(words) {
 
 function show(result) {
   view += 1;
+  news("");
+  try {
+    drawResult(result || {});
+  } catch {
+    failedToDraw();
+  }
+}
+
+function drawResult(result) {
   const told = result.structuredContent;
   if (!told || result.isError) return fill(...failed(result));
-  if (Array.isArray(told.lines)) return points(told, result._meta);
+  if (Array.isArray(told.lines)) return points(told, result._meta).catch(() => failedToDraw());
   if (Array.isArray(told.resources)) return coverage(told);
   if (Array.isArray(told.jobs)) return jobs(told);
   if (told.status !== undefined && told.message !== undefined) return decision(told);
   fill(make("h1", "Done"), ...hint(told));
+}
+
+function failedToDraw() {
+  fill(make("h1", "It cannot be shown"), make("p", "The answer is not of the kind that this page knows.", "bad"));
 }
 
 function failed(result) {
@@ -47,10 +60,10 @@ function again(act) {
     try { next = await act(); } catch { /* counted below */ }
     if (mine !== view) return;
     missed = next ? 0 : missed + 1;
-    if (next) return next();
+    if (next) try { return next(); } catch { return failedToDraw(); }
     if (missed < MISSES) return again(act);
     card.append(make("p", "It could not be followed any longer; what stands above is what was last seen.", "warn"));
   }, POLL_MS);
 }
 
-connect();
+connect().catch(() => {});
