@@ -275,6 +275,8 @@ def _merge_environment(table: dict[str, Any], environ: Mapping[str, str], path: 
 
 def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
+        if path.is_fifo():
+            raise SettingsError(f"{path} is a pipe, not a file.", hint=f"{PREFIX}CONFIG names another file.")
         table = parse_toml(path.read_bytes())
     except FileNotFoundError:
         if must_exist:

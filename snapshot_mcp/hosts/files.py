@@ -121,7 +121,7 @@ def _read(path: Path) -> bytes | None:
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
 
-    with suppress(FileNotFoundError), open(path, "rb", opener=opener) as file:  # noqa: PTH123
+    with suppress(FileNotFoundError), open(path, "rb", opener=opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise _refused(path, "it is not a regular file")
         content = file.read(MAX_BYTES + 1)
