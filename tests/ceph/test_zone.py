@@ -1,5 +1,8 @@
 """A zone on a real Ceph: disks that are found, what is shared, who may do what, and machines that race."""
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
 import anyio
 import pytest
 
@@ -12,7 +15,7 @@ from snapshot_mcp.contract.errors import (
     Unavailable,
     ZoneError,
 )
-from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
+from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.providers.ceph import catalogue, clib
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
@@ -274,3 +277,38 @@ async def test_a_disk_without_exclusive_lock_is_not_rolled_back(bench: Bench) ->
     snapshot = await bench.back_up(volume.id)
     with pytest.raises(NotUsable, match="rbd feature enable"):
         await zone.apply_snapshots([snapshot])
+
+
+async def test_a_job_whose_commit_is_refused_is_run_again(bench: Bench) -> None:
+    """Somebody else's commit came first, again and again: the jobs end well all the same."""
+    disk = bench.disk()
+    zone = bench.zone()
+    snapshot = await bench.back_up(disk, "first")
+    pool, is_over = bench.site.pool, anyio.Event()
+
+    async def meddle() -> None:
+        while not is_over.is_set():
+            present = int(pool.read_keys(OBJECT, ["rev"])["rev"])
+            log = {f"log/{present + 1:012}": b"[]", "rev": str(present + 1).encode()}
+            with suppress(CephError):
+                pool.write_keys(OBJECT, {"rev": str(present).encode()}, log)
+            await anyio.sleep(0.003)
+
+    async def patiently(start: Callable[[], Awaitable[Job]]) -> Job:
+        while True:
+            try:
+                return await start()
+            except Unavailable:
+                await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(meddle)
+        for start in (
+            lambda: zone.create_snapshots([disk], "second"),
+            lambda: zone.create_volume(snapshot, "copy"),
+            lambda: zone.apply_snapshots([snapshot], safety_snapshot_name="safety"),
+        ):
+            job = await bench.end_of(await patiently(start), seconds=60)
+            assert job.is_successful, job.info
+        is_over.set()
+    assert bench.content("copy") == bench.content()

@@ -30,7 +30,7 @@ from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
 from snapshot_mcp.providers.ceph.names import OBJECT, PARTIAL, snapshot_name
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
 from snapshot_mcp.providers.ceph.store import PoolStore, remove_partial
-from snapshot_mcp.providers.ceph.work import carry_out
+from snapshot_mcp.providers.ceph.work import Again, carry_out
 
 LOCK_NAME: Final = "worker.lock"
 LOG_NAME: Final = "worker.log"
@@ -40,6 +40,9 @@ BEAT_SECONDS: Final = 2.5
 
 TAKE_OVER_SECONDS: Final = 10.0
 """How long it stands still before the job is taken over."""
+
+BUSY_SECONDS: Final = 3.0
+"""How long after a job the next one is expected soon."""
 
 LOOK_SECONDS: Final = 1.0
 """Interval of looks at others' jobs."""
@@ -128,13 +131,18 @@ def _connected(settings: CephZoneSettings) -> Cluster:
 class _PoolWorker(Worker[PoolCatalogue]):
     """Takes jobs, those of machines that are gone too."""
 
-    poll_seconds = 0.02
+    @property
+    def poll_seconds(self) -> float:  # type: ignore[override]
+        """Look often while something happens, since a look asks the cluster."""
+        is_busy = self._mine or time.monotonic() - self._busy_at < BUSY_SECONDS
+        return 0.02 if is_busy else 0.2
 
     def __init__(self, catalogue: PoolCatalogue, idle_seconds: float) -> None:
         super().__init__(catalogue, idle_seconds)
         self.name = uuid.uuid4().hex
         self._looked_at = self._beaten_at = 0.0
         self._mine: set[str] = set()
+        self._busy_at = time.monotonic()
         self._seen: dict[str, tuple[tuple[bytes, bytes], float]] = {}
         self._beat = 0
 
@@ -154,12 +162,14 @@ class _PoolWorker(Worker[PoolCatalogue]):
         """Name this worker as the job's owner, in the commit that takes it."""
         self.catalogue.put_with_commit(f"owner/{job_id}", self.name.encode())
         self._mine.add(job_id)
+        self._busy_at = time.monotonic()
 
     def run_job(self, job_id: str) -> None:
         """Carry a job out, unless another worker has it by now."""
         try:
             with self.catalogue.working_on(job_id, self.name):
-                carry_out(self.catalogue, job_id)
+                while _is_to_be_run_again(self.catalogue, job_id):
+                    time.sleep(RETRY_SECONDS)
         except Fenced:
             log.warning("job %s was taken over by another worker", job_id)
         except BaseException:
@@ -229,6 +239,17 @@ class _PoolWorker(Worker[PoolCatalogue]):
             self._mine.discard(job_id)
             return
         self.start(job_id)
+
+
+def _is_to_be_run_again(catalogue: PoolCatalogue, job_id: str) -> bool:
+    """Carry a job out; return whether a commit of it was refused. Every job can be run again from where it is."""
+    try:
+        carry_out(catalogue, job_id)
+    except Again:
+        log.info("job %s is run again: another commit came first", job_id)
+        catalogue.refuse_fenced()
+        return True
+    return False
 
 
 def _remove_remains(catalogue: PoolCatalogue) -> None:

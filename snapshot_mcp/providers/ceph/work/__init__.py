@@ -7,7 +7,7 @@ from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.errors import GONE, translate
+from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst, translate
 from snapshot_mcp.providers.ceph.work import apply, create, export, verify
 
 ACTIONS: Final[dict[JobAction, jobs.Action[PoolCatalogue]]] = {
@@ -29,4 +29,10 @@ def carry_out(catalogue: PoolCatalogue, job_id: str) -> None:
 def _translate(error: Exception) -> ZoneError | None:
     if isinstance(error, CephError) and error.errno in GONE:
         raise error  # this client is locked out: the worker ends, and another goes on
+    if isinstance(error, CommittedFirst):
+        raise Again
     return translate(error)
+
+
+class Again(BaseException):
+    """A job's commit was refused because another one came first: it is to be carried out again from where it is."""
