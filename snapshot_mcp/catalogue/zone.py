@@ -36,6 +36,7 @@ from snapshot_mcp.contract.models import (
     SnapshotUpdate,
     Volume,
 )
+from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
@@ -47,6 +48,9 @@ CLOSE_SECONDS: Final = 3.0
 """How long closing waits for a call, which may wait much longer for another process's lock on the catalogue."""
 
 UNFINISHED_JOBS: Final = f"SELECT * FROM jobs WHERE {IS_UNFINISHED} ORDER BY created_at, change"
+
+OWN_FEATURES: Final = frozenset(Feature) - {Feature.SEPARATE}
+"""What every zone of ours can do; whether restore points are kept apart from the disks depends on its store."""
 
 Result = TypeVar("Result")
 C = TypeVar("C", bound=Catalogue)

@@ -13,11 +13,10 @@ from snapshot_mcp.catalogue import deletion
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, ZoneRules
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.report import Advance, CheckReport, Finding
-from snapshot_mcp.catalogue.zone import CatalogueZone
+from snapshot_mcp.catalogue.zone import OWN_FEATURES, CatalogueZone
 from snapshot_mcp.contract.errors import NotFound, ZoneError
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import Instance, Page, ResourceFilter, Volume
-from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.cluster import Cluster
@@ -36,21 +35,7 @@ class CephZone(CatalogueZone[PoolCatalogue]):
     """The zone (`contract.Provider` has the methods); it connects with its first call."""
 
     watch_seconds = 0.25
-    features = frozenset(
-        {
-            Feature.RECOVER,
-            Feature.RECOVER_INCREMENTALS,
-            Feature.WATCH,
-            Feature.TAGS,
-            Feature.PROGRESS,
-            Feature.TERMS,
-            Feature.ONE_HOLD,
-            Feature.CANCEL,
-            Feature.VERIFY,
-            Feature.HISTORY,
-            Feature.COVERAGE,
-        }
-    )
+    features = OWN_FEATURES
 
     def __init__(self, zone: str, settings: CephZoneSettings, home: Path, chain_limit: int = CHAIN_LIMIT) -> None:
         recovery_seconds = round(settings.recovery_hours * 3600)

@@ -14,7 +14,7 @@ from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, Zone
 from snapshot_mcp.catalogue.answers import to_image, to_resource
 from snapshot_mcp.catalogue.report import Advance, CheckReport
 from snapshot_mcp.catalogue.store import NewerSnapshot
-from snapshot_mcp.catalogue.zone import CatalogueZone
+from snapshot_mcp.catalogue.zone import OWN_FEATURES, CatalogueZone
 from snapshot_mcp.contract.errors import NotUsable, StorageFull, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
 from snapshot_mcp.contract.models import Image, Instance, Volume
@@ -58,22 +58,7 @@ class Oversight:
 class LocalZone(CatalogueZone[FolderCatalogue]):
     """The embedded zone in `folder` (`contract.Provider` has the methods, `ZoneRules` the settings)."""
 
-    features = frozenset(
-        {
-            Feature.RECOVER,
-            Feature.RECOVER_INCREMENTALS,
-            Feature.WATCH,
-            Feature.TAGS,
-            Feature.PROGRESS,
-            Feature.TERMS,
-            Feature.ONE_HOLD,
-            Feature.CANCEL,
-            Feature.VERIFY,
-            Feature.HISTORY,
-            Feature.COVERAGE,
-            Feature.SEPARATE,
-        }
-    )
+    features = OWN_FEATURES | {Feature.SEPARATE}
 
     def __init__(
         self,
