@@ -66,6 +66,10 @@ class Worker(ABC, Generic[C]):
     def leave(self) -> None:
         """Do what an idle worker does before it ends."""
 
+    def wait(self) -> None:
+        """Wait until the catalogue may have changed."""
+        time.sleep(self.poll_seconds)
+
     def look_around(self) -> bool:
         """Do what is due between two looks at the catalogue; return whether there is still something to wait for."""
         return False
@@ -103,7 +107,7 @@ class Worker(ABC, Generic[C]):
                 self.leave()
                 log.info("worker is idle and exits")
                 return
-            time.sleep(self.poll_seconds)
+            self.wait()
 
     def _take(self, *, only_urgent: bool) -> str | None:
         """Mark the next job as working and return it, None if there is none.

@@ -21,12 +21,19 @@ def refuse_without_ceph() -> None:
 
 
 @contextmanager
-def cluster(*, has_manager: bool = False, size_gib: int = 8, pools: str = "rbd") -> Iterator[Path]:
-    """Start a cluster, which has no quotas without a manager; yield its configuration. Nothing is left of it afterwards."""
+def cluster(
+    *, has_manager: bool = False, is_hasty: bool = True, size_gib: int = 8, pools: str = "rbd"
+) -> Iterator[Path]:
+    """Start a cluster; yield its configuration. Without a manager it has no quotas; a hasty one agrees at once, not each second."""
     refuse_without_ceph()
     with tempfile.TemporaryDirectory(prefix="ceph-") as folder:
         place = Path(folder) / "cluster"
-        environ = os.environ | {"MGR": str(int(has_manager)), "OSD_GIB": str(size_gib), "POOLS": pools, "PAXOS": "0.01"}
+        environ = os.environ | {
+            "MGR": str(int(has_manager)),
+            "OSD_GIB": str(size_gib),
+            "POOLS": pools,
+            "PAXOS": "0.01" if is_hasty else "1",
+        }
         done = subprocess.run(
             [HERE / "ceph_up.sh", place], env=environ, capture_output=True, text=True, timeout=120, check=False
         )

@@ -41,8 +41,8 @@ class Site:
 
 
 @contextmanager
-def open_site(_: Path | None = None, *, has_manager: bool = False) -> Iterator[Site]:
-    with cluster(pools=POOL, has_manager=has_manager) as conf, tempfile.TemporaryDirectory() as home:
+def open_site(_: Path | None = None, *, has_manager: bool = False, is_hasty: bool = True) -> Iterator[Site]:
+    with cluster(pools=POOL, has_manager=has_manager, is_hasty=is_hasty) as conf, tempfile.TemporaryDirectory() as home:
         client = Cluster(conf, "admin", None)
         pool = client.pool(POOL)
         try:

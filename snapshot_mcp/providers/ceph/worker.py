@@ -41,8 +41,8 @@ BEAT_SECONDS: Final = 2.5
 TAKE_OVER_SECONDS: Final = 10.0
 """How long it stands still before the job is taken over."""
 
-BUSY_SECONDS: Final = 3.0
-"""How long after a job the next one is expected soon."""
+OTHERS_SECONDS: Final = 0.2
+"""Interval of looks at the catalogue, each of which asks the cluster, while this home enters no job."""
 
 LOOK_SECONDS: Final = 1.0
 """Interval of looks at others' jobs."""
@@ -61,6 +61,7 @@ def ensure_worker(folder: Path, settings: CephZoneSettings) -> None:
         make_private_folder(folder)
         fd = take_lock(folder / LOCK_NAME)
         if fd is None:
+            os.utime(folder / LOCK_NAME)  # the worker that runs looks at once
             return
         try:
             os.ftruncate(fd, 0)
@@ -111,7 +112,7 @@ def _serve(folder: Path, settings: CephZoneSettings, idle_seconds: float) -> boo
         cluster.pool(settings.image_pool or settings.pool, settings.namespace) as image_pool,
         PoolCatalogue(pool, PoolStore(pool, image_pool), machine_of(folder)) as catalogue,
     ):
-        _PoolWorker(catalogue, idle_seconds).serve()
+        _PoolWorker(catalogue, folder, idle_seconds).serve()
         catalogue.refresh()
         return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'") is not None
 
@@ -131,18 +132,23 @@ def _connected(settings: CephZoneSettings) -> Cluster:
 class _PoolWorker(Worker[PoolCatalogue]):
     """Takes jobs, those of machines that are gone too."""
 
-    @property
-    def poll_seconds(self) -> float:  # type: ignore[override]
-        """Look often while something happens, since a look asks the cluster."""
-        is_busy = self._mine or time.monotonic() - self._busy_at < BUSY_SECONDS
-        return 0.02 if is_busy else 0.2
+    def wait(self) -> None:
+        """Wait until a server of this home says that it has entered a job; not long, since others enter jobs too."""
+        deadline = time.monotonic() + OTHERS_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(self.poll_seconds)
+            called = _called_at(self.folder)
+            if called != self._called or self._mine:
+                self._called = called
+                return
 
-    def __init__(self, catalogue: PoolCatalogue, idle_seconds: float) -> None:
+    def __init__(self, catalogue: PoolCatalogue, folder: Path, idle_seconds: float) -> None:
         super().__init__(catalogue, idle_seconds)
+        self.folder = folder
         self.name = uuid.uuid4().hex
         self._looked_at = self._beaten_at = 0.0
         self._mine: set[str] = set()
-        self._busy_at = time.monotonic()
+        self._called: int = _called_at(folder)
         self._seen: dict[str, tuple[tuple[bytes, bytes], float]] = {}
         self._beat = 0
 
@@ -162,7 +168,6 @@ class _PoolWorker(Worker[PoolCatalogue]):
         """Name this worker as the job's owner, in the commit that takes it."""
         self.catalogue.put_with_commit(f"owner/{job_id}", self.name.encode())
         self._mine.add(job_id)
-        self._busy_at = time.monotonic()
 
     def run_job(self, job_id: str) -> None:
         """Carry a job out, unless another worker has it by now."""
@@ -239,6 +244,14 @@ class _PoolWorker(Worker[PoolCatalogue]):
             self._mine.discard(job_id)
             return
         self.start(job_id)
+
+
+def _called_at(folder: Path) -> int:
+    """Return when a server of this home has last called its worker."""
+    try:
+        return (folder / LOCK_NAME).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _is_to_be_run_again(catalogue: PoolCatalogue, job_id: str) -> bool:
