@@ -24,7 +24,7 @@ def refuse_without_ceph() -> None:
 def cluster(
     *, has_manager: bool = False, is_hasty: bool = True, size_gib: int = 8, pools: str = "rbd"
 ) -> Iterator[Path]:
-    """Start a cluster; yield its configuration. Without a manager it has no quotas; a hasty one agrees at once, not each second."""
+    """Start a cluster; yield its configuration. Without a manager it has no quotas; a hasty one agrees at once."""
     refuse_without_ceph()
     with tempfile.TemporaryDirectory(prefix="ceph-") as folder:
         place = Path(folder) / "cluster"

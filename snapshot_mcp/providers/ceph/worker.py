@@ -132,16 +132,6 @@ def _connected(settings: CephZoneSettings) -> Cluster:
 class _PoolWorker(Worker[PoolCatalogue]):
     """Takes jobs, those of machines that are gone too."""
 
-    def wait(self) -> None:
-        """Wait until a server of this home says that it has entered a job; not long, since others enter jobs too."""
-        deadline = time.monotonic() + OTHERS_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(self.poll_seconds)
-            called = _called_at(self.folder)
-            if called != self._called or self._mine:
-                self._called = called
-                return
-
     def __init__(self, catalogue: PoolCatalogue, folder: Path, idle_seconds: float) -> None:
         super().__init__(catalogue, idle_seconds)
         self.folder = folder
@@ -151,6 +141,16 @@ class _PoolWorker(Worker[PoolCatalogue]):
         self._called: int = _called_at(folder)
         self._seen: dict[str, tuple[tuple[bytes, bytes], float]] = {}
         self._beat = 0
+
+    def wait(self) -> None:
+        """Wait until a server of this home says that it has entered a job; not long, since others enter jobs too."""
+        deadline = time.monotonic() + OTHERS_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(self.poll_seconds)
+            called = _called_at(self.folder)
+            if called != self._called or self._mine:
+                self._called = called
+                return
 
     def prepare(self) -> None:
         """Remove what is left of deleted restore points and of exports whose jobs have ended."""
