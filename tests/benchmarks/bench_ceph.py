@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_ceph [--rounds N] [--size MIB] [--large N] [--json]
 
-The cluster's monitors propose as often as they are shipped to (once a second). A command of Ceph starts a process and connects;
-a job of ours is entered, taken by the worker, carried out and seen to have ended. The bars: a create 1.3 times `rbd snap create`, a
-roll-back 1.2 times `rbd snap rollback`, an export 1.1 times `rbd cp`; a page of a warm zone of 20,000 restore points 3 times one of
-200.
+The cluster's monitors propose as often as they are shipped to (once a second). A command of Ceph starts a process and
+connects; a job of ours is entered, taken by the worker, carried out and seen to have ended. The bars: a create 1.3 times
+`rbd snap create`, a roll-back 1.2 times `rbd snap rollback`, an export 1.1 times `rbd cp`; a page of a warm zone of 20,000
+restore points 3 times one of 200.
 """
 
 import argparse

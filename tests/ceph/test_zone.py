@@ -292,7 +292,7 @@ async def test_a_job_whose_commit_is_refused_is_run_again(bench: Bench) -> None:
             log = {f"log/{present + 1:012}": b"[]", "rev": str(present + 1).encode()}
             with suppress(CephError):
                 pool.write_keys(OBJECT, {"rev": str(present).encode()}, log)
-            await anyio.sleep(0.003)
+            await anyio.sleep(0.02)
 
     async def patiently(start: Callable[[], Awaitable[Job]]) -> Job:
         while True:
