@@ -20,6 +20,7 @@ from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
 from snapshot_mcp.providers.local.place import MOVE_HINT, kind_of, other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
+from snapshot_mcp.providers.local.source import RawFile
 
 
 def image_path(path: Path) -> Path:
@@ -91,6 +92,11 @@ class OpenDisk(Closing):
             self.close()
             raise _replaced(label, path, kind)
 
+    @property
+    def content(self) -> RawFile:
+        """The disk's content."""
+        return RawFile(self.fd)
+
     def close(self) -> None:
         """Close the file."""
         if self.fd >= 0:
@@ -138,7 +144,7 @@ class CaptureSource(OpenDisk):
             else:
                 self._lease = ReadLease(self.fd, self.path, allow_in_use=allow_fuzzy)
                 self.consistency = self._lease.kind
-        self.size_bytes = os.fstat(self.fd).st_size
+        self.size_bytes = self.content.size_bytes
 
     def check(self) -> None:
         """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""
@@ -178,7 +184,7 @@ class TargetDisk(OpenDisk):
             super().__init__(path, label, os.O_RDWR)
             self._hold = WriteHold(self.fd, self.path, tries=WriteHold.TRIES if is_patient else 1)
             self.identity = identity_of(self.fd, self.path)
-            self.size_bytes = os.fstat(self.fd).st_size
+            self.size_bytes = self.content.size_bytes
 
     @property
     def is_alone(self) -> bool:

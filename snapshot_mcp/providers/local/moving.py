@@ -26,6 +26,7 @@ from snapshot_mcp.providers.local.likeness import Likeness, measure_likeness
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file, refuse_registered
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.source import RawFile
 
 GIVE_FILE_ITSELF: Final = "Give the path of the disk's file itself."
 
@@ -165,7 +166,7 @@ class Mover:
 
         try:
             with Chain(self.catalogue.store.snapshots, point["snapshot_id"]) as chain:
-                likeness = measure_likeness(fd, chain, add)
+                likeness = measure_likeness(RawFile(fd), chain, add)
         except DamagedSnapshot as error:
             return None, [f"It could not be compared with {point['snapshot_id']}: {error.message}"]
         doubts = []

@@ -41,7 +41,7 @@ class FileStore:
             if not is_full:
                 room.add_incremental(resource["resource_id"])
             elif room.kept_bytes:
-                room.add(capture.estimate_full(source.fd, room.left_bytes))
+                room.add(capture.estimate_full(source.content, room.left_bytes))
 
     def check_overwrite(self, resource: Row, *, is_alone: bool, is_patient: bool) -> str:
         """Hold the disk as a roll-back does, and return which file it is."""

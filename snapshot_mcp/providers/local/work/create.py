@@ -24,6 +24,7 @@ from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.format import MAX_TAGS, Header, chunk_size_for
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
+from snapshot_mcp.providers.local.source import Source
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
@@ -57,12 +58,15 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
         _finish_create(catalogue, job, ids, format_time(moment(taken_at)))
 
 
-class Source(Protocol):
+class Captured(Protocol):
     """A disk that is read as of one moment."""
 
-    fd: int
     size_bytes: int
     consistency: str
+
+    @property
+    def content(self) -> Source:
+        """What is read."""
 
     def check(self) -> None:
         """Raise if what was read may be inconsistent."""
@@ -71,7 +75,7 @@ class Source(Protocol):
 def capture_one(
     catalogue: FolderCatalogue,
     snapshot: Row,
-    source: Source,
+    source: Captured,
     taken_at: float,
     progress: JobProgress,
     taken_with: Sequence[str] = (),
@@ -100,7 +104,7 @@ def capture_one(
             chunk_size=parent.header.chunk_size if parent else chunk_size_for(source.size_bytes),
         )
         with SnapshotWriter(folder, header) as writer:
-            capture(source.fd, header, parent, writer, advance)
+            capture(source.content, header, parent, writer, advance)
             source.check()
             writer.commit(source.consistency)
 

@@ -65,7 +65,7 @@ class Overwriting:
 
     def compare(self, held: Held) -> Disk:
         """Find what must be written, and verify all of it."""
-        return Disk(*held, restore.compare(held.target.fd, held.chain, self.progress.advance))
+        return Disk(*held, restore.compare(held.target.content, held.chain, self.progress.advance))
 
     def overwrite(self, disk: Disk, *, is_first: bool = False) -> None:
         """Overwrite one disk; the first one of a roll-back is the point of no return."""
@@ -94,7 +94,7 @@ class Overwriting:
             disk.target.check()
             self.progress.advance(amount)
 
-        restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, disk.target.check)
+        restore.write_back(disk.target.content, disk.chain, disk.differences, advance, disk.target.check)
         if not disk.target.is_alone:
             _compare_again(disk)
         if not disk.target.is_at_its_path:
@@ -133,7 +133,7 @@ class Overwriting:
 def reserve_room(disk: Disk) -> None:
     """Reserve the space that the roll-back needs. Raises StorageFull."""
     try:
-        restore.reserve_room(disk.target.fd, disk.chain, disk.differences)
+        restore.reserve_room(disk.target.content, disk.chain, disk.differences)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -146,7 +146,7 @@ def reserve_room(disk: Disk) -> None:
 
 def _compare_again(disk: Disk) -> None:
     """Raise ResourceBusy if the disk, from which no lease kept others out, does not have what was written."""
-    if restore.compare(disk.target.fd, disk.chain, lambda amount: None).byte_count:
+    if restore.compare(disk.target.content, disk.chain, lambda amount: None).byte_count:
         raise ResourceBusy(
             f"Another program wrote to {disk.target.label} during the roll-back.",
             hint="Stop that program. The roll-back resumes when the zone's worker next starts; or roll back again.",
