@@ -200,6 +200,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "snapshot_file",
             "source",
         },
+        "nbd": {"source"},
         "own_file": {"disk", "folder", "holders", "identity", "in_use", "place"},
         "place": set(),
         "platform": {"holders"},
