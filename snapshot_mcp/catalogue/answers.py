@@ -161,6 +161,7 @@ def to_resource(
         "held_by": use.held_by if use else None,
         "identity": sight.identity,
         "hard_links": sight.hard_links,
+        "format": sight.format or None,
     }
     if row["resource_type"] == ResourceType.VOLUME:
         status = "pending" if half else "available"

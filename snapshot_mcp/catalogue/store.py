@@ -54,6 +54,8 @@ class Sight(NamedTuple):
     problem: str = ""
     identity: str | None = None
     hard_links: int | None = None
+    format: str = ""
+    """What wraps the disk's content, such as qcow2; "" for nothing."""
 
 
 class Use(NamedTuple):

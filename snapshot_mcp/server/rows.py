@@ -84,6 +84,7 @@ class ResourceRow(Result):
     kind: Literal["volume", "instance", "image"]
     status: str = "available"
     disk_bytes: int
+    format: str | None = None
     attached_to: str | None = None
     path: str | None = None
     held_by: str | None = None
@@ -107,6 +108,7 @@ class ResourceRow(Result):
             kind=resource.kind,
             status=clean_text(resource.transition_status or resource.status),
             disk_bytes=resource.byte_size,
+            format=clean_text(resource.format or "") or None,
             attached_to=clean_text(host.instance_id) or None if host else None,
             path=clean_text(resource.path or "", MESSAGE_CHARACTERS) or None,
             held_by=clean_text(resource.held_by or "", MESSAGE_CHARACTERS) or None,

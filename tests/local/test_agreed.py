@@ -866,7 +866,7 @@ def as_an_earlier_version_left_it(zone: LocalZone) -> None:
             ("snapshots", "worth is_affected verified_at boot uptime"),
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
             ("resources", "applying_identity applying_safety_id is_stopped other_halves"),
-            ("resources", "made_identity made_from made_mtime_ns former_path"),
+            ("resources", "made_identity made_from made_mtime_ns former_path layout"),
             ("images", "made_identity made_mtime_ns"),
         ):
             for column in added.split():

@@ -133,13 +133,7 @@ def chunks_with_data(source: Source, start: int, end: int, chunk_size: int) -> I
         yield from range(first, following)
 
 
-def estimate_full(source: Source, left_bytes: int) -> int:
-    """Return about how many bytes a full snapshot of a disk takes: what it stores, compressed if only that fits."""
-    stored = source.stored_bytes
-    return stored if stored <= left_bytes else int(stored * _sampled_ratio(source))
-
-
-def _sampled_ratio(source: Source) -> float:
+def sampled_ratio(source: Source) -> float:
     """Return the share of the disk's data that is stored after compression, by samples of it."""
     size = source.size_bytes
     read = stored = 0

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
@@ -20,7 +21,7 @@ from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
 from snapshot_mcp.providers.local.place import MOVE_HINT, kind_of, other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
-from snapshot_mcp.providers.local.source import RawFile
+from snapshot_mcp.providers.local.source import RawFile, Target
 
 
 def image_path(path: Path) -> Path:
@@ -93,7 +94,7 @@ class OpenDisk(Closing):
             raise _replaced(label, path, kind)
 
     @property
-    def content(self) -> RawFile:
+    def content(self) -> Target:
         """The disk's content."""
         return RawFile(self.fd)
 
@@ -131,11 +132,12 @@ class CaptureSource(OpenDisk):
     Raises ResourceBusy if it is in use and the copy could be inconsistent, NotUsable if its file is missing.
     """
 
+    or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
+
     def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False) -> None:
         self._lease: ReadLease | None = None
         super().__init__(path, label, os.O_RDONLY)
-        or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
-        with self._closed_on_error("; a copy taken now could be inconsistent", or_else):
+        with self._closed_on_error("; a copy taken now could be inconsistent", self.or_else):
             copy = clone_beside(self.fd, self.path)
             if copy is not None:
                 os.close(self.fd)
@@ -144,7 +146,12 @@ class CaptureSource(OpenDisk):
             else:
                 self._lease = ReadLease(self.fd, self.path, allow_in_use=allow_fuzzy)
                 self.consistency = self._lease.kind
-        self.size_bytes = self.content.size_bytes
+        self.size_bytes = os.fstat(self.fd).st_size
+
+    @property
+    def stored_bytes(self) -> int:
+        """About how many bytes it stores, at most its size."""
+        return RawFile(self.fd).stored_bytes
 
     def check(self) -> None:
         """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""
@@ -165,6 +172,20 @@ class CaptureSource(OpenDisk):
         super().close()
 
 
+class Hold(Protocol):
+    """What keeps others from a disk that is overwritten, or notices them."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else can write unnoticed."""
+
+    def check(self) -> None:
+        """Raise DiskInUse if somebody may have written."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
 class TargetDisk(OpenDisk):
     """A disk that nobody else holds, open for writing; `identity` says which file it is.
 
@@ -176,7 +197,7 @@ class TargetDisk(OpenDisk):
     consequence = " and cannot be rolled back"
 
     def __init__(self, path: str, label: str, *, is_patient: bool = True) -> None:
-        self._hold: WriteHold | None = None
+        self._hold: Hold | None = None
         self.path, self.label = Path(path), label
         with self._closed_on_error(self.consequence):
             with OpenDisk(path, label, os.O_RDONLY) as reader:
@@ -184,7 +205,7 @@ class TargetDisk(OpenDisk):
             super().__init__(path, label, os.O_RDWR)
             self._hold = WriteHold(self.fd, self.path, tries=WriteHold.TRIES if is_patient else 1)
             self.identity = identity_of(self.fd, self.path)
-            self.size_bytes = self.content.size_bytes
+            self.size_bytes = os.fstat(self.fd).st_size
 
     @property
     def is_alone(self) -> bool:

@@ -7,7 +7,7 @@ process is never listed.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -59,6 +59,14 @@ def describe_holders(path: Path, *, writers_only: bool = False) -> str:
     return describe(found or find_mappings(path)) or UNKNOWN_HOLDER
 
 
+def find_writers(path: Path, ignoring: Collection[int] = ()) -> list[Holder]:
+    """Return the loop devices and the processes, but for some, that have the file open for writing; locks are not looked at."""
+    file = _file_id(path)
+    wanted = {file} if file else set()
+    found = (*_loop_devices(wanted), *_open_files(wanted, {str(pid) for pid in ignoring}))
+    return [holder for _, holder in found if holder.can_write]
+
+
 def has_loop_device(path: Path) -> bool:
     """Return whether a loop device is attached to the file."""
     file = _file_id(path)
@@ -108,8 +116,10 @@ def _loop_devices(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
             )
 
 
-def _open_files(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
+def _open_files(wanted: set[FileId], ignoring: Collection[str] = ()) -> Iterator[tuple[FileId, Holder]]:
     for pid in _processes() if wanted else ():
+        if pid in ignoring:
+            continue
         modes: dict[FileId, bool] = {}
         for number, file in _descriptors(pid):
             if file in wanted:

@@ -20,10 +20,6 @@ class Source(Protocol):
     def size_bytes(self) -> int:
         """The size of the disk as it is now."""
 
-    @property
-    def stored_bytes(self) -> int:
-        """About how many bytes the disk stores, at most its size."""
-
     def read(self, length: int, offset: int) -> bytes:
         """Return exactly `length` bytes; beyond the end of the disk they are zeros (callers check the size)."""
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from snapshot_mcp.catalogue.database import Catalogue
-from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import capture, in_use, restore
-from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
+from snapshot_mcp.providers.local.image.layers import Layout
+from snapshot_mcp.providers.local.image.look import look_into
+from snapshot_mcp.providers.local.opening import open_source, open_target
 from snapshot_mcp.providers.local.place import other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
@@ -37,15 +38,16 @@ class FileStore:
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
         """Open the disk as a capture does, and estimate the snapshot."""
-        with CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy) as source:
+        with open_source(resource, allow_fuzzy=allow_fuzzy) as source:
             if not is_full:
                 room.add_incremental(resource["resource_id"])
             elif room.kept_bytes:
-                room.add(capture.estimate_full(source.content, room.left_bytes))
+                stored = source.stored_bytes
+                room.add(stored if stored <= room.left_bytes else int(stored * capture.sampled_ratio(source.content)))
 
     def check_overwrite(self, resource: Row, *, is_alone: bool, is_patient: bool) -> str:
         """Hold the disk as a roll-back does, and return which file it is."""
-        with TargetDisk(resource["path"], label_of(resource), is_patient=is_patient) as target:
+        with open_target(resource, is_patient=is_patient) as target:
             if is_alone:
                 target.refuse_company()
             return str(target.identity)
@@ -57,7 +59,7 @@ class FileStore:
                 room.add(restore.room_needed(chain))
 
     def look_at(self, row: Row, *, is_verbose: bool = False) -> Sight:
-        """Look at the file at the row's path without opening it."""
+        """Look at the file at the row's path without opening it, but for the header of an image."""
         if not row["path"]:
             return Sight(0, _no_file(row))
         path = Path(row["path"])
@@ -69,10 +71,13 @@ class FileStore:
             return Sight(0, f"its file cannot be read: {why_missing(path, error)}")
         if kind := other_kind_at(path):
             return Sight(0, f"its path no longer leads to a regular file: it is now {kind}")
+        size, problem, form = found.st_size, "", ""
+        if "layout" in row.keys() and row["layout"]:  # noqa: SIM118 (a row is not a mapping)
+            size, problem, form = look_into(path, Layout.parse(row["layout"]))
         identity = identity_at(path) if is_verbose else None
         if identity is None:
-            return Sight(found.st_size)
-        return Sight(found.st_size, "", str(identity), identity.links)
+            return Sight(size, problem, format=form)
+        return Sight(size, problem, str(identity), identity.links, form)
 
     def identity_of(self, resource: Row) -> str:
         """Return which file is at the disk's path."""

@@ -74,11 +74,6 @@ class NbdDisk(Closing):
         return self._export.size_bytes
 
     @property
-    def stored_bytes(self) -> int:
-        """The size of the export: how much of it is stored is the server's to know."""
-        return self._export.size_bytes
-
-    @property
     def is_read_only(self) -> bool:
         """Whether nothing can be written."""
         return bool(self._export.flags & READ_ONLY)

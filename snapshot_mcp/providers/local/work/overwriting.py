@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from snapshot_mcp.catalogue.agreement import NOTHING_CHANGED
-from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.outcome import refuse_cancelled, succeed
 from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.rollback import DiskOverwrite, mark
@@ -21,6 +20,7 @@ from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.disk import TargetDisk
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.opening import open_target
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import read_taken
@@ -60,7 +60,7 @@ class Overwriting:
     def hold(self, stack: ExitStack, resource: Row) -> Held:
         """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedSnapshot."""
         chain = stack.enter_context(Chain(self.folder, self.request["targets"][resource["resource_id"]]))
-        target = TargetDisk(resource["path"], label_of(resource))
+        target = open_target(resource)
         return Held(resource, stack.enter_context(target), chain)
 
     def compare(self, held: Held) -> Disk:
@@ -95,6 +95,7 @@ class Overwriting:
             self.progress.advance(amount)
 
         restore.write_back(disk.target.content, disk.chain, disk.differences, advance, disk.target.check)
+        disk.target.check()
         if not disk.target.is_alone:
             _compare_again(disk)
         if not disk.target.is_at_its_path:
