@@ -33,8 +33,10 @@ def image_path(path: Path) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # missing; a zero byte; `~` of an unknown user
         raise _not_reached(path, error) from None
     if stat.S_ISBLK(mode):
-        what = f"The path {shown(path)} is a block device, which the embedded zone does not support."
-        raise Unsupported(what, hint=GIVE_RAW_IMAGE)
+        what = f"The path {shown(path)} is a block device."
+        raise Unsupported(
+            what, hint="Register it by itself, with `zone add`: a disk cannot move from a file to a device."
+        )
     if kind := kind_of(mode):
         raise BadRequest(f"The path {shown(path)} is {kind}, not a regular file.", hint=GIVE_RAW_IMAGE)
     return real
@@ -220,6 +222,9 @@ class TargetDisk(OpenDisk):
                 f" {clean_text(describe_holders(self.path), MESSAGE_CHARACTERS)}.",
                 hint="Stop the program that has it open and try again, or approve a roll-back without a safety snapshot.",
             )
+
+    def refuse_size(self, size_bytes: int) -> None:
+        """Raise NotUsable if it cannot get this size; an image can get any."""
 
     @property
     def is_at_its_path(self) -> bool:

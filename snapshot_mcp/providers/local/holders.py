@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISBLK
 from typing import Final, NamedTuple
 
 MAX_NAMED: Final = 5
@@ -20,8 +21,12 @@ UNKNOWN_HOLDER: Final = "another program has it open (this user may not see whic
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
+DEVICE: Final = -1
+"""The inode of a block device, which is one device by any name."""
+
+
 class FileId(NamedTuple):
-    """A file as stat() identifies it."""
+    """A file as stat() identifies it; a block device by its number."""
 
     device: int
     inode: int
@@ -40,7 +45,7 @@ def find_holders(paths: Sequence[Path]) -> dict[Path, list[Holder]]:
     """Return who holds each file according to the tables; a file that does not exist has no holders."""
     files = {path: file for path in paths if (file := _file_id(path)) is not None}
     found: dict[FileId, list[Holder]] = {file: [] for file in files.values()}
-    for file, holder in (*_loop_devices(set(found)), *_open_files(set(found)), *_locks(files)):
+    for file, holder in (*_loop_devices(set(found)), *_mounted(set(found)), *_open_files(set(found)), *_locks(files)):
         if holder not in found[file]:
             found[file].append(holder)
     return {path: found[files[path]] if path in files else [] for path in paths}
@@ -101,7 +106,7 @@ def _file_id(path: Path) -> FileId | None:
         stat = path.stat()
     except (OSError, ValueError):
         return None
-    return FileId(stat.st_dev, stat.st_ino)
+    return FileId(stat.st_rdev, DEVICE) if S_ISBLK(stat.st_mode) else FileId(stat.st_dev, stat.st_ino)
 
 
 def _loop_devices(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
@@ -114,6 +119,14 @@ def _loop_devices(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
                 file,
                 Holder(f"loop device {device} is attached to it" + (f", mounted at {where}" if where else ""), True),
             )
+
+
+def _mounted(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
+    """Yield where block devices are mounted."""
+    for point, (major, minor) in _mounts() if any(file.inode == DEVICE for file in wanted) else ():
+        file = FileId(os.makedev(major, minor), DEVICE)
+        if file in wanted:
+            yield file, Holder(f"it is mounted at {point}", True)
 
 
 def _open_files(wanted: set[FileId], ignoring: Collection[str] = ()) -> Iterator[tuple[FileId, Holder]]:

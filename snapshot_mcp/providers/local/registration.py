@@ -17,11 +17,12 @@ from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.permissions import owner_of, user_name
 from snapshot_mcp.ground.shell import quote
+from snapshot_mcp.providers.local.device import DeviceTarget, frozen, is_device, stable_path
 from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
-from snapshot_mcp.providers.local.image.layers import QCOW2, RAW, Layout, freeze
+from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, RAW, Layout, freeze
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 
@@ -39,12 +40,12 @@ def register(
 
     It is opened last: opening a registered disk would break the lease of a job that holds it.
     """
-    real = image_path(path)
+    real = stable_path(path) if is_device(path) else image_path(path)
     refuse_own_file(real, catalogue.folder, home, configuration)
     name = checked_name(name or encodable(real.name))
     with catalogue.transaction():
         refuse_registered(catalogue, real)
-        layout = check_disk(real, form)
+        layout = _check_device(real, form) if is_device(real) else check_disk(real, form)
         for base in layout.bases:
             refuse_own_file(Path(base.path), catalogue.folder, home, configuration)
             refuse_registered(catalogue, Path(base.path))
@@ -134,6 +135,14 @@ def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
             (catalogue.now(), resource_id),
         )
     return resource
+
+
+def _check_device(path: Path, form: Form) -> Layout:
+    """Check a block device that is not registered. Raises BadRequest, NotUsable, ResourceBusy."""
+    if form.format == QCOW2 or form.bases:
+        raise BadRequest(f"The block device {shown(path)} is raw.", hint="Leave --format and --base out.")
+    with DeviceTarget(str(path), f"The device {shown(path)}") as device:
+        return Layout(DEVICE, device.size_bytes, identity=frozen(device))
 
 
 def check_disk(real: Path, form: Form = AS_IT_SEEMS) -> Layout:

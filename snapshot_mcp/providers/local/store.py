@@ -11,8 +11,9 @@ from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import capture, in_use, restore
+from snapshot_mcp.providers.local.device import device_at, size_at
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
-from snapshot_mcp.providers.local.image.layers import Layout
+from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, Layout
 from snapshot_mcp.providers.local.image.look import look_into
 from snapshot_mcp.providers.local.opening import open_source, open_target
 from snapshot_mcp.providers.local.place import other_kind_at, shown, why_missing
@@ -28,6 +29,22 @@ def _no_file(resource: Row) -> str:
         else ""
     )
     return f"it has no file{was}. The command `zone move {resource['resource_id']} PATH` gives it one"
+
+
+def _layout_of(row: Row) -> Layout:
+    """Return the layout of a row of `resources`; an image is a file."""
+    return Layout.parse(row["layout"]) if "layout" in row.keys() else Layout()  # noqa: SIM118 (a row is not a mapping)
+
+
+def _look_at_device(path: Path, *, is_verbose: bool) -> Sight:
+    identity = device_at(path)
+    if identity is None:
+        return Sight(0, "its device is not connected", format=DEVICE)
+    return (
+        Sight(size_at(path), "", str(identity), identity.links, DEVICE)
+        if is_verbose
+        else Sight(size_at(path), format=DEVICE)
+    )
 
 
 class FileStore:
@@ -63,6 +80,8 @@ class FileStore:
         if not row["path"]:
             return Sight(0, _no_file(row))
         path = Path(row["path"])
+        if _layout_of(row).format == DEVICE:
+            return _look_at_device(path, is_verbose=is_verbose)
         try:
             found = path.lstat()
         except ValueError:
@@ -72,8 +91,8 @@ class FileStore:
         if kind := other_kind_at(path):
             return Sight(0, f"its path no longer leads to a regular file: it is now {kind}")
         size, problem, form = found.st_size, "", ""
-        if "layout" in row.keys() and row["layout"]:  # noqa: SIM118 (a row is not a mapping)
-            size, problem, form = look_into(path, Layout.parse(row["layout"]))
+        if (layout := _layout_of(row)).format == QCOW2:
+            size, problem, form = look_into(path, layout)
         identity = identity_at(path) if is_verbose else None
         if identity is None:
             return Sight(size, problem, format=form)
@@ -81,7 +100,9 @@ class FileStore:
 
     def identity_of(self, resource: Row) -> str:
         """Return which file is at the disk's path."""
-        return str(identity_at(Path(resource["path"])) or "") if resource["path"] else ""
+        path = Path(resource["path"])
+        found = device_at(path) if _layout_of(resource).format == DEVICE else identity_at(path)
+        return str(found or "") if resource["path"] else ""
 
     def is_same_disk(self, before: str, present: str) -> bool:
         """Compare filesystem, inode and birth time, not the number of hard links."""

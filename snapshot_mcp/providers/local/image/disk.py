@@ -17,9 +17,9 @@ from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.image.daemon import ImageServer, check_image, find_tool, resize_image
 from snapshot_mcp.providers.local.image.layers import Layout, check_chain, open_bases
-from snapshot_mcp.providers.local.image.watch import OpenWatch
 from snapshot_mcp.providers.local.platform import DiskInUse
 from snapshot_mcp.providers.local.source import Span
+from snapshot_mcp.providers.local.watch import OpenWatch
 
 METADATA_BYTES: Final = 4 << 20
 """What QEMU may write beside the content: tables and counts, some 0.02 % of it, and these to begin with."""

@@ -24,6 +24,7 @@ from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease
 
 RAW: Final = "raw"
 QCOW2: Final = "qcow2"
+DEVICE: Final = "device"
 MAX_LAYERS: Final = 32
 
 _URL: Final = re.compile(r"[A-Za-z0-9_+.-]+:")
@@ -44,11 +45,13 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The format of a disk's file and its bases, the nearest first; `virtual_bytes`: the disk's size when it was registered."""
+    """What a disk is, and its bases, the nearest first; `virtual_bytes`: the disk's size when it was registered."""
 
     format: str = RAW
     virtual_bytes: int = 0
     bases: tuple[Base, ...] = ()
+    identity: str = ""
+    """Which block device it is, if that is known by more than its number."""
 
     def __str__(self) -> str:
         return "" if self.format == RAW else json.dumps(asdict(self))
@@ -59,7 +62,9 @@ class Layout:
         if not text:
             return cls()
         known = json.loads(text)
-        return cls(known["format"], known["virtual_bytes"], tuple(Base(**one) for one in known["bases"]))
+        return cls(
+            known["format"], known["virtual_bytes"], tuple(Base(**one) for one in known["bases"]), known["identity"]
+        )
 
 
 @dataclass(frozen=True, slots=True)

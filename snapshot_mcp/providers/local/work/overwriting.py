@@ -60,8 +60,9 @@ class Overwriting:
     def hold(self, stack: ExitStack, resource: Row) -> Held:
         """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedSnapshot."""
         chain = stack.enter_context(Chain(self.folder, self.request["targets"][resource["resource_id"]]))
-        target = open_target(resource)
-        return Held(resource, stack.enter_context(target), chain)
+        target = stack.enter_context(open_target(resource))
+        target.refuse_size(chain.header.virtual_size_bytes)
+        return Held(resource, target, chain)
 
     def compare(self, held: Held) -> Disk:
         """Find what must be written, and verify all of it."""

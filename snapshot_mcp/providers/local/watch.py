@@ -1,4 +1,4 @@
-"""`OpenWatch`: notice that another program opens a file that QEMU is writing for us (inotify), where no lease can be held."""
+"""`OpenWatch`: notice that another program opens a file or a device (inotify), where no lease can be held."""
 
 import ctypes
 import os
