@@ -1,4 +1,4 @@
-"""Block devices, by loop devices: there and back, in use, of another size, replaced, detached (issue 13, item 4, Must show 5)."""
+"""Block devices, by loop devices: there and back, in use, of another size, replaced, detached."""
 
 import os
 import random

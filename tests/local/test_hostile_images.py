@@ -1,4 +1,4 @@
-"""Images whose headers lie: no byte of a file that the person did not name is read or written (issue 13, Must show 4)."""
+"""Images whose headers lie: no byte of a file that the person did not name is read or written."""
 
 import os
 import struct

@@ -1,4 +1,4 @@
-"""The NBD client: right over a real server, and refusing in bounded time whatever a hostile one sends (issue 13, item 1)."""
+"""The NBD client: right over a real server, and refusing in bounded time whatever a hostile one sends."""
 
 import os
 import random

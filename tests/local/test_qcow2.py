@@ -1,4 +1,4 @@
-"""qcow2 images, whole with what they hold beside the disk: read, put back, moved, resized (issue 13, item 2)."""
+"""qcow2 images, whole with what they hold beside the disk: read, put back, moved, resized."""
 
 import os
 import random
@@ -72,7 +72,7 @@ async def test_lists_show_the_size_that_the_machine_sees_and_the_format(unused_z
 async def test_a_chain_of_overlays_reads_as_the_one_disk_that_the_machine_sees(
     seed: int, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Depth 3, internal snapshots, bitmaps, compressed clusters, an overlay that is larger than its base (Must show 4)."""
+    """Depth 3, internal snapshots, bitmaps, compressed clusters, an overlay that is larger than its base."""
     chance = random.Random(seed)
     base = tmp_path / "base.raw"
     base.write_bytes(chance.randbytes(3 * MIB))
@@ -180,7 +180,7 @@ async def test_a_program_that_writes_during_a_roll_back_is_noticed(
 async def test_killed_in_the_middle_of_a_roll_back_it_is_resumed_and_clean(
     local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Must show 4: kill -9, resumed right, `qemu-img check` clean."""
+    """kill -9, resumed right, `qemu-img check` clean."""
     image = create(tmp_path / "disk.qcow2", 64 * MIB)
     write(image, *(f"write -P {number + 1} {number}M 1M" for number in range(64)))
     disk = await add(local_zone, image)

@@ -22,6 +22,7 @@ from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
 from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
+from snapshot_mcp.providers.local.image.daemon import require_tools
 from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, RAW, Layout, freeze
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
 from snapshot_mcp.providers.local.place import other_kind_at, shown
@@ -173,6 +174,7 @@ def check_disk(real: Path, form: Form = AS_IT_SEEMS) -> Layout:
 
 def _check_content(real: Path, fd: int, form: Form) -> Layout:
     if form.format == QCOW2:
+        require_tools()
         return freeze(real, fd, form.bases)
     if form.bases:
         raise BadRequest(

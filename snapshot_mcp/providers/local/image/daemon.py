@@ -51,6 +51,12 @@ def find_tool(name: str) -> str:
     )
 
 
+def require_tools() -> None:
+    """Raise NotUsable, naming the package, if a program is missing that a qcow2 image needs."""
+    for name in ("qemu-storage-daemon", "qemu-img"):
+        find_tool(name)
+
+
 def node(layout: Layout, fd: int, bases: Sequence[OpenBase], *, is_writable: bool) -> dict[str, Any]:
     """Return QEMU's description of the disk: a driver and an open file for each layer, and nothing left to its header."""
     below: dict[str, Any] | None = None

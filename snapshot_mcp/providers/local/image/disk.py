@@ -15,7 +15,7 @@ from typing import Final
 from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
-from snapshot_mcp.providers.local.image.daemon import ImageServer, check_image, find_tool, resize_image
+from snapshot_mcp.providers.local.image.daemon import ImageServer, check_image, require_tools, resize_image
 from snapshot_mcp.providers.local.image.layers import Layout, check_chain, open_bases
 from snapshot_mcp.providers.local.platform import DiskInUse
 from snapshot_mcp.providers.local.source import Span
@@ -89,7 +89,7 @@ class ImageSource(CaptureSource):
     or_else = ""
 
     def __init__(self, path: str, label: str, layout: Layout) -> None:
-        find_tool("qemu-storage-daemon")
+        require_tools()
         self._stack = ExitStack()
         self._content: ImageContent | None = None
         super().__init__(path, label)
@@ -146,7 +146,7 @@ class ImageTarget(TargetDisk):
     """A disk in an image that is held to be overwritten. Raises as `TargetDisk` does, and NotUsable for a changed base."""
 
     def __init__(self, path: str, label: str, layout: Layout, *, is_patient: bool = True) -> None:
-        find_tool("qemu-storage-daemon"), find_tool("qemu-img")
+        require_tools()
         self._stack = ExitStack()
         self._content: ImageContent | None = None
         super().__init__(path, label, is_patient=is_patient)

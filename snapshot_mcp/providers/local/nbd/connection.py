@@ -1,6 +1,6 @@
 """`Connection`: one connection to an NBD server, for one request at a time.
 
-The protocol: https://github.com/NetworkBlockDevice/nbd, doc/proto.md. Used of it: fixed newstyle negotiation, structured replies,
+The protocol: https://github.com/NetworkBlockDevice/nbd (doc/proto). Used of it: fixed newstyle negotiation, structured replies,
 the metadata context `base:allocation`. What the server sends is bounded in size, number and time, every reply has to be the one
 to its request, and anything else is an OSError (EPROTO).
 """
