@@ -224,6 +224,7 @@ def to_image(catalogue: Catalogue, row: Row) -> Image:
         size=megabytes(sight.size_bytes),
         size_bytes=sight.size_bytes,
         path=encodable(row["path"]),
+        format=sight.format or None,
         problem=sight.problem or None,
         create_time=moment(row["created_at"]),
         status_time=moment(row["created_at"]),

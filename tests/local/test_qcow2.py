@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import pytest
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy
 from snapshot_mcp.contract.models import ResourceFilter
+from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.formats import Form
 from snapshot_mcp.providers.local.source import Target
-from tests.disks import MIB, back_up, finish, get, succeed, worker_pid
+from tests.disks import MIB, back_up, finish, get, make_image, succeed, worker_pid
 from tests.local.test_in_use import holder
 from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
 from tests.qemu import content_of, create, is_clean, needs_qemu, qemu_img, write, write_randomly
+from tests.whole_way.workers import Nursery
 
 pytestmark = [pytest.mark.anyio, needs_qemu]
 
@@ -208,3 +212,30 @@ async def test_the_format_is_said_and_never_guessed(unused_zone: LocalZone, tmp_
     raw.write_bytes(bytes(MIB))
     with pytest.raises(NotUsable, match="not a qcow2 image"):
         await add(unused_zone, raw)
+
+
+async def test_exports_can_be_qcow2_and_their_ending_says_so(
+    zone_folder: Path, nursery: Nursery, tmp_path: Path
+) -> None:
+    FolderCatalogue(zone_folder).close()
+    nursery.start(zone_folder)
+    image = make_image(tmp_path / "disk.img", SIZE)
+    async with aclosing(LocalZone(zone_folder, export_format="qcow2")) as zone:
+        machine = await zone.add_resource(image, "web", ResourceType.INSTANCE)
+        volume = await zone.add_resource(make_image(tmp_path / "data.img", SIZE, seed=2), "data")
+        job = await succeed(zone, await zone.capture_instance(await back_up(zone, machine.id), "golden"))
+        (golden,) = (await zone.list_images(ResourceFilter())).items
+        assert (golden.path, golden.size_bytes, golden.format) == (job.details["path"], SIZE, "qcow2")
+        assert content_of(Path(golden.path or "")) == image.read_bytes()
+        job = await succeed(zone, await zone.create_volume(await back_up(zone, volume.id), "copy"))
+        path = Path(job.details["path"])
+        assert path.suffix == ".qcow2"
+        assert is_clean(path)
+        assert content_of(path) == (tmp_path / "data.img").read_bytes()
+        (copy,) = (await zone.list_volumes(ResourceFilter(ids=job.resource_ids))).items
+        assert (copy.size_bytes, copy.format) == (SIZE, "qcow2")
+        assert (await zone.look_at_own_file(copy.id)).path == str(path)
+        again = await back_up(zone, copy.id)
+        write(path, "write -P 1 0 1M")
+        await succeed(zone, await zone.apply_snapshots([again]))
+        assert content_of(path) == (tmp_path / "data.img").read_bytes()

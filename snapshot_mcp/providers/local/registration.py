@@ -23,7 +23,7 @@ from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalo
 from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.image.daemon import require_tools
-from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, RAW, Layout, freeze
+from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, RAW, Layout, freeze
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 
@@ -65,7 +65,7 @@ def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: 
     """
     folder = folder.resolve()
     if real.is_relative_to(folder):
-        if real.parent == folder / "volumes" and real.suffix == ".raw":
+        if real.parent == folder / "volumes" and real.suffix in EXPORT_SUFFIXES:
             return
         if real.parent == folder / "images":
             copy = "Copy it out of the zone's folder and register the copy; exported images are never changed."

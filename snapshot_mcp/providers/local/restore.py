@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, chunks_with_data, in_order
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
-from snapshot_mcp.providers.local.source import RawFile, Source, Span, Target
+from snapshot_mcp.providers.local.source import RawFile, Sink, Source, Span, Target
 
 SECTOR_SIZE: Final = 512
 """The smallest unit that a disk writes atomically."""
@@ -249,15 +249,20 @@ def export(fd: int, chain: Chain, advance: Advance) -> None:
 
     Raises DamagedSnapshot, OSError (with ENOSPC before anything is written, if possible), and what `advance` raises.
     """
-    free = os.fstatvfs(fd)
-    if room_needed(chain) > free.f_bavail * free.f_frsize:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    refuse_too_little_room(fd, chain)
     target = RawFile(fd)
     target.resize(chain.header.virtual_size_bytes)
     fill(target, chain, advance)
 
 
-def fill(target: Target, chain: Chain, advance: Advance) -> None:
+def refuse_too_little_room(fd: int, chain: Chain) -> None:
+    """Raise OSError with ENOSPC if the content does not fit on the filesystem of an open file."""
+    free = os.fstatvfs(fd)
+    if room_needed(chain) > free.f_bavail * free.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fill(target: Sink, chain: Chain, advance: Advance) -> None:
     """Write everything that is not zero into an empty disk of the snapshot's size, durably."""
 
     def write(window: StoredWindow) -> None:

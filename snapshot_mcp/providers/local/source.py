@@ -27,11 +27,18 @@ class Source(Protocol):
         """Yield the parts of [start, end) that may hold anything but zeros, in order."""
 
 
-class Target(Source, Protocol):
-    """The content of a disk that is overwritten."""
+class Sink(Protocol):
+    """What the content of a disk is written into."""
 
     def write(self, data: bytes, offset: int) -> None:
         """Write all of `data`."""
+
+    def flush(self) -> None:
+        """Make everything that was written durable."""
+
+
+class Target(Source, Sink, Protocol):
+    """The content of a disk that is overwritten."""
 
     def write_zeros(self, offset: int, length: int) -> None:
         """Make a part read as zeros, without storing them where that is possible."""
@@ -41,9 +48,6 @@ class Target(Source, Protocol):
 
     def reserve(self, spans: Iterable[Span]) -> None:
         """Make sure that these parts can be written, in order, without changing a byte. Raises OSError with ENOSPC."""
-
-    def flush(self) -> None:
-        """Make everything that was written durable."""
 
 
 class RawFile:

@@ -13,8 +13,8 @@ from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import capture, in_use, restore
 from snapshot_mcp.providers.local.device import device_at, size_at
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
-from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, Layout
-from snapshot_mcp.providers.local.image.look import look_into
+from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, Layout
+from snapshot_mcp.providers.local.image.look import layout_of_export, look_into
 from snapshot_mcp.providers.local.opening import open_source, open_target
 from snapshot_mcp.providers.local.place import other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
@@ -32,8 +32,9 @@ def _no_file(resource: Row) -> str:
 
 
 def _layout_of(row: Row) -> Layout:
-    """Return the layout of a row of `resources`; an image is a file."""
-    return Layout.parse(row["layout"]) if "layout" in row.keys() else Layout()  # noqa: SIM118 (a row is not a mapping)
+    """Return the layout of a row of `resources` or `images`; what is exported is what its name says."""
+    is_image = "image_id" in row.keys()  # noqa: SIM118 (a row is not a mapping)
+    return layout_of_export(Path(row["path"])) if is_image else Layout.parse(row["layout"])
 
 
 def _look_at_device(path: Path, *, is_verbose: bool) -> Sight:
@@ -135,7 +136,8 @@ class FileStore:
             self.former_path(resource_id).unlink(missing_ok=True)
         if new_id := request.get("new_id"):
             for name in ("images", "volumes"):
-                (self.folder / name / f"{new_id}.raw").unlink(missing_ok=True)
+                for suffix in EXPORT_SUFFIXES:
+                    (self.folder / name / f"{new_id}{suffix}").unlink(missing_ok=True)
 
     def former_path(self, resource_id: str) -> Path:
         """Return where the hashes of a disk's former content are kept while it is overwritten without a safety snapshot."""

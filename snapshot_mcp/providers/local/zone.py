@@ -29,6 +29,7 @@ from snapshot_mcp.providers.local.check import Advance, CheckReport, check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form
+from snapshot_mcp.providers.local.image.layers import RAW
 from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.opening import refuse_other_sizes
 from snapshot_mcp.providers.local.place import shown
@@ -85,11 +86,13 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         home: Path | None = None,
         configuration: Sequence[Path] = (),
         clock: Clock | None = None,
+        export_format: str = RAW,
     ) -> None:
         super().__init__(zone, ZoneRules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
         self.folder = folder.absolute()
         self.recovery_seconds = recovery_seconds
         self.home = home
+        self.export_format = export_format
         self.configuration = tuple(configuration)
         self._clock = clock
         self._copy: Path | None = None

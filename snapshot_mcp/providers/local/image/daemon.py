@@ -193,6 +193,16 @@ def check_image(layout: Layout, fd: int, bases: Sequence[OpenBase], label: str) 
         )
 
 
+def create_image(layout: Layout, fd: int, name: str) -> None:
+    """Make an open, empty file a qcow2 image. Raises NotUsable."""
+    command = ["create", "-q", "-f", QCOW2, f"/proc/self/fd/{fd}", str(layout.virtual_bytes)]
+    status, said = _run_qemu_img(layout, fd, (), command)
+    if status:
+        raise NotUsable(
+            f"QEMU cannot make the image {name}: {said}.", hint='Set `export_format` to "raw", and export again.'
+        )
+
+
 def resize_image(
     layout: Layout, fd: int, bases: Sequence[OpenBase], label: str, size_bytes: int, *, may_shrink: bool
 ) -> None:

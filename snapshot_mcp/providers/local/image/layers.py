@@ -25,6 +25,8 @@ from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease
 RAW: Final = "raw"
 QCOW2: Final = "qcow2"
 DEVICE: Final = "device"
+EXPORT_SUFFIXES: Final = (f".{RAW}", f".{QCOW2}")
+"""The endings of the files that an export makes, which say what they are."""
 MAX_LAYERS: Final = 32
 
 _URL: Final = re.compile(r"[A-Za-z0-9_+.-]+:")

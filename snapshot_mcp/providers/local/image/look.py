@@ -6,7 +6,7 @@ from pathlib import Path
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.identity import Identity, identity_at
 from snapshot_mcp.providers.local.image.header import BadImage, read_header
-from snapshot_mcp.providers.local.image.layers import Layout
+from snapshot_mcp.providers.local.image.layers import QCOW2, Layout
 from snapshot_mcp.providers.local.place import shown
 
 
@@ -30,5 +30,25 @@ def look_into(path: Path, layout: Layout) -> tuple[int, str, str]:
         return read_header(fd).virtual_bytes, "", layout.format
     except BadImage as error:
         return layout.virtual_bytes, f"its image cannot be used: {error}", layout.format
+    finally:
+        os.close(fd)
+
+
+def layout_of_export(path: Path) -> Layout:
+    """Return the layout of a file that this zone exported, by its name; it has no base."""
+    if path.suffix != f".{QCOW2}":
+        return Layout()
+    return Layout(QCOW2, _virtual_bytes(path))
+
+
+def _virtual_bytes(path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return 0
+    try:
+        return read_header(fd).virtual_bytes
+    except BadImage:
+        return 0
     finally:
         os.close(fd)
