@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard.page.process import PageProcess
     from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
+    from snapshot_mcp.providers.ceph.scratch import Scratch as Scratch
+    from snapshot_mcp.providers.ceph.zone import CephZone as CephZone
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.providers.local.formats import Form as Form
     from snapshot_mcp.providers.local.moving import Move as Move
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from snapshot_mcp.server.callers import Callers, Roll
     from snapshot_mcp.service import KeyFile
     from snapshot_mcp.zones import Zones
+
+    OwnZone = LocalZone | CephZone
 
 log = logging.getLogger(__name__)
 
@@ -223,10 +227,52 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
     name = name or next((one for one in is_local if is_local[one]), settings.first_zone)
     zone = _zone_settings(settings, name)
     if not isinstance(zone, LocalZoneSettings):
+        where = "they are found by themselves" if zone.is_own else "they are managed at its provider"
         raise BadRequest(
-            f"Zone {name!r} is not an embedded (local) zone.", hint="Its disks are managed at its provider."
+            f"Zone {name!r} is not an embedded (local) zone.", hint=f"Its disks are not registered: {where}."
         )
     return zone.build(settings.site(name))
+
+
+def open_own_zone(settings: Settings, name: str = "") -> OwnZone:
+    """Return a zone of ours, embedded or not, for the commands that all of them have. Raises UnknownZone, BadRequest."""
+    is_own = {one: zone.is_own for one, zone in settings.zones.items()}
+    is_local = [one for one, zone in settings.zones.items() if isinstance(zone, LocalZoneSettings)]
+    name = name or next(iter([*is_local, *(one for one in is_own if is_own[one])]), settings.first_zone)
+    zone = _zone_settings(settings, name)
+    if not zone.is_own:
+        raise BadRequest(f"Zone {name!r} is not a zone of our own.", hint="It is managed at its provider.")
+    return cast("OwnZone", zone.build(settings.site(name)))
+
+
+def ceph_scratch(conf: Path, pool: str) -> Scratch:
+    """Make a namespace in a pool of a cluster for a while. Raises ZoneError."""
+    from snapshot_mcp.providers.ceph.clib import CephError
+    from snapshot_mcp.providers.ceph.errors import translate
+    from snapshot_mcp.providers.ceph.scratch import Scratch
+
+    try:
+        return Scratch(conf, pool)
+    except CephError as error:
+        known = translate(error)
+        assert known is not None
+        raise known.add(hint=f"The tour uses the pool {pool!r} of {conf} as client.admin.") from None
+
+
+def as_local(zone: object) -> LocalZone | None:
+    """Return the zone as the embedded one, None if it is another."""
+    from snapshot_mcp.providers.local import LocalZone
+
+    return zone if isinstance(zone, LocalZone) else None
+
+
+def as_ceph(zone: object) -> CephZone | None:
+    """Return the zone as one on Ceph, None if it is another."""
+    if getattr(type(zone), "__name__", "") != "CephZone":
+        return None
+    from snapshot_mcp.providers.ceph.zone import CephZone
+
+    return zone if isinstance(zone, CephZone) else None
 
 
 def build_unusable_server(error: SettingsError, leaving: Event | None = None) -> MCPServer[Any]:

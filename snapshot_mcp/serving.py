@@ -99,7 +99,7 @@ def serve_zone(
     from snapshot_mcp import service
     from snapshot_mcp.ground.web import is_loopback, url_of
 
-    zone = app.open_local_zone(settings, name)
+    zone = app.open_own_zone(settings, name)
     host, port = service.parse_address(address, is_encrypted=certificate is not None)
     listener = service.bind(host, port)
     keys = app.key_file(settings)

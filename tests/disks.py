@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import signal
 from pathlib import Path
 
 import anyio
@@ -54,15 +55,26 @@ def fill(folder: Path, leave: int = 0) -> Path:
 
 def worker_pid(folder: Path) -> int | None:
     """The living worker's process, None where there is none (or it has not said its id yet)."""
+    return holder_of(folder / LOCK_NAME)
+
+
+def holder_of(lock: Path) -> int | None:
+    """The process that holds a lock file, None where there is none (or it has not said its id yet)."""
     try:
-        with (folder / LOCK_NAME).open("r+") as lock:
+        with lock.open("r+") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return int(lock.read() or 0) or None
+                return int(file.read() or 0) or None
     except FileNotFoundError:
         pass
     return None
+
+
+def end_process(lock: Path) -> None:
+    """End the process that holds a lock file, by its id."""
+    if pid := holder_of(lock):
+        os.kill(pid, signal.SIGTERM)
 
 
 async def finish(zone: Provider, job: Job, timeout_seconds: float = PATIENCE_SECONDS) -> Job:

@@ -117,7 +117,7 @@ except Exception as error:
     done = house.run("-c", script)
     first, no_provider, windows = done.stdout.splitlines()
     assert first.startswith("above up provider='attic'")
-    assert no_provider == 'Add provider = "attic" or "local" or "anchcloud".'
+    assert no_provider == 'Add provider = "attic" or "local" or "anchcloud" or "ceph".'
     assert windows == 'Use a zone of another provider: "attic", "anchcloud".'
 
 

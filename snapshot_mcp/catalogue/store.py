@@ -48,12 +48,16 @@ class Capacity(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What the store sees of a disk or an image; `problem` says why it cannot be read or is not what it was."""
+    """What the store sees of a disk or an image; `problem` says why it cannot be read or is not what it was.
+
+    `place` is where it is, in words for a person; "" where the row's path says that.
+    """
 
     size_bytes: int
     problem: str = ""
     identity: str | None = None
     hard_links: int | None = None
+    place: str = ""
     format: str = ""
     """What wraps the disk's content, such as qcow2; "" for nothing."""
 

@@ -53,4 +53,5 @@ def expire(catalogue: Catalogue) -> None:
 
 def _overdue(catalogue: Catalogue) -> list[Row]:
     rows = catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'")
-    return [row for row in rows if row["action"] in DESTRUCTIVE and is_overdue(catalogue, row)]
+    late = [row for row in rows if row["action"] in DESTRUCTIVE and is_overdue(catalogue, row)]
+    return [row for row in late if catalogue.may_expire(row)]

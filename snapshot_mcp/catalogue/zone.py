@@ -40,9 +40,6 @@ from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.contract.text import clean_text
 
-WATCH_SECONDS: Final = 0.03
-"""Interval between checks for a change; a check costs microseconds."""
-
 ALIVE_SECONDS: Final = 1.0
 """Interval at which a watcher makes sure that unfinished jobs have a worker."""
 
@@ -60,6 +57,8 @@ log = logging.getLogger(__name__)
 class CatalogueZone(ABC, Generic[C]):
     """A zone of ours (see `contract.Provider` for the methods); a subclass provides its catalogue and its worker."""
 
+    watch_seconds = 0.03
+    """Interval between checks for a change; in a zone of files a check costs microseconds."""
     export_format = ""
     """The format of exports, in the store's words."""
 
@@ -217,7 +216,7 @@ class CatalogueZone(ABC, Generic[C]):
         yield tuple(to_job(row, self.zone) for row in unfinished)
         version, checked_at, openings = (-1, -1), anyio.current_time(), self._openings
         while True:
-            await anyio.sleep(WATCH_SECONDS)
+            await anyio.sleep(self.watch_seconds)
             current = await self._read(_version, (-1, -1))
             if self._openings != openings and openings:
                 raise Unavailable(f"Zone {self.zone!r} was removed or replaced while its jobs were watched.")

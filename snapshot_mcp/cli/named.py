@@ -7,12 +7,12 @@ from snapshot_mcp.contract.models import Image, Instance, Volume
 from snapshot_mcp.zones.finding import find_listed, find_resource
 
 if TYPE_CHECKING:
-    from snapshot_mcp.app import LocalZone
+    from snapshot_mcp.app import OwnZone
 
 SIMILAR = "Similar names"
 
 
-async def find_disk(zone: "LocalZone", text: str, command: str) -> Volume | Instance:
+async def find_disk(zone: "OwnZone", text: str, command: str) -> Volume | Instance:
     """Return a registered disk. Raises NotFound, BadRequest if several have the name."""
     try:
         return await find_resource(zone, text)
@@ -20,7 +20,7 @@ async def find_disk(zone: "LocalZone", text: str, command: str) -> Volume | Inst
         raise _for_a_shell(error, command) from None
 
 
-async def find_disk_or_image(zone: "LocalZone", text: str, command: str) -> Volume | Instance | Image:
+async def find_disk_or_image(zone: "OwnZone", text: str, command: str) -> Volume | Instance | Image:
     """Return a registered disk or an image. Raises NotFound, BadRequest if several have the name."""
     try:
         return await find_listed(zone, text)

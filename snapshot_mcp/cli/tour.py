@@ -49,7 +49,12 @@ class TourFailed(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--yes", action="store_true", help="let the tour's client answer the server's questions")
-    parser.add_argument("--over-rest", action="store_true", help="use the zone over its REST API")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--over-rest", action="store_true", help="use the zone over its REST API")
+    where.add_argument(
+        "--ceph", type=Path, metavar="CONF", help="use a Ceph cluster, in a namespace of its own as client.admin"
+    )
+    parser.add_argument("--pool", default="rbd", help="the pool for --ceph (rbd)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +64,13 @@ def run(args: argparse.Namespace) -> int:
         raise BadRequest("The tour asks questions, but there is no terminal to answer them.", hint=hint)
     scratch = make_scratch()
     screen = Screen()
-    tour = Tour(screen, scratch, answers_itself=args.yes, over_rest=args.over_rest)
+    ceph = None
+    try:
+        ceph = app.ceph_scratch(args.ceph, args.pool) if args.ceph else None
+    except BaseException:
+        clean_up(scratch)
+        raise
+    tour = Tour(screen, scratch, answers_itself=args.yes, over_rest=args.over_rest, ceph=ceph, conf=args.ceph)
     lost: OutputLost | None = None
     previous = {one: signal.signal(one, tour.interrupt) for one in ENDS}
     try:
@@ -71,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             tour.failure = tour.describe(error)
     finally:
         clean_up(scratch)
+        if ceph:
+            ceph.close()
         for one, handler in previous.items():
             signal.signal(one, handler)
     if tour.is_interrupted:
@@ -85,7 +98,17 @@ def run(args: argparse.Namespace) -> int:
 class Tour:
     """The steps of the tour. `scratch` has the disk, the reference copies and the server's home."""
 
-    def __init__(self, screen: Screen, scratch: Path, *, answers_itself: bool, over_rest: bool) -> None:
+    def __init__(
+        self,
+        screen: Screen,
+        scratch: Path,
+        *,
+        answers_itself: bool,
+        over_rest: bool = False,
+        ceph: "app.Scratch | None" = None,
+        conf: Path | None = None,
+    ) -> None:
+        self.ceph, self.conf = ceph, conf
         self.screen = screen
         self.answers_itself = answers_itself
         self.over_rest = over_rest
@@ -117,7 +140,8 @@ class Tour:
         self.screen.begin(
             "snapshot-mcp tour",
             "A scratch disk is backed up, damaged and rolled back by the server, over the protocol that assistants use.\n"
-            f"Everything is in {self.scratch}, which is removed at the end.",
+            f"Everything is in {self.scratch}{f' and in the namespace {self.ceph.namespace}' if self.ceph else ''}, which"
+            f" {'are' if self.ceph else 'is'} removed at the end.",
         )
         with self.screen.step("Make a disk") as step:
             step.result = await self._make_disk()
@@ -156,6 +180,7 @@ class Tour:
         full = await self._back_up("Back up: a full snapshot", "before the upgrade")
         with self.screen.step("An upgrade goes wrong") as step:
             changed = await _in_thread(tour_disk.change_disk, self.disk)
+            await self._put()
             await _in_thread(tour_disk.copy_sparse, self.disk, self.changed)
             if await _in_thread(tour_disk.read_letter, self.disk):
                 raise TourFailed(f"{LETTER} can still be read from the changed disk.")
@@ -168,6 +193,7 @@ class Tour:
             step.result = f"{len(sizes)} restore points in {format_bytes(sum(sizes))}"
         safety = await self._roll_back(full)
         with self.screen.step("Compare it with the original") as step:
+            await self._get(DISK, self.disk)
             step.result = await self._compare(self.disk, self.original)
             letter = await _in_thread(tour_disk.read_letter, self.disk)
             if letter != tour_disk.LETTER_TEXT:
@@ -182,6 +208,10 @@ class Tour:
         with self.screen.bar("write") as move:
             files = await _in_thread(tour_disk.make_disk, self.disk, move)
         await _in_thread(tour_disk.copy_sparse, self.disk, self.original)
+        if self.ceph:
+            await self._put()
+            self.screen.say(f"an image in {self.ceph.pool.name}, which the server finds by itself", "dim")
+            return f"{format_bytes(DISK_BYTES)}, {files} files, text, random, zeros"
         async with aclosing(app.open_local_zone(load_settings(self._environment()))) as zone:
             await zone.add_resource(self.disk, DISK)
         self.screen.say(f"$ snapshot-mcp zone add {self.disk.name} --name {DISK}", "dim")
@@ -215,7 +245,20 @@ class Tour:
             found = await self._call("list_resources", {"search": f"{DISK}-copy"}, is_shown=False)
             (row,) = found["resources"]
             step.result = f"{row['resource_id']} {row['name']}, {format_bytes(row['disk_bytes'])}"
+            if self.ceph:
+                await self._get(str(row["name"]), self.scratch / "copy.img")
+                return self.scratch / "copy.img"
             return Path(row.get("path") or self.home / "zones" / "local" / "volumes" / f"{row['resource_id']}.raw")
+
+    async def _put(self) -> None:
+        """Give the image on Ceph the disk's content."""
+        if self.ceph:
+            await _in_thread(self.ceph.upload, self.disk, DISK)
+
+    async def _get(self, name: str, path: Path) -> None:
+        """Give a file the content of an image on Ceph."""
+        if self.ceph:
+            await _in_thread(self.ceph.download, name, path)
 
     async def _delete(self, snapshot_id: str, expected: list[str]) -> None:
         with self.screen.step("Delete the incremental") as step:
@@ -336,6 +379,11 @@ class Tour:
         """Return the server's environment, with a home of its own and without the user's settings."""
         config = self.scratch / "config.toml"
         config.touch()
+        if self.ceph:
+            conf = str(self.conf and self.conf.absolute())
+            where = {"pool": self.ceph.pool_name, "namespace": self.ceph.namespace, "conf": conf}
+            lines = [f"{name} = {json.dumps(value)}" for name, value in where.items()]
+            config.write_text("\n".join(["[zones.ceph]", 'provider = "ceph"', *lines, ""]), encoding="utf-8")
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SNAPSHOT_MCP_")}
         return {**inherited, "SNAPSHOT_MCP_HOME": str(self.home), "SNAPSHOT_MCP_CONFIG": str(config)}
 

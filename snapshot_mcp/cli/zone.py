@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from snapshot_mcp.cli import zone_keys, zone_move, zone_purge, zone_rebuild, zone_remove, zone_serve
+from snapshot_mcp.cli import zone_forget, zone_keys, zone_move, zone_purge, zone_rebuild, zone_remove, zone_serve
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.cli.person import user_name
@@ -30,11 +30,12 @@ COMMANDS = {
     "purge": zone_purge.run,
     "move": zone_move.run,
     "remove": zone_remove.run,
+    "forget": zone_forget.run,
 }
 """The commands that have a module of their own."""
 
 if TYPE_CHECKING:
-    from snapshot_mcp.app import LocalZone
+    from snapshot_mcp.app import LocalZone, OwnZone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     zone_move.add_arguments(
         commands.add_parser("move", help="take a disk to another path, where its file is now; its restore points stay")
+    )
+    zone_forget.add_arguments(
+        commands.add_parser(
+            "forget", help="destroy all restore points of a disk on Ceph, so that it can be removed there"
+        )
     )
     commands.add_parser("rebuild", help="take snapshot files in again that the catalogue does not know, or has lost")
     commands.add_parser("adopt", help="make a copy of a zone a zone of its own, without the original's disks")
@@ -80,6 +86,9 @@ async def _run(args: argparse.Namespace) -> int:
 
     settings = app.own_settings()
     guard = app.build_guard(settings)
+    if args.zone_command in {"cancel", "list", "check"}:
+        async with aclosing(app.open_own_zone(settings, args.zone)) as own:
+            return await _look(own, args, guard.command)
     async with aclosing(app.open_local_zone(settings, args.zone)) as zone:
         match args.zone_command:
             case "add":
@@ -96,10 +105,6 @@ async def _run(args: argparse.Namespace) -> int:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
                     warn(note)
                 await _point_to_missing(zone, added, guard.command)
-            case "cancel":
-                job = await zone.cancel_job(args.job_id)
-                done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
-                say(f"Job {job.job_id} ({job.action}) {done}.")
             case "adopt":
                 deed = app.deed("zone adopt", zone, user_name(), folder=encodable(str(zone.folder)))
                 async with guard.recorded(deed) as found:
@@ -113,10 +118,20 @@ async def _run(args: argparse.Namespace) -> int:
                     report = await zone.rebuild()
                     found["snapshot_ids"] = list(report.taken_in)
                 return zone_rebuild.tell(report, guard.command)
-            case "list":
-                await _list(zone, guard.command)
-            case "check":
-                return await _check(zone)
+    return 0
+
+
+async def _look(zone: "OwnZone", args: argparse.Namespace, command: str) -> int:
+    """Run a command that every zone of ours has."""
+    match args.zone_command:
+        case "cancel":
+            job = await zone.cancel_job(args.job_id)
+            done = "is cancelled" if job.is_finished else "is being cancelled and will end in a moment"
+            say(f"Job {job.job_id} ({job.action}) {done}.")
+        case "list":
+            await _list(zone, command)
+        case "check":
+            return await _check(zone)
     return 0
 
 
@@ -143,10 +158,13 @@ def _line(resource: Volume | Instance) -> str:
     return f"{line}{in_use}{links}{problem}"
 
 
-async def _list(zone: "LocalZone", command: str) -> None:
-    await _is_copy(zone)
-    for line in zone_rebuild.overlooked(await zone.look_over(), command):
-        warn(line)
+async def _list(zone: "OwnZone", command: str) -> None:
+    from snapshot_mcp import app
+
+    if local := app.as_local(zone):
+        await _is_copy(local)
+        for line in zone_rebuild.overlooked(await local.look_over(), command):
+            warn(line)
     query = ResourceFilter(verbose=1)
     resources: list[Volume | Instance] = [
         *await read_whole(zone.list_volumes, query),
@@ -158,7 +176,11 @@ async def _list(zone: "LocalZone", command: str) -> None:
         line = f"{image.id}  {clean_text(image.name)}  {format_bytes(image.byte_size)}  {clean_text(image.path or '', 400)}"
         say(f"{line}  (an exported image){problem}")
     if not resources:
-        say(f"No disk is registered. Register one with: {command} zone add PATH")
+        say(
+            f"No disk is registered. Register one with: {command} zone add PATH"
+            if local
+            else "There is no image in the pool."
+        )
 
 
 async def _is_copy(zone: "LocalZone") -> bool:
@@ -168,8 +190,11 @@ async def _is_copy(zone: "LocalZone") -> bool:
     return bool(problem)
 
 
-async def _check(zone: "LocalZone") -> int:
-    is_copy = await _is_copy(zone)
+async def _check(zone: "OwnZone") -> int:
+    from snapshot_mcp import app
+
+    local = app.as_local(zone)
+    is_copy = await _is_copy(local) if local else False
     with progress_bar("verifying") as advance:
         report = await zone.check(advance)
     for finding in report.findings:

@@ -14,7 +14,7 @@ from snapshot_mcp.contract.models import Snapshot, SnapshotFilter
 from snapshot_mcp.zones.finding import read_whole
 
 if TYPE_CHECKING:
-    from snapshot_mcp.app import Deed, Guard, LocalZone, PersonAct
+    from snapshot_mcp.app import Deed, Guard, OwnZone, PersonAct
     from snapshot_mcp.settings import Settings
 
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 async def _plan(settings: "Settings", guard: "Guard", name: str) -> "tuple[PersonAct, Deed]":
     from snapshot_mcp import app
 
-    async with aclosing(app.open_local_zone(settings, name)) as zone:
+    async with aclosing(app.open_own_zone(settings, name)) as zone:
         act = await guard.plan_purge(zone.zone, await _list_deleted(zone))
         return act, app.deed(act.operation, zone, user_name(), snapshot_ids=list(act.ids))
 
@@ -54,7 +54,7 @@ async def _purge(settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[
     """Purge what was confirmed and no rule forbids now; nothing else is purged before its grace period ends."""
     from snapshot_mcp import app
 
-    async with aclosing(app.open_local_zone(settings, deed.zone)) as zone:
+    async with aclosing(app.open_own_zone(settings, deed.zone)) as zone:
         again = await guard.plan_purge(zone.zone, await _list_deleted(zone))
         async with guard.recorded(deed) as found:
             if again.refusal:
@@ -64,6 +64,6 @@ async def _purge(settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[
         return tuple(one for one in purged if one in ids)
 
 
-async def _list_deleted(zone: "LocalZone") -> tuple[Snapshot, ...]:
+async def _list_deleted(zone: "OwnZone") -> tuple[Snapshot, ...]:
     """Return all snapshots in their grace period."""
     return await read_whole(zone.list_snapshots, SnapshotFilter(status=("deleted",), verbose=1))

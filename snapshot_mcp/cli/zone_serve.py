@@ -1,4 +1,4 @@
-"""`snapshot-mcp zone serve --http HOST:PORT`: serve the embedded zone as the volume-snapshot REST API."""
+"""`snapshot-mcp zone serve --http HOST:PORT`: serve a zone of ours as the volume-snapshot REST API."""
 
 import argparse
 from pathlib import Path

@@ -4,7 +4,7 @@ A change returns a Job as soon as the zone has accepted it. Methods raise only e
 Constructing a provider is cheap: it does no I/O before the first call.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -49,6 +49,17 @@ class Feature(StrEnum):
     """`list_finished_jobs` lists what has ended."""
     COVERAGE = "coverage"
     """Disks carry their `Coverage` where a list is verbose."""
+    SEPARATE = "separate"
+    """Restore points are kept apart from the disks: they outlive the loss of what a disk is stored in."""
+
+
+SHARED_FATE = "Restore points of this zone lie in the disk's own pool, share its storage, and are lost with it."
+"""What is said of a zone without `Feature.SEPARATE`."""
+
+
+def shares_fate(features: Collection[Feature]) -> bool:
+    """Return whether a zone's restore points are lost with its disks; one that tells nothing of itself does not say."""
+    return Feature.TERMS in features and Feature.SEPARATE not in features
 
 
 class Provider(Protocol):

@@ -73,10 +73,10 @@ async def _examine_zones(patient: Patient, folder: Path) -> list[Symptom]:
 
 
 def _open(patient: Patient, name: str, folder: Path) -> Provider:
-    """Build a zone; an embedded one reads from a copy of its catalogue."""
+    """Build a zone; one of ours reads from a copy of its catalogue and starts nothing."""
     provider = patient.build_zone(name)
-    if isinstance(provider, LocalZone):
-        provider.look_only(folder / f"{name}.sqlite")
+    if look_only := getattr(provider, "look_only", None):
+        look_only(folder / f"{name}.sqlite")
     return provider
 
 

@@ -63,10 +63,10 @@ def start_detached(
         )
 
 
-def say_who(lock_fd: int) -> None:
-    """Write this process's id into its lock file."""
+def say_who(lock_fd: int, *others: int) -> None:
+    """Write this process's id into its lock file, and those of others that hold it too behind it."""
     os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+    os.pwrite(lock_fd, "".join(f"{one}\n" for one in (os.getpid(), *others)).encode(), 0)
 
 
 def shorten_log(log: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from anyio.to_thread import run_sync as in_thread
 
 from snapshot_mcp.contract.errors import Forbidden, UnknownZone, ZoneError
-from snapshot_mcp.contract.models import Job, Snapshot
+from snapshot_mcp.contract.models import Job, Resource, Snapshot
 from snapshot_mcp.contract.own_file import OwnFile
 from snapshot_mcp.contract.provider import Provider
 from snapshot_mcp.ground.clock import Clock, SystemClock
@@ -238,6 +238,12 @@ class Guard(ActRecorder):
         from snapshot_mcp.guard.plan.person import plan_file_deletion
 
         return plan_file_deletion(zone_name, file, await self._rules(zone_name))
+
+    async def plan_forget(self, zone_name: str, disk: Resource, points: Sequence[Snapshot]) -> "PersonAct":
+        """Plan to destroy all restore points of a disk for ever, under the current rules."""
+        from snapshot_mcp.guard.plan.person import plan_forget
+
+        return plan_forget(zone_name, disk, points, await self._rules(zone_name))
 
     async def plan_move(self, zone_name: str, label: str, lines: Sequence[str]) -> "PersonAct":
         """Plan to move a disk to a file that may not be its own, under the current rules."""

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 PROVIDERS = {
     "local": "LocalZoneSettings",
     "anchcloud": "AnchCloudZoneSettings",
+    "ceph": "CephZoneSettings",
 }
 """The folder of each provider, which is its name in the settings, and the class in its `settings.py`."""
+
+MAX_RECOVERY_HOURS = 87_600
+"""Ten years; a longer grace period is no grace period but a disk that fills up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class ZoneSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     runs_on_windows: ClassVar[bool] = True
+    is_own: ClassVar[bool] = False
+    """Whether it is a zone of ours, with our rules and a worker of ours."""
 
     provider: str
     production: bool = False

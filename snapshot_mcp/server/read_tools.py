@@ -24,6 +24,7 @@ from snapshot_mcp.contract.models import (
     SnapshotFilter,
     SnapshotResource,
 )
+from snapshot_mcp.contract.provider import SHARED_FATE, shares_fate
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy, taken_at
@@ -48,7 +49,7 @@ MAX_FILTER_VALUES = 1000
 """Most values of a filter: SQLite takes some 30,000 in one statement."""
 
 ZoneArgument = Annotated[str, Field(description="Zone; default if unset")]
-ResourceId = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Id or exact name of a disk or machine")]
+ResourceId = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Id or exact name of disk or machine")]
 Search = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Part of an id or name")]
 Offset = Annotated[
     int,
@@ -56,7 +57,7 @@ Offset = Annotated[
         ge=0, le=MAX_OFFSET, description="Rows to skip", json_schema_extra=lambda schema: schema.pop("maximum", None)
     ),
 ]
-Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT} rows")]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT}")]
 Kind = Literal["any", "volume", "instance", "image"]
 
 ANY: list[str] = []
@@ -70,6 +71,11 @@ async def notice_of(place: Zone) -> str:
     """Return what the zone's lists cannot show, if it says so; "" for nothing."""
     notice = getattr(place.provider, "notice", None)
     return str(await notice()) if notice else ""
+
+
+def fate_of(place: Zone) -> str:
+    """Return that the zone's restore points are lost with its disks, "" where they are not."""
+    return SHARED_FATE if shares_fate(place.provider.features) else ""
 
 
 async def list_snapshots(
@@ -139,8 +145,8 @@ async def list_resources(
     limit: Limit = 20,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
-    """Which disks, volumes, servers (machines, instances) and exported images are there, attached to what; which are
-    unprotected, without a recent backup; how much space do their backups take."""
+    """Which disks, volumes, servers (machines, instances) and images are there, attached to what; which are unprotected,
+    without a recent backup; the space of their backups."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)
@@ -151,7 +157,19 @@ async def list_resources(
     others = await _others_hint(place, page, query, kind)
     ahead = ahead_in_words((one.newest_good_id, one.newest_good_time) for one in found.coverage.values())
     hint = " ".join(
-        filter(None, (await notice_of(place), others, hint, unread_in_words(page), found.note, ahead, bare_hint(rows)))
+        filter(
+            None,
+            (
+                await notice_of(place),
+                others,
+                hint,
+                unread_in_words(page),
+                found.note,
+                ahead,
+                bare_hint(rows),
+                fate_of(place),
+            ),
+        )
     )
     applied = filter_in_words(kind=kind, search=search, status=status)
     result = ResourceList(zone=place.name, total_count=page.total_count, filter=applied, resources=rows, hint=hint)
@@ -194,6 +212,8 @@ def picture(
         hint += " A fuzzy point may be a mixture of states and does not count as a good restore point."
     if ahead := ahead_in_words((one.snapshot_id, taken_at(one)) for one in snapshots):
         hint = f"{hint} {ahead}"
+    if fate := fate_of(zone):
+        hint = f"{hint} {fate}"
     if is_cut:
         hint = f"Only the newest {len(snapshots)} of {total_count} are shown; list_snapshots lists all. {hint}"
     return ChainPicture(

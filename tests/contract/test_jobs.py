@@ -68,7 +68,7 @@ async def test_unfinished_jobs_are_those_under_way(subject: Subject) -> None:
     """GET /unfinished_jobs → [Job…]."""
     volume = await subject.volume()
     await subject.back_up(volume)
-    with subject.paused() if subject.local else nullcontext():
+    with subject.paused() if subject.is_ours else nullcontext():
         job = await subject.zone.create_snapshots([volume], "")
         unfinished = await subject.zone.list_unfinished_jobs()
         assert job.job_id in {one.job_id for one in unfinished}
@@ -82,7 +82,7 @@ async def watching(subject: Subject) -> AsyncIterator[Watch]:
     """A watch that stands: its first item is there."""
     assert Feature.WATCH in subject.zone.features
     watch = Watch()
-    with anyio.fail_after(PATIENCE_SECONDS if subject.local else 1800):
+    with anyio.fail_after(PATIENCE_SECONDS if subject.is_ours else 1800):
         async with aclosing(subject.zone.watch_jobs()) as stream, anyio.create_task_group() as tasks:
             watch.first = await anext(stream)
             tasks.start_soon(watch.follow, stream)
@@ -95,7 +95,7 @@ async def test_a_watch_begins_with_the_unfinished_jobs(subject: Subject) -> None
     volume = await subject.volume()
     before = await subject.done(await subject.zone.create_snapshots([volume], "ended before the watch"))
     async with AsyncExitStack() as stack:
-        with subject.paused() if subject.local else nullcontext():
+        with subject.paused() if subject.is_ours else nullcontext():
             job = await subject.zone.create_snapshots([volume], "unfinished")
             watch = await stack.enter_async_context(watching(subject))
         listed = {one.job_id: one for one in watch.first}

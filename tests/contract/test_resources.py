@@ -5,7 +5,6 @@ import pytest
 from snapshot_mcp.contract.models import ResourceFilter
 from tests.contract.subject import Subject
 from tests.disks import MIB
-from tests.local.test_in_use import holder
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +19,7 @@ async def test_volume_is_listed_with_its_size_in_gb(subject: Subject) -> None:
     assert volume_id.startswith("vol-")
     assert volume.size >= 1
     assert volume.status in {"available", "in-use"}
-    if subject.local is not None:
+    if subject.is_ours:
         assert (volume.name, volume.size, volume.size_bytes) == ("a disk of mine", 1, 3 * MIB)
 
 
@@ -64,10 +63,10 @@ async def test_resource_says_who_has_it(subject: Subject) -> None:
     for resource_id, list_some in made.items():
         query = ResourceFilter(ids=(resource_id,), verbose=1)
         assert (await list_some(query)).items[0].held_by == ""
-        with holder(f"f = os.open({str(subject.paths[resource_id])!r}, os.O_RDWR)") as process:
+        with subject.used(resource_id) as (begin, end):
             held_by = str((await list_some(query)).items[0].held_by)
-            assert f"process {process.pid} (" in held_by
-            assert held_by.endswith("has it open for writing")
+            assert begin in held_by
+            assert held_by.endswith(end)
             assert (await list_some(ResourceFilter(ids=(resource_id,)))).items[0].held_by is None
 
 

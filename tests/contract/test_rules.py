@@ -177,7 +177,7 @@ async def test_failed_create_leaves_a_ceased_snapshot_and_a_reason(subject: Subj
     volume = await subject.volume()
     with subject.paused():
         job = await subject.zone.create_snapshots([volume], "doomed")
-        subject.paths[volume].unlink()
+        subject.lose(volume)
     failed = await finish(subject.zone, job)
     assert failed.status == "failed"
     assert failed.reason
@@ -227,8 +227,7 @@ async def test_snapshot_knows_the_size_at_its_time(subject: Subject) -> None:
     volume = await subject.volume(size_bytes=2 * MIB)
     small = await subject.back_up(volume)
     was = subject.content(volume)
-    with subject.paths[volume].open("ab") as file:
-        file.write(b"more" * MIB)
+    subject.grow(volume, b"more" * MIB)
     large = await subject.back_up(volume)
     assert (await get(subject.zone, small)).virtual_size_bytes == 2 * MIB
     assert (await get(subject.zone, large)).virtual_size_bytes == 6 * MIB

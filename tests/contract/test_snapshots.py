@@ -2,7 +2,6 @@
 
 import os
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -156,7 +155,7 @@ async def test_create_answers_its_job_and_the_snapshot_has_the_contracts_fields(
 async def test_first_snapshot_is_full_and_the_next_is_its_child(subject: Subject) -> None:
     """The first snapshot of a resource is always full; `is_head`: the next incremental becomes its child."""
     volume = await subject.volume()
-    first = await subject.back_up(volume, is_full=subject.local is None)
+    first = await subject.back_up(volume, is_full=not subject.is_ours)
     subject.write(volume)
     second = await subject.back_up(volume)
     root, child = await get(subject.zone, first), await get(subject.zone, second)
@@ -211,7 +210,7 @@ async def test_deleting_the_full_snapshot_deletes_the_chain(subject: Subject) ->
 
 async def test_apply_brings_the_content_back(subject: Subject) -> None:
     """POST /volume_snapshots/apply → Job (`ApplySnapshots`)."""
-    if subject.local is None:
+    if not subject.is_ours:
         pytest.skip("a real volume's content is left alone")
     volume = await subject.volume()
     was = subject.content(volume)
@@ -226,7 +225,7 @@ async def test_apply_brings_the_content_back(subject: Subject) -> None:
 
 async def test_after_a_roll_back_new_incrementals_branch_off(subject: Subject) -> None:
     """A chain is a tree … After a roll-back new incrementals branch off the applied one."""
-    if subject.local is None:
+    if not subject.is_ours:
         pytest.skip("a real volume's content is left alone")
     volume = await subject.volume()
     root, trunk = await subject.back_up(volume, "root"), await subject.back_up(volume, "trunk")
@@ -262,8 +261,8 @@ async def test_create_volume_makes_a_volume_of_the_same_content(subject: Subject
     job = await subject.done(job)
     page = await subject.zone.list_volumes(ResourceFilter(search_word="copy of it"))
     copy = next(one for one in page.items if one.volume_id in job.resource_ids)
-    if subject.local is not None and copy.path is not None:
-        assert Path(copy.path).read_bytes() == subject.content(volume)
+    if subject.is_ours and copy.path is not None:
+        assert subject.content_at(copy.path) == subject.content(volume)
 
 
 async def test_exports_need_the_right_kind(subject: Subject) -> None:

@@ -143,7 +143,7 @@ async def test_identity_is_told_when_it_is_asked_for_and_stays(subject: Subject)
     assert plain.identity is None
     before = await disk(subject, volume)
     assert before.identity
-    assert before.hard_links == 1
+    assert before.hard_links == (1 if subject.local else None)
     subject.write(volume)
     assert (await disk(subject, volume)).identity == before.identity
     assert (await disk(subject, other)).identity != before.identity
@@ -188,6 +188,7 @@ async def test_another_file_at_the_path_is_not_overwritten(
 ) -> None:
     """Another file of the same size at the path after the yes": refused at admission, or a failed job, unchanged either way."""
     await needs(subject, Feature.TERMS)
+    subject.needs_files()
     volume = await subject.volume()
     snapshot = await subject.back_up(volume)
     terms = await terms_of(subject, volume)
@@ -312,7 +313,9 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(subject: Subject, k
     await needs(subject, Feature.CANCEL)
     volume = await subject.volume(size_bytes=64 * MIB)
     snapshot = await subject.back_up(volume)
-    files = set(subject.local.folder.rglob("*")) if subject.local else set()
+    if kind == "create":
+        subject.needs_files()  # elsewhere a backup takes no time
+    before = subject.traces()
     with anyio.fail_after(PATIENCE_SECONDS):
         while True:
             job = await (
@@ -329,8 +332,7 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(subject: Subject, k
         assert (await all_ids(subject, volume)).get(made) is None
     else:
         assert (await subject.zone.list_volumes(ResourceFilter(ids=(made,)))).total_count == 0
-    assert subject.local is not None
-    assert not [path for path in set(subject.local.folder.rglob("*")) - files if made in path.name]
+    assert not [name for name in subject.traces() - before if made in name]
     await subject.back_up(volume)
 
 
@@ -391,14 +393,14 @@ async def test_the_safety_snapshot_holds_the_last_content_before_the_overwrite(s
     terms = await terms_of(subject, volume)
     with subject.paused():
         job = await subject.zone.apply_snapshots([snapshot], terms=terms, safety_snapshot_name=SAFETY)
-        change(subject.paths[volume], 4096, seed=9, count=1)
+        subject.write(volume, seed=9)
         last = subject.content(volume)
     safety = (await subject.done(job)).details["safety_snapshots"][volume]
     assert subject.content(volume) != last
     exported = await subject.done(await subject.zone.create_volume(safety, "what was overwritten"))
     (copy,) = (await subject.zone.list_volumes(ResourceFilter(ids=exported.resource_ids))).items
     assert copy.path is not None
-    assert Path(copy.path).read_bytes() == last
+    assert subject.content_at(copy.path) == last
 
 
 @pytest.mark.own_rules

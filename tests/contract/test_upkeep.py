@@ -11,7 +11,6 @@ from snapshot_mcp.contract.states import JobAction
 from tests.contract.subject import Subject
 from tests.contract.test_terms import disk, needs
 from tests.disks import finish, get
-from tests.local.test_damage import flip
 
 pytestmark = [pytest.mark.anyio, pytest.mark.own_rules]
 
@@ -38,13 +37,12 @@ async def test_a_sound_chain_is_verified_whole(subject: Subject) -> None:
 async def test_damage_is_found_marked_and_named(subject: Subject) -> None:
     """The job fails as `damaged`, names what cannot be restored, and leaves every other snapshot as it was."""
     await needs(subject, Feature.VERIFY)
-    assert subject.local
     volume = await subject.volume()
     full = await subject.back_up(volume)
     subject.write(volume)
     tip = await subject.back_up(volume)
     other = await subject.back_up(volume, is_full=True)
-    flip(subject.local.folder / "snapshots" / f"{full}.snap", 600)
+    subject.damage(full)
     job = await finish(subject.zone, await subject.zone.verify_snapshots([tip, other]))
     assert job.error
     assert job.error.code == "damaged"

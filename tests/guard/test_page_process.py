@@ -29,7 +29,7 @@ from tests.guard.test_page import fields_of, origin_of
 from tests.guard.test_terminal import in_terminal
 from tests.guard.test_wire_attacks import connect, environment
 from tests.marks import long, modern_first
-from tests.pages import page_pid
+from tests.pages import page_pid, page_pids
 from tests.patience import PATIENCE_SECONDS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="/proc")]
@@ -75,7 +75,10 @@ async def running(home: Path) -> int:
 
 
 async def kill(home: Path) -> None:
-    os.kill(await running(home), signal.SIGKILL)
+    """All of it, as the end of a session or of a container does."""
+    await running(home)
+    for pid in reversed(page_pids(home)):
+        os.kill(pid, signal.SIGKILL)
     await ended(home)
 
 
@@ -153,12 +156,12 @@ LOOKS = {
 async def test_a_killed_page_is_back_on_its_port_as_soon_as_anybody_looks(
     victim: Victim, look: str, detached_pages: None
 ) -> None:
-    """A form that was open meanwhile still decides."""
+    """Its port was free meanwhile, so the links are new ones: who listened there has learnt nothing that counts."""
     siege = victim.siege
     await siege.guard.set_pin(PIN)
     data = await pending(siege)
     link, home = data["approval_link"], siege.settings.home
-    form = fields_of(await browse(link)) | {"decision": "approve", "pin": PIN}
+    await browse(link)
     await kill(home)
     assert not is_listening(port_of(link))
     if words := LOOKS[look]:
@@ -167,11 +170,33 @@ async def test_a_killed_page_is_back_on_its_port_as_soon_as_anybody_looks(
             assert page_pid(home) is None, "who asks for what is not there looks at no approval that waits"
             await command(siege, "approve", data["approval_id"])
     else:
-        assert (await pending(siege))["approval_link"] == link
+        await pending(siege)
+    assert (await browse(link)).status_code == 404
+    again = (await pending(siege))["approval_link"]
+    assert port_of(again) == port_of(link)
+    form = fields_of(await browse(again)) | {"decision": "approve", "pin": PIN}
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
+        done = await browser.post(again, data=form, headers=origin_of(again))
+    assert done.status_code == 303
+    assert (await siege.guard.get_approval(data["approval_id"])).state == "granted"
+
+
+async def test_a_killed_page_is_back_by_itself_and_its_port_was_never_free(
+    victim: Victim, detached_pages: None
+) -> None:
+    """A form that was open meanwhile still decides."""
+    siege = victim.siege
+    await siege.guard.set_pin(PIN)
+    link = (await pending(siege))["approval_link"]
+    form = fields_of(await browse(link)) | {"decision": "approve", "pin": PIN}
+    before = await running(siege.settings.home)
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(OSError, match="in use"), closing(socket.socket()) as squatter_:
+        squatter_.bind(("127.0.0.1", port_of(link)))
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as browser:
         done = await browser.post(link, data=form, headers=origin_of(link))
     assert done.status_code == 303
-    assert (await siege.guard.get_approval(data["approval_id"])).state == "granted"
+    assert await running(siege.settings.home) != before
 
 
 @pytest.mark.long
@@ -211,8 +236,9 @@ async def test_many_who_want_a_link_at_once_start_one_page(victim: Victim, detac
     async with anyio.create_task_group() as tasks:
         for _ in range(8):
             tasks.start_soon(want)
-    assert links == {data["approval_link"]}
-    assert (await browse(data["approval_link"])).status_code == 200
+    (link,) = links
+    assert port_of(link) == port_of(data["approval_link"])
+    assert (await browse(link)).status_code == 200
 
 
 @pytest.mark.long
@@ -288,7 +314,7 @@ async def test_where_no_process_can_be_detached_the_page_stays_in_the_server_and
 
 @pytest.mark.long
 async def test_it_makes_way_for_a_newer_version_which_takes_its_port(victim: Victim, detached_pages: None) -> None:
-    """The database is of a format that this version does not know: the page ends, and its address stays."""
+    """The database is of a format that this version does not know: the page ends, and its port stays noted."""
     siege = victim.siege
     link = (await pending(siege))["approval_link"]
     home = siege.settings.home
@@ -299,7 +325,7 @@ async def test_it_makes_way_for_a_newer_version_which_takes_its_port(victim: Vic
     await ended(home)
     with closing(sqlite3.connect(home / "guard.sqlite")) as database:
         database.execute(f"PRAGMA user_version = {version}")
-    assert (await pending(siege))["approval_link"] == link
+    assert port_of((await pending(siege))["approval_link"]) == port_of(link)
 
 
 @pytest.mark.long

@@ -1,12 +1,14 @@
 """The page's own process: one for each home, so that a link outlives the conversation that it was given in.
 
 Whoever wants a link takes the lock HOME/page.lock, listens on the page's port, and passes both on to a detached process; as long
-as that runs, the kernel holds the lock and connections are accepted. It ends once nothing waits for a person, and forgets its
-address with that (GUARD.md, "The page"). Blocking but for `serve`.
+as that runs, the kernel holds the lock and connections are accepted. That process keeps them and its child serves, so the port
+stays taken if the child is killed. It ends once nothing waits for a person, and forgets its address with that (GUARD.md, "The
+page"). Blocking but for `serve`.
 """
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -41,6 +43,13 @@ WAIT_SECONDS: Final = 15.0
 """How long to wait for a page that is about to end or to start, each of which takes about a second."""
 RETRY_SECONDS: Final = 0.05
 
+ASKED_TO_END: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""Signals that end the page; after any other it is served again."""
+
+MAX_DEATHS: Final = 5
+DEATHS_SECONDS: Final = 60.0
+"""A page that dies more often than that is left alone."""
+
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +72,7 @@ class PageProcess:
             raise PageNotDetached(f"The approval page's process could not be started: {error}.") from None
 
     def revive(self) -> None:
-        """Start the process again if links to the page were given out and it was killed; best effort."""
+        """Start the page again if links to it were given out and all of it was killed; best effort."""
         with suppress(ZoneError):
             if self._book.find() is not None:
                 self.keep()
@@ -89,8 +98,7 @@ class PageProcess:
         found = self._book.find()
         listener, address = _listen(found)
         with listener:
-            if address is not found:
-                self._book.write(address)
+            self._book.write(address)
             try:
                 detached.start_detached(
                     self._main,
@@ -100,8 +108,7 @@ class PageProcess:
                     environ=self._environ,
                 )
             except BaseException:
-                if address is not found:
-                    self._book.remove()
+                self._book.remove()
                 raise
         return address
 
@@ -117,23 +124,48 @@ def _book(home: Path) -> AddressBook:
 
 
 def _listen(found: PageAddress | None) -> tuple[socket.socket, PageAddress]:
-    """Listen where the page was before; a port that another program took makes every earlier link worthless."""
+    """Listen where the page was before, if that is free, with a new secret.
+
+    The page and its keeper are gone, so the port was free: who listened on it meanwhile may know every earlier link.
+    """
     if found is not None:
         with suppress(OSError):
-            return listen(HOST, found.port), found
+            return listen(HOST, found.port), PageAddress(found.port)
     listener = listen(HOST, 0)
     return listener, PageAddress(listener.getsockname()[1], left_port=found.port if found else 0)
 
 
 def run(guard: "Guard", lock: int, listener: socket.socket) -> None:
-    """Be the page's process, with the lock and the socket of the one that started it, until nothing waits."""
-    detached.say_who(lock)
+    """Be the page, with the lock and the socket of the one that started it, until nothing waits.
+
+    This process keeps both, and its child serves: where that is killed the port is never free, and another child goes on.
+    """
+    if not _is_child(guard.home / LOCK_NAME, lock):
+        return
+    detached.say_who(lock, os.getppid())
     detached.shorten_log(guard.home / LOG_NAME)
     logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s")
     book = _book(guard.home)
     address = book.find()
     if address is not None:
         anyio.run(_serve, guard, address, listener, lock, book)
+
+
+def _is_child(path: Path, lock: int) -> bool:
+    """Return true in a child, which serves; false in this process, once a child has ended by itself or was asked to."""
+    deaths: list[float] = []
+    while _is_in_place(lock, path):
+        child = os.fork()
+        if not child:
+            return True
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) in ASKED_TO_END:
+            return False
+        log.warning("the approval page was killed by signal %s", os.WTERMSIG(status))
+        deaths = [at for at in deaths if time.monotonic() - at < DEATHS_SECONDS] + [time.monotonic()]
+        if len(deaths) >= MAX_DEATHS:
+            return False
+    return False
 
 
 async def _serve(guard: "Guard", address: PageAddress, listener: socket.socket, lock: int, book: AddressBook) -> None:

@@ -14,13 +14,17 @@ Disk = Volume | Instance
 
 @dataclass(frozen=True)
 class DeletionFacts:
-    """What a deletion touches. `restore_points`: all existing snapshots of the disk and of the chain, `snapshot` too."""
+    """What a deletion touches. `restore_points`: all existing snapshots of the disk and of the chain, `snapshot` too.
+
+    `shares_fate`: restore points are lost with what the disk is stored in.
+    """
 
     zone: str
     location: str
     snapshot: Snapshot
     restore_points: tuple[Snapshot, ...]
     recovery_seconds: int
+    shares_fate: bool = False
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -66,6 +70,7 @@ class RollbackFacts:
     zone: str
     location: str
     targets: tuple[RollbackTarget, ...]
+    shares_fate: bool = False
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from snapshot_mcp.contract.models import (
     Volume,
     first_repeated,
 )
-from snapshot_mcp.contract.provider import Feature, Provider
+from snapshot_mcp.contract.provider import Feature, Provider, shares_fate
 from snapshot_mcp.contract.states import GONE_SNAPSHOT_STATUSES, JobAction, ResourceType, SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, quoted
 from snapshot_mcp.contract.tree import SnapshotTree
@@ -69,6 +69,7 @@ async def gather_deletion_facts(provider: Provider, zone: str, snapshot_id: str)
         snapshot=_named(snapshot, disk),
         restore_points=tuple(_named(one, disk) for one in found.values()),
         recovery_seconds=_recovery_seconds(provider, snapshot),
+        shares_fate=shares_fate(provider.features),
     )
 
 
@@ -127,7 +128,8 @@ async def gather_rollback_facts(provider: Provider, zone: str, snapshot_ids: Seq
             f"Two of the snapshots belong to the same disk, {quoted(repeated)}.",
             hint="Pass at most one snapshot per disk.",
         )
-    return RollbackFacts(zone=zone, location=provider.location, targets=tuple(targets))
+    fate = shares_fate(provider.features)
+    return RollbackFacts(zone=zone, location=provider.location, targets=tuple(targets), shares_fate=fate)
 
 
 async def _gather_target(provider: Provider, zone: str, snapshot: Snapshot) -> RollbackTarget:

@@ -6,8 +6,9 @@ They are shown, confirmed with a typed word (and the PIN, if one is set), carrie
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from snapshot_mcp.contract.models import Snapshot
+from snapshot_mcp.contract.models import Resource, Snapshot
 from snapshot_mcp.contract.own_file import OwnFile
+from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes, quoted
 from snapshot_mcp.guard.plan.policy import Policy
 from snapshot_mcp.guard.plan.rules import Refusal, refuse_disk, refuse_protected
@@ -16,6 +17,7 @@ from snapshot_mcp.guard.plan.wording import counted, format_moment
 PURGE = "zone purge"
 MOVE = "zone move"
 DELETE_FILE = "zone remove --delete-file"
+FORGET = "zone forget"
 SHOWN = 40
 """Restore points listed in a plan; the rest are counted."""
 
@@ -93,6 +95,28 @@ def plan_file_deletion(zone: str, file: OwnFile, policy: Policy) -> PersonAct:
     )
 
 
+def plan_forget(zone: str, disk: Resource, points: Sequence[Snapshot], policy: Policy) -> PersonAct:
+    """Plan to destroy all restore points of a disk for ever; its name is typed. A protected one forbids all of it."""
+    refusal = refuse_disk(policy, disk.id, disk.name) or next(
+        filter(None, (refuse_protected(policy, one) for one in points)), None
+    )
+    name = clean_text(disk.name)
+    return PersonAct(
+        operation=FORGET,
+        title=f"Destroy all {counted(len(points), 'restore point')} of {quoted(disk.name)} ({disk.id}) in zone {zone} for ever?",
+        lines=(
+            *(f"- {_one(one)}" for one in points[:SHOWN]),
+            *([f"… and {len(points) - SHOWN} more restore points"] if len(points) > SHOWN else []),
+            "There is no undo: neither the grace period nor a purge comes first. The disk itself is not touched.",
+            f"Space freed: at most {format_bytes(sum(one.stored_bytes for one in points))}.",
+        ),
+        word=name if name and name == disk.name else disk.id,
+        ids=tuple(one.snapshot_id for one in points),
+        refusal=refusal,
+        is_strict=policy.consent == "human",
+    )
+
+
 def _disks(snapshots: Sequence[Snapshot]) -> list[str]:
     by_disk: dict[tuple[str, str], list[Snapshot]] = {}
     for one in snapshots:
@@ -107,8 +131,9 @@ def _disks(snapshots: Sequence[Snapshot]) -> list[str]:
 
 
 def _one(snapshot: Snapshot) -> str:
+    gone = f", deleted {format_moment(snapshot.status_time)}" if snapshot.status == SnapshotStatus.DELETED else ""
     return (
         f"{quoted(snapshot.snapshot_name)} of {format_moment(snapshot.snapshot_time)},"
-        f" {format_bytes(snapshot.stored_bytes)}, deleted {format_moment(snapshot.status_time)},"
+        f" {format_bytes(snapshot.stored_bytes)}{gone},"
         f" {clean_text(snapshot.snapshot_id)}"
     )

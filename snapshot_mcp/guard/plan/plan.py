@@ -178,6 +178,7 @@ class Rest(_Frozen):
     newest_good_consistency: str = ""
     frees_bytes: int = 0
     safety_is_full: bool = False
+    shares_fate: bool = False
 
 
 class Plan(_Frozen):
@@ -245,7 +246,10 @@ def plan_deletion(facts: DeletionFacts, epochs: Mapping[str, int], renames: Rena
         undo_seconds=facts.recovery_seconds,
         epoch=epochs.get(target_key(facts.location, snapshot.snapshot_id), 0),
     )
-    return Plan(loss=loss, rest=_rest([tree], going, frees_bytes=sum(one.stored_bytes for one in lost)))
+    return Plan(
+        loss=loss,
+        rest=_rest([tree], going, frees_bytes=sum(one.stored_bytes for one in lost), shares_fate=facts.shares_fate),
+    )
 
 
 def plan_rollback(
@@ -264,6 +268,7 @@ def plan_rollback(
         rest=_rest(
             [target.tree for target in targets],
             safety_is_full=safety_snapshot and any(_starts_chain(target.tree) for target in targets),
+            shares_fate=facts.shares_fate,
         ),
     )
 

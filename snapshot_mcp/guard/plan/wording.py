@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from snapshot_mcp.contract.provider import SHARED_FATE
 from snapshot_mcp.contract.text import CONSISTENCIES, clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.guard.plan.plan import DeletionLoss, Loss, LostSnapshot, Overwrite, Plan, Rest, RollbackLoss, Warn
 from snapshot_mcp.guard.plan.question import KEEP, Question, QuestionAnswer
@@ -68,6 +69,7 @@ def question_for(plan: Plan, nonce: str) -> Question:
     loss = plan.loss
     words = (DESTROY[loss.operation], KEEP)
     lines = _deletion_question(loss) if isinstance(loss, DeletionLoss) else _rollback_question(loss)
+    lines += _fate(plan.rest)
     reference = f"{plan.digest[:10]}-{nonce}"
     if loss.is_grave:
         name = _typeable_name(loss, f"plan-{plan.digest[:8]}")
@@ -135,7 +137,9 @@ def _deletion_rest(plan: Plan) -> list[str]:
     undo = plan.loss.undo_seconds if isinstance(plan.loss, DeletionLoss) else 0
     when = ", once the deletion can no longer be undone" if undo else ""
     remains = f"Good restore points that remain: {plan.rest.good_remaining}{_newest_good(plan.rest)}."
-    return [remains, *_not_good(plan.rest), f"Space freed: {format_bytes(plan.rest.frees_bytes)}{when}."]
+    most = "at most " if plan.rest.shares_fate else ""  # blocks that other restore points have too are not told apart
+    freed = f"Space freed: {most}{format_bytes(plan.rest.frees_bytes)}{when}."
+    return [remains, *_not_good(plan.rest), *_fate(plan.rest), freed]
 
 
 def _newest_good(rest: Rest) -> str:
@@ -144,6 +148,10 @@ def _newest_good(rest: Rest) -> str:
     name = f"{quoted(rest.newest_good_name)} of {format_moment(rest.newest_good_time)}"
     consistency = consistency_in_words(rest.newest_good_consistency)
     return f", the newest {name} ({clean_text(rest.newest_good_id)})" + (f", {consistency}" if consistency else "")
+
+
+def _fate(rest: Rest) -> list[str]:
+    return [SHARED_FATE] if rest.shares_fate else []
 
 
 def _not_good(rest: Rest) -> list[str]:
@@ -211,7 +219,7 @@ def _rollback_rest(plan: Plan) -> list[str]:
         lines = [f"Good restore points: {rest.good_remaining}{_newest_good(rest)}. A roll-back deletes none of them."]
     else:
         lines = ["There is no good restore point."]
-    lines += _not_good(rest)
+    lines += [*_not_good(rest), *_fate(rest)]
     if isinstance(loss, RollbackLoss) and loss.has_safety_snapshot:
         kind = "a full one, which takes longer" if rest.safety_is_full else "an incremental one"
         lines.append(f"The safety snapshot will be {kind}.")

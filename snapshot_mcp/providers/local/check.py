@@ -5,10 +5,10 @@ Damage is recorded, so that the next create of that chain is full, and cleared o
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.report import Advance, CheckReport, Finding
 from snapshot_mcp.catalogue.store import DamagedSnapshot, NewerSnapshot, Row
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
@@ -19,32 +19,6 @@ from snapshot_mcp.providers.local.place import other_kind_at, shown
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, RECORD, Place, file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
 from snapshot_mcp.providers.local.strays import find_strays
-
-Advance = Callable[[int, int], None]
-"""Called with the bytes done and the total."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A problem; `is_damage` if bytes are lost, otherwise it needs attention."""
-
-    subject: str
-    text: str
-    is_damage: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """How much a check read, and the problems that it found."""
-
-    snapshot_count: int
-    byte_count: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def is_clean(self) -> bool:
-        """Return whether nothing was found."""
-        return not self.findings
 
 
 def check(catalogue: FolderCatalogue, advance: Advance) -> CheckReport:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_mcp.catalogue.lookup import find_resource, halves, label_of, refuse_busy
+from snapshot_mcp.catalogue.report import Advance
 from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, TermsChanged
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes
-from snapshot_mcp.providers.local.check import Advance
 from snapshot_mcp.providers.local.disk import OpenDisk, image_path
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form, recognise

@@ -20,13 +20,13 @@ from typing import Final
 
 from snapshot_mcp.catalogue import salvage, schema
 from snapshot_mcp.catalogue.database import Catalogue, path_bytes
+from snapshot_mcp.catalogue.report import Finding
 from snapshot_mcp.catalogue.salvage import FoundSnapshot
 from snapshot_mcp.catalogue.store import DamagedSnapshot, NewerSnapshot
 from snapshot_mcp.contract.errors import ResourceBusy, Unavailable
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import create_private, fsync_folder
-from snapshot_mcp.providers.local.check import Finding
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, lock_zone
 from snapshot_mcp.providers.local.found import EXPORT_NAME, FoundFile, read_found
 from snapshot_mcp.providers.local.holders import describe_holders

@@ -6,20 +6,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from snapshot_mcp.contract.keep_free import KeepFree, parse_keep_free
-from snapshot_mcp.providers import Site, ZoneSettings
+from snapshot_mcp.providers import MAX_RECOVERY_HOURS, Site, ZoneSettings
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.local.zone import LocalZone
-
-
-MAX_RECOVERY_HOURS = 87_600
-"""Ten years; a longer grace period is no grace period but a disk that fills up."""
 
 
 class LocalZoneSettings(ZoneSettings):
     """The embedded zone: real snapshots of disk images on this machine."""
 
     runs_on_windows: ClassVar[bool] = False
+    is_own: ClassVar[bool] = True
 
     provider: Literal["local"] = "local"
     folder: Path | None = None

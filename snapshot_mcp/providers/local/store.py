@@ -42,7 +42,7 @@ def _look_at_device(path: Path, *, is_verbose: bool) -> Sight:
     if identity is None:
         return Sight(0, "its device is not connected", format=DEVICE)
     return (
-        Sight(size_at(path), "", str(identity), identity.links, DEVICE)
+        Sight(size_at(path), "", str(identity), identity.links, format=DEVICE)
         if is_verbose
         else Sight(size_at(path), format=DEVICE)
     )
@@ -97,7 +97,7 @@ class FileStore:
         identity = identity_at(path) if is_verbose else None
         if identity is None:
             return Sight(size, problem, format=form)
-        return Sight(size, problem, str(identity), identity.links, form)
+        return Sight(size, problem, str(identity), identity.links, format=form)
 
     def identity_of(self, resource: Row) -> str:
         """Return which file is at the disk's path."""

@@ -11,17 +11,13 @@ import logging
 import os
 import sqlite3
 import subprocess
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from snapshot_mcp.catalogue import deletion, jobs, rollback, schema
+from snapshot_mcp.catalogue import deletion, jobs, schema
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
-from snapshot_mcp.catalogue.jobs import RETRY_SECONDS
+from snapshot_mcp.catalogue.worker import IDLE_SECONDS, Worker
 from snapshot_mcp.contract.errors import Unavailable
-from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
@@ -36,20 +32,6 @@ from snapshot_mcp.providers.local.whereabouts import is_a_copy
 from snapshot_mcp.providers.local.work import carry_out
 
 LOG_NAME: Final = "worker.log"
-IDLE_SECONDS: Final = 10.0
-"""How long an idle worker stays, since starting one takes a fifth of a second."""
-
-POLL_SECONDS: Final = 0.02
-"""Interval between checks of the catalogue's version, which cost microseconds."""
-
-PARALLEL_JOBS: Final = 4
-"""Jobs that run at the same time, so that a short one does not wait for a long one."""
-
-PARALLEL_VERIFICATIONS: Final = 2
-"""Verifications that run at the same time: they may take hours, and nobody's backup waits for all of them."""
-
-_VERIFYING: Final = f"(SELECT count(*) FROM jobs WHERE status = 'working' AND action = '{JobAction.VERIFY}')"
-
 log = logging.getLogger(__name__)
 
 
@@ -144,15 +126,21 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: C
         return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED}") is not None
 
 
-class _Worker:
-    """Takes jobs from the catalogue and runs each in a thread."""
+class _Worker(Worker[FolderCatalogue]):
+    """The worker of a folder, whose jobs each have a connection of their own."""
 
-    def __init__(self, catalogue: FolderCatalogue, idle_seconds: float) -> None:
-        self.catalogue, self.idle_seconds = catalogue, idle_seconds
-        self.threads: dict[str, threading.Thread] = {}
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the catalogue that is open is still the folder's."""
+        return self.catalogue.is_in_place
 
-    def serve(self) -> None:
-        log.info("worker started")
+    @property
+    def may_take(self) -> bool:
+        """Whether no newer program has migrated the catalogue."""
+        return not schema.is_newer(self.catalogue.db)
+
+    def prepare(self) -> None:
+        """Remove what a worker that died left unfinished, and go on with its jobs."""
         self._remove_partials()
         orphans = self.catalogue.rows(
             f"SELECT job_id, run_count FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' ORDER BY created_at"
@@ -161,70 +149,18 @@ class _Worker:
             log.info("resuming job %s", orphan["job_id"])
             with self.catalogue.transaction():
                 self.catalogue.set_job(orphan["job_id"], run_count=orphan["run_count"] + 1)
-            self._start(orphan["job_id"])
-        rollback.resume(self.catalogue)
-        self._in_thread("upkeep", self._purge)
-        version, idle_since = -1, time.monotonic()
-        while True:
-            self.threads = {name: thread for name, thread in self.threads.items() if thread.is_alive()}
-            if not self.catalogue.is_in_place:
-                return
-            seen = self.catalogue.version()
-            if seen != version or self.threads:
-                version = seen
-                try:
-                    while job_id := self._take(only_urgent=len(self.threads) >= PARALLEL_JOBS):
-                        self._start(job_id)
-                except sqlite3.OperationalError as error:  # full or busy, which ends no running job
-                    log.warning("cannot start a job yet: %s", error)
-                    version = -1
-                    time.sleep(RETRY_SECONDS)
-            if self.threads:
-                idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > self.idle_seconds:
-                self._purge()  # again: at the start a job may have held what was to be purged
-                self._copy()
-                log.info("worker is idle and exits")
-                return
-            time.sleep(POLL_SECONDS)
+            self.start(orphan["job_id"])
 
-    def _take(self, *, only_urgent: bool) -> str | None:
-        """Mark the next job as working and return it; None if there is none or a newer program migrated the catalogue.
-
-        Jobs with a deadline to start come first; `only_urgent` returns no others.
-        """
-        which = (
-            "begin_until != 0"
-            if only_urgent
-            else f"(action != '{JobAction.VERIFY}' OR {_VERIFYING} < {PARALLEL_VERIFICATIONS})"
-        )
-        query = f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND {which}
-            ORDER BY begin_until != 0 DESC, created_at, change LIMIT 1"""
-        if schema.is_newer(self.catalogue.db) or self.catalogue.row(query) is None:
-            return None
-        with self.catalogue.transaction():
-            job = self.catalogue.row(query)
-            if job is None:
-                return None
-            self.catalogue.set_job(job["job_id"], status="working", begun_at=self.catalogue.now(), run_count=1)
-            return str(job["job_id"])
+    def run_job(self, job_id: str) -> None:
+        """Carry a job out over a connection of its own."""
+        with self._connect() as catalogue:
+            carry_out(catalogue, job_id)
 
     def _connect(self) -> FolderCatalogue:
         return FolderCatalogue(self.catalogue.folder, create=False, clock=self.catalogue.clock)
 
-    def _start(self, job_id: str) -> None:
-        def target() -> None:
-            with self._connect() as catalogue:
-                carry_out(catalogue, job_id)
-
-        self._in_thread(job_id, target)
-
-    def _in_thread(self, name: str, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)
-        self.threads[name] = thread
-        thread.start()
-
-    def _purge(self) -> None:
+    def upkeep(self) -> None:
+        """Purge what nothing builds on, forget old jobs, and put the reserve back."""
         try:
             with self._connect() as catalogue:
                 for snapshot_id in deletion.purge(catalogue, needed=needed_by_strays(catalogue, catalogue.folder)):
@@ -235,7 +171,7 @@ class _Worker:
             if self.catalogue.is_in_place:
                 raise
 
-    def _copy(self) -> None:
+    def leave(self) -> None:
         """Keep the copy of the catalogue fresh; without one a rebuild knows less, so a failure is only logged."""
         try:
             if keep_copy(self.catalogue):

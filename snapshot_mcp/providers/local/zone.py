@@ -12,6 +12,7 @@ import anyio.to_thread
 from snapshot_mcp.catalogue import deletion, room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
+from snapshot_mcp.catalogue.report import Advance, CheckReport
 from snapshot_mcp.catalogue.store import NewerSnapshot
 from snapshot_mcp.catalogue.zone import CatalogueZone
 from snapshot_mcp.contract.errors import NotUsable, StorageFull, ZoneError
@@ -25,7 +26,7 @@ from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
 from snapshot_mcp.providers.local import own_file, registration, whereabouts
-from snapshot_mcp.providers.local.check import Advance, CheckReport, check
+from snapshot_mcp.providers.local.check import check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form
@@ -72,6 +73,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
             Feature.VERIFY,
             Feature.HISTORY,
             Feature.COVERAGE,
+            Feature.SEPARATE,
         }
     )
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import JobProgress
+from snapshot_mcp.catalogue.report import Finding
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import Damaged, Unsupported
-from snapshot_mcp.providers.local.check import Finding, Verification
+from snapshot_mcp.providers.local.check import Verification
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 
 

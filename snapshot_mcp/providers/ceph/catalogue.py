@@ -1,0 +1,443 @@
+"""`PoolCatalogue`: the catalogue of a zone whose truth is one object in the pool (CEPH.md, "The catalogue").
+
+Each row is a key of the object. A process reads it through a copy in memory, which SQLite queries; a change compares the
+object's revision while it is written, so of two that changed the same state one is refused. Images are found, not registered:
+their rows are in the copy alone until something is recorded of them.
+"""
+
+import contextlib
+import errno
+import json
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
+
+from snapshot_mcp.catalogue import schema
+from snapshot_mcp.catalogue.database import Catalogue
+from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.contract.errors import OutcomeUnknown, Unsupported
+from snapshot_mcp.contract.states import ResourceType
+from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS
+from snapshot_mcp.ground.clock import Clock
+from snapshot_mcp.ground.sqlite import transaction
+from snapshot_mcp.providers.ceph.clib import ECANCELED, CephError
+from snapshot_mcp.providers.ceph.clock import ClusterClock
+from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
+from snapshot_mcp.providers.ceph.names import ID, KIND, OBJECT, is_ours
+
+if TYPE_CHECKING:
+    from snapshot_mcp.providers.ceph.pool import Pool
+    from snapshot_mcp.providers.ceph.store import PoolStore
+
+KEYS: Final = {
+    "resources": "resource_id",
+    "snapshots": "snapshot_id",
+    "deletions": "deletion_id",
+    "images": "image_id",
+    "jobs": "job_id",
+    "claims": "rowid",
+}
+"""The tables whose rows are keys of the object, in an order in which they can be inserted, and what tells their rows apart."""
+
+IN_ORDER: Final = frozenset({"snapshots", "deletions", "claims"})
+"""Tables whose rowids are kept: recovery and purge go by them."""
+
+LOGGED: Final = 1000
+"""Commits whose keys are remembered: a copy that is further behind is loaded anew."""
+
+LOCK: Final = "catalogue"
+LOCK_SECONDS: Final = 10
+"""How long the lock lasts if its owner dies. It spares others a refused write; what is relied on is the comparison."""
+
+TRIES: Final = 20
+"""How often a copy is read again because the object was changed meanwhile."""
+
+UNCLAIMED_SECONDS: Final = BEGIN_WITHIN_SECONDS + 30.0
+"""How long a destructive job of another machine may be seen waiting: that machine is gone then."""
+
+
+class Fenced(BaseException):
+    """Another worker has taken over the job of this thread."""
+
+
+class PoolCatalogue(Catalogue):
+    """The catalogue in `pool`. `machine` tells this home on this boot of this machine from every other."""
+
+    store: "PoolStore"
+
+    def __init__(self, pool: "Pool", store: "PoolStore", machine: str, clock: Clock | None = None) -> None:
+        self.pool, self.machine = pool, machine
+        self.revision = self.loads = 0
+        self.lock = threading.RLock()
+        self._cookie = uuid.uuid4().hex
+        self._is_outdated = False
+        self._found: set[str] = set()
+        self._kinds: dict[str, tuple[str, str]] = {}
+        self._waiting: dict[str, float] = {}
+        self._later: list[Callable[[], None]] | None = None
+        self._beside: dict[str, bytes] = {}
+        self._equal: dict[str, bytes] = {}
+        self._job = threading.local()
+        super().__init__(schema.open_in_memory(), store, clock or ClusterClock(pool))
+        store.catalogue = self
+        self._track()
+
+    def close(self) -> None:
+        """Forget the copy; the pool stays open."""
+        super().close()
+
+    @staticmethod
+    def exists(pool: "Pool") -> bool:
+        """Return whether the pool has a catalogue."""
+        try:
+            return "rev" in pool.read_keys(OBJECT, ["rev"])
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+
+    # reading
+
+    def row(self, query: str, *values: object) -> Row | None:
+        """Return the first row of a query, None if there is none."""
+        with self.lock:
+            return super().row(query, *values)
+
+    def rows(self, query: str, *values: object) -> list[Row]:
+        """Return all rows of a query."""
+        with self.lock:
+            return super().rows(query, *values)
+
+    def count(self, query: str, *values: object) -> int:
+        """Return the single number that a query yields."""
+        with self.lock:
+            return super().count(query, *values)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read one state."""
+        with self.lock:
+            self.refresh()
+            yield
+
+    def version(self) -> int:
+        """Return the object's revision."""
+        self.refresh()
+        return self.revision
+
+    def refresh(self) -> None:
+        """Bring the copy up to date."""
+        with self.lock, self.pool.answering():
+            for _ in range(TRIES):
+                present = self._read("rev").get("rev", b"")
+                if int(present or 0) == self.revision:
+                    return
+                self._catch_up(int(present or 0))
+            raise CommittedFirst("The zone's catalogue is changed too often to be read")
+
+    def _read(self, *keys: str) -> dict[str, bytes]:
+        try:
+            return self.pool.read_keys(OBJECT, keys)
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return {}
+            raise
+
+    def _catch_up(self, present: int) -> None:
+        """Read what was changed up to a revision, or all of it."""
+        behind = range(self.revision + 1, present + 1)
+        if not self.revision or not 0 < len(behind) <= LOGGED:
+            self._load()
+            return
+        logs = self._read(*map(_log_key, behind))
+        if len(logs) < len(behind):
+            self._load()
+            return
+        touched = list(dict.fromkeys(key for name in sorted(logs) for key in json.loads(logs[name])))
+        rows = self._read(*touched)
+        with transaction(self.db):
+            self.db.execute("PRAGMA defer_foreign_keys = ON")
+            for key in touched:
+                if key not in rows:
+                    self._drop_row(key)
+            for table in KEYS:
+                for key in touched:
+                    if key in rows and key.startswith(f"{table}/"):
+                        self._put_row(table, json.loads(rows[key]))
+        self.revision = present
+
+    def _load(self) -> None:
+        """Load all of the object into a fresh copy."""
+        try:
+            found = self.pool.read_all_keys(OBJECT)
+        except CephError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            found = {}
+        written_as = int(found.get("format", str(len(schema.MIGRATIONS)).encode()))
+        if written_as > len(schema.MIGRATIONS):
+            raise Unsupported(
+                f"The zone's catalogue was written by a newer version of snapshot-mcp (format {written_as}).",
+                hint="Update this installation. Nothing was changed.",
+            )
+        seen = [dict(row) for row in self.db.execute("SELECT * FROM resources") if row["resource_id"] in self._found]
+        self.db.close()
+        self.db = schema.open_in_memory(written_as)
+        with transaction(self.db):
+            self.db.execute("PRAGMA defer_foreign_keys = ON")
+            for table in KEYS:
+                for key, value in found.items():
+                    if key.startswith(f"{table}/"):
+                        self._insert(table, json.loads(value))
+        schema.bring_up_to_date(self.db)
+        self._is_outdated = written_as < len(schema.MIGRATIONS)
+        self._find_again(seen)
+        self._track()
+        self.loads += 1
+        self.revision = int(found.get("rev", b"0"))
+
+    def _find_again(self, seen: Collection[dict[str, Any]]) -> None:
+        """Keep the found disks of which nothing is recorded, also in a copy that was loaded anew."""
+        known = {row["path"] for row in self.db.execute("SELECT path FROM resources")}
+        new = [row for row in seen if row["path"] not in known]
+        for row in new:
+            self._insert("resources", row)
+        self._found = {row["resource_id"] for row in new}
+
+    def _put_row(self, table: str, row: dict[str, Any]) -> None:
+        key = KEYS[table]
+        names = [name for name in row if name != "rowid" or table in IN_ORDER]
+        sets = ", ".join(f"{name} = ?" for name in names)
+        values = [row[name] for name in names]
+        changed = self.db.execute(f"UPDATE {table} SET {sets} WHERE {key} = ?", (*values, row[key]))
+        if not changed.rowcount:
+            self._insert(table, row)
+        if table == "resources":
+            self._found.discard(row["resource_id"])
+
+    def _insert(self, table: str, row: dict[str, Any]) -> None:
+        names = [name for name in row if name != "rowid" or table in IN_ORDER]
+        marks = ", ".join("?" * len(names))
+        self.db.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", [row[name] for name in names])
+
+    def _drop_row(self, key: str) -> None:
+        table, _, id_ = key.partition("/")
+        self.db.execute(f"DELETE FROM {table} WHERE {KEYS[table]} = ?", (id_,))
+
+    def _track(self) -> None:
+        """Note which rows a transaction touches."""
+        self.db.execute("CREATE TEMP TABLE touched (tab TEXT, key TEXT, PRIMARY KEY (tab, key))")
+        for table, key in KEYS.items():
+            for event, side in (("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old")):
+                self.db.execute(
+                    f"CREATE TEMP TRIGGER {table}_{event} AFTER {event} ON main.{table} BEGIN"
+                    f" INSERT OR IGNORE INTO touched VALUES ('{table}', {side}.{key}); END"
+                )
+
+    # changing
+
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Begin a transaction that is committed to the cluster. Raises CommittedFirst, OutcomeUnknown, Fenced."""
+        return self._transaction()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        later: list[Callable[[], None]] = []
+        with self.lock, self._locked():
+            self.refresh()
+            self._later, self._beside, self._equal = later, {}, {}
+            try:
+                with transaction(self.db):
+                    self.db.execute("DELETE FROM touched")
+                    yield self.db
+                    self._commit()
+            finally:
+                self._later = None
+        for act in later:
+            act()
+
+    def after_commit(self, act: Callable[[], None]) -> bool:
+        """Do something once the transaction that runs is committed; return False if none runs."""
+        if self._later is None:
+            return False
+        self._later.append(act)
+        return True
+
+    def put_with_commit(self, key: str, value: bytes) -> None:
+        """Write a key that is no row with the transaction that runs."""
+        self._beside[key] = value
+
+    def compare_with_commit(self, key: str, value: bytes) -> None:
+        """Let the transaction that runs fail if a key has another value by then."""
+        self._equal[key] = value
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        deadline, pause = time.monotonic() + LOCK_SECONDS + 2, 0.002
+        with self.pool.answering():
+            while not self.pool.lock(OBJECT, LOCK, self._cookie, LOCK_SECONDS):
+                if time.monotonic() > deadline:
+                    raise CommittedFirst("Other machines keep the zone's catalogue locked")
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.05)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(CephError):
+                self.pool.unlock(OBJECT, LOCK, self._cookie)
+
+    def _commit(self) -> None:
+        touched = {(row["tab"], row["key"]) for row in self.db.execute("SELECT tab, key FROM touched")}
+        if not touched:
+            return
+        if self._is_outdated:
+            touched |= {(table, str(row[0])) for table, key in KEYS.items() for row in self._ids(table, key)}
+        touched |= {("resources", one) for one in self._to_be_kept(touched)}
+        put: dict[str, bytes] = {}
+        drop: list[str] = []
+        for table, id_ in sorted(touched):
+            row = self.db.execute(f"SELECT rowid, * FROM {table} WHERE {KEYS[table]} = ?", (id_,)).fetchone()
+            if row is None:
+                drop.append(f"{table}/{id_}")
+                continue
+            put[f"{table}/{id_}"] = json.dumps({name: row[name] for name in self._columns(table)}).encode()
+            if table == "jobs":
+                self._note_job(row, put, drop)
+        present = str(self.revision + 1).encode()
+        rows = [key for key in (*put, *drop) if key.partition("/")[0] in KEYS]
+        put |= self._beside | {"rev": present, "format": str(len(schema.MIGRATIONS)).encode()}
+        put[_log_key(self.revision + 1)] = json.dumps(rows).encode()
+        drop.append(_log_key(self.revision + 1 - LOGGED))
+        equal = {"rev": str(self.revision).encode() if self.revision else b"", **self._guard(), **self._equal}
+        try:
+            with self.pool.answering():
+                self.pool.write_keys(OBJECT, equal, put, drop)
+        except CephError as error:
+            if error.errno == ECANCELED:
+                self.refuse_fenced()
+                raise CommittedFirst("Another machine has changed the zone's catalogue at the same moment") from None
+            if error.errno in GONE:
+                raise OutcomeUnknown(
+                    "The Ceph cluster did not answer while the change was written.",
+                    hint="It may have been accepted: look at the unfinished jobs before you repeat it.",
+                ) from None
+            raise
+        self.revision += 1
+        self._is_outdated = False
+        self._found -= {id_ for table, id_ in touched if table == "resources"}
+
+    def _ids(self, table: str, key: str) -> list[Row]:
+        found: list[Row] = self.db.execute(f"SELECT {key} FROM {table}").fetchall()
+        return found
+
+    def _columns(self, table: str) -> list[str]:
+        """Return the columns that are stored; computed ones are not."""
+        return ["rowid", *(row["name"] for row in self.db.execute(f"PRAGMA table_info({table})"))]
+
+    def _to_be_kept(self, touched: Collection[tuple[str, str]]) -> set[str]:
+        """Return the found disks of which something is recorded now."""
+        named = {id_ for table, id_ in touched if table == "resources"}
+        for table, id_ in touched:
+            if table == "snapshots" and (row := self.snapshot(id_)):
+                named.add(row["resource_id"])
+            if table == "claims":
+                row = self.db.execute("SELECT kind, id FROM claims WHERE rowid = ?", (id_,)).fetchone()
+                named |= {row["id"]} if row and row["kind"] == "resource" else set()
+        return named & self._found
+
+    def _note_job(self, row: Row, put: dict[str, bytes], drop: list[str]) -> None:
+        """Note of a job who has entered it, and forget who works on it once it has ended."""
+        if row["finished_at"] is not None:
+            drop += [f"{kind}/{row['job_id']}" for kind in ("entered", "owner", "beat")]
+        elif row["status"] == "pending" and row["begin_until"]:
+            put[f"entered/{row['job_id']}"] = self.machine.encode()
+
+    # who works on a job
+
+    @contextlib.contextmanager
+    def working_on(self, job_id: str, owner: str) -> Iterator[None]:
+        """Let this thread's transactions fail once another worker has the job."""
+        self._job.held = f"owner/{job_id}", owner.encode()
+        try:
+            yield
+        finally:
+            self._job.held = None
+
+    def _guard(self) -> dict[str, bytes]:
+        held = getattr(self._job, "held", None)
+        return dict([held]) if held else {}
+
+    def refuse_fenced(self) -> None:
+        """Raise Fenced if the job of this thread is another worker's by now."""
+        held = getattr(self._job, "held", None)
+        if held and self._read(held[0]).get(held[0]) != held[1]:
+            raise Fenced(held[0])
+
+    def has_entered(self, job_id: str) -> bool:
+        """Return whether this machine has entered a job."""
+        key = f"entered/{job_id}"
+        return self._read(key).get(key) == self.machine.encode()
+
+    def may_expire(self, job: Row) -> bool:
+        """Return whether a waiting destructive job is this machine's, or that of a machine that is gone."""
+        if self.has_entered(job["job_id"]):
+            return True
+        first = self._waiting.setdefault(job["job_id"], time.monotonic())
+        return time.monotonic() - first > UNCLAIMED_SECONDS
+
+    # disks
+
+    def discover(self) -> None:
+        """Take the pool's images into the copy as disks, and note those that are gone or renamed."""
+        with self.lock, self.pool.answering():
+            present = self.pool.list_images()
+            images = {id_: name for id_, name in present.items() if not is_ours(name)}
+            exported = {row["path"] for row in self.rows("SELECT path FROM images")}
+            known = {row["path"]: row for row in self.rows("SELECT * FROM resources")}
+            seen = {id_: self._look_at(id_) for id_ in images if id_ not in exported}
+            with transaction(self.db):
+                for image_id, (kind, resource_id) in seen.items():
+                    if kind and not resource_id.startswith("img-"):
+                        self._note_image(known.get(image_id), resource_id, image_id, images[image_id], kind)
+                for image_id, row in known.items():
+                    if image_id not in present and row["removed_at"] is None:
+                        values = int(time.time()), row["resource_id"]
+                        self.db.execute("UPDATE resources SET removed_at = ? WHERE resource_id = ?", values)
+
+    def _look_at(self, image_id: str) -> tuple[str, str]:
+        """Return what an image is, "" if it is gone by now, and its id as a disk; it is looked at once."""
+        if image_id not in self._kinds:
+            try:
+                written = self.pool.read_metadata(image_id, KIND, ID)
+            except CephError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return "", ""
+            kind = ResourceType.INSTANCE if written[KIND] == ResourceType.INSTANCE else ResourceType.VOLUME
+            prefix = "vol" if kind == ResourceType.VOLUME else "ins"
+            self._kinds[image_id] = kind, written[ID] or f"{prefix}-{image_id}"
+        return self._kinds[image_id]
+
+    def _note_image(self, known: Row | None, resource_id: str, image_id: str, name: str, kind: str) -> None:
+        if known is None:
+            now = int(time.time())
+            self.db.execute(
+                """INSERT INTO resources (resource_id, resource_type, name, path, former_path, created_at, status_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?)""",
+                (resource_id, kind, name, image_id, name, now, now),
+            )
+            self._found.add(resource_id)
+        elif (known["former_path"], known["resource_type"], known["removed_at"]) != (name, kind, None):
+            called = known["name"] if known["former_path"] == name else name
+            self.db.execute(
+                "UPDATE resources SET name = ?, former_path = ?, resource_type = ?, removed_at = NULL WHERE resource_id = ?",
+                (called, name, kind, known["resource_id"]),
+            )
+
+
+def _log_key(revision: int) -> str:
+    return f"log/{max(revision, 0):012}"

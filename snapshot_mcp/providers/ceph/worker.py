@@ -1,0 +1,259 @@
+"""The worker of a zone on Ceph: one process a home, of any number on any number of machines (CEPH.md, "Jobs").
+
+A job is taken by a commit that names its owner. While it works, a counter of it goes on; where that stands still by the
+observer's own clock, another worker takes the job over. Its late owner is fenced twice: each commit compares the owner, and who
+takes an image's lock from a dead client locks that client out of the cluster.
+"""
+
+import logging
+import os
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Final
+
+from snapshot_mcp.catalogue import deletion, jobs
+from snapshot_mcp.catalogue.agreement import DESTRUCTIVE, expired
+from snapshot_mcp.catalogue.database import IS_UNFINISHED
+from snapshot_mcp.catalogue.jobs import RETRY_SECONDS, end_failed
+from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.catalogue.worker import IDLE_SECONDS, Worker
+from snapshot_mcp.contract.errors import Unavailable, ZoneError
+from snapshot_mcp.ground.clock import running_since
+from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
+from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.providers.ceph.catalogue import Fenced, PoolCatalogue
+from snapshot_mcp.providers.ceph.clib import ECANCELED, CephError
+from snapshot_mcp.providers.ceph.cluster import Cluster
+from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
+from snapshot_mcp.providers.ceph.names import OBJECT, PARTIAL, snapshot_name
+from snapshot_mcp.providers.ceph.settings import CephZoneSettings
+from snapshot_mcp.providers.ceph.store import PoolStore, remove_partial
+from snapshot_mcp.providers.ceph.work import carry_out
+
+LOCK_NAME: Final = "worker.lock"
+LOG_NAME: Final = "worker.log"
+
+BEAT_SECONDS: Final = 2.5
+"""Interval of the sign of life of a job."""
+
+TAKE_OVER_SECONDS: Final = 10.0
+"""How long it stands still before the job is taken over."""
+
+LOOK_SECONDS: Final = 1.0
+"""Interval of looks at others' jobs."""
+
+log = logging.getLogger(__name__)
+
+
+def machine_of(folder: Path) -> str:
+    """Return what tells this home, on this machine since its boot, from every other."""
+    return f"{running_since()[0]}:{folder}"
+
+
+def ensure_worker(folder: Path, settings: CephZoneSettings) -> None:
+    """Start this home's worker of the zone unless one is running. Raises Unavailable if it does not start."""
+    try:
+        make_private_folder(folder)
+        fd = take_lock(folder / LOCK_NAME)
+        if fd is None:
+            return
+        try:
+            os.ftruncate(fd, 0)
+            environ = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
+            arguments = [str(folder), str(fd), settings.model_dump_json()]
+            start_detached((__name__, "main"), arguments, keep=[fd], log=folder / LOG_NAME, environ=environ)
+        finally:
+            os.close(fd)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(
+            f"The worker of the zone on Ceph could not be started: {error}.",
+            hint=f"Jobs that were entered here wait for it. See {folder / LOG_NAME}.",
+        ) from None
+
+
+def main(folder_name: str, lock_fd: str, settings: str) -> None:
+    """Be the worker's process, with the lock that it inherited. An unexpected error ends it at once, as a SIGKILL does."""
+    folder = Path(folder_name)
+    shorten_log(folder / LOG_NAME)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
+    try:
+        run(folder, CephZoneSettings.model_validate_json(settings), IDLE_SECONDS, int(lock_fd))
+    except BaseException:
+        log.exception("unexpected error, the worker exits")
+        os._exit(1)
+    os._exit(0)  # Ceph's threads have ended with the connection; nothing of Python's is left to be saved
+
+
+def run(folder: Path, settings: CephZoneSettings, idle_seconds: float, lock_fd: int | None = None) -> None:
+    """Carry out the zone's jobs until there were none that this machine could do for `idle_seconds`."""
+    while True:
+        fd = take_lock(folder / LOCK_NAME) if lock_fd is None else lock_fd
+        if fd is None:
+            return
+        say_who(fd)
+        has_more = _serve(folder, settings, idle_seconds)
+        os.close(fd)
+        lock_fd = None
+        if not has_more:
+            return
+
+
+def _serve(folder: Path, settings: CephZoneSettings, idle_seconds: float) -> bool:
+    """Be the worker until idle; return whether there is a job again."""
+    with (
+        _connected(settings) as cluster,
+        cluster.pool(settings.pool, settings.namespace) as pool,
+        cluster.pool(settings.image_pool or settings.pool, settings.namespace) as image_pool,
+        PoolCatalogue(pool, PoolStore(pool, image_pool), machine_of(folder)) as catalogue,
+    ):
+        _PoolWorker(catalogue, idle_seconds).serve()
+        catalogue.refresh()
+        return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending'") is not None
+
+
+def _connected(settings: CephZoneSettings) -> Cluster:
+    """Connect, as long as that takes."""
+    while True:
+        try:
+            return Cluster(settings.conf, settings.user, settings.keyring, is_patient=True)
+        except CephError as error:
+            if error.errno not in GONE:
+                raise
+            log.warning("the cluster does not answer yet: %s", error)
+            time.sleep(RETRY_SECONDS)
+
+
+class _PoolWorker(Worker[PoolCatalogue]):
+    """Takes jobs, those of machines that are gone too."""
+
+    poll_seconds = 0.02
+
+    def __init__(self, catalogue: PoolCatalogue, idle_seconds: float) -> None:
+        super().__init__(catalogue, idle_seconds)
+        self.name = uuid.uuid4().hex
+        self._looked_at = self._beaten_at = 0.0
+        self._mine: set[str] = set()
+        self._seen: dict[str, tuple[tuple[bytes, bytes], float]] = {}
+        self._beat = 0
+
+    def prepare(self) -> None:
+        """Remove what is left of deleted restore points and of exports whose jobs have ended."""
+        catalogue, pool = self.catalogue, self.catalogue.pool
+        catalogue.refresh()
+        catalogue.discover()
+        self.in_thread("remains", lambda: _remove_remains(catalogue))
+        log.info("worker %s of pool %s", self.name, pool.number)
+
+    def claim(self, job: Row) -> bool:
+        """A destructive job is begun only by the machine that entered it."""
+        return not job["begin_until"] or self.catalogue.has_entered(job["job_id"])
+
+    def note_taken(self, job_id: str) -> None:
+        """Name this worker as the job's owner, in the commit that takes it."""
+        self.catalogue.put_with_commit(f"owner/{job_id}", self.name.encode())
+        self._mine.add(job_id)
+
+    def run_job(self, job_id: str) -> None:
+        """Carry a job out, unless another worker has it by now."""
+        try:
+            with self.catalogue.working_on(job_id, self.name):
+                carry_out(self.catalogue, job_id)
+        except Fenced:
+            log.warning("job %s was taken over by another worker", job_id)
+        except BaseException:
+            log.exception("job %s could not be followed, the worker exits", job_id)
+            os._exit(1)
+        finally:
+            self._mine.discard(job_id)
+
+    def upkeep(self) -> None:
+        """Purge, and forget what ended long ago."""
+        for one in deletion.purge(self.catalogue):
+            log.info("purged %s", one)
+        jobs.forget_old(self.catalogue)
+
+    def look_around(self) -> bool:
+        """Give the sign of life, and take over what stands still; return whether others' jobs are being watched."""
+        now = time.monotonic()
+        if now - self._beaten_at > BEAT_SECONDS:
+            self._beaten_at = now
+            for job_id in tuple(self._mine):
+                self._give_sign(job_id)
+        if now - self._looked_at > LOOK_SECONDS:
+            self._looked_at = now
+            self._look_at_others()
+        return bool(self._seen)
+
+    def _give_sign(self, job_id: str) -> None:
+        self._beat += 1
+        owner = {f"owner/{job_id}": self.name.encode()}
+        try:
+            self.catalogue.pool.write_keys(OBJECT, owner, {f"beat/{job_id}": str(self._beat).encode()})
+        except CephError as error:
+            if error.errno != ECANCELED:  # the job has ended, or is another's
+                raise
+
+    def _look_at_others(self) -> None:
+        working = self.catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'working'")
+        others = {row["job_id"]: row for row in working if row["job_id"] not in self._mine}
+        self._seen = {job_id: one for job_id, one in self._seen.items() if job_id in others}
+        if not others:
+            return
+        signs = self.catalogue.pool.read_keys(OBJECT, [f"{kind}/{one}" for one in others for kind in ("owner", "beat")])
+        for job_id, row in others.items():
+            sign = signs.get(f"owner/{job_id}", b""), signs.get(f"beat/{job_id}", b"")
+            before, since = self._seen.get(job_id, ((b"", b""), 0.0))
+            if sign != before or not since:
+                self._seen[job_id] = sign, time.monotonic()
+            elif time.monotonic() - since > TAKE_OVER_SECONDS:
+                del self._seen[job_id]
+                self._take_over(row, sign)
+
+    def _take_over(self, row: Row, sign: tuple[bytes, bytes]) -> None:
+        job_id = row["job_id"]
+        log.warning("job %s (%s) stands still: it is taken over", job_id, row["action"])
+        has_begun = row["has_effect"] or row["action"] not in DESTRUCTIVE
+        try:
+            with self.catalogue.transaction():
+                self.catalogue.compare_with_commit(f"owner/{job_id}", sign[0])
+                self.catalogue.compare_with_commit(f"beat/{job_id}", sign[1])
+                if not has_begun and not self.catalogue.has_entered(job_id):
+                    end_failed(self.catalogue, row, expired(row))
+                    return
+                self.catalogue.set_job(job_id, run_count=row["run_count"] + 1)
+                self.note_taken(job_id)
+        except (CommittedFirst, ZoneError) as error:
+            log.info("job %s was not taken over: %s", job_id, error)
+            self._mine.discard(job_id)
+            return
+        self.start(job_id)
+
+
+def _remove_remains(catalogue: PoolCatalogue) -> None:
+    """Remove the RBD snapshots of restore points that have ceased, and the unfinished images of exports that have ended."""
+    try:
+        ceased = {
+            snapshot_name(row["snapshot_id"]): row["snapshot_id"]
+            for row in catalogue.rows("SELECT snapshot_id FROM snapshots WHERE status = 'ceased'")
+        }
+        disks = catalogue.rows(
+            "SELECT DISTINCT r.path FROM snapshots JOIN resources r USING (resource_id) WHERE r.removed_at IS NULL"
+        )
+        for row in disks if ceased else []:
+            with catalogue.pool.open_image(row["path"]) as image:
+                left = [ceased[name] for name in image.snapshots() if name in ceased]
+            catalogue.store.remove(left)
+        _remove_partials(catalogue)
+    except CephError as error:
+        log.warning("what a worker left could not be removed yet: %s", error)
+
+
+def _remove_partials(catalogue: PoolCatalogue) -> None:
+    for pool in {catalogue.store.pool, catalogue.store.image_pool}:
+        for name in pool.list_images().values():
+            prefix, _, new_id = name.rpartition(".")
+            query = f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND request LIKE ?"
+            if prefix == PARTIAL and catalogue.row(query, f'%"{new_id}"%') is None:
+                remove_partial(pool, new_id)
