@@ -20,7 +20,7 @@ from snapshot_mcp.providers.local.formats import Form
 from snapshot_mcp.providers.local.source import Target
 from tests.disks import MIB, back_up, finish, get, make_image, succeed, worker_pid
 from tests.local.test_in_use import holder
-from tests.marks import long
+from tests.marks import few, long
 from tests.patience import PATIENCE_SECONDS
 from tests.qemu import content_of, create, is_clean, needs_qemu, qemu_img, write, write_randomly
 from tests.whole_way.workers import Nursery
@@ -239,3 +239,42 @@ async def test_exports_can_be_qcow2_and_their_ending_says_so(
         write(path, "write -P 1 0 1M")
         await succeed(zone, await zone.apply_snapshots([again]))
         assert content_of(path) == (tmp_path / "data.img").read_bytes()
+
+
+async def test_on_btrfs_and_xfs_a_running_machines_image_is_taken_at_an_instant(
+    reflink_folder: Path, local_zone: LocalZone
+) -> None:
+    """A clone of the image: what its program writes meanwhile is not in it."""
+    image = create(reflink_folder / "disk.qcow2", SIZE)
+    write(image, "write -P 1 0 1M")
+    before = content_of(image)
+    disk = await add(local_zone, image)
+    with holder(f"f = os.open({str(image)!r}, os.O_RDWR)"):
+        snapshot_id = await back_up(local_zone, disk)
+    assert (await get(local_zone, snapshot_id)).consistency == "instant"
+    write(image, "write -P 2 0 1M")
+    await succeed(local_zone, await local_zone.apply_snapshots([snapshot_id]))
+    assert content_of(image) == before
+
+
+@pytest.mark.parametrize("wait_seconds", few([0.002 * number for number in range(20)], 1))
+async def test_killed_at_any_moment_the_roll_back_ends_right(
+    wait_seconds: float, local_zone: LocalZone, tmp_path: Path
+) -> None:
+    image = create(tmp_path / "disk.qcow2", 16 * MIB)
+    write(image, "write -P 1 0 16M")
+    disk = await add(local_zone, image)
+    snapshot_id, before = await back_up(local_zone, disk), content_of(image)
+    write(image, *(f"write -P {number + 2} {number}M 1M" for number in range(16)))
+    after = content_of(image)
+    job = await local_zone.apply_snapshots([snapshot_id], safety_snapshot_name="before")
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while (await local_zone.get_job(job.job_id)).status == "pending":
+            await anyio.sleep(0.001)
+    await anyio.sleep(wait_seconds * 10)
+    if pid := worker_pid(local_zone.folder):
+        os.kill(pid, signal.SIGKILL)
+    job = await finish(local_zone, job)
+    assert job.is_successful, job.info
+    assert content_of(image) == before != after
+    assert is_clean(image)

@@ -203,6 +203,7 @@ class DeviceSource(CaptureSource):
 
     def __init__(self, path: str, label: str, identity: str = "") -> None:
         self._lease = None
+        self._held: _Held | None = None
         self.path, self.label, self.consistency = Path(path), label, "held"
         consequence = "; a copy taken now could be inconsistent"
         self.fd = _open(self.path, label, os.O_RDONLY, consequence, identity)
@@ -223,20 +224,15 @@ class DeviceSource(CaptureSource):
         """All of it: a device does not say what it stores."""
         return self.size_bytes
 
-    def check(self) -> None:
-        """Raise ResourceBusy if somebody may have written to it."""
-        try:
+    def _look(self) -> None:
+        if self._held:
             self._held.check()
-        except DiskInUse as error:
-            raise ResourceBusy(
-                f"The backup of {self.label} was aborted: {clean_text(error, MESSAGE_CHARACTERS)}.",
-                hint="Stop the program that writes to it and create the snapshot again.",
-            ) from None
 
     def close(self) -> None:
         """Release and close it."""
-        if hasattr(self, "_held") and self.fd >= 0:
+        if self._held is not None:
             self._held.close()
+            self._held = None
         super().close()
 
 
@@ -248,7 +244,7 @@ class DeviceTarget(TargetDisk):
         self.path, self.label = Path(path), label
         self.fd = _open(self.path, label, os.O_RDWR, self.consequence, identity)
         try:
-            self._held = self._hold = _Ours(self.fd, self.path)
+            self._hold = _Ours(self.fd, self.path)
         except DiskInUse as error:
             self.close()
             raise _in_use(label, self.consequence, error) from None

@@ -157,14 +157,18 @@ class CaptureSource(OpenDisk):
 
     def check(self) -> None:
         """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""
+        try:
+            self._look()
+        except DiskInUse as error:
+            raise ResourceBusy(
+                f"The backup of {self.label} was aborted: {clean_text(error, MESSAGE_CHARACTERS)}.",
+                hint="Stop the program that writes to it and create the snapshot again.",
+            ) from None
+
+    def _look(self) -> None:
+        """Raise DiskInUse if somebody may have written to it."""
         if self._lease:
-            try:
-                self._lease.check()
-            except DiskInUse as error:
-                raise ResourceBusy(
-                    f"The backup of {self.label} was aborted: {clean_text(error, MESSAGE_CHARACTERS)}.",
-                    hint="Stop the program that writes to it and create the snapshot again.",
-                ) from None
+            self._lease.check()
 
     def close(self) -> None:
         """Release the lease and close the file."""

@@ -8,13 +8,15 @@ lease, which QEMU's opening of the file would break.
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
-from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
-from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
+from snapshot_mcp.providers.local.holders import find_writers
 from snapshot_mcp.providers.local.image.daemon import ImageServer, check_image, require_tools, resize_image
 from snapshot_mcp.providers.local.image.layers import Layout, check_chain, open_bases
 from snapshot_mcp.providers.local.platform import DiskInUse
@@ -23,6 +25,13 @@ from snapshot_mcp.providers.local.watch import OpenWatch
 
 METADATA_BYTES: Final = 4 << 20
 """What QEMU may write beside the content: tables and counts, some 0.02 % of it, and these to begin with."""
+
+
+DAEMON_NAME: Final = "(qemu-storage-da"
+"""How the kernel names the daemon: by fifteen characters."""
+
+ORPHAN_TRIES, ORPHAN_SECONDS = 25, 0.2
+"""How long a roll-back waits for one that a killed worker left; it takes as long as a sync of the disk."""
 
 
 class ImageContent:
@@ -114,17 +123,10 @@ class ImageSource(CaptureSource):
         stored = sum(os.fstat(fd).st_blocks * 512 for fd in (self.fd, *(one.fd for one in self._bases)))
         return min(stored, self.size_bytes)
 
-    def check(self) -> None:
-        """Look at the image and at its bases."""
-        super().check()
-        try:
-            for one in self._bases:
-                one.check()
-        except DiskInUse as error:
-            raise ResourceBusy(
-                f"The backup of {self.label} was aborted: {clean_text(error, MESSAGE_CHARACTERS)}.",
-                hint="Stop the program that writes to it and create the snapshot again.",
-            ) from None
+    def _look(self) -> None:
+        super()._look()
+        for one in self._bases:
+            one.check()
 
     def close(self) -> None:
         """End QEMU and close all files."""
@@ -142,6 +144,22 @@ def _never(size_bytes: int) -> None:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
+def _wait_for_orphan(path: Path) -> None:
+    """Wait for a daemon whose worker was killed: it writes out what it has and ends by itself."""
+    for _ in range(ORPHAN_TRIES):
+        if not any(DAEMON_NAME in writer.text for writer in find_writers(path)):
+            return
+        time.sleep(ORPHAN_SECONDS)
+
+
+def _lock(fd: int) -> None:
+    """Lock a file for ourselves. Raises DiskInUse."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DiskInUse("another program has locked it") from None
+
+
 class ImageTarget(TargetDisk):
     """A disk in an image that is held to be overwritten. Raises as `TargetDisk` does, and NotUsable for a changed base."""
 
@@ -149,6 +167,7 @@ class ImageTarget(TargetDisk):
         require_tools()
         self._stack = ExitStack()
         self._content: ImageContent | None = None
+        _wait_for_orphan(Path(path))
         super().__init__(path, label, is_patient=is_patient)
         with self._closed_on_error(self.consequence):
             self._layout = layout
@@ -171,7 +190,7 @@ class ImageTarget(TargetDisk):
                 if self._hold:
                     self._hold.close()
                 self._hold = self._watch
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(self.fd)
                 check_image(self._layout, self.fd, self._bases, self.label)
                 is_shared = bool(self._layout.bases or self._header.snapshot_count)
                 self._content = ImageContent(self._serve, self._resize, self.fd, is_shared=is_shared)
