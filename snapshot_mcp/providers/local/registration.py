@@ -142,7 +142,7 @@ def _check_device(path: Path, form: Form) -> Layout:
     """Check a block device that is not registered. Raises BadRequest, NotUsable, ResourceBusy."""
     if form.format == QCOW2 or form.bases:
         raise BadRequest(f"The block device {shown(path)} is raw.", hint="Leave --format and --base out.")
-    with DeviceTarget(str(path), f"The device {shown(path)}") as device:
+    with DeviceTarget(str(path), f"device {shown(path)}") as device:
         return Layout(DEVICE, device.size_bytes, identity=frozen(device))
 
 
