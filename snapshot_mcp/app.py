@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard as Guard
     from snapshot_mcp.guard import PersonAct as PersonAct
     from snapshot_mcp.guard import Policy
+    from snapshot_mcp.guard import Question as Question
+    from snapshot_mcp.guard import QuestionAnswer as QuestionAnswer
     from snapshot_mcp.guard.page.process import PageProcess
     from snapshot_mcp.history.history import JobHistory
     from snapshot_mcp.operator_file import OperatorFile
@@ -181,6 +183,33 @@ def build_server(
         home=settings.home,
         leaving=leaving,
     )
+
+
+def build_shell(
+    settings: Settings, ask: Callable[[Question], QuestionAnswer] | None = None, name: str = "shell"
+) -> MCPServer[Any]:
+    """Return the same server for a command of the person's own: `ask` (blocking) puts the guard's questions to them.
+
+    Without `ask` nobody is asked, and what needs a consent waits for an approval as it does for any host.
+    """
+    from snapshot_mcp import __version__
+    from snapshot_mcp.guard.consent.terminal import TerminalPerson
+    from snapshot_mcp.server.build import build_server
+
+    return build_server(
+        build_zones(settings),
+        partial(build_guard, settings, has_page=False),
+        read_only=settings.read_only,
+        home=settings.home,
+        person=TerminalPerson(ask, name, __version__) if ask else None,
+    )
+
+
+def answer_of(text: str, pin: str) -> QuestionAnswer:
+    """Return what a person typed at a question of the guard's."""
+    from snapshot_mcp.guard import QuestionAnswer
+
+    return QuestionAnswer("answered", text, pin)
 
 
 def build_history(settings: Settings, zones: Zones) -> JobHistory:

@@ -211,6 +211,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "own_file": {"disk", "folder", "holders", "identity", "in_use", "place"},
         "place": set(),
         "platform": {"holders"},
+        "reading": {"folder", "restore", "snapshot_file"},
         "rebuild": {
             "check",
             "folder",
@@ -259,6 +260,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "opening",
             "own_file",
             "place",
+            "reading",
             "rebuild",
             "registration",
             "strays",

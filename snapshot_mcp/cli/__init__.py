@@ -14,6 +14,21 @@ from collections.abc import Sequence
 from snapshot_mcp import __version__
 from snapshot_mcp.cli import streams
 
+SHELL = {
+    "back-up": "back up disks, several at one point in time",
+    "snapshots": "list restore points, newest first",
+    "disks": "list disks: are all of them backed up?",
+    "chain": "draw a disk's restore points as a tree",
+    "restore": "bring a restore point back: to a new volume, image or file, or in place",
+    "delete": "delete a restore point and everything built on it; wants the PIN",
+    "recover": "bring deleted restore points back within their grace period",
+    "verify": "read restore points back whole",
+    "rename": "change a restore point's name or description",
+    "tag": "set a restore point's tags",
+    "cancel": "cancel a job that has had no effect yet",
+}
+"""The tools' acts, for a person without an assistant."""
+
 COMMANDS = {
     "serve": ("snapshot_mcp.cli.serve", "run the MCP server (stdio; this is the default)"),
     "tour": ("snapshot_mcp.cli.tour", "see it work: back up a scratch disk, change it, roll it back"),
@@ -22,6 +37,7 @@ COMMANDS = {
         "snapshot_mcp.cli.manifest",
         "the files of a package: the MCP registry, plugins, a Gemini extension, MCPB",
     ),
+    **{name: ("snapshot_mcp.cli.shell.acts", text) for name, text in SHELL.items()},
     "zone": ("snapshot_mcp.cli.zone", "the embedded zone: add, remove, list, check and purge disks, serve it"),
     "jobs": ("snapshot_mcp.cli.jobs", "what runs and what was done, who asked and who approved"),
     "approvals": ("snapshot_mcp.cli.approvals", "list the requests that wait for a person's approval"),
@@ -29,11 +45,12 @@ COMMANDS = {
     "deny": ("snapshot_mcp.cli.approvals", "deny one of them"),
     "pin": ("snapshot_mcp.cli.approvals", "set the PIN that proves that you approve"),
     "doctor": ("snapshot_mcp.cli.doctor", "what is wrong with this installation, and the next step; changes nothing"),
+    "completion": ("snapshot_mcp.cli.completion", "what makes a shell complete commands, disks and restore points"),
     "audit": ("snapshot_mcp.cli.audit", "the record of what was planned, asked, answered and done"),
 }
 """Each command with its module and its help text."""
 
-WITHOUT_SETTINGS = {"tour", "config", "manifest", "doctor"}
+WITHOUT_SETTINGS = {"tour", "config", "manifest", "doctor", "completion"}
 """Commands that do not read the settings file, or report it themselves."""
 
 

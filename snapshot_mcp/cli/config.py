@@ -62,9 +62,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.link:
         link = host.link(entry)
         if not link:
-            raise BadRequest(
-                f"{host.title} has no install link.", hint="Use --write, or paste what is printed without it."
-            )
+            why = "takes no link to a program of this installation" if args.host == "goose" else "has no install link"
+            raise BadRequest(f"{host.title} {why}.", hint="Use --write, or paste what is printed without it.")
         if entry.get("envs"):
             notes.append(f"{host.title}'s link holds no variables: {', '.join(entry['envs'])} left out.")
         say(link)
@@ -91,7 +90,7 @@ def _checked(url: str, variable: str) -> tuple[str, str]:
             "The URL must be like http://127.0.0.1:8765/mcp, without a user, a password or a query.",
             hint="A server that was started with serve --http prints it.",
         )
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|", variable):
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{,63}|", variable) or re.fullmatch(r"[0-9a-f]{20,}", variable):
         raise BadRequest("--token-variable is the name of a variable, never the token itself.")
     if variable.startswith("SNAPSHOT_MCP_"):
         raise BadRequest("Names with SNAPSHOT_MCP_ are settings of the server.", hint="Choose another variable.")

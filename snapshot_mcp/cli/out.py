@@ -5,6 +5,7 @@ One argument is one line: a line break in a name does not begin another. What Ri
 
 import argparse
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
@@ -72,12 +73,35 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with status 2."""
-        warn(*self.format_usage().splitlines(), f"{self.prog}: error: {clean_text(message, MESSAGE_CHARACTERS)}")
+        said = f"{self.prog}: error: {clean_text(message, MESSAGE_CHARACTERS)}"
+        near = _meant(self, message)
+        warn(*self.format_usage().splitlines(), said, *([f"  Did you mean {' or '.join(near)}?"] if near else []))
         sys.exit(2)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print help or version; argparse itself ignores that it does not arrive."""
         say(*message.splitlines())
+
+
+def _meant(parser: argparse.ArgumentParser, message: str) -> list[str]:
+    """Return the choices or options near to the wrong word that a message names."""
+    from snapshot_mcp.zones.finding import near_names
+
+    if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+        return near_names(found[1], re.findall(r"[\w.-]+", found[2]))
+    if found := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+        return near_names(found[1], _options(parser))
+    return []
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the long options of a parser and of the commands below it."""
+    found = []
+    for action in parser._actions:
+        found += [one for one in action.option_strings if one.startswith("--")]
+        if isinstance(action, argparse._SubParsersAction):
+            found += [one for sub in action.choices.values() for one in _options(sub)]
+    return list(dict.fromkeys(found))
 
 
 class _Outlet:

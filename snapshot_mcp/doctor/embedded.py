@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -15,6 +16,7 @@ from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.mounts import drive_of
 from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local.formats import recognise
 from snapshot_mcp.zones.finding import read_list
 
 MAX_NAMED = 5
@@ -45,8 +47,30 @@ async def look_at_embedded(zone: LocalZone, command: str) -> list[Symptom]:
         symptoms.append(wrong(about, text, "Update this installation."))
     symptoms.append(_worker(about, worker, len(jobs)))
     symptoms.append(await anyio.to_thread.run_sync(_space, about, zone, holders))
-    symptoms += await anyio.to_thread.run_sync(lambda: [*_access(files), *_one_drive(about, zone.folder, files)])
+    found = partial(_access_and_place, about, zone.folder, files, is_idle=not jobs)
+    symptoms += await anyio.to_thread.run_sync(found)
     return symptoms
+
+
+def _access_and_place(about: str, folder: Path, files: Mapping[str, Path], *, is_idle: bool) -> list[Symptom]:
+    formats = _formats(files) if is_idle else ()  # a disk is opened only while no job of ours can hold it
+    return [*_access(files), *formats, *_one_drive(about, folder, files)]
+
+
+def _formats(files: Mapping[str, Path]) -> Iterator[Symptom]:
+    """Say which disks have become something else than a raw image since they were registered."""
+    for about, path in files.items():
+        try:
+            with path.open("rb") as file:
+                known = recognise(file.fileno(), os.fstat(file.fileno()).st_size)
+        except OSError:
+            continue  # its zone has said so
+        if known:
+            yield wrong(
+                about,
+                f"It is not a raw image any more, but {known.name}: what would be backed up is that file, not a disk.",
+                f"Look at {clean_text(str(path), 400)}.",
+            )
 
 
 def _worker(about: str, pid: int, job_count: int) -> Symptom:

@@ -53,14 +53,22 @@ async def _ask(zone: Zone, about: str, command: str) -> list[Symptom]:
             f"It answered: {count} disk{'' if count == 1 else 's'} or machine{'' if count == 1 else 's'} ({place}).",
         )
         if count
-        else look(about, f"It answered, and has no disk ({place}).", f"{command} zone add PATH")
+        else look(about, f"It answered, and has no disk ({place}).", _how_to_add(zone, command))
     )
     symptoms = [first, *_clock(about, provider)]
     if protection.note:
         symptoms.append(look(about, protection.note))
     for disk in disks:
-        symptoms += _disk(disk, protection.coverage.get(disk.id), protection.running.get(disk.id, []))
+        moved = f"{command} zone move {disk.id} PATH --zone {zone.name}" if hasattr(provider, "plan_move") else ""
+        symptoms += _disk(disk, protection.coverage.get(disk.id), protection.running.get(disk.id, []), moved)
     return symptoms
+
+
+def _how_to_add(zone: Zone, command: str) -> str:
+    """Return how a zone gets a disk; only an embedded one has them registered."""
+    if hasattr(zone.provider, "add_resource"):
+        return f"{command} zone add PATH --zone {zone.name}"
+    return "Make one at its provider: disks are found there."
 
 
 def _clock(about: str, provider: object) -> Iterator[Symptom]:
@@ -74,28 +82,32 @@ def _clock(about: str, provider: object) -> Iterator[Symptom]:
         yield wrong(about, text, "Compare this machine's clock with another: date -u")
 
 
-def _disk(disk: Disk, coverage: Coverage | None, running: list[str]) -> Iterator[Symptom]:
+def _disk(disk: Disk, coverage: Coverage | None, running: list[str], moved: str) -> Iterator[Symptom]:
     about = f"disk {clean_text(disk.name)} ({clean_text(disk.id)})"
+    is_gone = bool(disk.problem) and not disk.byte_size
     if disk.problem:
-        yield wrong(about, clean_text(disk.problem, PROBLEM_CHARACTERS))
+        yield wrong(about, clean_text(disk.problem, PROBLEM_CHARACTERS), moved if is_gone else "")
+    elif not disk.byte_size:
+        yield wrong(
+            about, "It is empty: 0 bytes.", f"Look at {clean_text(disk.path or disk.name, PROBLEM_CHARACTERS)}."
+        )
     elif disk.held_by:
         yield look(about, f"In use: {clean_text(disk.held_by, PROBLEM_CHARACTERS)}.")
     if running:
         yield well(about, f"Running now: {', '.join(running)}.")
     if coverage:
-        yield from _protection(about, coverage)
+        yield from _protection(about, coverage, can_be_backed_up=not is_gone and bool(disk.byte_size))
 
 
-def _protection(about: str, coverage: Coverage) -> Iterator[Symptom]:
+def _protection(about: str, coverage: Coverage, *, can_be_backed_up: bool) -> Iterator[Symptom]:
     now, newest = datetime.now(UTC), coverage.newest_good_time
     if coverage.damaged_count:
         count = coverage.damaged_count
         text = f"{count} restore point{' is' if count == 1 else 's are'} damaged or built on a damaged one."
         yield wrong(about, text, "Back it up again: the next backup is full.")
     if not newest:
-        yield look(
-            about, "It has no good restore point.", f"Ask the assistant to back up {about.removeprefix('disk ')}."
-        )
+        step = f"Ask the assistant to back up {about.removeprefix('disk ')}." if can_be_backed_up else ""
+        yield look(about, "It has no good restore point.", step)
         return
     age = age_in_words(newest, now)
     text = f"Newest good backup {format_time(newest)} ({age}), {coverage.good_count} good in all"

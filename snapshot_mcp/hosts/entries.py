@@ -125,7 +125,13 @@ def _lmstudio_link(entry: Entry) -> str:
     return f"lmstudio://add_mcp?{urlencode({'name': NAME, 'config': _packed(entry)})}"
 
 
+GOOSE_PROGRAMS = ("uvx", "npx", "jbang", "docker", "cu")
+"""The only programs that Goose starts from a link."""
+
+
 def _goose_link(entry: Entry) -> str:
+    if entry.get("cmd", GOOSE_PROGRAMS[0]) not in GOOSE_PROGRAMS:
+        return ""
     about = [("id", NAME), ("name", NAME), ("description", TITLE)]
     if "uri" in entry:
         return f"goose://extension?{urlencode([('url', entry['uri']), ('type', 'streamable_http'), *about])}"

@@ -1,6 +1,7 @@
 """Put the server's entry into a host's file. All else stays, the old file is kept beside it, and a doubtful file is refused."""
 
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ TRANSPORT = {
     "source",
 }
 """Keys that say how a server is reached: of an older entry only the others stay."""
+
+PREFERENCES = {"startup_timeout_sec", "tool_timeout_sec", "timeout", "enabled", "disabled", "name", "description"}
+"""Keys that we only propose: what a person has set stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,11 @@ def merged(host: Host, entry: Entry, text: str, path: Path) -> str:
         before = read(text)
         known = before.get(host.place) or {}
         old = known.get(NAME) or {}
-        kept = {key: value for key, value in old.items() if key not in TRANSPORT and key not in entry}
+        kept = {
+            key: value
+            for key, value in old.items()
+            if key in PREFERENCES or (key not in TRANSPORT and key not in entry)
+        }
         wanted = entry | kept
         if old == wanted:
             return text
@@ -166,17 +174,50 @@ def _put_toml(text: str, place: str, entry: Entry) -> str:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
+    text, behind = _without_what_is_behind(text, place)
     try:
         document = tomlkit.parse(text.removeprefix("\ufeff"))
         if place not in document:
             document.add(place, tomlkit.table(is_super_table=True))
-        table = tomlkit.table()
+        servers = document[place]
+        if NAME not in servers:
+            servers[NAME] = tomlkit.table()
+        table = servers[
+            NAME
+        ]  # changed key by key: comments in it stay, and those behind it, which belong to what follows
+        for key in [one for one in table if one not in entry]:
+            del table[key]
         for key, value in entry.items():
-            table.add(key, value)
-        document[place][NAME] = table
-        return ("\ufeff" if text.startswith("\ufeff") else "") + tomlkit.dumps(document)
+            if key not in table or table[key] != value:
+                table[key] = value
+        new = ("\ufeff" if text.startswith("\ufeff") else "") + tomlkit.dumps(document)
     except TOMLKitError as error:
         raise ValueError(str(error)) from None
+    if not behind:
+        return new
+    lines = new.splitlines(keepends=True)
+    _, end = _lines_of_entry(lines, place)
+    return "".join([*lines[:end], *behind, *lines[end:]])
+
+
+def _lines_of_entry(lines: list[str], place: str) -> tuple[int, int]:
+    """Return where an entry's tables begin and end in the lines of a TOML file, both the end of the file for none."""
+    ours = re.compile(rf"\s*\[\s*{re.escape(place)}\s*\.\s*[\"']?{re.escape(NAME)}[\"']?\s*[.\]]")
+    begin = next((at for at, line in enumerate(lines) if ours.match(line)), len(lines))
+    others = (at for at in range(begin, len(lines)) if lines[at].lstrip().startswith("[") and not ours.match(lines[at]))
+    return begin, next(others, len(lines))
+
+
+def _without_what_is_behind(text: str, place: str) -> tuple[str, list[str]]:
+    """Part the comments that follow an entry, and belong to what comes next, from the text."""
+    lines = text.splitlines(keepends=True)
+    begin, end = _lines_of_entry(lines, place)
+    start = end
+    while start > begin and (not lines[start - 1].strip() or lines[start - 1].lstrip().startswith("#")):
+        start -= 1
+    if begin == len(lines) or not any(line.strip() for line in lines[start:end]):
+        return text, []
+    return "".join([*lines[:start], *lines[end:]]), lines[start:end]
 
 
 def _read_yaml(text: str) -> Any:

@@ -15,6 +15,9 @@ NAME = "snapshot-mcp"
 PATHS = (f"{PREFIX}CONFIG", f"{PREFIX}HOME")
 """Variables with a path, which a host resolves against a folder of its own."""
 
+FOLDERS = ("XDG_CONFIG_HOME", "XDG_DATA_HOME")
+"""Variables that say where our settings and data are where ours do not; hosts do not pass them on."""
+
 OF_A_ZONE = {f"{PREFIX}{variable.name}" for model in MODELS.values() for variable in model.variables().values()}
 """Variables that describe a provider's zone; one of them is a secret, and the others are worth nothing without it."""
 
@@ -36,7 +39,12 @@ def this_launch() -> Launch:
     ours = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIX) and value}
     others = {name: value for name, value in ours.items() if name not in OF_A_ZONE and not name.startswith(TEST_PREFIX)}
     words = tuple(command(sys.prefix, sys.executable))
-    return Launch(words, others | path_variables(), tuple(one for one in ours if one in OF_A_ZONE))
+    folders = {
+        name: value
+        for name, ours_ in zip(FOLDERS, PATHS, strict=True)
+        if (value := os.environ.get(name)) and not os.environ.get(ours_)
+    }
+    return Launch(words, others | folders | path_variables(), tuple(one for one in ours if one in OF_A_ZONE))
 
 
 def path_variables() -> dict[str, str]:

@@ -34,7 +34,7 @@ from snapshot_mcp.server.visits import Visits
 from snapshot_mcp.zones import Zones
 
 if TYPE_CHECKING:
-    from snapshot_mcp.guard import Guard
+    from snapshot_mcp.guard import Client, Guard
 
 INSTRUCTIONS = """\
 Snapshots (restore points) of disks and machines: back up, look, restore.
@@ -102,16 +102,17 @@ def build_server(
     home: Path | None = None,
     leaving: anyio.Event | None = None,
     problem: str = "",
+    person: "Client | None" = None,
 ) -> MCPServer[ServerState]:
     """Build a server over these zones. It can run once: its lifespan owns the zones. The history is kept in `home`.
 
     `callers` are for HTTP at `url`: only callers with one of their tokens are admitted, or every program on this machine if
     there were no tokens at the start. Waits are cut short once `leaving` is set. With a `problem` of the settings every call is
-    answered with it.
+    answered with it. `person` is asked instead of the client, in a command of the person's own.
     """
     bus = InMemorySubscriptionBus()
     subscriptions = Subscriptions(zones, bus)
-    state = ServerState(zones, build_guard, subscriptions.announce_zone, home, leaving)
+    state = ServerState(zones, build_guard, subscriptions.announce_zone, home, leaving, person)
     subscriptions.guard = state.guard_to_look
 
     @asynccontextmanager

@@ -102,6 +102,11 @@ class HostClient:
         return clean_text(params.client_info.version) if params else ""
 
     @property
+    def process(self) -> str:
+        """Empty: no host speaks for the person at a terminal."""
+        return ""
+
+    @property
     def said_no(self) -> bool:
         """Whether the person has declined a question of this call."""
         return self._said_no

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from snapshot_mcp.contract.models import Job
 from snapshot_mcp.contract.states import JobAction
-from snapshot_mcp.guard import NOT_DONE, GuardedOutcome
+from snapshot_mcp.guard import NOT_DONE, Client, GuardedOutcome
 from snapshot_mcp.server.change_tools import SnapshotId, SnapshotIds
 from snapshot_mcp.server.elicitation import AnswerNeeded, HostClient
 from snapshot_mcp.server.endings import WaitSeconds, follow
@@ -37,8 +37,8 @@ async def delete_snapshot(
     guard = await state.guard()
     act = GuardedCall(ctx, place, JobAction.DELETE, wait_seconds)
     if plan_only:
-        return await _carry(act, guard.preview_deletion(place, snapshot_id, HostClient(ctx)))
-    return await _carry(act, guard.delete_snapshot(place, snapshot_id, HostClient(ctx)))
+        return await _carry(act, guard.preview_deletion(place, snapshot_id, caller_of(ctx)))
+    return await _carry(act, guard.delete_snapshot(place, snapshot_id, caller_of(ctx)))
 
 
 async def rollback_to_snapshots(
@@ -62,12 +62,17 @@ async def rollback_to_snapshots(
     guard = await state.guard()
     act = GuardedCall(ctx, place, JobAction.APPLY, wait_seconds)
     if plan_only:
-        seen = guard.preview_rollback(place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot)
+        seen = guard.preview_rollback(place, snapshot_ids, caller_of(ctx), safety_snapshot=safety_snapshot)
         return await _carry(act, seen)
     call = guard.rollback_to_snapshots(
-        place, snapshot_ids, HostClient(ctx), safety_snapshot=safety_snapshot, on_progress=report
+        place, snapshot_ids, caller_of(ctx), safety_snapshot=safety_snapshot, on_progress=report
     )
     return await _carry(act, call)
+
+
+def caller_of(ctx: Context) -> Client:
+    """Return whom the guard asks: the person at this process's terminal, else the host."""
+    return state_of(ctx).person or HostClient(ctx)
 
 
 class GuardedCall(NamedTuple):

@@ -16,7 +16,7 @@ from snapshot_mcp.contract.models import Job
 from snapshot_mcp.zones import Zone, Zones
 
 if TYPE_CHECKING:
-    from snapshot_mcp.guard import Guard
+    from snapshot_mcp.guard import Client, Guard
     from snapshot_mcp.history.history import JobHistory
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,15 @@ class ServerState:
         announce_zone: Callable[[str], Awaitable[None]],
         home: Path | None = None,
         leaving: anyio.Event | None = None,
+        person: "Client | None" = None,
     ) -> None:
         self.zones = zones
         self.home = home
         """The folder of the history; None for a server that keeps none."""
         self.leaving = leaving or anyio.Event()
         """Set once the host has closed its end: whoever waits answers what is so."""
+        self.person = person
+        """The person whose own process this server is a part of; None for every server of a host."""
         self.announce_zone = announce_zone
         """Notify subscribers of a zone's snapshots and chains about a change without a job."""
         self._create_locks: dict[str, anyio.Lock] = {}

@@ -27,7 +27,7 @@ from snapshot_mcp.zones import Zone, Zones
 if TYPE_CHECKING:
     from snapshot_mcp.guard import Guard
 
-SCHEMES = ("zone", "disk", "job", "snapshot", "chain", "approval")
+SCHEMES = ("zone", "disk", "points", "job", "snapshot", "chain", "approval")
 LOOK_SECONDS = 1.0
 """Interval between two looks at an approval that somebody follows: a person decides in another process."""
 GUARDED = {"delete_snapshot", "rollback_to_snapshots"}

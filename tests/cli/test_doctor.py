@@ -187,7 +187,21 @@ async def test_a_disk_that_is_gone_or_replaced_is_wrong(lab: Lab) -> None:
     async with lab.connect() as client:
         await back_up(client, "web", "first")  # its worker is up, so what changes from here on is not its start
     Path(disk.path or "").unlink()
-    assert f"disk web ({disk.id})" in lines(await examined(lab), "WRONG")
+    found = await examined(lab)
+    assert f"disk web ({disk.id})" in lines(found, "WRONG")
+    assert f"zone move {disk.id} PATH --zone local" in lines(found, "WRONG")
+
+
+async def test_a_disk_that_has_become_something_else_is_wrong(lab: Lab) -> None:
+    await lab.add_disk("empty")
+    await lab.add_disk("packed")
+    async with lab.connect() as client:
+        await back_up(client, "packed", "first")
+    (lab.folder / "empty.img").write_bytes(b"")
+    (lab.folder / "packed.img").write_bytes(b"QFI\xfb" + bytes(MIB))
+    found = lines(await examined(lab), "WRONG")
+    assert "It is empty: 0 bytes." in found
+    assert "It is not a raw image any more, but a qcow2 image" in found
 
 
 def test_unusable_settings_and_exposed_ones_are_told_by_the_command(

@@ -74,6 +74,13 @@ SHOWING = (
     ("doctor", "--json"),
     ("tour",),
     ("pin",),
+    ("snapshots", "--verbose"),
+    ("snapshots", "--json"),
+    ("disks",),
+    ("disks", "--json"),
+    ("completion", "bash"),
+    ("completion", "words", "--", "chain", ""),
+    ("completion", "words", "--", "delete", ""),
 )
 NAMING = (
     ("zone", "add", "{}"),
@@ -97,6 +104,28 @@ NAMING = (
     ("{}",),
 )
 
+ACTING = (
+    ("back-up", "{}", "--name", "{}"),
+    ("snapshots", "{}"),
+    ("chain", "{}"),
+    ("chain", "{}", "--json"),
+    ("restore", "{}", "--to-volume", "{}"),
+    ("restore", "{}", "--to-image", "{}"),
+    ("restore", "{}", "--to-file", "/nowhere/{}"),
+    ("restore", "{}", "--in-place"),
+    ("restore", "{}", "--in-place", "--plan"),
+    ("delete", "{}"),
+    ("delete", "{}", "--plan"),
+    ("recover", "{}"),
+    ("verify", "{}"),
+    ("rename", "{}", "{}", "--description", "{}"),
+    ("tag", "{}", "{}"),
+    ("cancel", "{}"),
+    ("disks", "--zone", "{}"),
+    ("completion", "{}"),
+)
+"""Commands that call a tool, which costs more than a name that is refused at once."""
+
 
 def words_of(line: Sequence[str], name: str) -> list[str]:
     return [word.replace("{}", name) for word in line]
@@ -113,7 +142,7 @@ def refused(command: Command, line: Sequence[str], name: str) -> None:
 
 
 def test_every_command_is_walked() -> None:
-    assert {line[0] for line in (*SHOWING, *NAMING)} - {"{}"} == COMMANDS.keys()
+    assert {line[0] for line in (*SHOWING, *NAMING, *ACTING)} - {"{}"} == COMMANDS.keys()
 
 
 def test_commands_print_hostile_names_clean(lab: Lab, command: Command) -> None:
@@ -132,13 +161,13 @@ def test_commands_print_hostile_names_clean(lab: Lab, command: Command) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE[:7:3], ids=ascii)
 def test_commands_refuse_hostile_arguments_in_clean_words(command: Command, name: str) -> None:
-    for line in NAMING:
+    for line in (*NAMING, *ACTING):
         refused(command, line, name)
 
 
 def test_nothing_else_in_the_commands_prints() -> None:
     """All that a person sees goes through `cli.out`."""
-    for path in CLI.glob("*.py"):
+    for path in CLI.rglob("*.py"):
         if path.name in {"out.py", "streams.py"}:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -206,6 +235,13 @@ def test_500_odd_names_through_every_tool(lab: Lab) -> None:
 def test_500_odd_names_through_every_command(command: Command) -> None:
     for name in [*HOSTILE, *odd_names(500)]:
         for line in NAMING:
+            refused(command, line, name)
+
+
+@pytest.mark.long
+def test_odd_names_through_the_commands_that_call_a_tool(command: Command) -> None:
+    for name in [*HOSTILE, *odd_names(40)]:
+        for line in ACTING:
             refused(command, line, name)
 
 

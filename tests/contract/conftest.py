@@ -8,6 +8,9 @@ import pytest
 from tests.conftest import end_worker
 from tests.contract.subject import Subject, Suite, subject_modules
 
+RUN_BY_CI_APART = {("ceph", "ceph rest")}
+"""Too much for the default run beside the others: `.ci/run` always runs them after it."""
+
 
 @pytest.fixture(scope="session")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
@@ -33,7 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for provider, subjects in subject_modules().items()
         for name in subjects.subject_names(module, is_own_rule=is_own_rule)
     ]
-    metafunc.parametrize("subject", names, indirect=True, ids=[name for _, name in names])
+    params = [pytest.param(one, id=one[1], marks=[pytest.mark.long] if one in RUN_BY_CI_APART else []) for one in names]
+    metafunc.parametrize("subject", params, indirect=True)
 
 
 @pytest.fixture

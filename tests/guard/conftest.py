@@ -80,6 +80,7 @@ class Person:
     said_no: bool = False
     seconds_left: float = 55.0
     can_open_url: bool = False
+    process: str = ""
     questions: list[Question] = field(default_factory=list)
     before_reply: Callable[[], Any] | None = None
     opens: Callable[[str, str], Any] | None = None

@@ -20,7 +20,7 @@ from mcp import Client, StdioServerParameters
 from snapshot_mcp.cli import main
 from snapshot_mcp.hosts import jsonc
 from snapshot_mcp.hosts.entries import HOSTS
-from snapshot_mcp.hosts.launch import command, this_launch
+from snapshot_mcp.hosts.launch import Launch, command, this_launch
 
 URL = "http://127.0.0.1:8765/mcp"
 SECRET = "the-secret-of-the-provider"
@@ -56,7 +56,7 @@ READ: dict[str, Any] = {"json": jsonc.read, "toml": tomllib.loads, "yaml": yaml.
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A person's home folder."""
-    for name in ("CLAUDE_CONFIG_DIR", "CODEX_HOME", "XDG_CONFIG_HOME", "APPDATA"):
+    for name in ("CLAUDE_CONFIG_DIR", "CODEX_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "APPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "person"))
     monkeypatch.setenv("SNAPSHOT_MCP_HOME", str(tmp_path / "home"))
@@ -242,6 +242,7 @@ def test_over_http_the_token_is_a_variable_of_the_host(home: Path) -> None:
         ("cursor", "--http", f"{URL}?token=secret"),
         ("cursor", "--http", URL, "--token-variable", "s3cret value"),
         ("cursor", "--http", URL, "--token-variable", "SNAPSHOT_MCP_TOKEN"),
+        ("cursor", "--http", URL, "--token-variable", "a3f5" * 12),
         ("codex", "--link"),
     ],
 )
@@ -254,7 +255,7 @@ def test_wrong_options_are_explained(home: Path, words: tuple[str, ...]) -> None
 
 def test_links_hold_the_entry(home: Path) -> None:
     """Decoded as the hosts document it."""
-    assert {name for name in HOSTS if run(name, "--link").returncode == 0} == {"vscode", "cursor", "lmstudio", "goose"}
+    assert {name for name in HOSTS if run(name, "--link").returncode == 0} == {"vscode", "cursor", "lmstudio"}
     expected = expected_entry("cursor")
     packed = json.loads(unquote(run("vscode", "--link").stdout.strip().partition("?")[2]))
     assert packed == {"name": "snapshot-mcp", "type": "stdio", **expected}
@@ -262,10 +263,45 @@ def test_links_hold_the_entry(home: Path) -> None:
         query = parse_qs(urlsplit(run(name, "--link").stdout.strip()).query)
         assert query["name"] == ["snapshot-mcp"]
         assert json.loads(base64.b64decode(query["config"][0])) == expected
+
+
+def test_goose_has_a_link_only_to_a_program_that_it_starts(home: Path) -> None:
     done = run("goose", "--link")
-    query = parse_qs(urlsplit(done.stdout.strip()).query)
-    assert [query["cmd"][0], *query.get("arg", [])] == [expected["command"], *expected.get("args", [])]
-    assert "SNAPSHOT_MCP_HOME" in done.stderr
+    assert "takes no link to a program of this installation" in done.stderr
+    goose = HOSTS["goose"]
+    query = parse_qs(urlsplit(goose.link(goose.entry(Launch(("uvx", "snapshot-mcp"))))).query)
+    assert (query["cmd"], query["arg"]) == (["uvx"], ["snapshot-mcp"])
+
+
+def test_writing_again_keeps_what_a_person_has_set_and_the_comments_behind_it(home: Path) -> None:
+    codex = HOSTS["codex"].file()
+    codex.parent.mkdir(parents=True)
+    codex.write_text(
+        '[mcp_servers.snapshot-mcp]\ncommand = "old"\nstartup_timeout_sec = 90  # a slow disk\n\n'
+        '# my work profile, do not touch\n[profiles.work]\nmodel = "m"\n'
+    )
+    assert run("codex", "--write").returncode == 0
+    text = codex.read_text()
+    assert "# my work profile, do not touch\n[profiles.work]" in text
+    assert "startup_timeout_sec = 90  # a slow disk" in text
+    assert "old" not in text
+    goose = HOSTS["goose"].file()
+    goose.parent.mkdir(parents=True)
+    goose.write_text("extensions:\n  snapshot-mcp:\n    cmd: old\n    enabled: false\n    timeout: 900\n")
+    assert run("goose", "--write").returncode == 0
+    entry = yaml.safe_load(goose.read_text())["extensions"]["snapshot-mcp"]
+    assert (entry["enabled"], entry["timeout"]) == (False, 900)
+
+
+def test_where_settings_and_data_are_elsewhere_the_entry_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No host passes such variables on, and without them the server would have another home and no rules."""
+    monkeypatch.delenv("SNAPSHOT_MCP_HOME")
+    places = {"XDG_CONFIG_HOME": str(home / "c"), "XDG_DATA_HOME": str(home / "d")}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    assert places.items() <= dict(this_launch().environ).items()
+    monkeypatch.setenv("SNAPSHOT_MCP_HOME", "/data")
+    assert "XDG_DATA_HOME" not in this_launch().environ
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotUpdate, Vo
 from snapshot_mcp.contract.terms import ResourceTerms, Terms, Uptime
 from snapshot_mcp.ground import detached
 from snapshot_mcp.ground.clock import SystemClock
-from snapshot_mcp.providers.local import LocalZone, identity, restore, worker
+from snapshot_mcp.providers.local import LocalZone, identity, restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.source import Target
@@ -260,7 +261,7 @@ async def test_a_roll_back_does_not_wait_for_exports(
 
     def slow(*arguments: Any) -> None:
         while not is_over.is_set():
-            worker.time.sleep(0.01)
+            time.sleep(0.01)
         export(*arguments)
 
     monkeypatch.setattr(restore, "export", slow)
@@ -703,7 +704,7 @@ async def test_a_running_job_is_cancelled_and_leaves_nothing(
 
     def wait_for_it(self: progress.JobProgress, amount: int) -> None:
         while not is_cancelled.is_set():
-            worker.time.sleep(0.005)
+            time.sleep(0.005)
         advance(self, amount)
 
     monkeypatch.setattr(progress.JobProgress, "advance", wait_for_it)

@@ -337,7 +337,7 @@ async def test_a_full_catalogue_ends_no_job_that_runs(
         return take(self, only_urgent=only_urgent)
 
     monkeypatch.setattr(worker._Worker, "_take", full)
-    monkeypatch.setattr(worker, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("snapshot_mcp.catalogue.worker.RETRY_SECONDS", 0.01)
     volume = await here.add_resource(make_image(tmp_path / "disk.img"))
     await back_up(here, volume.id)
     await back_up(here, volume.id)

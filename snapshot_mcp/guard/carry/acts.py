@@ -64,6 +64,7 @@ class Act(Generic[F]):
             principal=client.principal,
             client=clean_text(f"{client.name} {client.version}".strip()),
             is_strict=zone.is_production,
+            process=client.process,
         )
 
     @property

@@ -19,7 +19,7 @@ from snapshot_mcp.guard.carry.surroundings import Surroundings
 from snapshot_mcp.guard.consent.approval import Approval
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS
 from snapshot_mcp.guard.consent.doors import PageLink
-from snapshot_mcp.guard.consent.states import State
+from snapshot_mcp.guard.consent.states import Door, State
 from snapshot_mcp.guard.plan.question import Question, QuestionAnswer
 from snapshot_mcp.guard.plan.rules import READS_ONLY
 from snapshot_mcp.guard.plan.wording import is_yes, question_for
@@ -27,6 +27,8 @@ from snapshot_mcp.guard.plan.wording import is_yes, question_for
 PAGE_WAIT_SECONDS = 25.0
 """How long a call waits for a decision on the page that it opened; hosts give up after 30 to 60 s."""
 PAGE_POLL_SECONDS = 0.5
+SAFETY_PAUSE_SECONDS = 0.5
+"""Between two looks at a safety snapshot for which the person's own process waits."""
 
 
 class GuardedCalls:
@@ -51,7 +53,7 @@ class GuardedCalls:
 
     async def run(self, act: AnyAct) -> GuardedOutcome:
         """Carry the act out as far as people have agreed to it, and return the outcome in words."""
-        decided = await self._decide(act)
+        decided = await (self._decide_here(act) if act.call.process else self._decide(act))
         if decided.refusal:
             await in_thread(self._approvals.record_refusal, act.call, decided.refusal.rule)
         link, how = PageLink(), ""
@@ -65,6 +67,18 @@ class GuardedCalls:
         look = await act.look()
         await in_thread(self._approvals.record_preview, look.call, look.plan)
         return replies.previewed(look)
+
+    async def _decide_here(self, act: AnyAct) -> Decided:
+        """Decide with the person at this process's terminal; their consent does not outlive the call."""
+        try:
+            while True:
+                decided = await self._decide(act)
+                if decided.ending is not Ending.SAFETY_RUNNING:
+                    return decided
+                await anyio.sleep(SAFETY_PAUSE_SECONDS)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await in_thread(self._questions.close, act.call)
 
     async def _decide(self, act: AnyAct) -> Decided:
         if (await self.surroundings.rules(act.zone.name)).read_only:
@@ -120,8 +134,15 @@ class GuardedCalls:
         """Put the question. Where its answer was used up by another call, this one looks again."""
         asked = await in_thread(self._questions.ask, look.call, look.plan)
         question = question_for(look.plan, asked.nonce)
-        state, said = read_answer(question, await act.client.ask(question))
-        decided = await in_thread(self._questions.answer, look.call, asked, state, said)
+        answer = await act.client.ask(question)
+        state, said = read_answer(question, answer)
+        door = Door.CLIENT
+        if look.call.process:
+            door = Door.TERMINAL
+            if state is State.GRANTED:  # raises unless the PIN is right: nothing else proves a person here
+                about = {"question": asked.nonce, "by": look.call.principal}
+                await in_thread(lambda: self._pin.check(answer.pin, door=door.value, about=about))
+        decided = await in_thread(lambda: self._questions.answer(look.call, asked, state, said, door=door))
         match decided:
             case None:
                 return found

@@ -11,7 +11,7 @@ from snapshot_mcp.guard.carry.acts import AnyAct
 from snapshot_mcp.guard.carry.replies import stray
 from snapshot_mcp.guard.carry.steps import Decided, Ending, Look, SafetyState
 from snapshot_mcp.guard.carry.surroundings import Surroundings
-from snapshot_mcp.guard.consent.approval import Approval, Safety
+from snapshot_mcp.guard.consent.approval import ANEW, Approval, Safety
 from snapshot_mcp.guard.consent.approvals import HELD_SECONDS, SpendRefusal
 from snapshot_mcp.guard.consent.errors import GuardBroken
 from snapshot_mcp.guard.consent.states import PROVEN, State
@@ -170,7 +170,7 @@ class Carrier:
         if isinstance(objection, Refusal):
             return Decided(Ending.FORBIDDEN, look.plan, refusal=objection)
         await in_thread(self._approvals.void, approval.id, objection)
-        if not look.call.is_strict and act.client.can_ask:
+        if look.call.process or (act.client.can_ask and not look.call.is_strict):
             return Decided(Ending.CHANGED, look.plan, reason=objection)
         opened = await in_thread(self._approvals.open, look.call, look.plan)
         return Decided(Ending.CHANGED, look.plan, opened, reason=objection)
@@ -181,7 +181,8 @@ class Carrier:
             rule = Refusal("deletions_per_hour", f"{refusal.value}.")
             return Decided(Ending.FORBIDDEN, look.plan, refusal=rule)
         if refusal is SpendRefusal.HELD:
-            wait = "The approval is kept; repeat the call in a moment, or in two minutes at the latest."
+            kept = "The approval is kept; repeat the call in a moment, or in two minutes at the latest."
+            wait = ANEW if look.call.process else kept
             return Decided(Ending.NOT_SPENT, look.plan, approval, reason=f"{refusal.value}. {wait}")
         current = await in_thread(self._approvals.get, approval.id)
         if refusal is SpendRefusal.NOT_GRANTED and current.state is State.SPENT:

@@ -142,6 +142,6 @@ def next_step(found: Found, client: Client, look: Look) -> NextStep:
         return NextStep.REPORT_OBSTACLE
     if state is State.PENDING:
         return NextStep.WAIT_OUTSIDE
-    if look.call.is_strict or not client.can_ask:
-        return NextStep.OPEN_APPROVAL
-    return NextStep.ASK
+    if look.call.process or (client.can_ask and not look.call.is_strict):
+        return NextStep.ASK
+    return NextStep.OPEN_APPROVAL

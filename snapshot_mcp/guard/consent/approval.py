@@ -21,10 +21,16 @@ GRANTED_SECONDS = 15 * 60.0
 SAFETY_SECONDS = 24 * 3600.0
 """The same once its safety snapshot has been started: a full one of a large disk takes long."""
 
+ANEW = "The consent was for this one call and is closed; the same call asks you again."
+"""Said of a consent given in a terminal to the call of that process."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What was requested, and by whom. `is_strict`: the approval must come through a door that proves a person."""
+    """What was requested, and by whom. `is_strict`: the approval must come through a door that proves a person.
+
+    `process`: a secret of the process that alone may use the consent, "" if any may that makes the same call.
+    """
 
     operation: Literal["delete", "rollback"]
     arguments: tuple[tuple[str, Any], ...]
@@ -33,11 +39,19 @@ class Call:
     principal: str
     client: str = ""
     is_strict: bool = False
+    process: str = field(default="", repr=False)
 
     @property
     def key(self) -> str:
         """The identity of the call: operation, arguments, zone and principal, whichever client program makes it."""
-        parts = [self.operation, self.arguments, self.zone, self.location, self.principal]
+        parts = [
+            self.operation,
+            self.arguments,
+            self.zone,
+            self.location,
+            self.principal,
+            *filter(None, [self.process]),
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -153,6 +167,8 @@ class Approval:
 
     def validity(self, now: Moment) -> str:
         """Return, in words, how long the consent is still valid after a refusal."""
+        if self.call.process:
+            return ANEW
         expires_at = self.expires_at
         if expires_at is None or expires_at <= now.time or not self.is_alive(now):
             return "The approval has expired; repeating the call asks again."

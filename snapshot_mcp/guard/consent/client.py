@@ -33,6 +33,13 @@ class Client(Protocol):
         """The client program's own version, cleaned."""
 
     @property
+    def process(self) -> str:
+        """A secret of the process whose person makes the call in a terminal, with the PIN; "" for every other caller.
+
+        A consent to such a call is of use to no other process, and is closed with the call.
+        """
+
+    @property
     def said_no(self) -> bool:
         """Whether a person answered `KEEP` to this call, now or in an earlier round."""
 

@@ -44,7 +44,9 @@ class Questions:
             rows.record_call("question", call, digest=plan.digest, question=nonce)
             return Asked(nonce, plan)
 
-    def answer(self, call: Call, asked: Asked, state: State, answer: str) -> Approval | None:
+    def answer(
+        self, call: Call, asked: Asked, state: State, answer: str, *, door: Door = Door.CLIENT
+    ) -> Approval | None:
         """Use up the question and create an approval in `state`; return None if it was already used up.
 
         A no counts even then: it takes back a yes given in another conversation.
@@ -56,10 +58,10 @@ class Questions:
             ).rowcount
             existing = rows.open_of(call)
             if existing and state is State.DENIED:
-                return rows.deny(existing, door=Door.CLIENT, by=call.principal)
+                return rows.deny(existing, door=door, by=call.principal)
             if existing or not used:
                 return None
-            return _decide(rows, call, asked.plan, state, question=asked.nonce, answer=answer)
+            return _decide(rows, call, asked.plan, state, door, question=asked.nonce, answer=answer)
 
     def refuse(self, call: Call, plan: Plan) -> Approval:
         """Record a person's no to this call, whatever the plan; close its question and approval."""
@@ -70,15 +72,23 @@ class Questions:
             existing = rows.open_of(call)
             if existing:
                 return rows.deny(existing, door=Door.CLIENT, by=call.principal)
-            return _decide(rows, call, plan, State.DENIED, question=asked["nonce"] if asked else "", answer="no")
+            question = asked["nonce"] if asked else ""
+            return _decide(rows, call, plan, State.DENIED, Door.CLIENT, question=question, answer="no")
+
+    def close(self, call: Call) -> None:
+        """Close what is open of a call: its question, and a consent that was not used."""
+        with self._register.transaction() as rows:
+            rows.execute("DELETE FROM questions WHERE call_key = ?", (call.key,))
+            if existing := rows.open_of(call):
+                rows.expire(existing, "the process that it was given to has ended its call")
 
 
-def _decide(rows: Rows, call: Call, plan: Plan, state: State, **fields: str) -> Approval:
+def _decide(rows: Rows, call: Call, plan: Plan, state: State, door: Door, **fields: str) -> Approval:
     approval = Approval(new_id(8, "ap-"), call, state, plan, rows.now)
     if state is not State.PENDING:
-        approval = replace(approval, door=Door.CLIENT, decided_by=call.principal, decided=rows.now)
+        approval = replace(approval, door=door, decided_by=call.principal, decided=rows.now)
     if state is State.DENIED:
         approval = replace(approval, ended=rows.now)
     rows.insert(approval)
-    rows.record("answer", approval, door=Door.CLIENT, **fields)
+    rows.record("answer", approval, door=door, **fields)
     return approval

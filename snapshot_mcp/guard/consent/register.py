@@ -118,6 +118,7 @@ class Rows:
     def record_call(self, event: str, call: Call, **fields: Any) -> None:
         """Audit what happened to a call, which may have no approval."""
         about = asdict(call) | {"arguments": dict(call.arguments)}
+        del about["process"]  # a secret
         del about["is_strict"]
         self.append(event, **about, **fields)
 

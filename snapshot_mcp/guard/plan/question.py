@@ -1,6 +1,6 @@
 """The question that a plan puts to a person, and the answer that comes back. An answer does not prove that a person gave it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 KEEP = "keep"
@@ -27,11 +27,12 @@ class QuestionAnswer:
     """What came back; `text` is the raw word or name, uncleaned.
 
     `declined` and `cancelled` are the client's words for its dialog, `unusable` is an answer of the wrong shape, `unanswered`
-    is none in time. None of these four is a person's no.
+    is none in time. None of these four is a person's no. `pin`: the operator's PIN, from a terminal only.
     """
 
     outcome: Literal["answered", "declined", "cancelled", "unusable", "unanswered"]
     text: str = ""
+    pin: str = field(default="", repr=False)
 
     @property
     def is_no(self) -> bool:

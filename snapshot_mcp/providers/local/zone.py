@@ -34,6 +34,7 @@ from snapshot_mcp.providers.local.image.layers import RAW
 from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.opening import refuse_other_sizes
 from snapshot_mcp.providers.local.place import shown
+from snapshot_mcp.providers.local.reading import read_out
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
 from snapshot_mcp.providers.local.strays import (
     find_newer,
@@ -179,6 +180,15 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
                 return CheckReport(0, 0, ())
             with self._errors_translated(), self._open() as catalogue:
                 return check(catalogue, advance)
+
+        return await anyio.to_thread.run_sync(run)
+
+    async def read_out(self, snapshot_id: str, fd: int, advance: Advance = lambda done, total: None) -> int:
+        """Write a restore point's verified content into a new, empty file; return its size in bytes (`reading`)."""
+
+        def run() -> int:
+            with self._errors_translated(), self._open() as catalogue:
+                return read_out(catalogue, snapshot_id, fd, advance)
 
         return await anyio.to_thread.run_sync(run)
 

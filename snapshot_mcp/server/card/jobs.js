@@ -7,7 +7,7 @@ const WAIT_SECONDS = 5;
 
 function jobs(told) {
   const away = (told.unreachable || []).map((one) => make("p", `Zone ${one.zone} did not answer: ${one.reason}`, "bad"));
-  const title = TITLES[told.outcome] || (told.since ? `${count(told.jobs.length, "job")} since ${when(told.since)}` : count(told.jobs.length, "unfinished job"));
+  const title = TITLES[told.outcome] || (told.since ? `What was done since ${when(told.since)}` : count(told.jobs.length, "unfinished job"));
   fill(make("h1", title), ...away, ...told.jobs.slice(0, 50).map(drawJob), ...(told.made || []).map(drawMade), ...hint(told));
   follow(told.jobs.filter((one) => !ENDED.includes(one.status)), told);
 }
