@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from snapshot_mcp.providers.ceph.scratch import Scratch as Scratch
     from snapshot_mcp.providers.ceph.zone import CephZone as CephZone
     from snapshot_mcp.providers.local import LocalZone as LocalZone
+    from snapshot_mcp.providers.local.formats import Form as Form
     from snapshot_mcp.providers.local.moving import Move as Move
     from snapshot_mcp.providers.local.rebuild import RebuildReport as RebuildReport
     from snapshot_mcp.providers.local.zone import Oversight as Oversight
@@ -240,6 +241,13 @@ async def examine(environ: Mapping[str, str]) -> list[Symptom]:
     names, shell = tuple(settings.zones), command(settings.variables)
     patient = Patient(settings.home, names, shell, partial(_build_zone, settings), guard_of)
     return [well("settings", where), *await examine(patient)]
+
+
+def disk_form(form: str, bases: Sequence[Path]) -> Form:
+    """Return what a person says that a disk's file is: its format and the images that it is based on."""
+    from snapshot_mcp.providers.local.formats import Form
+
+    return Form(form, tuple(bases))
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:

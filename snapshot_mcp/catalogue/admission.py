@@ -149,8 +149,10 @@ def apply(
         )
 
 
-def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: ZoneRules) -> Row:
-    """Enqueue an export to a volume or an image (`action`). Raises WrongResourceType, StorageFull."""
+def export(
+    catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str, rules: ZoneRules, form: str = ""
+) -> Row:
+    """Enqueue an export to a volume or an image (`action`), in a format of the store. Raises WrongResourceType, StorageFull."""
     name = checked_name(name)
     with catalogue.transaction():
         snapshot = find_usable(catalogue, snapshot_id)
@@ -169,7 +171,7 @@ def export(catalogue: Catalogue, action: JobAction, snapshot_id: str, name: str,
         catalogue.store.check_export(snapshot_id, room)
         taken = room.take(f"an export of snapshot {snapshot_id}")
         new = new_id("img" if is_image else "vol")
-        request = {"snapshot_id": snapshot_id, "name": name, "new_id": new} | taken._asdict()
+        request = {"snapshot_id": snapshot_id, "name": name, "new_id": new, "format": form} | taken._asdict()
         return insert_job(catalogue, action, request, [new], snapshot_claims=[snapshot_id])
 
 

@@ -161,6 +161,7 @@ def to_resource(
         "held_by": use.held_by if use else None,
         "identity": sight.identity,
         "hard_links": sight.hard_links,
+        "format": sight.format or None,
     }
     if row["resource_type"] == ResourceType.VOLUME:
         status = "pending" if half else "available"
@@ -223,6 +224,7 @@ def to_image(catalogue: Catalogue, row: Row) -> Image:
         size=megabytes(sight.size_bytes),
         size_bytes=sight.size_bytes,
         path=encodable(sight.place or row["path"]),
+        format=sight.format or None,
         problem=sight.problem or None,
         create_time=moment(row["created_at"]),
         status_time=moment(row["created_at"]),

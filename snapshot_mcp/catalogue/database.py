@@ -106,12 +106,12 @@ class Catalogue(Closing):
             snapshot_id,
         )
 
-    def add_resource(self, resource_id: str, resource_type: str, name: str, path: str) -> None:
-        """Insert a disk; `path` is where its store finds it."""
+    def add_resource(self, resource_id: str, resource_type: str, name: str, path: str, layout: str = "") -> None:
+        """Insert a disk; `path` is where its store finds it, `layout` what the store keeps of its form."""
         self.db.execute(
-            """INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at)
-            VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?)""",
-            (resource_id, resource_type, name, path_bytes(path), self.now(), self.now()),
+            """INSERT INTO resources (resource_id, resource_type, name, path, created_at, status_at, layout)
+            VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?)""",
+            (resource_id, resource_type, name, path_bytes(path), self.now(), self.now(), layout),
         )
 
     def add_image(self, image_id: str, name: str, path: str, snapshot_id: str) -> None:

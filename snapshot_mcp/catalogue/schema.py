@@ -252,6 +252,11 @@ def _remember_paths(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE resources ADD COLUMN former_path TEXT NOT NULL DEFAULT ''")
 
 
+def _lay_out_disks(db: sqlite3.Connection) -> None:
+    """Record what a person registered a disk as, in the store's own words; "" is what every disk was before."""
+    db.execute("ALTER TABLE resources ADD COLUMN layout TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
@@ -263,6 +268,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _time_snapshots,
     _place_zone,
     _remember_paths,
+    _lay_out_disks,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 

@@ -58,6 +58,8 @@ class Sight(NamedTuple):
     identity: str | None = None
     hard_links: int | None = None
     place: str = ""
+    format: str = ""
+    """What wraps the disk's content, such as qcow2; "" for nothing."""
 
 
 class Use(NamedTuple):

@@ -63,6 +63,8 @@ class CatalogueZone(ABC, Generic[C]):
 
     watch_seconds = 0.03
     """Interval between checks for a change; in a zone of files a check costs microseconds."""
+    export_format = ""
+    """The format of exports, in the store's words."""
 
     def __init__(self, zone: str, rules: ZoneRules) -> None:
         self.zone, self._rules = zone, rules
@@ -128,13 +130,15 @@ class CatalogueZone(ABC, Generic[C]):
 
     async def capture_instance(self, snapshot_id: str, image_name: str) -> Job:
         """Enqueue an export to an image."""
-        action = JobAction.CAPTURE_INSTANCE
-        return await self._enqueue(lambda one: admission.export(one, action, snapshot_id, image_name, self._rules))
+        return await self._export(JobAction.CAPTURE_INSTANCE, snapshot_id, image_name)
 
     async def create_volume(self, snapshot_id: str, volume_name: str) -> Job:
         """Enqueue an export to a volume."""
-        action = JobAction.CREATE_VOLUME
-        return await self._enqueue(lambda one: admission.export(one, action, snapshot_id, volume_name, self._rules))
+        return await self._export(JobAction.CREATE_VOLUME, snapshot_id, volume_name)
+
+    async def _export(self, action: JobAction, snapshot_id: str, name: str) -> Job:
+        form = self.export_format
+        return await self._enqueue(lambda one: admission.export(one, action, snapshot_id, name, self._rules, form))
 
     async def recover_snapshots(self, snapshot_ids: Sequence[str]) -> Job:
         """Enqueue a recovery."""

@@ -11,6 +11,7 @@ from snapshot_mcp.cli import zone_forget, zone_keys, zone_move, zone_purge, zone
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.cli.person import user_name
+from snapshot_mcp.cli.zone_form import add_form, form_of, say_bases
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, encodable, format_bytes
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     commands = parser.add_subparsers(dest="zone_command", metavar="COMMAND", required=True)
-    add = commands.add_parser("add", help="register a raw disk image as a volume, or as an instance")
+    add = commands.add_parser("add", help="register a disk as a volume, or as an instance")
     add.add_argument("path", type=Path, metavar="PATH", help="the image; it stays where it is")
     add.add_argument("--name", default="", help="its name (default: the file's name)")
     add.add_argument(
         "--instance", action="store_true", help="register an instance's disk: its snapshots export to images"
     )
+    add_form(add)
     zone_remove.add_arguments(
         commands.add_parser(
             "remove", help="unregister a disk, or take an image off the list; its file and snapshots remain"
@@ -92,11 +94,13 @@ async def _run(args: argparse.Namespace) -> int:
             case "add":
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
                 path = encodable(str(args.path.absolute()))
-                deed = app.deed("zone add", zone, user_name(), path=path, name=encodable(args.name or args.path.name))
+                name, form = encodable(args.name or args.path.name), form_of(args)
+                deed = app.deed("zone add", zone, user_name(), path=path, name=name, format=form.format or "raw")
                 async with guard.recorded(deed) as found:
-                    added = await zone.add_resource(args.path, args.name, kind)
+                    added = await zone.add_resource(args.path, args.name, kind, form)
                     found["resource_id"] = added.id
                 say(_line(added))
+                say_bases(args)
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
                     warn(note)
@@ -146,7 +150,8 @@ async def _point_to_missing(zone: "LocalZone", added: Volume | Instance, command
 
 def _line(resource: Volume | Instance) -> str:
     path = clean_text(resource.path or "", 400)
-    line = f"{resource.id}  {clean_text(resource.name)}  {format_bytes(resource.byte_size)}  {path}"
+    size = " ".join(filter(None, [format_bytes(resource.byte_size), clean_text(resource.format or "")]))
+    line = f"{resource.id}  {clean_text(resource.name)}  {size}  {path}"
     in_use = f"  in use: {clean_text(resource.held_by, 400)}" if resource.held_by else ""
     links = f"  ({resource.hard_links} hard links)" if (resource.hard_links or 0) > 1 else ""
     problem = f"  PROBLEM: {clean_text(resource.problem, 800)}" if resource.problem else ""

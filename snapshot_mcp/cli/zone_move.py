@@ -12,6 +12,7 @@ from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.named import find_disk
 from snapshot_mcp.cli.out import say
 from snapshot_mcp.cli.person import agree, user_name
+from snapshot_mcp.cli.zone_form import add_form, form_of
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("resource", metavar="ID", help="its id, or its name if no other disk has it")
     parser.add_argument("path", type=Path, metavar="PATH", help="where its file is now")
+    add_form(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +61,7 @@ async def _plan(settings: "Settings", guard: "Guard", args: argparse.Namespace) 
     async with aclosing(app.open_local_zone(settings, args.zone)) as zone:
         resource_id = (await find_disk(zone, args.resource, guard.command)).id
         with progress_bar("comparing") as advance:
-            move = await zone.plan_move(resource_id, args.path, advance)
+            move = await zone.plan_move(resource_id, args.path, advance, form_of(args))
         found = {"compared_with": move.snapshot_id, "equal": str(move.likeness or "not compared")}
         paths = {"old_path": move.old_path, "path": move.path}
         return move, app.deed("zone move", zone, user_name(), resource_id=resource_id, **paths, **found)

@@ -245,7 +245,8 @@ class Resource(ZoneModel):
 
     With `ResourceFilter.verbose` a zone with `Feature.TERMS` adds three fields to a disk: `identity`, which disk it is, opaque
     to all but the zone; `held_by`, the process that has it open or the job that uses it ("" for none, None if unknown);
-    `hard_links`, how many names its file has. A zone with `Feature.COVERAGE` adds `coverage`.
+    `hard_links`, how many names its file has. A zone with `Feature.COVERAGE` adds `coverage`. `format` is what
+    wraps a disk's content, such as qcow2; None for nothing, or if the zone does not say.
     """
 
     kind: ClassVar[Literal["volume", "instance", "image"]]
@@ -262,6 +263,7 @@ class Resource(ZoneModel):
     identity: str | None = None
     held_by: str | None = None
     hard_links: int | None = None
+    format: str | None = None
     coverage: Coverage | None = None
 
     @property

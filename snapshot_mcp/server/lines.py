@@ -112,7 +112,8 @@ def resource_line(row: ResourceRow, now: datetime) -> str:
     held = f"  IN USE: {row.held_by}" if row.held_by else ""
     problem = f"  PROBLEM: {row.problem}" if row.problem else ""
     running = f"  RUNNING: {', '.join(row.running)}" if row.running else ""
-    what = f"{row.resource_id}  {row.kind}  {row.status}  {format_bytes(row.disk_bytes)}  {quoted(row.name)}"
+    size = " ".join(filter(None, [format_bytes(row.disk_bytes), row.format]))
+    what = f"{row.resource_id}  {row.kind}  {row.status}  {size}  {quoted(row.name)}"
     place = f"  {row.path}" if row.path else ""
     return f"{what}{attached}{place}{_protection_in_words(row, now)}{running}{held}{problem}"
 

@@ -49,7 +49,7 @@ MAX_FILTER_VALUES = 1000
 """Most values of a filter: SQLite takes some 30,000 in one statement."""
 
 ZoneArgument = Annotated[str, Field(description="Zone; default if unset")]
-ResourceId = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Id or exact name of a disk or machine")]
+ResourceId = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Id or exact name of disk or machine")]
 Search = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS, description="Part of an id or name")]
 Offset = Annotated[
     int,
@@ -57,7 +57,7 @@ Offset = Annotated[
         ge=0, le=MAX_OFFSET, description="Rows to skip", json_schema_extra=lambda schema: schema.pop("maximum", None)
     ),
 ]
-Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT} rows")]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description=f"1 to {MAX_LIMIT}")]
 Kind = Literal["any", "volume", "instance", "image"]
 
 ANY: list[str] = []
@@ -145,8 +145,8 @@ async def list_resources(
     limit: Limit = 20,
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, ResourceList]:
-    """Which disks, volumes, servers (machines, instances) and exported images are there, attached to what; which are
-    unprotected, without a recent backup; how much space do their backups take."""
+    """Which disks, volumes, servers (machines, instances) and images are there, attached to what; which are unprotected,
+    without a recent backup; the space of their backups."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     query = ResourceFilter(status=tuple(status), search_word=search, verbose=1, offset=offset, limit=limit)

@@ -75,8 +75,8 @@ class SnapshotList(Result):
 
 
 class ResourceRow(Result):
-    """A disk, machine or image in a list, with what protects it: the newest good restore point, how many there are of each
-    worth, what they store. `running` are the unfinished jobs on it.
+    """A disk, machine or image, with what protects it: the newest good restore point, how many there are of each worth, what
+    they store. `running`: unfinished jobs on it.
     """
 
     resource_id: str
@@ -84,6 +84,7 @@ class ResourceRow(Result):
     kind: Literal["volume", "instance", "image"]
     status: str = "available"
     disk_bytes: int
+    format: str = ""
     attached_to: str | None = None
     path: str | None = None
     held_by: str | None = None
@@ -107,6 +108,7 @@ class ResourceRow(Result):
             kind=resource.kind,
             status=clean_text(resource.transition_status or resource.status),
             disk_bytes=resource.byte_size,
+            format=clean_text(resource.format or ""),
             attached_to=clean_text(host.instance_id) or None if host else None,
             path=clean_text(resource.path or "", MESSAGE_CHARACTERS) or None,
             held_by=clean_text(resource.held_by or "", MESSAGE_CHARACTERS) or None,

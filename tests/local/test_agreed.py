@@ -26,6 +26,7 @@ from snapshot_mcp.ground.clock import SystemClock
 from snapshot_mcp.providers.local import LocalZone, identity, restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.source import Target
 from snapshot_mcp.providers.local.store import FileStore
 from snapshot_mcp.providers.local.work import apply, carry_out, overwriting, resumption
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed, worker_pid
@@ -418,8 +419,8 @@ def write_half(zone: LocalZone, job: Job) -> None:
     class Killed(BaseException):
         pass
 
-    def half(fd: int, chain: Chain, *_: Any) -> None:
-        os.pwrite(fd, restore.content_at(chain, 0, os.fstat(fd).st_size // 2 + 700), 0)
+    def half(target: Target, chain: Chain, *_: Any) -> None:
+        target.write(restore.content_at(chain, 0, target.size_bytes // 2 + 700), 0)
         raise Killed
 
     with FolderCatalogue(zone.folder) as catalogue:
@@ -866,7 +867,7 @@ def as_an_earlier_version_left_it(zone: LocalZone) -> None:
             ("snapshots", "worth is_affected verified_at boot uptime"),
             ("jobs", "begin_boot begin_until is_cancelled has_effect"),
             ("resources", "applying_identity applying_safety_id is_stopped other_halves"),
-            ("resources", "made_identity made_from made_mtime_ns former_path"),
+            ("resources", "made_identity made_from made_mtime_ns former_path layout"),
             ("images", "made_identity made_mtime_ns"),
         ):
             for column in added.split():

@@ -151,7 +151,7 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
     """CONTRACT.md, "Apply of several": unchanged, incomplete; CATALOGUE.md, "Roll-back": pending meanwhile, creates refused."""
     from snapshot_mcp.catalogue import rollback
     from snapshot_mcp.contract.errors import NotUsable
-    from snapshot_mcp.providers.local import restore
+    from snapshot_mcp.providers.local import source
 
     image, other = make_image(tmp_path / "disk.img"), make_image(tmp_path / "other.img", seed=5)
     before, other_before = image.read_bytes(), other.read_bytes()
@@ -169,7 +169,7 @@ async def test_an_incomplete_disk_is_said_to_be_so_and_resumed(
         os.pwrite(fd, data, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(restore, "write_at", fails_midway)
+        patch.setattr(source, "write_at", fails_midway)
         job = await finish(here, await here.apply_snapshots(created.resource_ids))
     assert (job.status, job.error and job.error.code) == ("failed", "storage_full")
     assert job.details["resources"] == {volumes[0].id: "incomplete", volumes[1].id: "unchanged"}
@@ -196,7 +196,7 @@ async def test_a_half_restored_disk_stays_so_when_a_later_roll_back_fails_before
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk is "unchanged" by a job that never reached it; that does not make it whole."""
-    from snapshot_mcp.providers.local import restore
+    from snapshot_mcp.providers.local import source
 
     image, other = make_image(tmp_path / "disk.img"), make_image(tmp_path / "other.img", seed=5)
     volumes = [await here.add_resource(one) for one in (image, other)]
@@ -208,7 +208,7 @@ async def test_a_half_restored_disk_stays_so_when_a_later_roll_back_fails_before
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(restore, "write_at", fails)
+        patch.setattr(source, "write_at", fails)
         await finish(here, await here.apply_snapshots([of_other]))
         job = await finish(here, await here.apply_snapshots([of_image, of_other]))
     assert job.details["resources"] == {volumes[0].id: "incomplete", volumes[1].id: "incomplete"}

@@ -21,6 +21,7 @@ from snapshot_mcp.contract.models import Job, ResourceFilter
 from snapshot_mcp.providers.local import LocalZone, holders, in_use, restore
 from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.source import RawFile
 from snapshot_mcp.providers.local.work import create
 from tests.conftest import end_worker
 from tests.disks import MIB, back_up, change, finish, get, make_image, worker_pid
@@ -193,11 +194,11 @@ async def test_a_look_does_not_break_the_hold_of_a_roll_back(
     leases: list[int] = []
     write_back = restore.write_back
 
-    def paused(fd: int, *arguments: Any) -> None:
+    def paused(target: RawFile, *arguments: Any) -> None:
         reached.set()
         go_on.wait(PATIENCE_SECONDS)
-        leases.append(fcntl.fcntl(fd, fcntl.F_GETLEASE))
-        write_back(fd, *arguments)
+        leases.append(fcntl.fcntl(target.fd, fcntl.F_GETLEASE))
+        write_back(target, *arguments)
 
     monkeypatch.setattr(restore, "write_back", paused)
     job = await here.apply_snapshots([snapshot_id])

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -219,21 +218,6 @@ async def test_an_image_that_changes_its_size_during_a_job_is_an_error(
     job = await finish(here, await here.create_snapshots([volume.id], "growing"))
     assert job.status == "failed"
     assert f"its size changed from {64 * MIB} to {65 * MIB} bytes" in job.info
-
-
-@pytest.fixture(params=["xfs", "btrfs"])
-def reflink_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A filesystem with instant clones, on a loop device."""
-    if os.geteuid() != 0 or shutil.which(f"mkfs.{request.param}") is None:
-        pytest.skip(f"mounting a {request.param} filesystem needs root and mkfs.{request.param}")
-    backing, mount_point = tmp_path / "backing", tmp_path / "mounted"
-    with backing.open("wb") as file:
-        file.truncate(512 * MIB)
-    mount_point.mkdir()
-    subprocess.run([f"mkfs.{request.param}", "-q", str(backing)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(backing), str(mount_point)], check=True)
-    yield mount_point
-    subprocess.run(["umount", str(mount_point)], check=True)
 
 
 async def test_a_disk_in_use_is_copied_in_an_instant_where_the_filesystem_can(

@@ -18,6 +18,7 @@ from snapshot_mcp.providers.local import LocalZone, capture, restore
 from snapshot_mcp.providers.local.folder import FolderCatalogue
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
+from snapshot_mcp.providers.local.source import RawFile
 from snapshot_mcp.providers.local.worker import run as run_worker
 from tests.conftest import end_worker
 from tests.disks import MIB, back_up, fill, finish, free_bytes, get, ids, make_image, succeed, worker_pid
@@ -262,7 +263,7 @@ def test_the_room_of_an_export_is_counted_to_the_byte(
         catalogue.add_resource("vol-1", "volume", "disk", str(image))
         header = capture_header(size)
         with image.open("rb") as file, SnapshotWriter(zone_folder / "snapshots", header) as writer:
-            capture.capture(file.fileno(), header, None, writer, lambda amount: None)
+            capture.capture(RawFile(file.fileno()), header, None, writer, lambda amount: None)
             writer.commit("held")
         with Chain(zone_folder / "snapshots", "ss-1") as chain:
             assert restore.room_needed(chain) == naive_room(chain)

@@ -66,7 +66,7 @@ DAMAGED_VHD = "a VHD image with a damaged footer"
 COPY_BEFORE = "copy everything before the footer and register the copy: head -c -{} {{path}} > {{raw}}"
 
 NO_DISKS: dict[str, tuple[bytes, str, str]] = {
-    "qcow2": (b"QFI\xfb\0\0\0\x03", "a qcow2 image", CONVERT.format("qcow2")),
+    "qcow2": (b"QFI\xfb\0\0\0\x03", "a qcow2 image", "add --format qcow2"),
     "qcow": (b"QFI\xfb\0\0\0\x01", "a qcow image", CONVERT.format("qcow")),
     "qed": (b"QED\0\0\0\x01\0", "a QED image", CONVERT.format("qed")),
     "vmdk": (a_vmdk_extent(1), "a VMDK image", CONVERT.format("vmdk")),
@@ -137,7 +137,9 @@ def test_a_full_of_an_overlay_is_never_taken(
     header = struct.pack(">4sIQIIQ", b"QFI\xfb", 3, 104, 8, 16, 400 * MIB)  # with the place of a backing file's name
     overlay.write_bytes(header.ljust(104, b"\0") + b"base.img".ljust(1024, b"\0"))
     assert main(["zone", "add", str(overlay)]) != 0
-    assert "is a qcow2 image, not a raw disk image. Convert it" in " ".join(capsys.readouterr().err.split())
+    assert "is a qcow2 image, not a raw disk image. If that is what it is, add --format qcow2" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def boot_sector(*entries: tuple[int, int]) -> bytes:

@@ -28,7 +28,7 @@ import json, os, signal, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 from snapshot_mcp.catalogue.database import Catalogue
-from snapshot_mcp.providers.local import restore, worker
+from snapshot_mcp.providers.local import restore, source, worker
 
 def doom(step, kind, how, gate):
     left, is_counting, locked = step, False, threading.RLock()
@@ -63,7 +63,7 @@ def doom(step, kind, how, gate):
         export(*args)
     Catalogue.transaction = transaction
     worker.carry_out, restore.export = begin, wait
-    restore.write_at, restore.write_zeros = counted(restore.write_at, "write"), counted(restore.write_zeros, "write")
+    source.write_at, source.write_zeros = counted(source.write_at, "write"), counted(source.write_zeros, "write")
     for name in ("fsync", "fdatasync", "rename"):
         setattr(os, name, counted(getattr(os, name), name))
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeVar
 
-from snapshot_mcp.providers.local.platform import data_extents
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Header, compress, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
+from snapshot_mcp.providers.local.source import Source
 
 WINDOW_SIZE = 2 << 20
 """Bytes per task of a thread: enough to make handing over cheap, few enough to keep memory low."""
@@ -68,17 +68,17 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[
                 future.cancel()
 
 
-def capture(fd: int, header: Header, parent: Chain | None, writer: SnapshotWriter, advance: Advance) -> None:
-    """Write the content of `fd` (`header.virtual_size_bytes` long) as records and maps; the caller commits.
+def capture(source: Source, header: Header, parent: Chain | None, writer: SnapshotWriter, advance: Advance) -> None:
+    """Write the content of `source` (`header.virtual_size_bytes` long) as records and maps; the caller commits.
 
     Raises OSError (the disk cannot be read, or no space), DamagedSnapshot (the parent's map), and what `advance` raises.
     """
     places = bytearray()
 
     def read(window: DiskWindow) -> tuple[bytearray, list[NewChunk]]:
-        return _read_window(fd, header.chunk_size, window)
+        return _read_window(source, header.chunk_size, window)
 
-    for window, (settled, new) in in_order(read, _windows(fd, header, parent)):
+    for window, (settled, new) in in_order(read, _windows(source, header, parent)):
         for chunk in new:
             at = chunk.number * PLACE.size
             settled[at : at + PLACE.size] = writer.add_chunk(chunk.hash, chunk.codec, chunk.stored)
@@ -92,16 +92,16 @@ def capture(fd: int, header: Header, parent: Chain | None, writer: SnapshotWrite
         advance(window.end - window.start)
 
 
-def _windows(fd: int, header: Header, parent: Chain | None) -> Iterator[DiskWindow]:
+def _windows(source: Source, header: Header, parent: Chain | None) -> Iterator[DiskWindow]:
     for region in range(header.region_count):
         known = parent.places(region) if parent else b""
-        is_hole = next(data_extents(fd, *header.bounds_of(region)), None) is None
+        is_hole = next(source.data_extents(*header.bounds_of(region)), None) is None
         size = header.region_size if is_hole else max(WINDOW_SIZE, header.chunk_size)
         for start, end, part in header.split(region, size):
             yield DiskWindow(region, start, end, known[part], is_hole)
 
 
-def _read_window(fd: int, chunk_size: int, window: DiskWindow) -> tuple[bytearray, list[NewChunk]]:
+def _read_window(source: Source, chunk_size: int, window: DiskWindow) -> tuple[bytearray, list[NewChunk]]:
     """Return the window's map, in which the new chunks' places are still zero, and the new chunks."""
     count = -(-(window.end - window.start) // chunk_size)
     places = bytearray(ZERO_PLACE * count)
@@ -109,9 +109,9 @@ def _read_window(fd: int, chunk_size: int, window: DiskWindow) -> tuple[bytearra
     if window.is_hole:
         return places, new
     zeros = bytes(chunk_size)
-    for index in chunks_with_data(fd, window.start, window.end, chunk_size):
+    for index in chunks_with_data(source, window.start, window.end, chunk_size):
         offset = window.start + index * chunk_size
-        data = read_exactly(fd, min(chunk_size, window.end - offset), offset)
+        data = source.read(min(chunk_size, window.end - offset), offset)
         if data == (zeros if len(data) == chunk_size else bytes(len(data))):
             continue
         digest = hash_of(data)
@@ -124,40 +124,23 @@ def _read_window(fd: int, chunk_size: int, window: DiskWindow) -> tuple[bytearra
     return places, new
 
 
-def chunks_with_data(fd: int, start: int, end: int, chunk_size: int) -> Iterator[int]:
+def chunks_with_data(source: Source, start: int, end: int, chunk_size: int) -> Iterator[int]:
     """Yield the indexes of the chunks in [start, end) that are not entirely within a hole, in order."""
     following = 0
-    for data, hole in data_extents(fd, start, end):
+    for data, hole in source.data_extents(start, end):
         first = max(following, (data - start) // chunk_size)
         following = -(-(hole - start) // chunk_size)
         yield from range(first, following)
 
 
-def read_exactly(fd: int, length: int, offset: int) -> bytes:
-    """Read `length` bytes; beyond the end of the file they are zeros (callers check the size)."""
-    data = os.pread(fd, length, offset)
-    while len(data) < length:
-        more = os.pread(fd, length - len(data), offset + len(data))
-        if not more:
-            return data.ljust(length, b"\0")
-        data += more
-    return data
-
-
-def estimate_full(fd: int, left_bytes: int) -> int:
-    """Return about how many bytes a full snapshot of an open disk takes: what is allocated, compressed if only that fits."""
-    stat = os.fstat(fd)
-    allocated = min(stat.st_blocks * 512, stat.st_size)
-    return allocated if allocated <= left_bytes else int(allocated * _sampled_ratio(fd, stat.st_size))
-
-
-def _sampled_ratio(fd: int, size: int) -> float:
+def sampled_ratio(source: Source) -> float:
     """Return the share of the disk's data that is stored after compression, by samples of it."""
+    size = source.size_bytes
     read = stored = 0
     for number in range(SAMPLE_COUNT):
         at = size * number // SAMPLE_COUNT
-        start, _ = next(data_extents(fd, at, size), (size, size))
-        data = os.pread(fd, SAMPLE_BYTES, max(start, at))
+        start = max(at, next(source.data_extents(at, size), (size, size))[0])
+        data = source.read(min(SAMPLE_BYTES, size - start), start)
         read += len(data)
         stored += len(compress(data)[1]) if data.strip(b"\0") else 0
     return stored / read if read else 0.0

@@ -140,7 +140,7 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
     for resource in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL"):
         if not resource["path"]:
             yield Finding(label_of(resource), catalogue.store.look_at(resource).problem, is_damage=False)
-        elif problem := _problem_of_file(Path(resource["path"])):
+        elif problem := _problem_of(catalogue, resource):
             yield Finding(label_of(resource), problem, is_damage=False)
         if resource["applying_id"]:
             state = "it waits for a person" if resource["is_stopped"] else "it is in progress"
@@ -149,6 +149,13 @@ def _check_catalogue(catalogue: FolderCatalogue) -> Iterator[Finding]:
     for image in catalogue.rows("SELECT * FROM images"):
         if problem := _problem_of_file(Path(image["path"])):
             yield Finding(image["image_id"], problem, is_damage=False)
+
+
+def _problem_of(catalogue: FolderCatalogue, resource: Row) -> str:
+    """Return what is wrong with the place of a disk, "" for nothing."""
+    if resource["layout"]:
+        return catalogue.store.look_at(resource).problem
+    return _problem_of_file(Path(resource["path"]))
 
 
 def _problem_of_file(path: Path) -> str:

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
@@ -20,6 +21,7 @@ from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
 from snapshot_mcp.providers.local.place import MOVE_HINT, kind_of, other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
+from snapshot_mcp.providers.local.source import RawFile, Target
 
 
 def image_path(path: Path) -> Path:
@@ -31,8 +33,10 @@ def image_path(path: Path) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # missing; a zero byte; `~` of an unknown user
         raise _not_reached(path, error) from None
     if stat.S_ISBLK(mode):
-        what = f"The path {shown(path)} is a block device, which the embedded zone does not support."
-        raise Unsupported(what, hint=GIVE_RAW_IMAGE)
+        what = f"The path {shown(path)} is a block device."
+        raise Unsupported(
+            what, hint="Register it by itself, with `zone add`: a disk cannot move from a file to a device."
+        )
     if kind := kind_of(mode):
         raise BadRequest(f"The path {shown(path)} is {kind}, not a regular file.", hint=GIVE_RAW_IMAGE)
     return real
@@ -91,6 +95,11 @@ class OpenDisk(Closing):
             self.close()
             raise _replaced(label, path, kind)
 
+    @property
+    def content(self) -> Target:
+        """The disk's content."""
+        return RawFile(self.fd)
+
     def close(self) -> None:
         """Close the file."""
         if self.fd >= 0:
@@ -125,11 +134,12 @@ class CaptureSource(OpenDisk):
     Raises ResourceBusy if it is in use and the copy could be inconsistent, NotUsable if its file is missing.
     """
 
+    or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
+
     def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False) -> None:
         self._lease: ReadLease | None = None
         super().__init__(path, label, os.O_RDONLY)
-        or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
-        with self._closed_on_error("; a copy taken now could be inconsistent", or_else):
+        with self._closed_on_error("; a copy taken now could be inconsistent", self.or_else):
             copy = clone_beside(self.fd, self.path)
             if copy is not None:
                 os.close(self.fd)
@@ -140,16 +150,25 @@ class CaptureSource(OpenDisk):
                 self.consistency = self._lease.kind
         self.size_bytes = os.fstat(self.fd).st_size
 
+    @property
+    def stored_bytes(self) -> int:
+        """About how many bytes it stores, at most its size."""
+        return RawFile(self.fd).stored_bytes
+
     def check(self) -> None:
         """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""
+        try:
+            self._look()
+        except DiskInUse as error:
+            raise ResourceBusy(
+                f"The backup of {self.label} was aborted: {clean_text(error, MESSAGE_CHARACTERS)}.",
+                hint="Stop the program that writes to it and create the snapshot again.",
+            ) from None
+
+    def _look(self) -> None:
+        """Raise DiskInUse if somebody may have written to it."""
         if self._lease:
-            try:
-                self._lease.check()
-            except DiskInUse as error:
-                raise ResourceBusy(
-                    f"The backup of {self.label} was aborted: {clean_text(error, MESSAGE_CHARACTERS)}.",
-                    hint="Stop the program that writes to it and create the snapshot again.",
-                ) from None
+            self._lease.check()
 
     def close(self) -> None:
         """Release the lease and close the file."""
@@ -157,6 +176,20 @@ class CaptureSource(OpenDisk):
             self._lease.close()
             self._lease = None
         super().close()
+
+
+class Hold(Protocol):
+    """What keeps others from a disk that is overwritten, or notices them."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else can write unnoticed."""
+
+    def check(self) -> None:
+        """Raise DiskInUse if somebody may have written."""
+
+    def close(self) -> None:
+        """Release it."""
 
 
 class TargetDisk(OpenDisk):
@@ -170,7 +203,7 @@ class TargetDisk(OpenDisk):
     consequence = " and cannot be rolled back"
 
     def __init__(self, path: str, label: str, *, is_patient: bool = True) -> None:
-        self._hold: WriteHold | None = None
+        self._hold: Hold | None = None
         self.path, self.label = Path(path), label
         with self._closed_on_error(self.consequence):
             with OpenDisk(path, label, os.O_RDONLY) as reader:
@@ -193,6 +226,9 @@ class TargetDisk(OpenDisk):
                 f" {clean_text(describe_holders(self.path), MESSAGE_CHARACTERS)}.",
                 hint="Stop the program that has it open and try again, or approve a roll-back without a safety snapshot.",
             )
+
+    def refuse_size(self, size_bytes: int) -> None:
+        """Raise NotUsable if it cannot get this size; an image can get any."""
 
     @property
     def is_at_its_path(self) -> bool:

@@ -23,6 +23,17 @@ MAX_ARCHIVE_PADDING: Final = 1 << 20
 
 GIVE_RAW_IMAGE: Final = "Give the path of a raw disk image."
 
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a person says that a file is: its format ("" for one that is raw by all signs), and its bases, the nearest first."""
+
+    format: str = ""
+    bases: tuple[Path, ...] = ()
+
+
+AS_IT_SEEMS: Final = Form()
+
 Read = Callable[[int, int], bytes]
 """Reads a length at an offset, less at the end of the file."""
 
@@ -69,6 +80,10 @@ _UML = Format(
     "a COW file of User-Mode Linux",
     "Merge it with its backing disk and register the result: uml_moo {source} {target}",
 )
+_QCOW2 = Format(
+    "a qcow2 image",
+    "If that is what it is, add --format qcow2. If it is the raw disk of a guest that wrote this into it, add --format raw.",
+)
 _ZSTD, _LZ4 = _packed("a zstd file", "zstd -dc"), _packed("an lz4 file", "lz4 -dc")
 _ZIP, _TAR = _archive("a zip archive", "unzip {source}"), _archive("a tar archive", "tar -xf {source}")
 _OVA = Format(
@@ -78,7 +93,7 @@ _OVA = Format(
 
 HEADS: Final[tuple[tuple[bytes, Format], ...]] = (
     (b"QFI\xfb\0\0\0\x01", _image("a qcow image", "qcow")),
-    (b"QFI\xfb", _image("a qcow2 image", "qcow2")),
+    (b"QFI\xfb", _QCOW2),
     (b"QED\0", _image("a QED image", "qed")),
     (b"COWD", _EXTENT),  # ESX, sparse
     (b"\xbe\xba\xfe\xca\0\0\0\0", _EXTENT),  # ESX, space-efficient

@@ -21,7 +21,7 @@ MAX_PATH_CHARACTERS: Final = 4096
 
 _SNAPSHOT_ID: Final = re.compile(r"ss-[a-z0-9]{1,32}", re.ASCII)
 _RESOURCE_ID: Final = re.compile(r"(vol|ins)-[a-z0-9]{1,32}", re.ASCII)
-EXPORT_NAME: Final = re.compile(r"((vol|img)-[a-z0-9]{1,32})\.raw", re.ASCII)
+EXPORT_NAME: Final = re.compile(r"((vol|img)-[a-z0-9]{1,32})\.(?:raw|qcow2)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

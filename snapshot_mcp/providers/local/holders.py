@@ -7,9 +7,10 @@ process is never listed.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISBLK
 from typing import Final, NamedTuple
 
 MAX_NAMED: Final = 5
@@ -20,8 +21,12 @@ UNKNOWN_HOLDER: Final = "another program has it open (this user may not see whic
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
+DEVICE: Final = -1
+"""The inode of a block device, which is one device by any name."""
+
+
 class FileId(NamedTuple):
-    """A file as stat() identifies it."""
+    """A file as stat() identifies it; a block device by its number."""
 
     device: int
     inode: int
@@ -40,7 +45,7 @@ def find_holders(paths: Sequence[Path]) -> dict[Path, list[Holder]]:
     """Return who holds each file according to the tables; a file that does not exist has no holders."""
     files = {path: file for path in paths if (file := _file_id(path)) is not None}
     found: dict[FileId, list[Holder]] = {file: [] for file in files.values()}
-    for file, holder in (*_loop_devices(set(found)), *_open_files(set(found)), *_locks(files)):
+    for file, holder in (*_loop_devices(set(found)), *_mounted(set(found)), *_open_files(set(found)), *_locks(files)):
         if holder not in found[file]:
             found[file].append(holder)
     return {path: found[files[path]] if path in files else [] for path in paths}
@@ -57,6 +62,14 @@ def describe_holders(path: Path, *, writers_only: bool = False) -> str:
     """Return who has the file open, for a message about a file that is known to be in use."""
     found = [one for one in find_holders([path])[path] if one.can_write or not writers_only]
     return describe(found or find_mappings(path)) or UNKNOWN_HOLDER
+
+
+def find_writers(path: Path, ignoring: Collection[int] = ()) -> list[Holder]:
+    """Return the loop devices and the processes, but for some, that have the file open for writing; locks are not looked at."""
+    file = _file_id(path)
+    wanted = {file} if file else set()
+    found = (*_loop_devices(wanted), *_open_files(wanted, {str(pid) for pid in ignoring}))
+    return [holder for _, holder in found if holder.can_write]
 
 
 def has_loop_device(path: Path) -> bool:
@@ -93,7 +106,7 @@ def _file_id(path: Path) -> FileId | None:
         stat = path.stat()
     except (OSError, ValueError):
         return None
-    return FileId(stat.st_dev, stat.st_ino)
+    return FileId(stat.st_rdev, DEVICE) if S_ISBLK(stat.st_mode) else FileId(stat.st_dev, stat.st_ino)
 
 
 def _loop_devices(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
@@ -108,8 +121,18 @@ def _loop_devices(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
             )
 
 
-def _open_files(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
+def _mounted(wanted: set[FileId]) -> Iterator[tuple[FileId, Holder]]:
+    """Yield where block devices are mounted."""
+    for point, (major, minor) in _mounts() if any(file.inode == DEVICE for file in wanted) else ():
+        file = FileId(os.makedev(major, minor), DEVICE)
+        if file in wanted:
+            yield file, Holder(f"it is mounted at {point}", True)
+
+
+def _open_files(wanted: set[FileId], ignoring: Collection[str] = ()) -> Iterator[tuple[FileId, Holder]]:
     for pid in _processes() if wanted else ():
+        if pid in ignoring:
+            continue
         modes: dict[FileId, bool] = {}
         for number, file in _descriptors(pid):
             if file in wanted:

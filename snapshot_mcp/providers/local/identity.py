@@ -32,6 +32,10 @@ if IS_LINUX:
     _libc = ctypes.CDLL(None, use_errno=True)
 
 
+DEVICE: Final = "device-by-"
+"""Begins the filesystem of an identity that is a block device's (`device`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A file's filesystem, inode, birth time in nanoseconds (0 if the filesystem has none), and number of hard links."""
@@ -71,6 +75,8 @@ class Identity:
             born = datetime.fromtimestamp(self.born_ns // 1_000_000_000, UTC)
         except (OverflowError, ValueError, OSError):  # not written by us
             return "an unknown file"
+        if self.filesystem.startswith(DEVICE):
+            return f"block device {self.filesystem.removeprefix(DEVICE)}".strip()
         if not self.born_ns:
             return f"inode {self.inode}"
         names = "" if self.links == 1 else f", {self.links} hard links"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, in_order, read_exactly
-from snapshot_mcp.providers.local.platform import data_extents
+from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, in_order
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Header, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class _Stretch(NamedTuple):
     places: bytes
 
 
-def measure_likeness(fd: int, chain: Chain, advance: Advance) -> Likeness:
+def measure_likeness(source: Source, chain: Chain, advance: Advance) -> Likeness:
     """Compare an open file with a restore point. Raises DamagedSnapshot (its map), OSError (the file)."""
-    of_data = _measure(fd, chain.header, _with_data(chain), advance)
-    return of_data if of_data.compared_chunks else _measure_zeros(fd, chain.header, advance)
+    of_data = _measure(source, chain.header, _with_data(chain), advance)
+    return of_data if of_data.compared_chunks else _measure_zeros(source, chain.header, advance)
 
 
 def _with_data(chain: Chain) -> Iterator[_Stretch]:
@@ -53,9 +53,9 @@ def _with_data(chain: Chain) -> Iterator[_Stretch]:
             yield _Stretch(start, end, places[part])
 
 
-def _measure(fd: int, header: Header, stretches: Iterator[_Stretch], advance: Advance) -> Likeness:
+def _measure(source: Source, header: Header, stretches: Iterator[_Stretch], advance: Advance) -> Likeness:
     def compare(stretch: _Stretch) -> tuple[int, int]:
-        found = [_is_equal(fd, header, stretch, number) for number in _numbers_with_data(stretch.places)]
+        found = [_is_equal(source, header, stretch, number) for number in _numbers_with_data(stretch.places)]
         return sum(found), len(found)
 
     equal = compared = 0
@@ -73,25 +73,25 @@ def _numbers_with_data(places: bytes) -> Iterator[int]:
             yield number
 
 
-def _is_equal(fd: int, header: Header, stretch: _Stretch, number: int) -> bool:
+def _is_equal(source: Source, header: Header, stretch: _Stretch, number: int) -> bool:
     start = stretch.start + number * header.chunk_size
-    data = read_exactly(fd, min(header.chunk_size, stretch.end - start), start)
+    data = source.read(min(header.chunk_size, stretch.end - start), start)
     place = stretch.places[number * PLACE.size : (number + 1) * PLACE.size]
     return place.endswith(hash_of(data))  # a place ends with its chunk's hash
 
 
-def _measure_zeros(fd: int, header: Header, advance: Advance) -> Likeness:
+def _measure_zeros(source: Source, header: Header, advance: Advance) -> Likeness:
     """Count the chunks of an empty disk that are empty in the file too."""
     equal = compared = 0
     for region in range(header.region_count):
         start, end = header.bounds_of(region)
-        is_hole = next(data_extents(fd, start, end), None) is None
+        is_hole = next(source.data_extents(start, end), None) is None
         compared += header.chunks_in(region)
-        equal += header.chunks_in(region) if is_hole else _count_zeros(fd, header, start, end)
+        equal += header.chunks_in(region) if is_hole else _count_zeros(source, header, start, end)
         advance(end - start)
     return Likeness(equal, compared)
 
 
-def _count_zeros(fd: int, header: Header, start: int, end: int) -> int:
+def _count_zeros(source: Source, header: Header, start: int, end: int) -> int:
     step = header.chunk_size
-    return sum(not read_exactly(fd, min(step, end - at), at).strip(b"\0") for at in range(start, end, step))
+    return sum(not source.read(min(step, end - at), at).strip(b"\0") for at in range(start, end, step))

@@ -17,15 +17,18 @@ from snapshot_mcp.catalogue.store import DamagedSnapshot, Row
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, TermsChanged
 from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, format_bytes
-from snapshot_mcp.providers.local.disk import image_path
+from snapshot_mcp.providers.local.disk import OpenDisk, image_path
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.formats import recognise
+from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form, recognise
 from snapshot_mcp.providers.local.holders import describe, find_holders
 from snapshot_mcp.providers.local.identity import identity_at
+from snapshot_mcp.providers.local.image.disk import ImageSource
+from snapshot_mcp.providers.local.image.layers import QCOW2, RAW, Layout
 from snapshot_mcp.providers.local.likeness import Likeness, measure_likeness
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file, refuse_registered
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
+from snapshot_mcp.providers.local.source import Source
 
 GIVE_FILE_ITSELF: Final = "Give the path of the disk's file itself."
 
@@ -34,7 +37,7 @@ GIVE_FILE_ITSELF: Final = "Give the path of the disk's file itself."
 class Move:
     """A move of a disk that nothing forbids: what its file was compared with, and what a person has to decide.
 
-    `identity`, `size_bytes`, `old_path` and `head_id` are compared again when it is carried out. `snapshot_id` is "" if there
+    `identity`, `file_bytes`, `old_path` and `head_id` are compared again when it is carried out. `snapshot_id` is "" if there
     is no restore point to compare with; `likeness` is None if nothing could be compared. `notes` are facts without a doubt.
     """
 
@@ -44,6 +47,8 @@ class Move:
     path: str
     identity: str
     size_bytes: int
+    file_bytes: int
+    layout: str
     head_id: str | None
     snapshot_id: str
     likeness: Likeness | None
@@ -60,18 +65,23 @@ class Mover:
         self.catalogue = catalogue
         self._home, self._configuration = home, configuration
 
-    def plan(self, resource_id: str, path: Path, advance: Advance) -> Move:
+    def plan(self, resource_id: str, path: Path, advance: Advance, form: Form = AS_IT_SEEMS) -> Move:
         """Compare the file with the disk's newest restore point. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
         real = _file_path(path)
         with self.catalogue.transaction():  # no job can start while files are opened, which would break its lease
             resource = find_resource(self.catalogue, resource_id)
             self._refuse(resource, real)
-            check_disk(real, may_wrap=True)
-            fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            return self._compare(resource, real, fd, advance)
-        finally:
-            os.close(fd)
+            known = Layout.parse(resource["layout"]).format
+            layout = check_disk(real, Form(form.format or known, form.bases))
+            for base in layout.bases:
+                refuse_own_file(Path(base.path), self.catalogue.folder, self._home, self._configuration)
+                refuse_registered(self.catalogue, Path(base.path), resource_id)
+            if layout.format == QCOW2:
+                disk: OpenDisk = ImageSource(str(real), label_of(resource), layout)
+            else:
+                disk = OpenDisk(str(real), label_of(resource), os.O_RDONLY)
+        with disk:
+            return self._compare(resource, real, disk, layout, advance, may_wrap=form.format != "")
 
     def carry_out(self, move: Move) -> Row:
         """Move the disk, if all that was planned is still so. Raises TermsChanged, and what `plan` raises."""
@@ -80,14 +90,14 @@ class Mover:
             resource = find_resource(self.catalogue, move.resource_id)
             self._refuse(resource, real)
             present = str(identity_at(real) or ""), real.lstat().st_size, resource["path"], resource["head_id"]
-            if present != (move.identity, move.size_bytes, move.old_path, move.head_id):
+            if present != (move.identity, move.file_bytes, move.old_path, move.head_id):
                 raise TermsChanged(
                     f"{move.label} or the file {shown(real)} changed after they were compared.",
                     hint="Nothing was changed. Move the disk again.",
                 )
             db.execute(
-                "UPDATE resources SET path = ?, status_at = ? WHERE resource_id = ?",
-                (move.path, self.catalogue.now(), move.resource_id),
+                "UPDATE resources SET path = ?, layout = ?, status_at = ? WHERE resource_id = ?",
+                (move.path, move.layout, self.catalogue.now(), move.resource_id),
             )
         moved = self.catalogue.resource(move.resource_id)
         assert moved is not None
@@ -98,7 +108,7 @@ class Mover:
         refuse_busy(self.catalogue, [resource])
         if kind := other_kind_at(real):
             raise BadRequest(f"The path {shown(real)} is now {kind}.", hint=GIVE_FILE_ITSELF)
-        if resource["path"] == str(real):
+        if resource["path"] == str(real) and not resource["layout"]:  # the bases of an image can have changed
             raise BadRequest(f"{label_of(resource)} is at {shown(real)} already.", hint="Nothing was changed.")
         refuse_own_file(real, self.catalogue.folder, self._home, self._configuration)
         if real.is_relative_to(self.catalogue.folder.resolve()) and real.stem != resource["resource_id"]:
@@ -121,14 +131,17 @@ class Mover:
                 hint="Move that file there itself, not a copy of it; or put it back to its old path and roll back again.",
             )
 
-    def _compare(self, resource: Row, real: Path, fd: int, advance: Advance) -> Move:
-        size = os.fstat(fd).st_size
+    def _compare(
+        self, resource: Row, real: Path, disk: OpenDisk, layout: Layout, advance: Advance, *, may_wrap: bool
+    ) -> Move:
+        size = disk.content.size_bytes
         point, likeness, doubts = self._newest(resource), None, []
         if point is None:
             doubts.append("The disk has no restore point, so nothing shows that this is its file.")
         else:
-            likeness, doubts = self._measure(point, fd, size, advance)
-        if (doubts or (point and size != point["virtual_bytes"])) and (form := recognise(fd, size)):
+            likeness, doubts = self._measure(point, disk.content, size, advance)
+        is_odd = doubts or (point and size != point["virtual_bytes"])
+        if is_odd and layout.format == RAW and not may_wrap and (form := recognise(disk.fd, size)):
             raise BadRequest(f"The file {shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
         return Move(
             resource_id=resource["resource_id"],
@@ -137,6 +150,8 @@ class Mover:
             path=str(real),
             identity=str(identity_at(real) or ""),
             size_bytes=size,
+            file_bytes=real.lstat().st_size,
+            layout=str(layout),
             head_id=resource["head_id"],
             snapshot_id=point["snapshot_id"] if point else "",
             likeness=likeness,
@@ -155,7 +170,7 @@ class Mover:
             resource["head_id"] or "",
         )
 
-    def _measure(self, point: Row, fd: int, size: int, advance: Advance) -> tuple[Likeness | None, list[str]]:
+    def _measure(self, point: Row, content: Source, size: int, advance: Advance) -> tuple[Likeness | None, list[str]]:
         done, total = 0, point["virtual_bytes"]
 
         def add(amount: int) -> None:
@@ -165,7 +180,7 @@ class Mover:
 
         try:
             with Chain(self.catalogue.store.snapshots, point["snapshot_id"]) as chain:
-                likeness = measure_likeness(fd, chain, add)
+                likeness = measure_likeness(content, chain, add)
         except DamagedSnapshot as error:
             return None, [f"It could not be compared with {point['snapshot_id']}: {error.message}"]
         doubts = []

@@ -30,6 +30,7 @@ from snapshot_mcp.ground.files import create_private, fsync_folder
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, lock_zone
 from snapshot_mcp.providers.local.found import EXPORT_NAME, FoundFile, read_found
 from snapshot_mcp.providers.local.holders import describe_holders
+from snapshot_mcp.providers.local.image.look import layout_of_export
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
 from snapshot_mcp.providers.local.spare import CatalogueCopy, read_copy
 from snapshot_mcp.providers.local.store import FileStore
@@ -311,7 +312,7 @@ def _disks_without_file(catalogue: Catalogue) -> tuple[DiskWithoutFile, ...]:
 
 def _exported_files(folder: Path) -> dict[str, Path]:
     """Return the regular files of exported volumes and images, by id."""
-    paths = [path for name in ("volumes", "images") for path in sorted((folder / name).glob("*.raw"))]
+    paths = [path for name in ("volumes", "images") for path in sorted((folder / name).glob("*.*"))]
     named = ((EXPORT_NAME.fullmatch(path.name), path) for path in paths if stat.S_ISREG(path.lstat().st_mode))
     return {match[1]: path for match, path in named if match}
 
@@ -325,7 +326,7 @@ def _take_in_exports(catalogue: Catalogue, folder: Path) -> tuple[str, ...]:
                 catalogue.add_image(one, one, str(path), "")
                 taken.append(one)
         elif catalogue.resource(one) is None and one.startswith("vol-"):
-            catalogue.add_resource(one, ResourceType.VOLUME, one, str(path))
+            catalogue.add_resource(one, ResourceType.VOLUME, one, str(path), str(layout_of_export(path)))
             taken.append(one)
     return tuple(taken)
 

@@ -1,6 +1,7 @@
-"""Register disks: raw images that this user can read, write and lease, and that are not snapshot-mcp's own files.
+"""Register disks: images that this user can read, write and lease, and that are not snapshot-mcp's own files.
 
-Content is checked only at registration: a guest may later write anything, even the magic number of an image.
+What a file is, a person says once. Content is checked only then: a guest may later write anything, even the magic number of an
+image, into its raw disk.
 """
 
 import errno
@@ -16,10 +17,13 @@ from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.permissions import owner_of, user_name
 from snapshot_mcp.ground.shell import quote
+from snapshot_mcp.providers.local.device import DeviceTarget, frozen, is_device, stable_path
 from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
-from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE, SECTOR_BYTES, recognise
+from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
+from snapshot_mcp.providers.local.image.daemon import require_tools
+from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, RAW, Layout, freeze
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 
@@ -29,6 +33,7 @@ def register(
     path: Path,
     name: str,
     resource_type: ResourceType,
+    form: Form = AS_IT_SEEMS,
     home: Path | None = None,
     configuration: Sequence[Path] = (),
 ) -> Row:
@@ -36,14 +41,17 @@ def register(
 
     It is opened last: opening a registered disk would break the lease of a job that holds it.
     """
-    real = image_path(path)
+    real = stable_path(path) if is_device(path) else image_path(path)
     refuse_own_file(real, catalogue.folder, home, configuration)
     name = checked_name(name or encodable(real.name))
     with catalogue.transaction():
         refuse_registered(catalogue, real)
-        check_disk(real)
+        layout = _check_device(real, form) if is_device(real) else check_disk(real, form)
+        for base in layout.bases:
+            refuse_own_file(Path(base.path), catalogue.folder, home, configuration)
+            refuse_registered(catalogue, Path(base.path))
         resource_id = new_id("vol" if resource_type == ResourceType.VOLUME else "ins")
-        catalogue.add_resource(resource_id, resource_type, name, str(real))
+        catalogue.add_resource(resource_id, resource_type, name, str(real), str(layout))
         row = catalogue.resource(resource_id)
     assert row is not None
     return row
@@ -57,7 +65,7 @@ def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: 
     """
     folder = folder.resolve()
     if real.is_relative_to(folder):
-        if real.parent == folder / "volumes" and real.suffix == ".raw":
+        if real.parent == folder / "volumes" and real.suffix in EXPORT_SUFFIXES:
             return
         if real.parent == folder / "images":
             copy = "Copy it out of the zone's folder and register the copy; exported images are never changed."
@@ -92,6 +100,12 @@ def refuse_registered(catalogue: FolderCatalogue, real: Path, own_id: str = "") 
     """Raise BadRequest for a file that is already registered, under any name, except as the disk `own_id`."""
     inode = _inode(real)
     for other in catalogue.rows("SELECT * FROM resources WHERE removed_at IS NULL AND resource_id != ?", own_id):
+        for base in Layout.parse(other["layout"]).bases:
+            if base.path == str(real) or (inode is not None and inode == _inode(Path(base.path))):
+                raise BadRequest(
+                    f"The file {shown(real)} is a base of {label_of(other)}, which would change with it.",
+                    hint="Back up that disk instead: its restore points hold the content of its bases too.",
+                )
         if other["path"] == str(real) or (inode is not None and _inode(Path(other["path"])) == inode):
             kind = other_kind_at(Path(other["path"]))
             move = f"Its path {shown(other['path'])} is now {kind}: the command `zone move ID PATH` takes the disk to its file."
@@ -124,10 +138,18 @@ def unregister(catalogue: FolderCatalogue, resource_id: str) -> Row:
     return resource
 
 
-def check_disk(real: Path, *, may_wrap: bool = False) -> None:
-    """Check a file that is not registered. Raises BadRequest (not a raw image), NotUsable, ResourceBusy.
+def _check_device(path: Path, form: Form) -> Layout:
+    """Check a block device that is not registered. Raises BadRequest, NotUsable, ResourceBusy."""
+    if form.format == QCOW2 or form.bases:
+        raise BadRequest(f"The block device {shown(path)} is raw.", hint="Leave --format and --base out.")
+    with DeviceTarget(str(path), f"device {shown(path)}") as device:
+        return Layout(DEVICE, device.size_bytes, identity=frozen(device))
 
-    `may_wrap`: do not look for the formats that wrap a disk, because the caller knows what the content has to be.
+
+def check_disk(real: Path, form: Form = AS_IT_SEEMS) -> Layout:
+    """Check a file that is not registered, and return what to register it as. Raises BadRequest, NotUsable, ResourceBusy.
+
+    With the format "raw" the formats that wrap a disk are not looked for: a person knows what the content has to be.
     """
     if has_foreign_lease(real):  # opening it would break the lease
         raise ResourceBusy(
@@ -136,7 +158,7 @@ def check_disk(real: Path, *, may_wrap: bool = False) -> None:
         )
     fd = _open(real, os.O_RDONLY, "read", "Backups must read it")
     try:
-        _check_content(real, fd, may_wrap=may_wrap)
+        layout = _check_content(real, fd, form)
         lease = ask_lease(fd)
     finally:
         os.close(fd)
@@ -147,22 +169,33 @@ def check_disk(real: Path, *, may_wrap: bool = False) -> None:
             hint=f"Run snapshot-mcp as that user, or change the owner: chown {user_name()} {quote(str(real))}",
         )
     os.close(_open(real, os.O_RDWR, "write", "Roll-backs must overwrite it"))
+    return layout
 
 
-def _check_content(real: Path, fd: int, *, may_wrap: bool) -> None:
+def _check_content(real: Path, fd: int, form: Form) -> Layout:
+    if form.format == QCOW2:
+        require_tools()
+        return freeze(real, fd, form.bases)
+    if form.bases:
+        raise BadRequest(
+            f"A raw disk has no base: {shown(form.bases[0])}.", hint="Add --format qcow2, if it is such an image."
+        )
     size = os.fstat(fd).st_size
     if size == 0:
         raise BadRequest(
             f"The file {shown(real)} is empty.",
             hint=f"Give it the size of the disk first, for example: truncate -s 20G {quote(str(real))}",
         )
-    if not may_wrap and (form := recognise(fd, size)):
-        raise BadRequest(f"The file {shown(real)} is {form.name}, not a raw disk image.", hint=form.next_step(real))
+    if form.format != RAW and (wrapped := recognise(fd, size)):
+        raise BadRequest(
+            f"The file {shown(real)} is {wrapped.name}, not a raw disk image.", hint=wrapped.next_step(real)
+        )
     if size < SECTOR_BYTES:
         raise BadRequest(
             f"The file {shown(real)} has only {size} bytes; a disk has at least one sector ({SECTOR_BYTES} bytes).",
             hint=GIVE_RAW_IMAGE,
         )
+    return Layout()
 
 
 def _open(real: Path, flags: int, verb: str, why: str) -> int:

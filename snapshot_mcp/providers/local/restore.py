@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, chunks_with_data, in_order, read_exactly
-from snapshot_mcp.providers.local.platform import data_extents, reserve, write_at, write_zeros
+from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, chunks_with_data, in_order
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
+from snapshot_mcp.providers.local.source import RawFile, Sink, Source, Span, Target
 
 SECTOR_SIZE: Final = 512
 """The smallest unit that a disk writes atomically."""
@@ -89,7 +89,7 @@ def read_verified(chain: Chain, place: Place, length: int) -> bytes:
     return data
 
 
-def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
+def compare(source: Source, chain: Chain, advance: Advance) -> Differences:
     """Find what a roll-back must write and verify every stored chunk of it; change nothing.
 
     Raises DamagedSnapshot, OSError, and what `advance` raises.
@@ -97,12 +97,12 @@ def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
     differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes)
 
     def look(window: StoredWindow) -> list[tuple[int, int, bytes]]:
-        with_data = set(chunks_with_data(fd, window.start, window.end, chain.header.chunk_size))
+        with_data = set(chunks_with_data(source, window.start, window.end, chain.header.chunk_size))
         differing: list[tuple[int, int, bytes]] = []
         if window.is_empty and not with_data:
             return differing
         for index, (offset, length, place) in enumerate(chunks(chain, window)):
-            data = read_exactly(fd, length, offset) if index in with_data else b""
+            data = source.read(length, offset) if index in with_data else b""
             if place.is_zero:
                 if data.strip(b"\0"):
                     differing.append((offset, length, hash_of(data)))
@@ -118,38 +118,16 @@ def compare(fd: int, chain: Chain, advance: Advance) -> Differences:
     return differences
 
 
-def reserve_room(fd: int, chain: Chain, differences: Differences) -> None:
-    """Reserve space on the disk's filesystem for what will be written, or release it again on a failure.
+def reserve_room(target: Target, chain: Chain, differences: Differences) -> None:
+    """Reserve the space for what will be written, or release it again on a failure; no byte changes. Raises OSError (ENOSPC)."""
 
-    No byte changes: only holes are filled, with zeros. Raises OSError with ENOSPC.
-    """
-    reserved: list[tuple[int, int]] = []
-    size = os.fstat(fd).st_size
-    try:
+    def spans() -> Iterator[Span]:
         for window in differences.windows(chain):
             for offset, length, place in chunks(chain, window):
-                if place.is_zero or offset not in differences:
-                    continue
-                for start, end in _holes(fd, offset, min(offset + length, size)):
-                    reserved.append((start, end))
-                    reserve(fd, start, end - start)
-                if offset + length > size:
-                    beyond = max(offset, size)
-                    reserve(fd, beyond, offset + length - beyond)
-    except OSError:
-        for start, end in reserved:
-            write_zeros(fd, start, end - start)
-        os.ftruncate(fd, size)
-        raise
+                if not place.is_zero and offset in differences:
+                    yield offset, offset + length
 
-
-def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    for data, hole in data_extents(fd, start, end):
-        if data > start:
-            yield start, data
-        start = hole
-    if start < end:
-        yield start, end
+    target.reserve(spans())
 
 
 def content_at(chain: Chain, offset: int, length: int) -> bytes:
@@ -188,13 +166,13 @@ def verify_before(chain: Chain, before: Chain, differences: Differences, advance
         advance(done)
 
 
-def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences) -> int | None:
+def find_foreign(source: Source, chain: Chain, before: Chain, differences: Differences) -> int | None:
     """Return the offset of content that was neither there before nor is written by the roll-back, None for none.
 
     An interruption can leave a mixed chunk, so chunks are compared by sectors. Beyond the snapshot's end the former content
     must be unchanged, or the roll-back would cut off something unknown.
     """
-    size, end = os.fstat(fd).st_size, chain.header.virtual_size_bytes
+    size, end = source.size_bytes, chain.header.virtual_size_bytes
     if size not in (end, before.header.virtual_size_bytes):
         return min(size, end)
 
@@ -202,13 +180,13 @@ def find_foreign(fd: int, chain: Chain, before: Chain, differences: Differences)
         for offset, length, place in chunks(chain, window):
             if offset in differences:
                 after = bytes(length) if place.is_zero else read_verified(chain, place, length)
-                if not _is_mixture(read_exactly(fd, length, offset), after, content_at(before, offset, length)):
+                if not _is_mixture(source.read(length, offset), after, content_at(before, offset, length)):
                     return offset
         return None
 
     def look_beyond(offset: int) -> int | None:
         length = min(WINDOW_SIZE, size - offset)
-        return None if read_exactly(fd, length, offset) == content_at(before, offset, length) else offset
+        return None if source.read(length, offset) == content_at(before, offset, length) else offset
 
     inside = (at for _, at in in_order(look, differences.windows(chain)) if at is not None)
     beyond = (at for _, at in in_order(look_beyond, range(end, size, WINDOW_SIZE)) if at is not None)
@@ -222,8 +200,10 @@ def _is_mixture(data: bytes, one: bytes, other: bytes) -> bool:
     return all(data[sector] in (one[sector], other[sector]) for sector in sectors)
 
 
-def write_back(fd: int, chain: Chain, differences: Differences, advance: Advance, check: Callable[[], None]) -> None:
-    """Overwrite the disk durably with the snapshot's content; `fd` is open for writing. Advances by the bytes written.
+def write_back(
+    target: Target, chain: Chain, differences: Differences, advance: Advance, check: Callable[[], None]
+) -> None:
+    """Overwrite the disk durably with the snapshot's content. Advances by the bytes written.
 
     `check` is called right before each write and raises if the disk is no longer held, since a process can be stopped for
     longer than the system keeps others waiting. Raises DamagedSnapshot, OSError, and what `advance` and `check` raise; the
@@ -238,18 +218,18 @@ def write_back(fd: int, chain: Chain, differences: Differences, advance: Advance
             data = b"" if place.is_zero else read_verified(chain, place, length)
             check()
             if place.is_zero:
-                write_zeros(fd, offset, length)
+                target.write_zeros(offset, length)
             else:
-                write_at(fd, data, offset)
+                target.write(data, offset)
             done += length
         return done
 
     check()
-    if os.fstat(fd).st_size != chain.header.virtual_size_bytes:
-        os.ftruncate(fd, chain.header.virtual_size_bytes)
+    if target.size_bytes != chain.header.virtual_size_bytes:
+        target.resize(chain.header.virtual_size_bytes)
     for _, done in in_order(write, differences.windows(chain)):
         advance(done)
-    os.fsync(fd)
+    target.flush()
 
 
 def room_needed(chain: Chain) -> int:
@@ -269,18 +249,29 @@ def export(fd: int, chain: Chain, advance: Advance) -> None:
 
     Raises DamagedSnapshot, OSError (with ENOSPC before anything is written, if possible), and what `advance` raises.
     """
+    refuse_too_little_room(fd, chain)
+    target = RawFile(fd)
+    target.resize(chain.header.virtual_size_bytes)
+    fill(target, chain, advance)
+
+
+def refuse_too_little_room(fd: int, chain: Chain) -> None:
+    """Raise OSError with ENOSPC if the content does not fit on the filesystem of an open file."""
     free = os.fstatvfs(fd)
     if room_needed(chain) > free.f_bavail * free.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.ftruncate(fd, chain.header.virtual_size_bytes)
+
+
+def fill(target: Sink, chain: Chain, advance: Advance) -> None:
+    """Write everything that is not zero into an empty disk of the snapshot's size, durably."""
 
     def write(window: StoredWindow) -> None:
         if window.is_empty:
             return
         for offset, length, place in chunks(chain, window):
             if not place.is_zero:
-                write_at(fd, read_verified(chain, place, length), offset)
+                target.write(read_verified(chain, place, length), offset)
 
     for window, _ in in_order(write, windows(chain)):
         advance(window.end - window.start)
-    os.fsync(fd)
+    target.flush()

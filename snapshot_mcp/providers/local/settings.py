@@ -28,6 +28,9 @@ class LocalZoneSettings(ZoneSettings):
     keep_free: Annotated[KeepFree, BeforeValidator(parse_keep_free)] = KeepFree()
     """Free space that backups and exports leave on a filesystem: "20GiB", "5%", or 0."""
 
+    export_format: Literal["raw", "qcow2"] = "raw"
+    """The format of exported volumes and images."""
+
     @field_validator("folder")
     @classmethod
     def _expand(cls, folder: Path | None) -> Path | None:
@@ -52,6 +55,7 @@ class LocalZoneSettings(ZoneSettings):
             keep_free=self.keep_free,
             home=site.home,
             configuration=site.configuration,
+            export_format=self.export_format,
         )
 
     def _folder(self, site: Site) -> Path:

@@ -29,7 +29,10 @@ from snapshot_mcp.providers.local import own_file, registration, whereabouts
 from snapshot_mcp.providers.local.check import check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue, file_at
+from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form
+from snapshot_mcp.providers.local.image.layers import RAW
 from snapshot_mcp.providers.local.moving import Move, Mover
+from snapshot_mcp.providers.local.opening import refuse_other_sizes
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.reading import read_out
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
@@ -71,11 +74,13 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         home: Path | None = None,
         configuration: Sequence[Path] = (),
         clock: Clock | None = None,
+        export_format: str = RAW,
     ) -> None:
         super().__init__(zone, ZoneRules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
         self.folder = folder.absolute()
         self.recovery_seconds = recovery_seconds
         self.home = home
+        self.export_format = export_format
         self.configuration = tuple(configuration)
         self._clock = clock
         self._copy: Path | None = None
@@ -95,13 +100,17 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return encodable(str(self.folder))
 
     async def add_resource(
-        self, path: Path, name: str = "", resource_type: ResourceType = ResourceType.VOLUME
+        self,
+        path: Path,
+        name: str = "",
+        resource_type: ResourceType = ResourceType.VOLUME,
+        form: Form = AS_IT_SEEMS,
     ) -> Volume | Instance:
-        """Register a raw disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
+        """Register a disk image (`registration`). Raises BadRequest, NotUsable, ResourceBusy, Unsupported."""
 
         def register(catalogue: FolderCatalogue) -> Volume | Instance:
             own = self.home, self.configuration
-            return to_resource(catalogue, registration.register(catalogue, path, name, resource_type, *own))
+            return to_resource(catalogue, registration.register(catalogue, path, name, resource_type, form, *own))
 
         return await self._write(register)
 
@@ -128,12 +137,18 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         """Delete that file for ever, and take it off the list. Raises TermsChanged if it is not what was agreed to."""
         await self._write(lambda one: own_file.delete_own_file(one, agreed))
 
-    async def plan_move(self, resource_id: str, path: Path, advance: Advance = lambda done, total: None) -> Move:
+    async def plan_move(
+        self,
+        resource_id: str,
+        path: Path,
+        advance: Advance = lambda done, total: None,
+        form: Form = AS_IT_SEEMS,
+    ) -> Move:
         """Compare a file with the disk that is to be moved there (`moving`, which says what it raises)."""
 
         def run() -> Move:
             with self._errors_translated(), self._open() as catalogue:
-                return Mover(catalogue, self.home, self.configuration).plan(resource_id, path, advance)
+                return Mover(catalogue, self.home, self.configuration).plan(resource_id, path, advance, form)
 
         return await anyio.to_thread.run_sync(run)
 
@@ -239,6 +254,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
                 raise whereabouts.is_a_copy(self.folder, catalogue.original)
             refuse_without_files(catalogue, self.folder)
             if action == JobAction.APPLY:
+                refuse_other_sizes(catalogue, snapshot_ids)
                 for row in (row for one in snapshot_ids for row in catalogue.ancestors(one)):
                     if (version := newer_format(self.folder, row["snapshot_id"])) is not None:
                         raise NewerSnapshot(row["snapshot_id"], f"file format {version}")

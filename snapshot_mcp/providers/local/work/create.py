@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from snapshot_mcp.catalogue.database import moment
-from snapshot_mcp.catalogue.lookup import label_of, owner_of
+from snapshot_mcp.catalogue.lookup import owner_of
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.room import Floor
@@ -19,11 +19,12 @@ from snapshot_mcp.contract.models import MAX_DESCRIPTION_CHARACTERS, MAX_NAME_CH
 from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.capture import capture
-from snapshot_mcp.providers.local.disk import CaptureSource
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.opening import open_source
 from snapshot_mcp.providers.local.snapshot_file.format import MAX_TAGS, Header, chunk_size_for
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
+from snapshot_mcp.providers.local.source import Source
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
@@ -46,7 +47,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
         sources = []
         for snapshot in snapshots:
             resource = owner_of(catalogue, snapshot)
-            source = CaptureSource(resource["path"], label_of(resource), allow_fuzzy=request["allow_fuzzy"])
+            source = open_source(resource, allow_fuzzy=request["allow_fuzzy"])
             sources.append(stack.enter_context(source))
         taken_at = catalogue.instant()
         progress.start("reading", sum(source.size_bytes for source in sources))
@@ -57,12 +58,15 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
         _finish_create(catalogue, job, ids, format_time(moment(taken_at)))
 
 
-class Source(Protocol):
+class Captured(Protocol):
     """A disk that is read as of one moment."""
 
-    fd: int
     size_bytes: int
     consistency: str
+
+    @property
+    def content(self) -> Source:
+        """What is read."""
 
     def check(self) -> None:
         """Raise if what was read may be inconsistent."""
@@ -71,7 +75,7 @@ class Source(Protocol):
 def capture_one(
     catalogue: FolderCatalogue,
     snapshot: Row,
-    source: Source,
+    source: Captured,
     taken_at: float,
     progress: JobProgress,
     taken_with: Sequence[str] = (),
@@ -100,7 +104,7 @@ def capture_one(
             chunk_size=parent.header.chunk_size if parent else chunk_size_for(source.size_bytes),
         )
         with SnapshotWriter(folder, header) as writer:
-            capture(source.fd, header, parent, writer, advance)
+            capture(source.content, header, parent, writer, advance)
             source.check()
             writer.commit(source.consistency)
 

@@ -5,16 +5,15 @@ back. It restores nothing; it tells a resumed roll-back whether what it would ov
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from snapshot_mcp.ground.files import fsync_folder, replace_private
-from snapshot_mcp.providers.local.capture import WINDOW_SIZE, read_exactly
-from snapshot_mcp.providers.local.platform import data_extents
+from snapshot_mcp.providers.local.capture import WINDOW_SIZE
 from snapshot_mcp.providers.local.snapshot_file.format import LENGTH, hash_of
+from snapshot_mcp.providers.local.source import Source
 from snapshot_mcp.providers.local.work.overwriting import Disk
 
 MAGIC: Final = b"former\x00\x01"
@@ -34,9 +33,9 @@ class FormerContent:
     @classmethod
     def of(cls, disk: Disk) -> Self:
         """Return the present content of a disk."""
-        size = os.fstat(disk.target.fd).st_size
+        size = disk.target.content.size_bytes
         found = disk.differences
-        tail = _hash_beyond(disk.target.fd, disk.chain.header.virtual_size_bytes, size)
+        tail = _hash_beyond(disk.target.content, disk.chain.header.virtual_size_bytes, size)
         return cls(disk.chain.tip.snapshot_id, size, bytes(found.flags), bytes(found.hashes), tail)
 
     def write(self, path: Path) -> None:
@@ -67,12 +66,12 @@ class FormerContent:
 
         A chunk with neither may be half written, which a kill hardly ever leaves, or changed since; no hash can tell which.
         """
-        target_size, size = disk.chain.header.virtual_size_bytes, os.fstat(disk.target.fd).st_size
+        target_size, size = disk.chain.header.virtual_size_bytes, disk.target.content.size_bytes
         if self.snapshot_id != disk.chain.tip.snapshot_id or len(self.flags) != len(disk.differences.flags):
             return False
         if size not in (target_size, self.size_bytes):
             return False
-        if size > target_size and _hash_beyond(disk.target.fd, target_size, size) != self.tail:
+        if size > target_size and _hash_beyond(disk.target.content, target_size, size) != self.tail:
             return False
         former = dict(_by_chunk(self.flags, self.hashes))
         present = _by_chunk(disk.differences.flags, disk.differences.hashes)
@@ -88,14 +87,14 @@ def _by_chunk(flags: bytes | bytearray, hashes: bytes | bytearray) -> Iterator[t
         at, index = at + HASH_BYTES, flags.find(1, index + 1)
 
 
-def _hash_beyond(fd: int, start: int, size: int) -> bytes:
+def _hash_beyond(source: Source, start: int, size: int) -> bytes:
     """Return a hash of [start, size) that is the same whether zeros are stored or holes."""
     digest = hash_of(b"")
     for offset in range(start, size, WINDOW_SIZE):
         end = min(offset + WINDOW_SIZE, size)
-        if next(data_extents(fd, offset, end), None) is None:
+        if next(source.data_extents(offset, end), None) is None:
             continue
-        data = read_exactly(fd, end - offset, offset)
+        data = source.read(end - offset, offset)
         if data.strip(b"\0"):
             digest = hash_of(digest + offset.to_bytes(8, "big") + hash_of(data))
     return digest

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from snapshot_mcp.catalogue.agreement import NOTHING_CHANGED
-from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.outcome import refuse_cancelled, succeed
 from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.rollback import DiskOverwrite, mark
@@ -21,6 +20,7 @@ from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.providers.local import restore
 from snapshot_mcp.providers.local.disk import TargetDisk
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.opening import open_target
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.work.create import read_taken
@@ -60,12 +60,13 @@ class Overwriting:
     def hold(self, stack: ExitStack, resource: Row) -> Held:
         """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedSnapshot."""
         chain = stack.enter_context(Chain(self.folder, self.request["targets"][resource["resource_id"]]))
-        target = TargetDisk(resource["path"], label_of(resource))
-        return Held(resource, stack.enter_context(target), chain)
+        target = stack.enter_context(open_target(resource))
+        target.refuse_size(chain.header.virtual_size_bytes)
+        return Held(resource, target, chain)
 
     def compare(self, held: Held) -> Disk:
         """Find what must be written, and verify all of it."""
-        return Disk(*held, restore.compare(held.target.fd, held.chain, self.progress.advance))
+        return Disk(*held, restore.compare(held.target.content, held.chain, self.progress.advance))
 
     def overwrite(self, disk: Disk, *, is_first: bool = False) -> None:
         """Overwrite one disk; the first one of a roll-back is the point of no return."""
@@ -94,7 +95,8 @@ class Overwriting:
             disk.target.check()
             self.progress.advance(amount)
 
-        restore.write_back(disk.target.fd, disk.chain, disk.differences, advance, disk.target.check)
+        restore.write_back(disk.target.content, disk.chain, disk.differences, advance, disk.target.check)
+        disk.target.check()
         if not disk.target.is_alone:
             _compare_again(disk)
         if not disk.target.is_at_its_path:
@@ -133,7 +135,7 @@ class Overwriting:
 def reserve_room(disk: Disk) -> None:
     """Reserve the space that the roll-back needs. Raises StorageFull."""
     try:
-        restore.reserve_room(disk.target.fd, disk.chain, disk.differences)
+        restore.reserve_room(disk.target.content, disk.chain, disk.differences)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -146,7 +148,7 @@ def reserve_room(disk: Disk) -> None:
 
 def _compare_again(disk: Disk) -> None:
     """Raise ResourceBusy if the disk, from which no lease kept others out, does not have what was written."""
-    if restore.compare(disk.target.fd, disk.chain, lambda amount: None).byte_count:
+    if restore.compare(disk.target.content, disk.chain, lambda amount: None).byte_count:
         raise ResourceBusy(
             f"Another program wrote to {disk.target.label} during the roll-back.",
             hint="Stop that program. The roll-back resumes when the zone's worker next starts; or roll back again.",

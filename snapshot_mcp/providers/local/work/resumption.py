@@ -89,7 +89,7 @@ class Resumption(Overwriting):
         if safety is None or safety["status"] != SnapshotStatus.AVAILABLE:
             return False
         with Chain(self.folder, safety_id) as before:
-            return restore.find_foreign(disk.target.fd, disk.chain, before, disk.differences) is None
+            return restore.find_foreign(disk.target.content, disk.chain, before, disk.differences) is None
 
 
 def _refuse_another_file(catalogue: FolderCatalogue, resource: Row) -> None:

@@ -1,0 +1,43 @@
+"""What a person says that a disk's file is, for `zone add` and `zone move`: its format, and the images that it is based on."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapshot_mcp.cli.out import say
+from snapshot_mcp.contract.text import clean_text
+
+if TYPE_CHECKING:
+    from snapshot_mcp.app import Form
+
+FORMATS = ("raw", "qcow2")
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="",
+        help="what the file is, once and for all (default: raw); nothing guesses it",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="an image that this one is based on, the nearest first; it is only read",
+    )
+
+
+def form_of(args: argparse.Namespace) -> "Form":
+    """Return what the person said."""
+    from snapshot_mcp import app
+
+    return app.disk_form(args.format, args.base)
+
+
+def say_bases(args: argparse.Namespace) -> None:
+    """Show the images that the disk was registered with."""
+    say(*(f"  based on {clean_text(one.absolute(), 400)}, which is only read" for one in args.base))

@@ -1,0 +1,1 @@
+"""A client of NBD servers, which are not trusted."""
