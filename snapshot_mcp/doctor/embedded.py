@@ -36,6 +36,7 @@ async def look_at_embedded(zone: LocalZone, command: str) -> list[Symptom]:
         files = {
             f"disk {clean_text(one.name)} ({one.id})": Path(one.path) for one in disks if one.path and one.byte_size
         }
+        raw = {path for one in disks if one.path and one.format in {None, "", "raw"} for path in [Path(one.path)]}
         holders = await zone.largest_holders()
     except (ZoneError, OSError):
         return []
@@ -52,14 +53,18 @@ async def look_at_embedded(zone: LocalZone, command: str) -> list[Symptom]:
         symptoms.append(wrong(about, text, "Update this installation."))
     symptoms.append(_worker(about, worker, len(jobs)))
     symptoms.append(await anyio.to_thread.run_sync(_space, about, zone, holders))
-    found = partial(_access_and_place, about, zone.folder, files, is_idle=not jobs)
+    looked_into = (
+        {} if jobs else {name: path for name, path in files.items() if path in raw}
+    )  # no job of ours has it open
+    found = partial(_access_and_place, about, zone.folder, files, looked_into)
     symptoms += await anyio.to_thread.run_sync(found)
     return symptoms
 
 
-def _access_and_place(about: str, folder: Path, files: Mapping[str, Path], *, is_idle: bool) -> list[Symptom]:
-    formats = _formats(files) if is_idle else ()  # a disk is opened only while no job of ours can hold it
-    return [*_access(files), *formats, *_one_drive(about, folder, files)]
+def _access_and_place(
+    about: str, folder: Path, files: Mapping[str, Path], raw_files: Mapping[str, Path]
+) -> list[Symptom]:
+    return [*_access(files), *_formats(raw_files), *_one_drive(about, folder, files)]
 
 
 def _formats(files: Mapping[str, Path]) -> Iterator[Symptom]:
