@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parent.parent / "snapshot_mcp"
 
 MAY_IMPORT = {
     "__main__": {"cli"},
-    "cli": {"app", "serving", "settings", "exposure", "zones", "history", "hosts", "contract", "ground"},
+    "cli": {"app", "serving", "settings", "exposure", "zones", "history", "hosts", "copies", "contract", "ground"},
+    "working": {"app", "providers.local", "contract"},
     "app": {
         "doctor",
         "settings",
@@ -31,11 +32,12 @@ MAY_IMPORT = {
         "providers",
         "providers.local",
         "providers.ceph",
+        "copies",
         "contract",
         "ground",
     },
     "serving": {"app", "settings", "operator_file", "server", "service", "guard.page", "contract", "ground"},
-    "settings": {"guard.plan", "providers", "providers.local", "contract", "ground"},
+    "settings": {"guard.plan", "providers", "providers.local", "copies", "contract", "ground"},
     "operator_file": {"settings"},
     "doctor": {"server", "guard", "guard.page", "zones", "providers.local", "contract", "ground"},
     "exposure": {"settings", "ground"},
@@ -49,6 +51,7 @@ MAY_IMPORT = {
     "guard.consent": {"ground", "guard.plan", "contract"},
     "guard.plan": {"zones", "contract"},
     "zones": {"contract"},
+    "copies": {"ground", "contract"},
     "catalogue": {"ground", "contract"},
     "providers": {"contract"},
     **{f"providers.{name}": {"providers", "catalogue", "ground", "contract"} for name in PROVIDERS},

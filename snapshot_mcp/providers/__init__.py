@@ -33,11 +33,13 @@ class Site:
     """What a zone needs besides its own settings.
 
     `name`: the zone's name; `home`: the data folder; `configuration`: files and folders that must never become disks.
+    `worker`: module and function of the process that is a zone's worker; None for the provider's own.
     """
 
     name: str
     home: Path
     configuration: Sequence[Path] = ()
+    worker: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

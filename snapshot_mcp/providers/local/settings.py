@@ -56,6 +56,7 @@ class LocalZoneSettings(ZoneSettings):
             home=site.home,
             configuration=site.configuration,
             export_format=self.export_format,
+            worker=site.worker,
         )
 
     def _folder(self, site: Site) -> Path:
