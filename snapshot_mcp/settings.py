@@ -179,7 +179,7 @@ class Settings(_Table):
 
     def site(self, name: str) -> Site:
         """Return what the zone `name` needs besides its own settings."""
-        return Site(name, self.home, self.own_paths, WORKER_PROGRAM)
+        return Site(name, self.home, self.own_paths, WORKER_PROGRAM, tuple(self.copies_of(name)))
 
     def copies_of(self, zone: str) -> dict[str, CopySettings]:
         """Return the copies of a zone, by name."""

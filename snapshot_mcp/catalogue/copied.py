@@ -12,6 +12,7 @@ from snapshot_mcp.catalogue.admission import insert_job
 from snapshot_mcp.catalogue.database import IS_UNFINISHED, Catalogue, moment, placeholders
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.copied import Copied, CopyStatus
+from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.parts import CopyState, Piece, SentPart
 from snapshot_mcp.contract.states import JobAction
 
@@ -42,18 +43,50 @@ def set_names(catalogue: Catalogue, names: Collection[str]) -> None:
             db.executemany("UPDATE copies SET is_set = ? WHERE copy = ?", [(name in names, name) for name in known])
 
 
+def has_copies(catalogue: Catalogue) -> bool:
+    """Return whether any copy was ever run."""
+    return catalogue.row("SELECT 1 FROM copies LIMIT 1") is not None
+
+
 def copies_of(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> dict[str, tuple[Copied, ...]]:
     """Return of each snapshot which copies of it there are."""
+    if not has_copies(catalogue):
+        return {}
     found: dict[str, list[Copied]] = {}
     for row in catalogue.rows(
-        f"""SELECT copy, part_id, sent_at, until, checked_at FROM copied JOIN copies USING (copy)
+        f"""SELECT copy, part_id, sent_at, until, checked_at, keep_days FROM copied JOIN copies USING (copy)
         WHERE part_id IN ({placeholders(snapshot_ids)}) AND listed_in > 0 ORDER BY copy""",
         *snapshot_ids,
     ):
         verified = max(row["sent_at"], row["checked_at"] or 0)
-        one = Copied(copy_name=row["copy"], verified_at=moment(verified), until=moment(row["until"]))
+        one = Copied(
+            copy_name=row["copy"], verified_at=moment(verified), until=moment(row["until"]), keep_days=row["keep_days"]
+        )
         found.setdefault(row["part_id"], []).append(one)
     return {one: tuple(copies) for one, copies in found.items()}
+
+
+def newest_copied(catalogue: Catalogue, resource_id: str) -> Row | None:
+    """Return the newest good snapshot of a disk that a copy has, None if there is none."""
+    if not has_copies(catalogue):
+        return None
+    return catalogue.row(
+        """SELECT snapshot_id, snapshot_at, (SELECT group_concat(copy, ', ') FROM copied c
+            WHERE c.part_id = snapshot_id AND c.listed_in > 0) AS copies
+        FROM snapshots WHERE resource_id = ? AND worth = 'good' AND EXISTS (
+            SELECT 1 FROM copied c WHERE c.part_id = snapshot_id AND c.listed_in > 0)
+        ORDER BY snapshot_at DESC, snapshot_id LIMIT 1""",
+        resource_id,
+    )
+
+
+def troubles(catalogue: Catalogue) -> str:
+    """Return what is wrong with the copies that the operator's file has, "" for nothing."""
+    found = catalogue.rows("SELECT * FROM copies WHERE is_set AND problem != '' ORDER BY copy")
+    return " ".join(
+        f"Copy {row['copy']} has a problem since {format_time(moment(row['problem_at']))}: {row['problem']}"
+        for row in found
+    )
 
 
 def statuses(catalogue: Catalogue) -> tuple[CopyStatus, ...]:
@@ -196,4 +229,4 @@ class CatalogueLedger:
 
 
 def _to_state(row: Row) -> CopyState:
-    return CopyState(row["writer"], row["number"], row["intended"], row["first"], row["content"])
+    return CopyState(row["writer"], row["number"], row["intended"], row["first"], row["content"], row["keep_days"])

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from snapshot_mcp.contract.parts import Ledger, Part, Parts
     from snapshot_mcp.copies.check import CheckOutcome
     from snapshot_mcp.copies.keys import RecoveryKey
-    from snapshot_mcp.copies.library import Found
+    from snapshot_mcp.copies.library import FoundCopy
     from snapshot_mcp.copies.settings import CopySettings
-    from snapshot_mcp.copies.stores import Store
+    from snapshot_mcp.copies.stores import CopyStore
     from snapshot_mcp.settings import Settings
 
 
@@ -49,7 +49,7 @@ async def check_one(
 
 
 def _holds(
-    copy: str, one: "CopySettings", store: "Store", parts: "Parts", ledger: "Ledger", advance: Any
+    copy: str, one: "CopySettings", store: "CopyStore", parts: "Parts", ledger: "Ledger", advance: Any
 ) -> "CheckOutcome":
     from snapshot_mcp.copies.check import check_sent
 
@@ -63,7 +63,7 @@ def _holds(
     return check_sent(copy, one, store, ledger, count)
 
 
-async def _restores(settings: "Settings", store: "Store", key: "RecoveryKey", writer: str) -> list[str]:
+async def _restores(settings: "Settings", store: "CopyStore", key: "RecoveryKey", writer: str) -> list[str]:
     """Restore everything of a writer into a scratch zone, a chain at a time, and check that; return what is wrong."""
     from snapshot_mcp.copies.fetch import Fetcher
     from snapshot_mcp.copies.library import read_library
@@ -87,7 +87,7 @@ async def _restores(settings: "Settings", store: "Store", key: "RecoveryKey", wr
 
 
 async def _restore_chain(
-    scratch: Path, root: str, parts: "list[Part]", found: "dict[str, Found]", fetcher: Any
+    scratch: Path, root: str, parts: "list[Part]", found: "dict[str, FoundCopy]", fetcher: Any
 ) -> list[str]:
     from snapshot_mcp import app
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from snapshot_mcp.app import LocalZone
     from snapshot_mcp.contract.parts import Part
     from snapshot_mcp.copies.keys import RecoveryKey
-    from snapshot_mcp.copies.library import Found, Library
+    from snapshot_mcp.copies.library import FoundCopy, Library
     from snapshot_mcp.copies.settings import StoreSettings
-    from snapshot_mcp.copies.stores import Store
+    from snapshot_mcp.copies.stores import CopyStore
     from snapshot_mcp.settings import Settings
 
 MAX_SHOWN = 200
@@ -75,7 +75,7 @@ async def _run(settings: "Settings", args: argparse.Namespace) -> int:
     place = _place(settings, args)
     store = open_store(place)
     library, key = await _read(store, args)
-    source = Source(store, library, key, place.place)
+    source = CopySource(store, library, key, place.place)
     for text in source.findings():
         warn(f"snapshot-mcp: look at  {clean_text(text, MESSAGE_CHARACTERS)}")
     if args.to_file:
@@ -86,10 +86,10 @@ async def _run(settings: "Settings", args: argparse.Namespace) -> int:
     return 0
 
 
-class Source:
+class CopySource:
     """What a store holds, and how it is fetched."""
 
-    def __init__(self, store: "Store", library: "Library", key: "RecoveryKey | None", place: str) -> None:
+    def __init__(self, store: "CopyStore", library: "Library", key: "RecoveryKey | None", place: str) -> None:
         self.store, self.library, self.key, self.place = store, library, key, place
         self.found = library.found()
 
@@ -157,7 +157,7 @@ def _place(settings: "Settings", args: argparse.Namespace) -> "StoreSettings":
         raise BadRequest(f"{clean_text(args.url)!r} cannot be read from: {why}.") from None
 
 
-async def _read(store: "Store", args: argparse.Namespace) -> "tuple[Library, RecoveryKey | None]":
+async def _read(store: "CopyStore", args: argparse.Namespace) -> "tuple[Library, RecoveryKey | None]":
     """Read the library with the key that was given, or that is asked for once it is needed."""
     from snapshot_mcp.copies.library import read_library
 
@@ -171,7 +171,7 @@ async def _read(store: "Store", args: argparse.Namespace) -> "tuple[Library, Rec
     return await anyio.to_thread.run_sync(read_library, store, key), key
 
 
-def _tell(source: Source, *, as_json: bool) -> None:
+def _tell(source: CopySource, *, as_json: bool) -> None:
     shelves = source.library.shelves
     if as_json:
         say_json(
@@ -200,7 +200,7 @@ def _tell(source: Source, *, as_json: bool) -> None:
     say("Next: --new-zone local makes a zone of all; SNAPSHOT --to-file PATH writes one disk.")
 
 
-def _row(one: "Found") -> dict[str, Any]:
+def _row(one: "FoundCopy") -> dict[str, Any]:
     entry = one.entry
     return {
         "snapshot_id": entry.part_id,
@@ -230,7 +230,7 @@ def _time(seconds: float) -> str:
     return format_time(datetime.fromtimestamp(seconds, UTC))
 
 
-async def _to_zone(settings: "Settings", source: Source, args: argparse.Namespace) -> int:
+async def _to_zone(settings: "Settings", source: CopySource, args: argparse.Namespace) -> int:
     from snapshot_mcp import app
 
     parts = [one.entry.part() for one in source.found.values() if args.deleted or one.entry.until is None]
@@ -264,7 +264,7 @@ async def _to_zone(settings: "Settings", source: Source, args: argparse.Namespac
     return 1 if wrong else 0
 
 
-async def _to_file(settings: "Settings", source: Source, args: argparse.Namespace) -> int:
+async def _to_file(settings: "Settings", source: CopySource, args: argparse.Namespace) -> int:
     """Fetch the chain into a scratch zone beside the file, and write the file from there; every byte is verified twice."""
     from snapshot_mcp import app
 

@@ -1,15 +1,29 @@
 """What is known of copies elsewhere (CONTRACT.md, "What our own face adds")."""
 
+from collections.abc import Sequence
+
 from snapshot_mcp.contract.base import ZoneModel
-from snapshot_mcp.contract.values import OwnTime, WireCount, WireName, WireText
+from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.values import OwnTime, WireCount, WireName, WireText, format_time
 
 
 class Copied(ZoneModel):
-    """A restore point in a copy elsewhere: when it was last read back there; until when it stays, if it was deleted here."""
+    """A restore point in a copy elsewhere: when it was last read back there; until when it stays, if it was deleted here.
+
+    `keep_days`: how long it stays there after a deletion from now on.
+    """
 
     copy_name: WireName = ""
     verified_at: OwnTime = None
     until: OwnTime = None
+    keep_days: WireCount = 0
+
+
+def copied_in_words(copies: Sequence[Copied]) -> str:
+    """Return which copies have a restore point, and until when if it was deleted here; "" for none."""
+    return ", ".join(
+        f"{clean_text(one.copy_name)}{f' until {format_time(one.until)}' if one.until else ''}" for one in copies
+    )
 
 
 class CopyStatus(ZoneModel):

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from snapshot_mcp.contract.base import Request as Request
 from snapshot_mcp.contract.base import ZoneModel as ZoneModel
-from snapshot_mcp.contract.copied import Copied, CopyStatus
+from snapshot_mcp.contract.copied import Copied
 from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobStatus, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.values import (
     MAX_COUNT,
@@ -216,8 +216,8 @@ class AttachedInstance(ZoneModel):
 class Coverage(ZoneModel):
     """What protects a disk: its restore points by worth, and the newest good one (CONTRACT.md, "What our own face adds").
 
-    `verified_at`: when the newest good one was last read back; None for never. `copies`: how the copies elsewhere stand;
-    `copied_id`, `copied_time`: the newest good one that is in any of them.
+    `verified_at`: when the newest good one was last read back; None for never. `copied_id`, `copied_time`: the newest good one
+    that copies elsewhere have; `copied_to`: their names.
     """
 
     newest_good_id: WireText = ""
@@ -229,7 +229,7 @@ class Coverage(ZoneModel):
     verified_at: OwnTime = None
     copied_id: WireText = ""
     copied_time: OwnTime = None
-    copies: Annotated[tuple[CopyStatus, ...], unset_as(())] = ()
+    copied_to: WireName = ""
 
 
 class Resource(ZoneModel):

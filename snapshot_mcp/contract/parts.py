@@ -69,13 +69,17 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class CopyState:
-    """What is known here of a copy: the writer's name there, its last manifest, and the one that it may have been writing."""
+    """What is known here of a copy: the writer's name there, its last manifest, and the one that it may have been writing.
+
+    `keep_days`: how long what is deleted stays there, as of the last run.
+    """
 
     writer: str
     number: int
     intended: int
     first: int
     content: str
+    keep_days: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.parts import Ledger, Piece, SentPart
 from snapshot_mcp.copies.manifest import index_name, manifest_name, number_of, piece_name
 from snapshot_mcp.copies.settings import CopySettings
-from snapshot_mcp.copies.stores import Store
+from snapshot_mcp.copies.stores import CopyStore
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class CheckOutcome:
 
 
 def check_sent(
-    copy: str, settings: CopySettings, store: Store, ledger: Ledger, advance: Callable[[int], None]
+    copy: str, settings: CopySettings, store: CopyStore, ledger: Ledger, advance: Callable[[int], None]
 ) -> CheckOutcome:
     """Compare every stored byte with what was recorded when it was sent; what is wrong is sent again by the next run."""
     outcome = CheckOutcome()
@@ -45,7 +45,7 @@ def _check_part(
     writer: str,
     one: SentPart,
     settings: CopySettings,
-    store: Store,
+    store: CopyStore,
     ledger: Ledger,
     outcome: CheckOutcome,
     advance: Callable[[int], None],
@@ -68,7 +68,7 @@ def _check_part(
         outcome.findings[one.part_id] = f"{len(wrong)} of its {len(objects)} objects are missing or changed"
 
 
-def _is_as_sent(store: Store, name: str, piece: Piece, advance: Callable[[int], None]) -> bool:
+def _is_as_sent(store: CopyStore, name: str, piece: Piece, advance: Callable[[int], None]) -> bool:
     hashed, size = blake3(), 0
     try:
         for chunk in store.get(name):

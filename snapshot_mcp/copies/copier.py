@@ -41,6 +41,7 @@ class HomeCopier:
             raise NotFound(
                 f"The operator's file has no [copies.{copy}] for this zone.", hint="README shows how to write one."
             )
+        ledger.state(copy, settings.place)
         try:
             run = Run(
                 copy, settings, open_store(settings), read_keys(self._home), parts, ledger, start, advance, self._clock

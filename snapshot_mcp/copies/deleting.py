@@ -9,7 +9,7 @@ from typing import Final
 from snapshot_mcp.contract.parts import Ledger, Part, SentPart
 from snapshot_mcp.copies.manifest import part_folder
 from snapshot_mcp.copies.settings import CopySettings
-from snapshot_mcp.copies.stores import Store
+from snapshot_mcp.copies.stores import CopyStore
 
 DAY: Final = 86_400
 
@@ -18,12 +18,16 @@ class Deleting:
     """The end of deleted parts in one copy."""
 
     def __init__(
-        self, copy: str, settings: CopySettings, store: Store, ledger: Ledger, clock: Callable[[], float]
+        self, copy: str, settings: CopySettings, store: CopyStore, ledger: Ledger, clock: Callable[[], float]
     ) -> None:
         self.copy, self.settings, self.store, self.ledger, self.clock = copy, settings, store, ledger, clock
 
-    def note(self, parts: Mapping[str, Part]) -> None:
-        """Record until when what was deleted since the last run stays there, and that what was recovered stays."""
+    def note(self, parts: Mapping[str, Part], days_before: int) -> None:
+        """Record until when what was deleted since the last run stays there, and that what was recovered stays.
+
+        `days_before`: what was in force, and promised, when it was deleted; fewer days act on later deletions only.
+        """
+        days = max(self.settings.keep_deleted_days, days_before)
         untils: dict[str, int | None] = {}
         for one in self.ledger.sent(self.copy).values():
             part = parts.get(one.part_id)
@@ -32,7 +36,7 @@ class Deleting:
             if part.deleted_at is None and one.until is not None:
                 untils[one.part_id] = None
             elif part.deleted_at is not None and one.until is None:
-                untils[one.part_id] = part.deleted_at + self.settings.keep_deleted_days * DAY
+                untils[one.part_id] = part.deleted_at + days * DAY
         if untils:
             self.ledger.note_until(self.copy, untils)
 

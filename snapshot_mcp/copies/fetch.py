@@ -12,10 +12,10 @@ from blake3 import blake3
 from snapshot_mcp.contract.errors import Damaged, NotFound
 from snapshot_mcp.contract.parts import Piece
 from snapshot_mcp.copies.keys import RecoveryKey
-from snapshot_mcp.copies.library import Found
-from snapshot_mcp.copies.manifest import Entry, Index, index_name, piece_name, unwrap
+from snapshot_mcp.copies.library import FoundCopy
+from snapshot_mcp.copies.manifest import CopyEntry, Index, index_name, piece_name, unwrap
 from snapshot_mcp.copies.seal import PIECE, SEALED_MORE, digest, unseal
-from snapshot_mcp.copies.stores import Store, read_small
+from snapshot_mcp.copies.stores import CopyStore, read_small
 
 MAX_INDEX: Final = 64 << 20
 
@@ -25,10 +25,10 @@ Advance = Callable[[int], None]
 class Fetcher:
     """Reads parts out of a store."""
 
-    def __init__(self, store: Store, key: RecoveryKey | None, advance: Advance = lambda amount: None) -> None:
+    def __init__(self, store: CopyStore, key: RecoveryKey | None, advance: Advance = lambda amount: None) -> None:
         self._store, self._key, self._advance = store, key, advance
 
-    def fetch(self, found: Found, path: Path) -> None:
+    def fetch(self, found: FoundCopy, path: Path) -> None:
         """Write a part into a new file (mode 0600), whole or not at all. Raises Damaged, NotFound, OSError."""
         partial = path.with_name(f".{path.name}.partial")
         with suppress(FileNotFoundError):
@@ -45,13 +45,13 @@ class Fetcher:
             with suppress(FileNotFoundError):
                 partial.unlink()
 
-    def read_through(self, found: Found) -> None:
+    def read_through(self, found: FoundCopy) -> None:
         """Read a part and compare it, writing nothing."""
         for number, piece in enumerate(self.pieces(found)):
             self._opened(found, number, piece)
             self._advance(piece.size)
 
-    def pieces(self, found: Found) -> list[Piece]:
+    def pieces(self, found: FoundCopy) -> list[Piece]:
         """Return the pieces that a part's index names, which add up to the part. Raises Damaged, NotFound."""
         entry, name = found.entry, index_name(found.writer, found.entry.part_id)
         stored = read_small(self._store, name, MAX_INDEX)
@@ -66,7 +66,7 @@ class Fetcher:
             raise _damaged(entry, "its index names other pieces")
         return pieces
 
-    def _opened(self, found: Found, number: int, piece: Piece) -> bytes:
+    def _opened(self, found: FoundCopy, number: int, piece: Piece) -> bytes:
         entry = found.entry
         name = piece_name(found.writer, entry.part_id, number, is_sealed=found.is_sealed)
         try:
@@ -87,5 +87,5 @@ class Fetcher:
         return content
 
 
-def _damaged(entry: Entry, why: str) -> Damaged:
+def _damaged(entry: CopyEntry, why: str) -> Damaged:
     return Damaged(f"The copy of {entry.part_id} is damaged: {why}.", hint="Another copy may have it whole.")

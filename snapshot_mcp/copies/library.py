@@ -13,8 +13,8 @@ from snapshot_mcp.contract.errors import Damaged, NotFound, Unsupported
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.copies.keys import RecoveryKey
-from snapshot_mcp.copies.manifest import MAX_BODY, WRITER, Entry, Manifest, number_of, read_manifest, signer_of
-from snapshot_mcp.copies.stores import Store, read_small
+from snapshot_mcp.copies.manifest import MAX_BODY, WRITER, CopyEntry, Manifest, number_of, read_manifest, signer_of
+from snapshot_mcp.copies.stores import CopyStore, read_small
 
 MAX_TRIED: Final = 20
 """Manifests of a writer that are tried, from the newest on, before it is given up."""
@@ -39,12 +39,12 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundCopy:
     """A restore point, and the writer that has it."""
 
     writer: str
     is_sealed: bool
-    entry: Entry
+    entry: CopyEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,18 @@ class Library:
     shelves: tuple[Shelf, ...]
     foreign: tuple[str, ...]
 
-    def found(self) -> dict[str, Found]:
+    def found(self) -> dict[str, FoundCopy]:
         """Return the restore points by id, merged over the writers: of a deleted one the copy that is not deleted counts."""
-        merged: dict[str, Found] = {}
+        merged: dict[str, FoundCopy] = {}
         for shelf in self.shelves:
             for entry in shelf.manifest.entries:
                 before = merged.get(entry.part_id)
                 if before is None or (before.entry.until is not None and entry.until is None):
-                    merged[entry.part_id] = Found(shelf.manifest.writer, shelf.manifest.is_sealed, entry)
+                    merged[entry.part_id] = FoundCopy(shelf.manifest.writer, shelf.manifest.is_sealed, entry)
         return merged
 
 
-def read_library(store: Store, key: RecoveryKey | None) -> Library:
+def read_library(store: CopyStore, key: RecoveryKey | None) -> Library:
     """Read what a store holds. Raises NotFound if no writer was ever there, Damaged if none can be read."""
     numbers: dict[str, list[int]] = {}
     for held in store.list(""):
@@ -91,7 +91,7 @@ def read_library(store: Store, key: RecoveryKey | None) -> Library:
     return Library(tuple(shelves), tuple(foreign))
 
 
-def _read_shelf(store: Store, writer: str, numbers: list[int], key: RecoveryKey | None) -> tuple[Shelf | None, str]:
+def _read_shelf(store: CopyStore, writer: str, numbers: list[int], key: RecoveryKey | None) -> tuple[Shelf | None, str]:
     """Return the newest manifest of a writer that is whole, with what is wrong with newer ones; or why there is none."""
     findings: list[str] = []
     why = "it has parts and no manifest"
@@ -110,7 +110,7 @@ def _read_shelf(store: Store, writer: str, numbers: list[int], key: RecoveryKey 
     return None, why
 
 
-def _read_one(store: Store, name: str, key: RecoveryKey | None) -> Manifest:
+def _read_one(store: CopyStore, name: str, key: RecoveryKey | None) -> Manifest:
     content = read_small(store, name, MAX_BODY)
     if len(content) > MAX_BODY:
         raise Damaged("It is longer than a manifest can be.")

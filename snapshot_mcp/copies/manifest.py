@@ -41,7 +41,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
-class Entry(_Record):
+class CopyEntry(_Record):
     """One restore point that is there whole. `until`: it was deleted at home, and stays until then (seconds since 1970)."""
 
     part_id: Id
@@ -80,7 +80,7 @@ class Manifest(_Record):
     zone: str = Field(max_length=255)
     host: str = Field(max_length=255)
     is_sealed: bool
-    entries: tuple[Entry, ...]
+    entries: tuple[CopyEntry, ...]
 
 
 class Index(_Record):
@@ -120,7 +120,7 @@ def index_name(writer: str, part_id: str) -> str:
     return f"{part_folder(writer, part_id)}index"
 
 
-def content_hash(entries: Sequence[Entry]) -> str:
+def content_hash(entries: Sequence[CopyEntry]) -> str:
     """Return what tells whether a new manifest would say something new."""
     return str(blake3(b"\n".join(one.model_dump_json().encode() for one in entries)).hexdigest())
 

@@ -21,7 +21,7 @@ from snapshot_mcp.copies.deleting import Deleting
 from snapshot_mcp.copies.keys import MachineKeys
 from snapshot_mcp.copies.limits import Bandwidth, refuse_over
 from snapshot_mcp.copies.manifest import (
-    Entry,
+    CopyEntry,
     Index,
     Manifest,
     content_hash,
@@ -35,7 +35,7 @@ from snapshot_mcp.copies.manifest import (
 )
 from snapshot_mcp.copies.seal import PIECE, HashingReader, digest, seal
 from snapshot_mcp.copies.settings import CopySettings
-from snapshot_mcp.copies.stores import Store
+from snapshot_mcp.copies.stores import CopyStore
 
 PIECES_AT_ONCE: Final = 2
 LIST_EVERY_SECONDS: Final = 300.0
@@ -61,7 +61,7 @@ class Run:
         self,
         copy: str,
         settings: CopySettings,
-        store: Store,
+        store: CopyStore,
         keys: MachineKeys | None,
         parts: Parts,
         ledger: Ledger,
@@ -92,7 +92,7 @@ class Run:
         self._compare()
         all_parts = {part.part_id: part for part in self.parts.list_parts() if self._takes(part)}
         deleting = Deleting(self.copy, self.settings, self.store, self.ledger, self.clock)
-        deleting.note(all_parts)
+        deleting.note(all_parts, self.state.keep_days)
         todo = self._todo(all_parts)
         self.start("copying", sum(part.size_bytes for part in todo))
         try:
@@ -355,10 +355,10 @@ class Run:
                 del self.held[name]
 
 
-def _entry(part: Part, sent: SentPart) -> Entry:
-    of_part = {name: getattr(part, name) for name in Part.__dataclass_fields__ if name in Entry.model_fields}
-    of_sent = {name: getattr(sent, name) for name in SentPart.__dataclass_fields__ if name in Entry.model_fields}
-    return Entry.model_validate(of_part | of_sent)
+def _entry(part: Part, sent: SentPart) -> CopyEntry:
+    of_part = {name: getattr(part, name) for name in Part.__dataclass_fields__ if name in CopyEntry.model_fields}
+    of_sent = {name: getattr(sent, name) for name in SentPart.__dataclass_fields__ if name in CopyEntry.model_fields}
+    return CopyEntry.model_validate(of_part | of_sent)
 
 
 def _named(ids: list[str]) -> str:

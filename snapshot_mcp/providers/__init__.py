@@ -33,6 +33,7 @@ class Site:
     """What a zone needs besides its own settings.
 
     `name`: the zone's name; `home`: the data folder; `configuration`: files and folders that must never become disks.
+    `copies`: the names of the copies elsewhere that follow its backups.
     `worker`: module and function of the process that is a zone's worker; None for the provider's own.
     """
 
@@ -40,6 +41,7 @@ class Site:
     home: Path
     configuration: Sequence[Path] = ()
     worker: tuple[str, str] | None = None
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ NEXT_STEPS: dict[str, str] = {
     JobAction.CREATE_VOLUME: "The new volume is in list_resources.",
     JobAction.CAPTURE_INSTANCE: "The image is in list_resources with kind image.",
     JobAction.VERIFY: "Read back whole: they can be restored.",
+    JobAction.COPY: "These are whole in the copy elsewhere, read back from there.",
     RECOVER: "Recovered; show_chain shows them.",
 }
 

@@ -1,4 +1,4 @@
-"""`Store`: named immutable objects at a place. Blocking; methods raise ZoneError."""
+"""`CopyStore`: named immutable objects at a place. Blocking; methods raise ZoneError."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Pace = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldObject:
     """An object that a store holds; `changed_at` by the store's own clock, in seconds since 1970."""
 
     name: str
@@ -22,7 +22,7 @@ class Held:
     changed_at: float
 
 
-class Store(Protocol):
+class CopyStore(Protocol):
     """A folder or a bucket. Names are made by us: letters, digits, `-`, `.` and `/`."""
 
     def prepare(self, *, is_known: bool) -> None:
@@ -40,7 +40,7 @@ class Store(Protocol):
     def get(self, name: str) -> Iterator[bytes]:
         """Yield an object's bytes. Raises NotFound."""
 
-    def list(self, prefix: str) -> Iterator[Held]:
+    def list(self, prefix: str) -> Iterator[HeldObject]:
         """Yield the objects whose name begins with `prefix`, which ends at a slash or is empty."""
 
     def remove(self, names: Collection[str]) -> None:
@@ -50,7 +50,7 @@ class Store(Protocol):
         """Make what was stored under `prefix` durable."""
 
 
-def open_store(settings: StoreSettings) -> Store:
+def open_store(settings: StoreSettings) -> CopyStore:
     """Return the store of these settings; its code is imported here. Raises Unsupported without the packages."""
     if settings.is_s3:
         from snapshot_mcp.copies.stores.s3 import ObjectStore
@@ -61,7 +61,7 @@ def open_store(settings: StoreSettings) -> Store:
     return FolderStore(settings.folder)
 
 
-def read_small(store: Store, name: str, limit: int) -> bytes:
+def read_small(store: CopyStore, name: str, limit: int) -> bytes:
     """Return an object of at most `limit` bytes; a longer one is cut one byte behind it. Raises NotFound."""
     content = bytearray()
     for chunk in store.get(name):

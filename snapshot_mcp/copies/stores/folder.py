@@ -10,7 +10,7 @@ from typing import Final
 
 from snapshot_mcp.contract.errors import NotFound, StorageFull, Unavailable, ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, encodable
-from snapshot_mcp.copies.stores import BLOCK, Held, Pace
+from snapshot_mcp.copies.stores import BLOCK, HeldObject, Pace
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.ground.permissions import reason_of
 
@@ -107,7 +107,7 @@ class FolderStore:
         finally:
             os.close(descriptor)
 
-    def list(self, prefix: str) -> Iterator[Held]:
+    def list(self, prefix: str) -> Iterator[HeldObject]:
         """Yield the files below a folder; links and what is unfinished are none."""
         try:
             yield from self._walk(self.folder / prefix, prefix)
@@ -138,7 +138,7 @@ class FolderStore:
         except OSError as error:
             raise self._failed(error) from None
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[Held]:
+    def _walk(self, folder: Path, prefix: str) -> Iterator[HeldObject]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
@@ -148,7 +148,7 @@ class FolderStore:
                 yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
             elif entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
                 found = entry.stat(follow_symlinks=False)
-                yield Held(f"{prefix}{encodable(entry.name)}", found.st_size, found.st_mtime)
+                yield HeldObject(f"{prefix}{encodable(entry.name)}", found.st_size, found.st_mtime)
 
     def _path(self, name: str) -> Path:
         path = self.folder / name

@@ -10,7 +10,7 @@ from snapshot_mcp.contract.errors import Forbidden, NotFound, Unavailable, ZoneE
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.copies.errors import needs_extra
 from snapshot_mcp.copies.settings import StoreSettings
-from snapshot_mcp.copies.stores import BLOCK, Held, Pace
+from snapshot_mcp.copies.stores import BLOCK, HeldObject, Pace
 
 try:
     import obstore
@@ -87,12 +87,12 @@ class ObjectStore:
         with self._errors(name):
             yield from map(bytes, obstore.get(self._store, name).stream(min_chunk_size=BLOCK))
 
-    def list(self, prefix: str) -> Iterator[Held]:
+    def list(self, prefix: str) -> Iterator[HeldObject]:
         """Yield the objects below a prefix, a thousand a request."""
         with self._errors(prefix):
             for batch in obstore.list(self._store, prefix or None, chunk_size=1000):
                 for one in batch:
-                    yield Held(one["path"], one["size"], one["last_modified"].timestamp())
+                    yield HeldObject(one["path"], one["size"], one["last_modified"].timestamp())
 
     def remove(self, names: Collection[str]) -> None:
         """Remove objects, many a request."""

@@ -57,6 +57,7 @@ class LocalZoneSettings(ZoneSettings):
             configuration=site.configuration,
             export_format=self.export_format,
             worker=site.worker,
+            copies=site.copies,
         )
 
     def _folder(self, site: Site) -> Path:

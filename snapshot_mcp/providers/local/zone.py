@@ -13,7 +13,7 @@ import anyio.to_thread
 from snapshot_mcp.catalogue import deletion, room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
-from snapshot_mcp.catalogue.copied import CatalogueLedger, enter_copy, statuses
+from snapshot_mcp.catalogue.copied import CatalogueLedger, enter_copy, statuses, troubles
 from snapshot_mcp.catalogue.report import Advance, CheckReport
 from snapshot_mcp.catalogue.store import NewerSnapshot
 from snapshot_mcp.catalogue.zone import OWN_FEATURES, CatalogueZone
@@ -84,6 +84,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         clock: Clock | None = None,
         export_format: str = RAW,
         worker: tuple[str, str] | None = None,
+        copies: tuple[str, ...] = (),
     ) -> None:
         super().__init__(zone, ZoneRules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
         self.folder = folder.absolute()
@@ -91,6 +92,8 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         self.home = home
         self.export_format = export_format
         self._worker = worker or PROGRAM
+        self.copies = copies
+        """The names of the copies elsewhere that follow its backups."""
         self.configuration = tuple(configuration)
         self._clock = clock
         self._copy: Path | None = None
@@ -272,11 +275,11 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return str(whereabouts.is_a_copy(self.folder, original)) if original else ""
 
     async def notice(self) -> str:
-        """Return what a list cannot show: snapshot files that no row names. "" for none, and for a zone of very many files."""
+        """Return what a list cannot show: files without rows (not in a zone of very many), copies that fail. "" for nothing."""
 
         def look(catalogue: FolderCatalogue) -> str:
             if self._notice_of is not catalogue or time.monotonic() > self._notice_until:
-                self._notice = strays_in_words(catalogue, self.folder)
+                self._notice = f"{strays_in_words(catalogue, self.folder)} {troubles(catalogue)}".strip()
                 self._notice_of, self._notice_until = catalogue, time.monotonic() + NOTICE_SECONDS
             return self._notice
 
