@@ -181,7 +181,7 @@ async def verify_snapshots(
     ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Submitted]:
     """Prove that backups can really be restored: reads snapshots, and all that they build on, back whole, checking
-    for corruption and damage. Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
+    for corruption and damage. Submits a job. What cannot be read is marked; nothing else changes."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.verify_snapshots(snapshot_ids)
     snapshots, _ = await try_find_snapshots(place.provider, snapshot_ids)
