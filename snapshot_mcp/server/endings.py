@@ -29,7 +29,7 @@ LEAVING_SECONDS = 1.0
 MAX_MADE = 20
 """Most rows of `made`; a list tool has the others."""
 
-WaitSeconds = Annotated[float, Field(ge=0, le=CALL_SECONDS, description="0 to 50: wait for the end")]
+WaitSeconds = Annotated[float, Field(ge=0, le=CALL_SECONDS, description="Wait for the end")]
 
 WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
 
