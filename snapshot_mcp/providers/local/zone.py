@@ -279,9 +279,9 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
         def look(catalogue: FolderCatalogue) -> str:
             if self._notice_of is not catalogue or time.monotonic() > self._notice_until:
-                self._notice = f"{strays_in_words(catalogue, self.folder)} {troubles(catalogue)}".strip()
+                self._notice = strays_in_words(catalogue, self.folder)
                 self._notice_of, self._notice_until = catalogue, time.monotonic() + NOTICE_SECONDS
-            return self._notice
+            return f"{self._notice} {troubles(catalogue)}".strip()
 
         return await self._read(look, "")
 
