@@ -4,10 +4,7 @@ from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.zones import Zone
 
-NO_COPY = (
-    "Nothing copies it off this machine: for that the operator writes [copies.NAME] with `to` (a folder or s3://BUCKET/PREFIX)"
-    " into config.toml."
-)
+NO_COPY = "Nothing copies it off this machine: the operator writes [copies.NAME] with `to` into config.toml (README)."
 
 
 def follows(place: Zone) -> str:
@@ -17,7 +14,7 @@ def follows(place: Zone) -> str:
         return ""
     if not names:
         return NO_COPY
-    return f"Copied off this machine by itself, with all that is not there yet: {', '.join(map(clean_text, names))}."
+    return f"A copy follows by itself, off this machine: {', '.join(map(clean_text, names))}."
 
 
 def uncovered(place: Zone) -> str:
@@ -25,4 +22,4 @@ def uncovered(place: Zone) -> str:
     names: tuple[str, ...] | None = getattr(place.provider, "copies", None)
     if names or names is None or Feature.PARTS not in place.provider.features:
         return ""
-    return "No restore point has a copy off this machine ([copies.NAME] in config.toml)."
+    return "Nothing has a copy off this machine (set [copies.NAME])."

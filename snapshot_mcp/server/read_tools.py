@@ -169,7 +169,7 @@ async def list_resources(
                 ahead,
                 bare_hint(rows),
                 fate_of(place),
-                uncovered(place) if any(one.good_count for one in rows) else "",
+                uncovered(place) if any(one.good_count for one in rows) and page.total_count == len(rows) > 1 else "",
             ),
         )
     )

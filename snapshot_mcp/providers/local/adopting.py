@@ -55,7 +55,7 @@ def make_zone(folder: Path, source: str, parts: Sequence[Part], fetch: Fetch) ->
     here = [part for part in parts if part.part_id not in missing]
     if report.taken_in:
         with FolderCatalogue(folder) as catalogue:
-            unknown = LocalParts(catalogue, folder.name, lambda: FolderCatalogue(folder)).adopt_parts(here)
+            unknown = LocalParts(catalogue, folder.name).adopt_parts(here)
         missing |= dict.fromkeys(unknown, "its file was not taken in")
     (folder / MARK).unlink()
     fsync_folder(folder)

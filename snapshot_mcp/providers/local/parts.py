@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +25,10 @@ _QUERY: Final = """
 
 
 class LocalParts:
-    """The parts of the zone of an open catalogue; `connect` opens another connection to it, for another thread."""
+    """The parts of the zone of an open catalogue."""
 
-    def __init__(self, catalogue: FolderCatalogue, zone: str, connect: Callable[[], FolderCatalogue]) -> None:
-        self._catalogue, self.zone, self._connect = catalogue, zone, connect
+    def __init__(self, catalogue: FolderCatalogue, zone: str) -> None:
+        self._catalogue, self.zone = catalogue, zone
 
     def list_parts(self) -> list[Part]:
         """Return the snapshots with their files, and those whose recorded deletion took them, parents before children."""
@@ -49,7 +49,7 @@ class LocalParts:
 
     def verify_part(self, part_id: str) -> None:
         """Read a snapshot and its chain's places back, and record what was found, over a connection of its own."""
-        with self._connect() as catalogue:
+        with FolderCatalogue(self._catalogue.folder, create=False, clock=self._catalogue.clock) as catalogue:
             row = catalogue.snapshot(part_id)
             if row is None or row["status"] == SnapshotStatus.CEASED:
                 raise NotFound(f"Snapshot {part_id} was deleted meanwhile.")

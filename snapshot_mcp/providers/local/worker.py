@@ -169,7 +169,7 @@ class _Worker(Worker[FolderCatalogue]):
     def run_job(self, job_id: str) -> None:
         """Carry a job out over a connection of its own."""
         with self._connect() as catalogue:
-            carry_out(catalogue, job_id, self._connect, self.copier)
+            carry_out(catalogue, job_id, self.copier)
 
     def _connect(self) -> FolderCatalogue:
         return FolderCatalogue(self.catalogue.folder, create=False, clock=self.catalogue.clock)

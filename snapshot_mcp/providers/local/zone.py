@@ -203,7 +203,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
         def run() -> Result:
             with self._errors_translated(), self._open() as catalogue:
-                return work(LocalParts(catalogue, self.zone, self._open), CatalogueLedger(catalogue))
+                return work(LocalParts(catalogue, self.zone), CatalogueLedger(catalogue))
 
         return await anyio.to_thread.run_sync(run)
 

@@ -1,7 +1,6 @@
 """Carry out the worker's jobs; each action that touches files has its module here."""
 
 import sqlite3
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -28,11 +27,9 @@ ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
 }
 
 
-def carry_out(
-    catalogue: FolderCatalogue, job_id: str, connect: Callable[[], FolderCatalogue], copier: Copier | None = None
-) -> None:
-    """Carry out a job that is `working`, in its own thread with its own connection; `connect` opens another one."""
-    copy = partial(copying.carry_out, copier=copier, connect=connect)
+def carry_out(catalogue: FolderCatalogue, job_id: str, copier: Copier | None = None) -> None:
+    """Carry out a job that is `working`, in its own thread with its own connection; enter the copies that follow it."""
+    copy = partial(copying.carry_out, copier=copier)
     jobs.carry_out(catalogue, job_id, {**ACTIONS, JobAction.COPY: copy}, partial(_translate, catalogue))
     copying.enter_after(catalogue, job_id, copier)
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import sqlite3
-from collections.abc import Callable
 from typing import Any, Final
 
 from snapshot_mcp.catalogue.copied import CatalogueLedger, enter_copy, set_names
@@ -29,13 +28,12 @@ def carry_out(
     progress: JobProgress,
     *,
     copier: Copier | None,
-    connect: Callable[[], FolderCatalogue],
 ) -> None:
     """Run a copy. Raises what the copier raises, recorded as the copy's problem."""
     if copier is None:
         raise NotUsable("This worker was started by a program without settings for copies.", hint="Use snapshot-mcp.")
     copy = str(request["copy"])
-    parts = LocalParts(catalogue, catalogue.folder.name, connect)
+    parts = LocalParts(catalogue, catalogue.folder.name)
     done = copier.carry_out(copy, parts, CatalogueLedger(catalogue), progress.start, progress.advance)
     progress.finish()
     with catalogue.transaction():
