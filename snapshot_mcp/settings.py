@@ -32,7 +32,7 @@ from snapshot_mcp.ground.permissions import READ, obstacle_of, reason_of
 from snapshot_mcp.ground.toml import NotUtf8, parse_toml
 from snapshot_mcp.guard.plan.policy import VARIABLES as GUARD_VARIABLES
 from snapshot_mcp.guard.plan.policy import Policy, tighten_policy
-from snapshot_mcp.providers import Site, Variable, ZoneSettings, zone_models
+from snapshot_mcp.providers import Site, Variable, WorkerProgram, ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ TEST_PREFIX = f"{PREFIX}TEST_"
 LOCAL = "local"
 """The zone that exists without any settings."""
 
-WORKER_PROGRAM = ("snapshot_mcp.working", "work")
+WORKER = ("snapshot_mcp.working", "work")
 """Module and function of the process of an embedded zone's worker."""
 
 LOCAL_PRINCIPAL = "local"
@@ -179,7 +179,8 @@ class Settings(_Table):
 
     def site(self, name: str) -> Site:
         """Return what the zone `name` needs besides its own settings."""
-        return Site(name, self.home, self.own_paths, WORKER_PROGRAM, tuple(self.copies_of(name)))
+        worker = WorkerProgram(*WORKER, self.place)
+        return Site(name, self.home, self.own_paths, worker, tuple(self.copies_of(name)))
 
     def copies_of(self, zone: str) -> dict[str, CopySettings]:
         """Return the copies of a zone, by name."""

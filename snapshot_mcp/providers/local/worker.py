@@ -23,6 +23,7 @@ from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
+from snapshot_mcp.providers import WorkerProgram
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.holders import is_locked
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
@@ -34,8 +35,8 @@ from snapshot_mcp.providers.local.work import carry_out
 
 LOG_NAME: Final = "worker.log"
 
-PROGRAM: Final = (__name__, "main")
-"""Module and function of a worker that copies nothing elsewhere."""
+PROGRAM: Final = WorkerProgram(__name__, "main")
+"""A worker that copies nothing elsewhere."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def find_worker(folder: Path) -> int:
         return 0
 
 
-def ensure_worker(folder: Path, program: tuple[str, str] = PROGRAM) -> None:
+def ensure_worker(folder: Path, program: WorkerProgram = PROGRAM) -> None:
     """Start a worker unless one is running; call it after enqueuing a job. Raises Unavailable if it does not start.
 
     The worker inherits the lock taken here, so no second one can start in between.
@@ -77,10 +78,17 @@ def ensure_worker(folder: Path, program: tuple[str, str] = PROGRAM) -> None:
         ) from None
 
 
-def _launch(folder: Path, lock_fd: int, program: tuple[str, str]) -> None:
+def _launch(folder: Path, lock_fd: int, program: WorkerProgram) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
+    environment |= program.variables
     os.ftruncate(lock_fd, 0)
-    start_detached(program, [str(folder), str(lock_fd)], keep=[lock_fd], log=folder / LOG_NAME, environ=environment)
+    start_detached(
+        (program.module, program.function),
+        [str(folder), str(lock_fd)],
+        keep=[lock_fd],
+        log=folder / LOG_NAME,
+        environ=environment,
+    )
 
 
 def main(folder_name: str, lock_fd: str, copier: Copier | None = None) -> None:

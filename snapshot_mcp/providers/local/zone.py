@@ -29,6 +29,7 @@ from snapshot_mcp.contract.text import encodable, format_bytes
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.providers import WorkerProgram
 from snapshot_mcp.providers.local import own_file, registration, whereabouts
 from snapshot_mcp.providers.local.adopting import MadeZone, make_zone
 from snapshot_mcp.providers.local.check import check
@@ -83,7 +84,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         configuration: Sequence[Path] = (),
         clock: Clock | None = None,
         export_format: str = RAW,
-        worker: tuple[str, str] | None = None,
+        worker: WorkerProgram | None = None,
         copies: tuple[str, ...] = (),
     ) -> None:
         super().__init__(zone, ZoneRules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
