@@ -285,7 +285,7 @@ def build_copier(folder: Path) -> Copier:
     """Return what copies the embedded zone in a folder elsewhere, by the operator's file as it is at each moment."""
     from snapshot_mcp.copies.copier import HomeCopier
 
-    def now() -> Mapping[str, CopySettings]:
+    def now() -> tuple[Path, Mapping[str, CopySettings]]:
         try:
             settings = own_settings()
         except SettingsError as error:
@@ -294,9 +294,9 @@ def build_copier(folder: Path) -> Copier:
         names = [
             name for name, zone in settings.zones.items() if (zone.provider, zone.place(settings.site(name))) == place
         ]
-        return {copy: one for name in names for copy, one in settings.copies_of(name).items()}
+        return settings.home, {copy: one for name in names for copy, one in settings.copies_of(name).items()}
 
-    return HomeCopier(own_settings().home, now)
+    return HomeCopier(now)
 
 
 def make_zone_in(folder: Path) -> LocalZone:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.out import ask, is_answer, say, say_json
@@ -16,6 +17,7 @@ from snapshot_mcp.cli.person import NO_TERMINAL_HINT
 from snapshot_mcp.cli.recovery_key import add_key, given_key
 from snapshot_mcp.contract.errors import BadRequest, NotFound, ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, encodable, format_bytes
+from snapshot_mcp.ground.mounts import drive_of
 from snapshot_mcp.zones.finding import sorted_names
 
 if TYPE_CHECKING:
@@ -142,8 +144,11 @@ async def _list(settings: "Settings", args: argparse.Namespace) -> int:
     for zone_name, copy, one in _chosen(settings, ""):
         async with aclosing(app.open_local_zone(settings, zone_name)) as zone:
             known = {status.copy_name: status for status in await zone.list_copies()}
+            own = zone.folder
+        is_near = not one.is_s3 and await anyio.to_thread.run_sync(_on_one_drive, own, one.folder)
         rows.append(
-            {"copy": copy, "zone": zone_name, "to": one.to, "encrypted": one.is_sealed} | _status(known.get(copy))
+            {"copy": copy, "zone": zone_name, "to": one.to, "encrypted": one.is_sealed, "same_drive": is_near}
+            | _status(known.get(copy))
         )
     if args.json:
         say_json(rows)
@@ -151,9 +156,19 @@ async def _list(settings: "Settings", args: argparse.Namespace) -> int:
     for row in rows:
         say(f"{row['copy']}  zone {row['zone']} to {row['to']}{', encrypted' if row['encrypted'] else ''}")
         say(f"  {_standing(row)}")
+        if row["same_drive"]:
+            say("  look at  it lies on one drive with the zone, and dies with it")
         if row.get("problem"):
             say(f"  look at  {clean_text(row['problem'], MESSAGE_CHARACTERS)} ({row['problem_at']})")
     return 1 if any(row.get("problem") for row in rows) else 0
+
+
+def _on_one_drive(zone: Path, copy: Path) -> bool:
+    """Return whether a copy lies on the drive of the zone's own files; False if that cannot be told."""
+    try:
+        return drive_of(copy) == drive_of(zone)
+    except OSError:
+        return False
 
 
 def _status(status: "CopyStatus | None") -> dict[str, Any]:

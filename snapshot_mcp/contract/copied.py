@@ -19,10 +19,16 @@ class Copied(ZoneModel):
     keep_days: WireCount = 0
 
 
-def copied_in_words(copies: Sequence[Copied]) -> str:
-    """Return which copies have a restore point, and until when if it was deleted here; "" for none."""
+def copied_in_words(copies: Sequence[Copied], *, is_long: bool = False) -> str:
+    """Return which copies have a restore point, and until when if it was deleted here; "" for none.
+
+    `is_long`: with when it was last read back there.
+    """
     return ", ".join(
-        f"{clean_text(one.copy_name)}{f' until {format_time(one.until)}' if one.until else ''}" for one in copies
+        f"{clean_text(one.copy_name)}"
+        + (f" (read back {format_time(one.verified_at)})" if is_long and one.verified_at else "")
+        + (f" until {format_time(one.until)}" if one.until else "")
+        for one in copies
     )
 
 

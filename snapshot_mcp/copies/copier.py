@@ -13,19 +13,19 @@ from snapshot_mcp.copies.stores import open_store
 
 
 class HomeCopier:
-    """A `contract.parts.Copier`; `settings` reads the copies of the zone anew. Raises ZoneError if they are unusable."""
+    """A `contract.parts.Copier`; `read` returns the home and the zone's copies as the operator's file has them now.
+
+    Raises ZoneError if the file is unusable.
+    """
 
     def __init__(
-        self,
-        home: Path,
-        settings: Callable[[], Mapping[str, CopySettings]],
-        clock: Callable[[], float] = time.time,
+        self, read: Callable[[], tuple[Path, Mapping[str, CopySettings]]], clock: Callable[[], float] = time.time
     ) -> None:
-        self._home, self._settings, self._clock = home, settings, clock
+        self._read, self._clock = read, clock
 
     def names(self) -> tuple[str, ...]:
         """Return the copies of this zone."""
-        return tuple(self._settings())
+        return tuple(self._read()[1])
 
     def carry_out(
         self,
@@ -36,16 +36,15 @@ class HomeCopier:
         advance: Callable[[int], None],
     ) -> dict[str, object]:
         """Run a copy, and record how it ended."""
-        settings = self._settings().get(copy)
+        home, copies = self._read()
+        settings = copies.get(copy)
         if settings is None:
             raise NotFound(
                 f"The operator's file has no [copies.{copy}] for this zone.", hint="README shows how to write one."
             )
         ledger.state(copy, settings.place)
         try:
-            run = Run(
-                copy, settings, open_store(settings), read_keys(self._home), parts, ledger, start, advance, self._clock
-            )
+            run = Run(copy, settings, open_store(settings), read_keys(home), parts, ledger, start, advance, self._clock)
             done = run.carry_out()
         except ZoneError as error:
             ledger.note_run(copy, str(error), settings.keep_deleted_days)

@@ -123,6 +123,15 @@ class CopySettings(StoreSettings):
     encryption: Literal["age", "none"] | None = None
     """How the bytes are sealed: `age` by default in an object store, `none` in a folder."""
 
+    lock: Literal["governance", "compliance"] | None = None
+    """Lock each object for `keep_deleted_days` from when it was sent (S3 Object Lock), against whoever has the keys too."""
+
+    @model_validator(mode="after")
+    def _can_lock(self) -> "CopySettings":
+        if self.lock and (not self.is_s3 or self.instance_metadata):
+            raise ValueError("`lock` needs an object store with access_key_id and secret_access_key")
+        return self
+
     @property
     def is_sealed(self) -> bool:
         """Whether what is stored there is encrypted."""

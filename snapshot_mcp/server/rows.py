@@ -62,7 +62,7 @@ class SnapshotRow(Result):
             deleted_at=format_time(snapshot.deleted_at) or None,
             recoverable_until=format_time(snapshot.recoverable_until) or None,
             verified_at=format_time(snapshot.verified_at) or None,
-            copied=copied_in_words(snapshot.copies) or None,
+            copied=copied_in_words(snapshot.copies, is_long=True) or None,
             **details,
         )
 

@@ -90,7 +90,7 @@ class CopyLab:
 
     async def work(self, *, copies: bool = True) -> None:
         """Be the worker until there is nothing left to do."""
-        copier = HomeCopier(self.home, lambda: {"nas": self.settings}, lambda: time.time() + self.ahead)
+        copier = HomeCopier(lambda: (self.home, {"nas": self.settings}), lambda: time.time() + self.ahead)
         with anyio.fail_after(PATIENCE_SECONDS):
             await anyio.to_thread.run_sync(
                 lambda: workers.run(self.zone.folder, 0.0, copier=copier if copies else None)

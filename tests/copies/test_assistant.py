@@ -52,7 +52,7 @@ async def test_one_call_copies_or_says_what_the_operator_writes(
                 if "copied: nas" in listed.content[0].text:
                     break
                 await anyio.sleep(0.1)
-        assert listed.structured_content["snapshots"][0]["copied"] == "nas"
+        assert listed.structured_content["snapshots"][0]["copied"].startswith("nas (read back 20")
         chain = await client.call_tool("show_chain", {"resource_id": disk})
         assert "copied: nas" in chain.content[0].text
         covered = await client.call_tool("list_resources", {})

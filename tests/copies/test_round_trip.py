@@ -127,3 +127,32 @@ def _all() -> Any:
     from snapshot_mcp.contract.models import SnapshotFilter
 
     return SnapshotFilter(verbose=1, limit=100)
+
+
+async def test_objects_are_locked_only_where_the_operator_says_so(
+    make_lab: Make, bucket: dict[str, Any], tmp_path: Path
+) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=bucket["endpoint"],
+        aws_access_key_id=bucket["access_key_id"],
+        aws_secret_access_key=bucket["secret_access_key"],
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
+    for to, lock in ((bucket, None), (bucket | {"to": "s3://locked/x"}, "compliance")):
+        lab = make_lab(to | {"lock": lock}, name=f"home-{lock}")
+        disk = await lab.add_disk(tmp_path / f"{lock}.img", "db")
+        await lab.back_up(disk, "one")
+        await lab.copy()
+        name, prefix = lab.settings.bucket, lab.settings.prefix
+        for one in client.list_objects_v2(Bucket=name, Prefix=prefix)["Contents"]:
+            found = client.head_object(Bucket=name, Key=one["Key"])
+            assert found.get("ObjectLockMode") == (lock and "COMPLIANCE")
+            if lock:
+                assert 29 <= (found["ObjectLockRetainUntilDate"] - found["LastModified"]).days <= 30
+    refused = make_lab(bucket | {"lock": "governance"}, name="refused")
+    await refused.back_up(await refused.add_disk(tmp_path / "r.img", "db"), "one")
+    assert "Object Lock is switched on when a bucket is made" in (await refused.copy(ends_well=False)).reason

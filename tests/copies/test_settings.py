@@ -29,6 +29,7 @@ REFUSED = {
     'to = "/nas"\nzones = ["other"]': "'other' is not an embedded (local) zone",
     'to = "/nas"\nencrypt = true': "unknown setting",
     "zones = []": "is missing",
+    'to = "/nas"\nlock = "compliance"': "`lock` needs an object store",
 }
 
 

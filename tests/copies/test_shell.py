@@ -226,3 +226,21 @@ async def test_a_worker_that_is_killed_in_the_middle_of_a_copy_goes_on(tmp_path:
     await machine.copied(1)
     assert {path: path.stat().st_ino for path in before} == before
     assert "holds what was sent" in await machine.here("copy", "check")
+
+
+async def test_a_settings_file_that_is_broken_meanwhile_costs_the_copy_and_not_the_backup(
+    tmp_path: Path, nas: dict[str, Any]
+) -> None:
+    machine = Machine(tmp_path / "m", toml("nas", nas))
+    await machine.here("zone", "add", str(make_image(tmp_path / "db.img")), "--name", "db")
+    await machine.back_up("one")
+    await machine.copied(1)
+    whole, worker = machine.config.read_text(), worker_pid(machine.home / "zones" / "local")
+    empty = Shell(machine.home, in_process=True)
+    machine.config.write_text("[copies.nas]\nto = 7\n")
+    change(tmp_path / "db.img", MIB)
+    await empty("back-up", "db", "--name", "two", "--wait")
+    assert worker == worker_pid(machine.home / "zones" / "local")
+    machine.config.write_text(whole)
+    await machine.back_up("three")
+    await machine.copied(3)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from snapshot_mcp.copies.settings import StoreSettings
+from snapshot_mcp.copies.settings import CopySettings, StoreSettings
 
 BLOCK = 1 << 20
 """Bytes that are read and sent at a time."""
@@ -55,6 +55,10 @@ def open_store(settings: StoreSettings) -> CopyStore:
     if settings.is_s3:
         from snapshot_mcp.copies.stores.s3 import ObjectStore
 
+        if isinstance(settings, CopySettings) and settings.lock:
+            from snapshot_mcp.copies.stores.lock import ObjectLock
+
+            return ObjectStore(settings, ObjectLock(settings, settings.lock, settings.keep_deleted_days))
         return ObjectStore(settings)
     from snapshot_mcp.copies.stores.folder import FolderStore
 

@@ -11,6 +11,7 @@ from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.copies.errors import needs_extra
 from snapshot_mcp.copies.settings import StoreSettings
 from snapshot_mcp.copies.stores import BLOCK, HeldObject, Pace
+from snapshot_mcp.copies.stores.lock import ObjectLock
 
 try:
     import obstore
@@ -34,7 +35,8 @@ _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 class ObjectStore:
     """A bucket, below a prefix."""
 
-    def __init__(self, settings: StoreSettings) -> None:
+    def __init__(self, settings: StoreSettings, lock: ObjectLock | None = None) -> None:
+        self._lock = lock
         self._place = clean_text(settings.to)
         keys: dict[str, Any] = {}
         if not settings.instance_metadata:
@@ -72,6 +74,8 @@ class ObjectStore:
                 obstore.put(self._store, name, content, use_multipart=False)
             else:
                 obstore.put(self._store, name, _paced(content, pace), chunk_size=MULTIPART, max_concurrency=1)
+        if self._lock:
+            self._lock.apply(name)
 
     def create(self, name: str, content: bytes) -> bool:
         """Store a small object unless there is one."""
@@ -80,6 +84,8 @@ class ObjectStore:
                 obstore.put(self._store, name, content, mode="create")
             except AlreadyExistsError:
                 return False
+        if self._lock:
+            self._lock.apply(name)
         return True
 
     def get(self, name: str) -> Iterator[bytes]:
