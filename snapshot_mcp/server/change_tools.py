@@ -28,6 +28,7 @@ from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.deadline import preparing
 from snapshot_mcp.server.elicitation import HostClient
+from snapshot_mcp.server.elsewhere import follows
 from snapshot_mcp.server.endings import JobResult, WaitSeconds, follow, try_list
 from snapshot_mcp.server.lines import ahead_in_words
 from snapshot_mcp.server.past import note_submitted
@@ -63,8 +64,8 @@ async def create_snapshots(
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:
     """Save the current state of a disk, volume, VM or server as a restore point, to be able to go back after an
-    upgrade or patch; several at the same moment. Submits a job; the first backup is full, later ones store the
-    changes. The same disks and name within ten minutes return the existing one."""
+    upgrade or patch, or to have it copied off this machine; several at the same moment. Submits a job; the first is
+    full, later ones store the changes. The same disks and name within ten minutes return the existing one."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     with preparing():
@@ -88,6 +89,7 @@ async def create_snapshots(
     ending = (await follow(ctx, place, job, wait_seconds)).and_say(
         ahead_in_words((one.snapshot_id, one.create_time) for one in repeated.ahead)
     )
+    ending = ending.and_say(follows(place))
     size = sum(one.byte_size for one in resources)
     result = _submitted(place, job, ending, snapshot_ids=made or None, disk_bytes=size)
     disks = f"{', '.join(quoted(one.name) for one in resources)} ({format_bytes(size)})"
@@ -179,7 +181,7 @@ async def verify_snapshots(
     ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Submitted]:
     """Prove that backups can really be restored: reads snapshots, and all that they build on, back whole, checking
-    for corruption and damage. Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
+    for corruption and damage. Submits a job. What cannot be read is marked; nothing else changes."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.verify_snapshots(snapshot_ids)
     snapshots, _ = await try_find_snapshots(place.provider, snapshot_ids)
