@@ -7,7 +7,7 @@ nobody writes, else (if the operator allows it or the system has no leases) a co
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,8 @@ from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
 from snapshot_mcp.providers.local.place import MOVE_HINT, kind_of, other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
-from snapshot_mcp.providers.local.source import RawFile, Target
+from snapshot_mcp.providers.local.snapshot_file.reader import SnapshotFile
+from snapshot_mcp.providers.local.source import RawFile, Span, Target
 
 
 def image_path(path: Path) -> Path:
@@ -155,6 +156,13 @@ class CaptureSource(OpenDisk):
         """About how many bytes it stores, at most its size."""
         return RawFile(self.fd).stored_bytes
 
+    def changed_since(self, parent: SnapshotFile) -> Iterable[Span] | None:
+        """Return what may differ from a snapshot that is one state of the disk; None for all of it."""
+        return None
+
+    def remember(self, snapshot_id: str, file_hash: bytes) -> None:
+        """Keep what tells the next capture what will have changed since this snapshot, which is complete."""
+
     def check(self) -> None:
         """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""
         try:
@@ -217,6 +225,12 @@ class TargetDisk(OpenDisk):
     def is_alone(self) -> bool:
         """Return whether nobody else can write to it while it is held."""
         return self._hold is not None and self._hold.is_alone
+
+    def changed_since(self, parent: SnapshotFile) -> None:
+        """Return None: the way back is never left to a hint, so all of the disk is read."""
+
+    def remember(self, snapshot_id: str, file_hash: bytes) -> None:
+        """Keep nothing: the disk is about to be overwritten."""
 
     def refuse_company(self) -> None:
         """Raise ResourceBusy if another program could write between a copy of the disk and its overwriting."""

@@ -71,8 +71,8 @@ class Mover:
         with self.catalogue.transaction():  # no job can start while files are opened, which would break its lease
             resource = find_resource(self.catalogue, resource_id)
             self._refuse(resource, real)
-            known = Layout.parse(resource["layout"]).format
-            layout = check_disk(real, Form(form.format or known, form.bases))
+            known = Layout.parse(resource["layout"])
+            layout = check_disk(real, Form(form.format or known.format, form.bases, known.machine))
             for base in layout.bases:
                 refuse_own_file(Path(base.path), self.catalogue.folder, self._home, self._configuration)
                 refuse_registered(self.catalogue, Path(base.path), resource_id)

@@ -1,15 +1,20 @@
 """Open a registered disk as what it was registered as (`image.layers.Layout`), for a capture or for a roll-back."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.contract.text import EACH_FOR_ITSELF
 from snapshot_mcp.providers.local.device import DeviceSource, DeviceTarget, other_size, size_at
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
+from snapshot_mcp.providers.local.formats import Machine
+from snapshot_mcp.providers.local.holders import find_writers
 from snapshot_mcp.providers.local.image.disk import ImageSource, ImageTarget
 from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, Layout
+from snapshot_mcp.providers.local.machine.disk import MachineCapture, MachineSource, Wanted
 
 
 def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
@@ -23,6 +28,37 @@ def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
     if layout.format == DEVICE:
         return DeviceSource(resource["path"], label_of(resource), layout.identity)
     return CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy)
+
+
+def is_running(resource: Row) -> bool:
+    """Return whether the disk's machine can be asked for an instant, and runs: something has its file open for writing."""
+    return Layout.parse(resource["layout"]).machine is not None and bool(find_writers(Path(resource["path"])))
+
+
+def open_sources(
+    folder: Path, pairs: Sequence[tuple[Row, Row]], stack: ExitStack, *, allow_fuzzy: bool
+) -> list[CaptureSource | MachineSource]:
+    """Open the disks of snapshots that are to be taken (each with its disk) until the stack ends; `folder` is the zone's.
+
+    The disks of a running machine are opened together, as of one instant. Raises ResourceBusy, NotUsable.
+    """
+    opened: dict[str, CaptureSource | MachineSource] = {}
+    together: dict[Machine, list[Wanted]] = {}
+    for snapshot, resource in pairs:
+        layout, id_ = Layout.parse(resource["layout"]), resource["resource_id"]
+        if layout.machine and is_running(resource):
+            ids = snapshot["snapshot_id"], snapshot["parent_id"] or "", resource["head_id"] or ""
+            one = Wanted(id_, resource["path"], label_of(resource), layout, *ids)
+            together.setdefault(layout.machine, []).append(one)
+        else:
+            opened[id_] = stack.enter_context(open_source(resource, allow_fuzzy=allow_fuzzy))
+    for machine, disks in together.items():
+        capture = stack.enter_context(MachineCapture(machine, disks, folder))
+        for one, source in zip(disks, capture.sources, strict=True):
+            opened[one.resource_id] = source
+            if len(disks) < len(pairs):
+                source.consistency += f", {EACH_FOR_ITSELF}"
+    return [opened[resource["resource_id"]] for _, resource in pairs]
 
 
 def open_target(resource: Row, *, is_patient: bool = True) -> TargetDisk:
