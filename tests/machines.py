@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Sequence
@@ -30,6 +31,30 @@ DEVICES = {
     "iothread": ("virtio-blk-pci,drive=d{0},id=v{0},iothread=io", "/machine/peripheral/v{0}/virtio-backend"),
 }
 """How a device is given to QEMU, and its path in QEMU's object model; `{0}` is the number of the disk."""
+
+
+STAMP_SECTOR = 2048
+
+STAMPING = (
+    b"\x31\xc0\x8e\xd8\x8e\xd0\xbc\x00\x7c"  # xor ax, ax; mov ds, ax; mov ss, ax; mov sp, 0x7c00
+    b"\x66\xff\x06\x00\x80"  # again: inc dword [0x8000]
+    b"\xbe\x80\x7c\xb8\x00\x43\xb2\x80\xcd\x13"  # mov si, 0x7c80; mov ax, 0x4300; mov dl, 0x80; int 0x13
+    b"\xbe\x80\x7c\xb8\x00\x43\xb2\x81\xcd\x13"  # the same with the second disk
+    b"\xeb\xe5"  # jmp again
+).ljust(0x80, b"\0") + struct.pack("<BBHHHQ", 16, 0, 1, 0x8000, 0, STAMP_SECTOR)
+"""A boot sector: an endless writer of a counter, to the first disk and then to the second."""
+
+
+def make_stamper(path: Path) -> None:
+    """Make a disk boot as that writer."""
+    with path.open("r+b") as file:
+        file.write(STAMPING.ljust(510, b"\0") + b"\x55\xaa")
+        file.seek(STAMP_SECTOR * 512)
+        file.write(bytes(512))
+
+
+def stamp_of(content: bytes) -> int:
+    return int.from_bytes(content[STAMP_SECTOR * 512 :][:4], "little")
 
 
 class Monitor:
@@ -69,13 +94,29 @@ class BareMachine:
     """A paused QEMU with disks, each a path and a format. `socket` is the monitor for the program, another one is the test's."""
 
     def __init__(
-        self, folder: Path, *disks: tuple[Path, str], devices: Sequence[str] = (), extra: Sequence[str] = ()
+        self,
+        folder: Path,
+        *disks: tuple[Path, str],
+        devices: Sequence[str] = (),
+        extra: Sequence[str] = (),
+        boots: bool = False,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.socket, own = folder / "qmp", folder / "own"
         for old in (self.socket, own):
             old.unlink(missing_ok=True)
-        words = ["-S", "-machine", "q35", "-accel", "tcg", "-nodefaults", "-display", "none", "-m", "64"]
+        words = [
+            *([] if boots else ["-S"]),
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-m",
+            "64",
+        ]
         words += ["-object", "iothread,id=io", "-device", "virtio-scsi-pci,id=scsi"]
         for name in (self.socket.name, own.name):
             words += ["-qmp", f"unix:{name},server=on,wait=off"]
@@ -85,7 +126,7 @@ class BareMachine:
             file = {"driver": "file", "filename": str(path), "node-name": f"f{number}", "discard": "unmap"}
             node = {"driver": form, "file": f"f{number}", "node-name": f"d{number}", "discard": "unmap"}
             words += ["-blockdev", json.dumps(file), "-blockdev", json.dumps(node)]
-            words += ["-device", device.format(number)]
+            words += ["-device", device.format(number) + (f",bootindex={number}" if boots else "")]
             self._paths.append(qom.format(number))
         self._said = folder / "said"
         with self._said.open("wb") as said:
@@ -142,7 +183,7 @@ class BareMachine:
 
     def _scratch_files(self) -> list[str]:
         """The files without a name that hold data; a paused QEMU closes them only when it goes on."""
-        found = list(Path(f"/proc/{self.process.pid}/fd").iterdir())
+        found = [one for one in Path(f"/proc/{self.process.pid}/fd").iterdir() if int(one.name) > 2]
         return [str(one.readlink()) for one in found if "deleted" in str(one.readlink()) and one.stat().st_size]
 
     def quit(self) -> None:

@@ -1,14 +1,26 @@
 """Running machines: an instant of all their disks while they write, incrementals by QEMU's bitmaps, and no harm to the guest."""
 
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
 from snapshot_mcp.providers.local import LocalZone
 from snapshot_mcp.providers.local.formats import Form, Machine
-from tests.disks import MIB, back_up, get, make_image, succeed
-from tests.machines import DEVICES, BareMachine, needs_machines
+from snapshot_mcp.providers.local.machine import filters
+from snapshot_mcp.providers.local.machine.disk import InstantContent
+from snapshot_mcp.providers.local.machine.monitor import MonitorError
+from tests.disks import MIB, back_up, finish, get, make_image, succeed
+from tests.machines import DEVICES, BareMachine, make_stamper, needs_machines, stamp_of
+from tests.marks import long
+from tests.patience import PATIENCE_SECONDS
 from tests.qemu import create, qemu_img
 
 pytestmark = [pytest.mark.anyio, needs_machines]
@@ -27,6 +39,34 @@ def content(path: Path, form: str = "raw") -> bytes:
     raw = path.with_name("converted")
     qemu_img("convert", "-U", "-f", form, "-O", "raw", path, raw)
     return raw.read_bytes()
+
+
+def noting(work: Callable[..., Any], first: Callable[[], object]) -> Callable[..., Any]:
+    """The same work, before which something happens."""
+
+    def wrapped(*arguments: Any) -> Any:
+        first()
+        return work(*arguments)
+
+    return wrapped
+
+
+def once(work: Callable[[], object]) -> Callable[[], None]:
+    """The work, when it is asked for the first time; others wait for it."""
+    lock, left = threading.Lock(), [work]
+
+    def wrapped() -> None:
+        with lock:
+            while left:
+                left.pop()()
+
+    return wrapped
+
+
+async def wait_until(is_so: Callable[[], bool]) -> None:
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while not is_so():
+            await anyio.sleep(0.01)
 
 
 async def add(zone: LocalZone, path: Path, machine: BareMachine, form: str = "raw", agent: str = "") -> str:
@@ -93,27 +133,12 @@ async def test_what_is_written_during_a_backup_is_not_in_it(
         disk = await add(here, path, machine)
         before = path.read_bytes()
         monkeypatch.setattr(
-            "snapshot_mcp.providers.local.machine.disk.InstantContent.read",
-            _writing_first(machine, ["write -P 9 0 4M"]),
+            InstantContent, "read", noting(InstantContent.read, once(lambda: machine.write("write -P 9 0 4M")))
         )
         snapshot_id = await back_up(here, disk)
         assert path.read_bytes() != before
         assert await exported(here, snapshot_id) == before
         assert machine.left == []
-
-
-def _writing_first(machine: BareMachine, commands: list[str]):  # type: ignore[no-untyped-def]
-    """A read of the instant, before the first of which the guest writes."""
-    from snapshot_mcp.providers.local.machine.disk import InstantContent
-
-    read = InstantContent.read
-
-    def wrapped(self: InstantContent, length: int, offset: int) -> bytes:
-        while commands:
-            machine.write(commands.pop())
-        return read(self, length, offset)
-
-    return wrapped
 
 
 @pytest.mark.parametrize("device", [one for one in DEVICES if one != "nvme"])
@@ -167,3 +192,117 @@ async def test_a_monitor_that_another_program_has_is_said(
             await unused_zone.add_resource(path, form=Form("raw", (), own))
     disk = (await unused_zone.add_resource(path, form=Form("raw", (), own))).id  # it does not run
     assert disk
+
+
+@pytest.mark.parametrize("count", [3, long(20)])
+async def test_all_disks_of_a_machine_are_one_instant(count: int, local_zone: LocalZone, tmp_path: Path) -> None:
+    """Issue 13, Must show 3: a guest writes a counter to one disk, then to the other, as fast as it can."""
+    paths = [tmp_path / "first", tmp_path / "second"]
+    for path in paths:
+        path.write_bytes(bytes(4 * MIB))
+        make_stamper(path)
+    with BareMachine(tmp_path / "machine", *((one, "raw") for one in paths), boots=True) as machine:
+        disks = [await add(local_zone, path, machine) for path in paths]
+        await wait_until(lambda: stamp_of(paths[1].read_bytes()) > 0)
+        stamps = []
+        for _ in range(count):
+            job = await succeed(local_zone, await local_zone.create_snapshots(disks, ""))
+            first, second = [stamp_of(await exported(local_zone, one)) for one in job.resource_ids]
+            assert 0 <= first - second <= 1
+            stamps.append(first)
+            for one in job.resource_ids:
+                assert (await get(local_zone, one)).consistency == "instant"
+        assert stamps == sorted(set(stamps)), "it went on all the time"
+        assert machine.left == []
+
+
+async def test_two_machines_are_two_instants_and_it_is_said(local_zone: LocalZone, tmp_path: Path) -> None:
+    paths = [disk_of(tmp_path / "first"), disk_of(tmp_path / "second")]
+    with (
+        BareMachine(tmp_path / "one", (paths[0], "raw")) as one,
+        BareMachine(tmp_path / "two", (paths[1], "raw")) as two,
+    ):
+        disks = [await add(local_zone, path, machine) for path, machine in zip(paths, (one, two), strict=True)]
+        job = await succeed(local_zone, await local_zone.create_snapshots(disks, ""))
+        for snapshot_id in job.resource_ids:
+            assert (await get(local_zone, snapshot_id)).consistency == "instant, each disk for itself"
+        assert one.left == two.left == []
+
+
+class Agent(threading.Thread):
+    """A guest's agent: what it was asked, in order; `is_frozen` as the guest is."""
+
+    def __init__(self, path: Path, *, is_deaf: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.asked: list[str] = []
+        self.is_frozen, self._is_deaf = False, is_deaf
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(os.path.relpath(path))
+        self._listener.listen()
+        self.start()
+
+    def run(self) -> None:
+        with self._listener:
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, connection.makefile("rb") as lines:
+                    for line in lines:
+                        self._answer(connection, json.loads(line.rpartition(b"\xff")[2]))
+
+    def _answer(self, connection: socket.socket, request: dict[str, Any]) -> None:
+        self.asked.append(command := request["execute"])
+        if self._is_deaf and command != "guest-sync-delimited":
+            connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.is_frozen = command == "guest-fsfreeze-freeze" or (self.is_frozen and command == "guest-sync-delimited")
+        answer = request["arguments"]["id"] if command == "guest-sync-delimited" else 1
+        begin = b"\xff" if command == "guest-sync-delimited" else b""
+        connection.sendall(begin + json.dumps({"return": answer}).encode() + b"\n")
+
+
+async def test_a_guest_with_an_agent_is_frozen_for_the_instant_and_no_longer(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent = Agent(tmp_path / "agent")
+    was_frozen = []
+    monkeypatch.setattr(
+        filters, "take_instant", noting(filters.take_instant, lambda: was_frozen.append(agent.is_frozen))
+    )
+    path = disk_of(tmp_path / "disk")
+    with BareMachine(tmp_path / "machine", (path, "raw")) as machine:
+        disk = await add(here, path, machine, agent=str(tmp_path / "agent"))
+        found = await get(here, await back_up(here, disk))
+    assert (found.consistency, was_frozen, agent.is_frozen) == ("frozen", [True], False)
+    assert [one for one in agent.asked if "sync" not in one] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+
+
+async def test_a_guest_is_thawed_whatever_happens_to_the_instant(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent = Agent(tmp_path / "agent")
+    path = disk_of(tmp_path / "disk")
+
+    def fail(*_: object) -> None:
+        raise MonitorError("no")
+
+    monkeypatch.setattr(filters, "take_instant", fail)
+    with BareMachine(tmp_path / "machine", (path, "raw")) as machine:
+        disk = await add(here, path, machine, agent=str(tmp_path / "agent"))
+        job = await finish(here, await here.create_snapshots([disk], ""))
+        assert job.error
+        assert "QEMU refused what the backup" in job.error.message
+        assert agent.asked[-1] == "guest-fsfreeze-thaw"
+        assert machine.left == []
+
+
+async def test_a_guest_whose_agent_fails_is_backed_up_as_of_an_instant(
+    local_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Agent(tmp_path / "agent", is_deaf=True)
+    path = disk_of(tmp_path / "disk")
+    with BareMachine(tmp_path / "machine", (path, "raw")) as machine:
+        disk = await add(local_zone, path, machine, agent=str(tmp_path / "agent"))
+        assert (await get(local_zone, await back_up(local_zone, disk))).consistency == "instant"

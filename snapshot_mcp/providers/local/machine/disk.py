@@ -120,9 +120,9 @@ class MachineCapture(Closing):
         known = [_known(monitor, one, device) for _, (one, device) in pairs]
         listener, free = connected(sum(THREADS + bool(bitmap) for bitmap in known))
         try:
-            filters.serve(monitor, listener.fileno())
             with Freeze(self._machine, self._disks[0].label) as freeze:
                 filters.take_instant(monitor, len(devices))
+            filters.serve(monitor, listener.fileno())  # from now on QEMU waits some seconds for what we connect
             consistency = "frozen" if freeze.is_frozen else "instant"
             for number, (one, device) in pairs:
                 name = secrets.token_hex(16)
@@ -145,7 +145,7 @@ class MachineCapture(Closing):
             if not left.responds(self._folder):
                 raise MonitorGone("the disk of the scratch file does not answer, and QEMU would wait for it")
             filters.undo(self._monitor, {number})
-            os.ftruncate(self._scratch[number], 0)  # a paused QEMU keeps it open
+            os.ftruncate(self._scratch[number], 0)
             if bitmap:
                 filters.remove_bitmaps(self._monitor, device.node, bitmap)
         except MonitorError as error:
@@ -168,14 +168,16 @@ class MachineCapture(Closing):
 
     def _end(self, *, is_clean: bool) -> None:
         self._open.clear()
-        for fd in self._scratch.values():
-            os.close(fd)
-        self._scratch.clear()
         self._monitor.close()
         if is_clean:
             left.forget(self._folder, self._machine)
         else:
-            left.take_out(self._folder, self._machine, connect)
+            is_clean = left.take_out(self._folder, self._machine, connect)
+        for fd in self._scratch.values():
+            if is_clean:
+                os.ftruncate(fd, 0)  # a paused QEMU keeps it open
+            os.close(fd)
+        self._scratch.clear()
 
 
 class MachineSource(Closing):

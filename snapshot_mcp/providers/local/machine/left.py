@@ -52,11 +52,11 @@ def sweep(folder: Path, connect: Connect) -> None:
         take_out(folder, machine, connect)
 
 
-def take_out(folder: Path, machine: Machine, connect: Connect) -> None:
-    """Take everything of ours out of one machine's QEMU; never raises, since the guest goes on either way."""
+def take_out(folder: Path, machine: Machine, connect: Connect) -> bool:
+    """Take everything of ours out of one machine's QEMU; return whether that was done. Never raises: the guest goes on anyway."""
     if not responds(folder):
         log.warning("the disk of %s does not answer, so QEMU is left alone: it would wait for it", folder)
-        return
+        return False
     try:
         monitor = connect(machine)
         try:
@@ -67,8 +67,9 @@ def take_out(folder: Path, machine: Machine, connect: Connect) -> None:
         pass  # it ended, and all that was in it
     except MonitorError as error:
         log.warning("what a backup left in a machine is still there, and is tried again later: %s", error)
-        return
+        return False
     forget(folder, machine)
+    return True
 
 
 def responds(folder: Path) -> bool:
