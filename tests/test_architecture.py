@@ -207,6 +207,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             "identity",
             "image",
             "likeness",
+            "machine",
             "place",
             "registration",
             "snapshot_file",

@@ -11,7 +11,7 @@ from snapshot_mcp.cli import zone_forget, zone_keys, zone_move, zone_purge, zone
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.cli.person import user_name
-from snapshot_mcp.cli.zone_form import add_form, form_of, say_bases
+from snapshot_mcp.cli.zone_form import add_form, add_machine, form_of, say_form
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, encodable, format_bytes
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--instance", action="store_true", help="register an instance's disk: its snapshots export to images"
     )
     add_form(add)
+    add_machine(add)
     zone_remove.add_arguments(
         commands.add_parser(
             "remove", help="unregister a disk, or take an image off the list; its file and snapshots remain"
@@ -100,7 +101,7 @@ async def _run(args: argparse.Namespace) -> int:
                     added = await zone.add_resource(args.path, args.name, kind, form)
                     found["resource_id"] = added.id
                 say(_line(added))
-                say_bases(args)
+                say_form(args)
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
                     warn(note)

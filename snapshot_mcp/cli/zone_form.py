@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapshot_mcp.cli.out import say
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import clean_text, encodable
 
 if TYPE_CHECKING:
     from snapshot_mcp.app import Form
@@ -31,13 +31,29 @@ def add_form(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments for the disk of a machine that is backed up while it runs."""
+    parser.add_argument(
+        "--qmp",
+        type=Path,
+        metavar="SOCKET",
+        help="the monitor of the machine that runs on the disk (qemu -qmp unix:SOCKET,server=on,wait=off)",
+    )
+    parser.add_argument(
+        "--agent", type=Path, metavar="SOCKET", help="its guest's agent, which freezes the filesystems for the instant"
+    )
+
+
 def form_of(args: argparse.Namespace) -> "Form":
     """Return what the person said."""
     from snapshot_mcp import app
 
-    return app.disk_form(args.format, args.base)
+    sockets = [encodable(str(one.absolute())) if one else "" for one in (args.qmp, args.agent)]
+    return app.disk_form(args.format, args.base, *sockets)
 
 
-def say_bases(args: argparse.Namespace) -> None:
-    """Show the images that the disk was registered with."""
+def say_form(args: argparse.Namespace) -> None:
+    """Show the images and the machine that the disk was registered with."""
+    if args.qmp:
+        say(f"  backed up while it runs, through {clean_text(args.qmp.absolute(), 400)}")
     say(*(f"  based on {clean_text(one.absolute(), 400)}, which is only read" for one in args.base))

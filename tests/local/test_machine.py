@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -74,8 +75,10 @@ async def add(zone: LocalZone, path: Path, machine: BareMachine, form: str = "ra
 
 
 async def exported(zone: LocalZone, snapshot_id: str) -> bytes:
-    job = await succeed(zone, await zone.create_volume(snapshot_id, "copy"))
-    return Path(job.details["path"]).read_bytes()
+    with tempfile.TemporaryFile() as file:
+        await zone.read_out(snapshot_id, file.fileno())
+        file.seek(0)
+        return file.read()
 
 
 @pytest.mark.parametrize("form", ["raw", "qcow2"])

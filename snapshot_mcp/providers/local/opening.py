@@ -7,11 +7,13 @@ from pathlib import Path
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.store import Row
-from snapshot_mcp.contract.text import EACH_FOR_ITSELF
+from snapshot_mcp.contract.errors import ResourceBusy
+from snapshot_mcp.contract.text import EACH_FOR_ITSELF, MESSAGE_CHARACTERS, clean_text
+from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.providers.local.device import DeviceSource, DeviceTarget, other_size, size_at
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.formats import Machine
-from snapshot_mcp.providers.local.holders import find_writers
+from snapshot_mcp.providers.local.holders import describe, find_writers
 from snapshot_mcp.providers.local.image.disk import ImageSource, ImageTarget
 from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, Layout
 from snapshot_mcp.providers.local.machine.disk import MachineCapture, MachineSource, Wanted
@@ -69,6 +71,26 @@ def open_target(resource: Row, *, is_patient: bool = True) -> TargetDisk:
     if layout.format == DEVICE:
         return DeviceTarget(resource["path"], label_of(resource), layout.identity)
     return TargetDisk(resource["path"], label_of(resource), is_patient=is_patient)
+
+
+def refuse_running(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> None:
+    """Raise ResourceBusy, with how to stop it, if the machine of one of these restore points runs; we never stop one."""
+    for snapshot in map(catalogue.snapshot, snapshot_ids):
+        resource = snapshot and catalogue.resource(snapshot["resource_id"])
+        if resource and (machine := Layout.parse(resource["layout"]).machine) and is_running(resource):
+            users = clean_text(describe(find_writers(Path(resource["path"]))), MESSAGE_CHARACTERS)
+            raise ResourceBusy(
+                f"The machine of {label_of(resource)} is running, so its disk cannot be rolled back: {users}.",
+                hint=f"Nothing was changed. Shut it down from inside, or with: {how_to_stop(machine)}",
+            )
+
+
+def how_to_stop(machine: Machine) -> str:
+    """Return the command that asks a machine to shut down."""
+    if machine.domain:
+        return f"virsh shutdown {quote(machine.domain)}"
+    ask = '{"execute":"qmp_capabilities"}{"execute":"system_powerdown"}'
+    return f"echo '{ask}' | socat -t 5 - {quote(f'UNIX-CONNECT:{machine.qmp}')}"
 
 
 def refuse_other_sizes(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> None:

@@ -124,6 +124,10 @@ class FileStore:
         """Check claims and the kernel's tables, then request leases."""
         return in_use.find_uses(catalogue, self.folder, resources)
 
+    def find_states(self, resources: Sequence[Row]) -> dict[str, str]:
+        """Look who has each disk open, in the kernel's tables."""
+        return in_use.find_states(self.folder, resources)
+
     def capacity(self) -> Capacity:
         """Return the space on the filesystem of the zone's folder."""
         usage = shutil.disk_usage(self.folder)

@@ -38,7 +38,7 @@ from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalo
 from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form
 from snapshot_mcp.providers.local.image.layers import RAW
 from snapshot_mcp.providers.local.moving import Move, Mover
-from snapshot_mcp.providers.local.opening import refuse_other_sizes
+from snapshot_mcp.providers.local.opening import refuse_other_sizes, refuse_running
 from snapshot_mcp.providers.local.parts import LocalParts
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.reading import read_out
@@ -294,6 +294,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
                 raise whereabouts.is_a_copy(self.folder, catalogue.original)
             refuse_without_files(catalogue, self.folder)
             if action == JobAction.APPLY:
+                refuse_running(catalogue, snapshot_ids)
                 refuse_other_sizes(catalogue, snapshot_ids)
                 for row in (row for one in snapshot_ids for row in catalogue.ancestors(one)):
                     if (version := newer_format(self.folder, row["snapshot_id"])) is not None:

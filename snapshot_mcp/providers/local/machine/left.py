@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -77,12 +78,13 @@ def responds(folder: Path) -> bool:
     done = threading.Event()
 
     def write() -> None:
-        fd = scratch_file(folder, PROBE_BYTES)
-        try:
-            os.pwrite(fd, bytes(PROBE_BYTES), 0)
-        finally:
-            os.close(fd)
-            done.set()
+        with suppress(OSError):  # a full disk answers too
+            fd = scratch_file(folder, PROBE_BYTES)
+            try:
+                os.pwrite(fd, bytes(PROBE_BYTES), 0)
+            finally:
+                os.close(fd)
+        done.set()
 
     threading.Thread(target=write, daemon=True).start()
     return done.wait(PROBE_SECONDS)
