@@ -140,8 +140,7 @@ async def _gather_target(provider: Provider, zone: str, snapshot: Snapshot) -> R
         snapshot=snapshot,
         resource=resource,
         resource_type=resource_type,
-        # a zone that compares terms refuses to roll back a running machine: it restarts none
-        host="" if Feature.TERMS in provider.features else await running_host(provider, resource),
+        host=await running_host(provider, resource),
         restore_points=points,
         in_the_way=await in_the_way(provider, resource, (one.snapshot_id for one in points)),
     )
