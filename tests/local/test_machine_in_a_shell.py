@@ -60,7 +60,9 @@ async def test_a_model_sees_that_it_runs_and_asks_nobody_for_its_roll_back(home:
             other = make_image(home / "other.img", MIB)
             await zone.add_resource(other, "other", ResourceType.INSTANCE)
         async with Client(app.build_server(settings), mode=mode, elicitation_callback=ask) as client:
-            taken = await client.call_tool("create_snapshots", {"resource_ids": [disk], "name": "now", "wait_seconds": 30})
+            taken = await client.call_tool(
+                "create_snapshots", {"resource_ids": [disk], "name": "now", "wait_seconds": 30}
+            )
             assert taken.structured_content, taken.content
             (snapshot_id,) = taken.structured_content["snapshot_ids"]
             listed = await client.call_tool("list_resources", {"kind": "instance"})

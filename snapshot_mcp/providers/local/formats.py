@@ -26,11 +26,15 @@ GIVE_RAW_IMAGE: Final = "Give the path of a raw disk image."
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine that runs on a disk: the sockets of its monitor and of its guest's agent, or its name in libvirt."""
+    """The machine that runs on a disk: the sockets of its monitor and of its guest's agent, or its name in libvirt.
+
+    `is_monitored`: it may be backed up while it runs; for a domain of libvirt a person says so.
+    """
 
     qmp: str = ""
     agent: str = ""
     domain: str = ""
+    is_monitored: bool = True
 
 
 @dataclass(frozen=True, slots=True)

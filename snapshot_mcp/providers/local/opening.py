@@ -16,7 +16,7 @@ from snapshot_mcp.providers.local.formats import Machine
 from snapshot_mcp.providers.local.holders import describe, find_writers
 from snapshot_mcp.providers.local.image.disk import ImageSource, ImageTarget
 from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, Layout
-from snapshot_mcp.providers.local.machine.disk import MachineCapture, MachineSource, Wanted
+from snapshot_mcp.providers.local.machine.disk import MachineCapture, MachineSource, Wanted, refuse_unmonitored
 
 
 def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
@@ -33,8 +33,15 @@ def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
 
 
 def is_running(resource: Row) -> bool:
-    """Return whether the disk's machine can be asked for an instant, and runs: something has its file open for writing."""
-    return Layout.parse(resource["layout"]).machine is not None and bool(find_writers(Path(resource["path"])))
+    """Return whether the disk has a machine, and that runs: something has its file open for writing.
+
+    Raises ResourceBusy for a running one that may not be asked for an instant.
+    """
+    machine = Layout.parse(resource["layout"]).machine
+    if machine is None or not find_writers(Path(resource["path"])):
+        return False
+    refuse_unmonitored(machine, label_of(resource))
+    return True
 
 
 def open_sources(
@@ -77,8 +84,10 @@ def refuse_running(catalogue: Catalogue, snapshot_ids: Sequence[str]) -> None:
     """Raise ResourceBusy, with how to stop it, if the machine of one of these restore points runs; we never stop one."""
     for snapshot in map(catalogue.snapshot, snapshot_ids):
         resource = snapshot and catalogue.resource(snapshot["resource_id"])
-        if resource and (machine := Layout.parse(resource["layout"]).machine) and is_running(resource):
+        if resource and (machine := Layout.parse(resource["layout"]).machine):
             users = clean_text(describe(find_writers(Path(resource["path"]))), MESSAGE_CHARACTERS)
+            if not users:
+                continue
             raise ResourceBusy(
                 f"The machine of {label_of(resource)} is running, so its disk cannot be rolled back: {users}.",
                 hint=f"Nothing was changed. Shut it down from inside, or with: {how_to_stop(machine)}",

@@ -21,12 +21,13 @@ from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.providers.local.device import DeviceTarget, frozen, is_device, stable_path
 from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
-from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, recognise
+from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, Machine, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.image.daemon import require_tools
 from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, RAW, Layout, freeze
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
 from snapshot_mcp.providers.local.machine.disk import verify
+from snapshot_mcp.providers.local.machine.virsh import disks_of
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 
 
@@ -59,6 +60,36 @@ def register(
         row = catalogue.resource(resource_id)
     assert row is not None
     return row
+
+
+def register_domain(
+    catalogue: FolderCatalogue,
+    domain: Machine,
+    resource_type: ResourceType,
+    only: Path | None = None,
+    bases: tuple[Path, ...] = (),
+    home: Path | None = None,
+    configuration: Sequence[Path] = (),
+) -> list[Row]:
+    """Register all disks of a domain of libvirt, or only one, in the formats of its definition: all or none of them."""
+    disks = disks_of(domain.domain)
+    wanted = [one for one in disks if only is None or one.path == only]
+    if not wanted:
+        raise BadRequest(
+            f"Domain {shown(domain.domain)} does not have the disk {shown(only or Path())}.",
+            hint=f"It has: {', '.join(shown(one.path) for one in disks)}",
+        )
+    rows: list[Row] = []
+    try:
+        for one in wanted:
+            form = Form(one.format, bases, domain)
+            name = f"{domain.domain}-{one.target}"
+            rows.append(register(catalogue, one.path, name, resource_type, form, home, configuration))
+    except BaseException:
+        for row in rows:
+            unregister(catalogue, row["resource_id"])
+        raise
+    return rows
 
 
 def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: Sequence[Path] = ()) -> None:

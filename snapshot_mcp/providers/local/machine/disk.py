@@ -13,6 +13,7 @@ from typing import Final
 from snapshot_mcp.contract.errors import NotUsable, ResourceBusy
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.closing import Closing
+from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.providers.local.capture import THREADS
 from snapshot_mcp.providers.local.formats import Machine
 from snapshot_mcp.providers.local.holders import find_writers
@@ -22,6 +23,7 @@ from snapshot_mcp.providers.local.machine.devices import Device, find_device, re
 from snapshot_mcp.providers.local.machine.freezing import Freeze
 from snapshot_mcp.providers.local.machine.monitor import Monitor, MonitorAbsent, MonitorError, MonitorGone
 from snapshot_mcp.providers.local.machine.qmp import QmpMonitor
+from snapshot_mcp.providers.local.machine.virsh import VirshMonitor
 from snapshot_mcp.providers.local.nbd.disk import NbdDisk
 from snapshot_mcp.providers.local.nbd.private import connected
 from snapshot_mcp.providers.local.place import shown
@@ -52,7 +54,17 @@ class Wanted:
 
 def connect(machine: Machine) -> Monitor:
     """Connect to a machine's monitor. Raises MonitorGone."""
-    return QmpMonitor(Path(machine.qmp))
+    return VirshMonitor(machine.domain) if machine.domain else QmpMonitor(Path(machine.qmp))
+
+
+def refuse_unmonitored(machine: Machine, label: str) -> None:
+    """Raise ResourceBusy for a running domain that may not be asked through its monitor."""
+    if not machine.is_monitored:
+        raise ResourceBusy(
+            f"Domain {shown(machine.domain)}, which has {label}, is running.",
+            hint=f"Shut it down: virsh shutdown {quote(machine.domain)}. Or allow its backup while it runs, by a filter that goes"
+            " in through its monitor, for which libvirt marks it as tainted: `zone move ID PATH --domain NAME --monitor`.",
+        )
 
 
 @contextmanager
@@ -75,6 +87,10 @@ def explained(label: str) -> Iterator[None]:
 def verify(path: Path, form: str, machine: Machine) -> None:
     """Make sure that a machine has the file as a disk, in this format, if it runs. Raises NotUsable, ResourceBusy."""
     label = f"the disk {shown(path)}"
+    if not machine.is_monitored:
+        if find_writers(path):
+            refuse_unmonitored(machine, label)
+        return
     with explained(label):
         try:
             monitor = connect(machine)
