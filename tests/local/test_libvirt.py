@@ -31,7 +31,6 @@ DOMAIN = """
   <name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
   <os><type arch='x86_64' machine='q35'>hvm</type></os>
   <seclabel type='static' model='dac' relabel='no'><label>+0:+0</label></seclabel>
-  <seclabel type='none' model='apparmor'/>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <disk type='file' device='disk'><driver name='qemu' type='raw' discard='unmap'/>

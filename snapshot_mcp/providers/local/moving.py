@@ -70,7 +70,8 @@ class Mover:
         """Compare the file with the disk's newest restore point. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
         real = _file_path(path)
         if form.machine:
-            verify(real, form.format or RAW, form.machine)
+            known = Layout.parse(find_resource(self.catalogue, resource_id)["layout"])
+            verify(real, form.format or known.format, form.machine)
         with self.catalogue.transaction():  # no job can start while files are opened, which would break its lease
             resource = find_resource(self.catalogue, resource_id)
             self._refuse(resource, real, may_stay=form.machine is not None)
