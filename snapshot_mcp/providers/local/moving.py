@@ -7,7 +7,7 @@ will overwrite that file.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +76,8 @@ class Mover:
             resource = find_resource(self.catalogue, resource_id)
             self._refuse(resource, real, may_stay=form.machine is not None)
             known = Layout.parse(resource["layout"])
+            if form.machine and resource["path"] == str(real) and not form.bases:
+                return _same_file(resource, real, replace(known, machine=form.machine))
             layout = check_disk(real, Form(form.format or known.format, form.bases, form.machine or known.machine))
             for base in layout.bases:
                 refuse_own_file(Path(base.path), self.catalogue.folder, self._home, self._configuration)
@@ -195,6 +197,27 @@ class Mover:
         if not likeness.is_alike:
             doubts.append(f"Only {likeness} of {point['snapshot_id']} are equal in it.")
         return likeness, doubts
+
+
+def _same_file(resource: Row, real: Path, layout: Layout) -> Move:
+    """Return the move of a disk that stays where it is and gets another machine: there is nothing to compare, and it may run."""
+    machine = layout.machine
+    name = machine and (machine.domain or machine.qmp)
+    return Move(
+        resource_id=resource["resource_id"],
+        label=label_of(resource),
+        old_path=resource["path"],
+        path=str(real),
+        identity=str(identity_at(real) or ""),
+        size_bytes=0,
+        file_bytes=real.lstat().st_size,
+        layout=str(layout),
+        head_id=resource["head_id"],
+        snapshot_id="",
+        likeness=None,
+        doubts=(),
+        notes=(f"Its machine is {shown(name or '')}.",),
+    )
 
 
 def _file_path(path: Path) -> Path:
