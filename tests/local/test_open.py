@@ -197,13 +197,16 @@ async def test_a_file_is_taken_out_of_a_real_disk_by_the_lines_of_readme(
     wanted = await back_up(local_zone, disk.id, "one")
     image.write_bytes(bytes(32 * MIB))
     script = first.replace("snapshot-mcp", " ".join(COMMAND)).replace("SNAPSHOT", wanted).rstrip()
+    lines = (
+        f"cd {folder}; {script} &",
+        "opened=$!",
+        "until [ -S nbd ]; do sleep 0.1; done",
+        second,
+        f"while grep -q {folder}/disk /proc/mounts; do sleep 0.1; done",
+        "kill $opened; wait",
+    )
     done = subprocess.run(
-        [
-            "bash",
-            "-e",
-            "-c",
-            f"cd {folder}; {script} &\nopened=$!\nuntil [ -S nbd ]; do sleep 0.1; done\n{second}\nwhile grep -q {folder}/disk /proc/mounts; do sleep 0.1; done\nkill $opened; wait",
-        ],
+        ["bash", "-e", "-c", "\n".join(lines)],
         env=environment(local_zone.folder.parents[1]),
         capture_output=True,
         text=True,
