@@ -335,13 +335,15 @@ class Run:
         )
         stored, name = write_manifest(manifest, self.keys), manifest_name(self.state.writer, number)
         self.ledger.intend(self.copy, number)
-        if not self.store.create(name, stored):
-            raise Unavailable(
-                f"The copy has an object {name!r} that was not written here.",
-                hint="Another program writes there. The next run goes on with another number.",
-            )
+        is_new = self.store.create(name, stored)
         if not self._reads_back(name, Piece(0, "", len(stored), blake3(stored).hexdigest())):
-            raise Unavailable("The manifest was read back as something else.", hint="The next run writes it again.")
+            if is_new:
+                raise Unavailable("The manifest was read back as something else.", hint="The next run writes it again.")
+            self.ledger.start_anew(self.copy, self.settings.place)
+            raise Unavailable(
+                f"The copy has an object {name!r} that was not written here: a twin of this zone writes there.",
+                hint="What is there stays. The next run sends all again, as another writer.",
+            )
         self.held[name] = len(stored)
         self.ledger.note_listed(self.copy, number, first, content, [one.part_id for one in entries])
         self.state = replace(self.state, number=number, intended=number, first=first, content=content)

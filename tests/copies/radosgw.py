@@ -20,7 +20,7 @@ from tests.patience import PATIENCE_SECONDS
 PACKAGES: Final = "radosgw, ceph-mon, ceph-osd and ceph-common"
 POOLS: Final = (
     ".rgw.root",
-    *(f"default.rgw.{one}" for one in ("log", "control", "meta", "buckets.index", "buckets.data")),
+    *(f"default.rgw.{one}" for one in ("log", "control", "meta", "buckets.index", "buckets.data", "buckets.non-ec")),
 )
 ACCESS, SECRET = "AKIATEST", "canary-of-the-secret-key"
 
@@ -41,9 +41,9 @@ def object_gateway(size_gib: int = 8) -> Iterator[str]:
     """Start one; yield its URL. `bucket_in` makes buckets there."""
     refuse_without_radosgw()
     with cluster(pools="", size_gib=size_gib) as conf:
-        for pool in (*POOLS, "default.rgw.buckets.non-ec"):
-            ceph(conf, "ceph", "osd", "pool", "create", pool, "1", "1", "replicated")
-            ceph(conf, "ceph", "osd", "pool", "application", "enable", pool, "rgw")
+        acts = ("create {} 1 1 replicated", "application enable {} rgw")
+        lines = "".join(f"osd pool {act.format(pool)}\n" for pool in POOLS for act in acts)
+        subprocess.run(["ceph", "--conf", conf], input=lines, text=True, capture_output=True, timeout=60, check=True)
         keys = (f"--access-key={ACCESS}", f"--secret-key={SECRET}")
         ceph(conf, "radosgw-admin", "user", "create", "--uid=t", "--display-name=t", *keys)
         with socket.socket() as free:
