@@ -115,28 +115,25 @@ class Run:
         """Compare what the store lists with what was recorded: replay and loss are found here."""
         self.held = {one.name: one.size for one in self._listing()}
         numbers = {number for name in self.held if (number := number_of(name))}
-        known = self.state
-        if numbers and max(numbers) > max(known.number, known.intended):
+        state = self.state
+        if numbers and max(numbers) > max(state.number, state.intended):
             self.outcome.findings.append(
-                f"The copy was written to after what is recorded here ended (manifest {max(numbers)}; here {known.number}):"
+                f"The copy was written to after what is recorded here ended (manifest {max(numbers)}; here {state.number}):"
                 " this zone's catalogue was put back. What is there stays; from here on it is another writer's."
             )
             self.state = self.ledger.start_anew(self.copy, self.settings.place)
             self.held = {}
             return
-        if known.number and known.number not in numbers:
+        if state.number and state.number not in numbers:
             newest = max(numbers, default=0)
             self.outcome.findings.append(
-                f"The store was rolled back or emptied: manifest {known.number} was written there, and the newest is now"
+                f"The store was rolled back or emptied: manifest {state.number} was written there, and the newest is now"
                 f" {newest or 'none'}. What is missing is sent again."
             )
         lost = [one for one in self.ledger.sent(self.copy).values() if not self._is_there(one)]
         for one in lost:
-            gone = [
-                number
-                for number, piece in self._pieces(one.part_id).items()
-                if not self._holds(one.part_id, number, piece)
-            ]
+            known = self._pieces(one.part_id).items()
+            gone = [at for at, piece in known if not self._holds(one.part_id, at, piece)]
             self.ledger.forget_part(self.copy, one.part_id, gone)
         if lost:
             self.outcome.findings.append(f"The store has lost objects of {_named([one.part_id for one in lost])}.")
@@ -156,8 +153,10 @@ class Run:
         return self.ledger.pieces(self.copy, part_id)
 
     def _holds(self, part_id: str, number: int, piece: Piece) -> bool:
-        name = piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
-        return self.held.get(name) == piece.stored_size
+        return self.held.get(self._name(part_id, number)) == piece.stored_size
+
+    def _name(self, part_id: str, number: int) -> str:
+        return piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
 
     def _is_there(self, one: SentPart) -> bool:
         if self.held.get(index_name(self.state.writer, one.part_id)) != one.index_size:
@@ -195,13 +194,9 @@ class Run:
 
     def _send(self, part: Part, pool: ThreadPoolExecutor) -> None:
         """Send one part. It counts as sent only if what is here was read back whole as well."""
-        known = self._pieces(part.part_id)
-        refuse_over(
-            self.settings.ceiling,
-            self.held.values(),
-            part.size_bytes - sum(piece.size for piece in known.values()),
-            self.copy,
-        )
+        known = self._fitting(part)
+        more = part.size_bytes - sum(piece.size for piece in known.values())
+        refuse_over(self.settings.ceiling, self.held.values(), more, self.copy)
         checked = pool.submit(self.parts.verify_part, part.part_id)
         try:
             with closing(os.fdopen(self.parts.open_part(part.part_id), "rb", buffering=0)) as file:
@@ -212,6 +207,17 @@ class Run:
             self._take_back(part)
             raise failure
         self._finish(part)
+
+    def _fitting(self, part: Part) -> dict[int, Piece]:
+        """Return the recorded pieces of a part; those that a version with longer or shorter pieces sent are given up."""
+        known = self._pieces(part.part_id)
+        others = [at for at, one in known.items() if one.size != min(PIECE, part.size_bytes - at * PIECE)]
+        if others:
+            self.ledger.forget_part(self.copy, part.part_id, others)
+            names = {self._name(part.part_id, at) for at in others}
+            self.store.remove(names)
+            self.held = {name: size for name, size in self.held.items() if name not in names}
+        return {at: one for at, one in known.items() if at not in others}
 
     def _send_pieces(self, part: Part, file: Any, known: dict[int, Piece], pool: ThreadPoolExecutor) -> None:
         under_way: list[tuple[int, Piece, Future[None]]] = []
@@ -249,14 +255,14 @@ class Run:
             return False
         if piece.is_verified:
             return True
-        name = piece_name(self.state.writer, part.part_id, number, is_sealed=self.is_sealed)
+        name = self._name(part.part_id, number)
         if not self._reads_back(name, piece):
             return False
         self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
         return True
 
     def _store(self, part_id: str, number: int, piece: Piece, stored: bytes) -> None:
-        name = piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
+        name = self._name(part_id, number)
         self.store.put(name, stored, self.bandwidth.wait if self.bandwidth.rate else None)
         if not self._reads_back(name, piece):
             raise Unavailable(
@@ -275,7 +281,7 @@ class Run:
     def _note_stored(self, part: Part, number: int, piece: Piece, future: Future[None]) -> None:
         future.result()
         self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
-        self.held[piece_name(self.state.writer, part.part_id, number, is_sealed=self.is_sealed)] = piece.stored_size
+        self.held[self._name(part.part_id, number)] = piece.stored_size
         self.outcome.sent_bytes += piece.stored_size
         self.advance(piece.size)
 
@@ -312,7 +318,7 @@ class Run:
         self._listed_at = time.monotonic()
         sent = self.ledger.sent(self.copy)
         entries = [
-            _entry(all_parts[one.part_id], one)
+            CopyEntry.of(all_parts[one.part_id], one)
             for one in sent.values()
             if one.part_id in all_parts and one.part_id not in leaving_out
         ]
@@ -355,12 +361,6 @@ class Run:
             self.store.remove(old)
             for name in old:
                 del self.held[name]
-
-
-def _entry(part: Part, sent: SentPart) -> CopyEntry:
-    of_part = {name: getattr(part, name) for name in Part.__dataclass_fields__ if name in CopyEntry.model_fields}
-    of_sent = {name: getattr(sent, name) for name in SentPart.__dataclass_fields__ if name in CopyEntry.model_fields}
-    return CopyEntry.model_validate(of_part | of_sent)
 
 
 def _named(ids: list[str]) -> str:

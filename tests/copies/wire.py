@@ -17,7 +17,7 @@ _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:\s*chunked", re.IGNORECASE
 
 @dataclass
 class Wire:
-    """`asked`: method and target of each request that passed whole; `left`: bytes until it is cut, None for never."""
+    """`asked`: method and target of each request that began; `left`: bytes until it is cut, None for never."""
 
     url: str
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -104,6 +104,7 @@ def _requests(client: socket.socket, server: socket.socket, wire: Wire) -> None:
         head, _, held = held.partition(b"\r\n\r\n")
         method, target, _ = head.partition(b"\r\n")[0].decode().split(" ", 2)
         assert not _CHUNKED.search(head), "no client here sends chunks"
+        wire.asked.append((method, target))
         send(head + b"\r\n\r\n")
         found = _LENGTH.search(head)
         left = int(found[1]) if found else 0
@@ -112,4 +113,3 @@ def _requests(client: socket.socket, server: socket.socket, wire: Wire) -> None:
             block, held = block[:left], block[left:]
             send(block)
             left -= len(block)
-        wire.asked.append((method, target))
