@@ -159,13 +159,14 @@ class CatalogueLedger:
             for row in rows
         }
 
-    def note_piece(self, copy: str, part_id: str, number: int, piece: Piece) -> None:
-        """Record a piece: about to be stored, or verified."""
-        values = (piece.size, piece.hash, piece.stored_size, piece.stored_hash, int(piece.is_verified))
+    def note_pieces(self, copy: str, part_id: str, pieces: Mapping[int, Piece]) -> None:
+        """Record pieces by number: about to be stored, or verified."""
+        rows = [
+            (copy, part_id, number, one.size, one.hash, one.stored_size, one.stored_hash, int(one.is_verified))
+            for number, one in pieces.items()
+        ]
         with self._catalogue.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO copied_pieces VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (copy, part_id, number, *values)
-            )
+            db.executemany("INSERT OR REPLACE INTO copied_pieces VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def forget_part(self, copy: str, part_id: str, numbers: Collection[int] | None = None) -> None:
         """Record that a part is not whole there, and that these pieces (None: all) are not there."""

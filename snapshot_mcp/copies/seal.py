@@ -55,6 +55,10 @@ class HashingReader(io.RawIOBase):
         self.hash.update(chunk)
         return chunk
 
+    def readall(self) -> bytes:
+        """Return all up to the limit."""
+        return b"".join(iter(lambda: self.read(self._left), b""))
+
 
 class HashingWriter(io.RawIOBase):
     """A writer that hashes what passes through it."""
@@ -78,13 +82,10 @@ class HashingWriter(io.RawIOBase):
 
 def seal(source: HashingReader, recipient: str) -> bytes:
     """Return what is stored for the bytes of `source`: age's file for a recipient, or the bytes themselves for ""."""
-    target = io.BytesIO()
-    if recipient:
-        module = age()
-        module.encrypt_io(source, target, [module.x25519.Recipient.from_str(recipient)])
-    else:
-        while chunk := source.read():
-            target.write(chunk)
+    if not recipient:
+        return source.readall()
+    module, target = age(), io.BytesIO()
+    module.encrypt_io(source, target, [module.x25519.Recipient.from_str(recipient)])
     return target.getvalue()
 
 

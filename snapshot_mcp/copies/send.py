@@ -227,14 +227,13 @@ class Run:
                 if self._is_settled(part, number, known.get(number)):
                     self.advance(size)
                     continue
-                if len(under_way) == PIECES_AT_ONCE:
-                    self._note_stored(part, *under_way.pop(0))
+                done = self._stored(part, *under_way.pop(0)) if len(under_way) == PIECES_AT_ONCE else {}
                 file.seek(offset)
                 piece, stored = self._sealed(file, size)
-                self.ledger.note_piece(self.copy, part.part_id, number, piece)
+                self.ledger.note_pieces(self.copy, part.part_id, done | {number: piece})
                 under_way.append((number, piece, pool.submit(self._store, part.part_id, number, piece, stored)))
             while under_way:
-                self._note_stored(part, *under_way.pop(0))
+                self.ledger.note_pieces(self.copy, part.part_id, self._stored(part, *under_way.pop(0)))
         finally:
             for _, _, future in under_way:
                 future.cancel()
@@ -246,8 +245,9 @@ class Run:
         stored = seal(source, self.recipient)
         if source.size != size:
             raise Damaged("its file is shorter than it was.", hint="Check the zone.")
-        piece = Piece(size, source.hash.hexdigest(), len(stored), blake3(stored).hexdigest(), is_verified=False)
-        return piece, stored
+        hashed = source.hash.hexdigest()
+        stored_hash = blake3(stored).hexdigest() if self.recipient else hashed
+        return Piece(size, hashed, len(stored), stored_hash, is_verified=False), stored
 
     def _is_settled(self, part: Part, number: int, piece: Piece | None) -> bool:
         """Return whether a piece is there whole: it was read back, or was stored and could not be read back before a kill."""
@@ -258,7 +258,7 @@ class Run:
         name = self._name(part.part_id, number)
         if not self._reads_back(name, piece):
             return False
-        self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
+        self.ledger.note_pieces(self.copy, part.part_id, {number: replace(piece, is_verified=True)})
         return True
 
     def _store(self, part_id: str, number: int, piece: Piece, stored: bytes) -> None:
@@ -278,12 +278,13 @@ class Run:
                 size += len(chunk)
         return size == piece.stored_size and hashed.hexdigest() == piece.stored_hash
 
-    def _note_stored(self, part: Part, number: int, piece: Piece, future: Future[None]) -> None:
+    def _stored(self, part: Part, number: int, piece: Piece, future: Future[None]) -> dict[int, Piece]:
+        """Wait until a piece is stored and was read back; return it as it is to be recorded, with the next one."""
         future.result()
-        self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
         self.held[self._name(part.part_id, number)] = piece.stored_size
         self.outcome.sent_bytes += piece.stored_size
         self.advance(piece.size)
+        return {number: replace(piece, is_verified=True)}
 
     def _finish(self, part: Part) -> None:
         """Store the index of a part whose pieces are all there, and record the part."""

@@ -67,6 +67,7 @@ class History:
     content: dict[str, str] = field(default_factory=dict)
     ever: set[str] = field(default_factory=set)
     """What was listed once, and whose days are not over."""
+    deleted: set[str] = field(default_factory=set)
     harmed: bool = False
     """Whether the store itself was harmed since a whole copy."""
     ahead: float = 0.0
@@ -166,13 +167,24 @@ class History:
             return
         self.content[one] = blake3(path.read_bytes()).hexdigest()
 
+    async def _all_of(self, home: Home, status: str) -> list[str]:
+        return sorted(one.snapshot_id for one in (await home.lab.points()).values() if one.status == status)
+
     async def _one_of(self, home: Home, status: str) -> str | None:
-        ids = sorted(one.snapshot_id for one in (await home.lab.points()).values() if one.status == status)
+        ids = await self._all_of(home, status)
         return self.chance.choice(ids) if ids else None
 
+    def _forget_what_may_go(self) -> None:
+        """Once days have gone by, what was deleted may leave the store (`deleting` has tests of its own)."""
+        if self.ahead:
+            self.ever -= self.deleted
+
     async def delete(self, home: Home) -> None:
-        if one := await self._one_of(home, "available"):
-            await home.lab.delete(one, is_purged=self.chance.random() < 0.6)
+        before = await self._all_of(home, "available")
+        if before:
+            await home.lab.delete(self.chance.choice(before), is_purged=self.chance.random() < 0.6)
+            self.deleted |= set(before) - set(await self._all_of(home, "available"))
+            self._forget_what_may_go()
 
     async def recover(self, home: Home) -> None:
         if one := await self._one_of(home, "deleted"):
@@ -266,7 +278,7 @@ class History:
         self.ahead += 31 * DAY
         for one in self.homes:
             one.lab.ahead = self.ahead
-        self.ever = set()  # what may go is `deleting`'s own test; what stays listed must be whole all the same
+        self._forget_what_may_go()
 
     async def holds(self) -> None:
         """Nothing is listed that is not whole; what was listed still is; a home claims no more than the store has."""
@@ -277,6 +289,7 @@ class History:
             assert claimed <= listed, claimed - listed
             assert self.ever <= listed, self.ever - listed
         self.ever |= listed
+        self._forget_what_may_go()
 
     def _read(self) -> tuple[set[str], dict[str, str]]:
         lab = self.homes[0].lab

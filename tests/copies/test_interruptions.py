@@ -235,6 +235,7 @@ async def test_a_machine_that_loses_its_power_lists_nothing_that_is_not_there_an
         folder = disk.at / "machine"
         (folder / "nas").mkdir(parents=True)
         async with copying(folder, {"to": str(folder / "nas")}, copyist, None, is_sealed=is_sealed) as one:
+            os.sync()  # the settings file is the test's own
 
             def cut(pid: int) -> None:
                 kill(one.lab.home, pid)
