@@ -18,6 +18,8 @@ from snapshot_mcp.contract.states import JobAction
 
 _ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"
 
+_TABLES: Final = ("copies", "copied", "copied_pieces")
+
 _MISSING: Final = """SELECT count(*) FROM snapshots s WHERE worth IN ('good', 'fuzzy') AND NOT EXISTS (
     SELECT 1 FROM copied c WHERE c.copy = ? AND c.part_id = s.snapshot_id AND listed_in > 0)"""
 
@@ -41,6 +43,12 @@ def set_names(catalogue: Catalogue, names: Collection[str]) -> None:
     if any(is_set != (name in names) for name, is_set in known.items()):
         with catalogue.transaction() as db:
             db.executemany("UPDATE copies SET is_set = ? WHERE copy = ?", [(name in names, name) for name in known])
+
+
+def forget_copies(catalogue: Catalogue) -> None:
+    """Forget all that was sent, in the caller's transaction: the next run of each copy is another writer's."""
+    for table in _TABLES:
+        catalogue.db.execute(f"DELETE FROM {table}")
 
 
 def has_copies(catalogue: Catalogue) -> bool:
@@ -132,7 +140,7 @@ class CatalogueLedger:
         """Forget what was sent and take a new writer's name."""
         writer = "w-" + "".join(secrets.choice(_ALPHABET) for _ in range(12))
         with self._catalogue.transaction() as db:
-            for table in ("copies", "copied", "copied_pieces"):
+            for table in _TABLES:
                 db.execute(f"DELETE FROM {table} WHERE copy = ?", (copy,))
             db.execute("INSERT INTO copies (copy, place, writer) VALUES (?, ?, ?)", (copy, place, writer))
         row = self._catalogue.row("SELECT * FROM copies WHERE copy = ?", copy)
@@ -151,13 +159,14 @@ class CatalogueLedger:
             for row in rows
         }
 
-    def note_piece(self, copy: str, part_id: str, number: int, piece: Piece) -> None:
-        """Record a piece: about to be stored, or verified."""
-        values = (piece.size, piece.hash, piece.stored_size, piece.stored_hash, int(piece.is_verified))
+    def note_pieces(self, copy: str, part_id: str, pieces: Mapping[int, Piece]) -> None:
+        """Record pieces by number: about to be stored, or verified."""
+        rows = [
+            (copy, part_id, number, one.size, one.hash, one.stored_size, one.stored_hash, int(one.is_verified))
+            for number, one in pieces.items()
+        ]
         with self._catalogue.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO copied_pieces VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (copy, part_id, number, *values)
-            )
+            db.executemany("INSERT OR REPLACE INTO copied_pieces VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def forget_part(self, copy: str, part_id: str, numbers: Collection[int] | None = None) -> None:
         """Record that a part is not whole there, and that these pieces (None: all) are not there."""

@@ -80,7 +80,7 @@ async def _restores(settings: "Settings", store: "CopyStore", key: "RecoveryKey"
         chains.setdefault(part.parents[0] if part.parents else part.part_id, []).append(part)
     scratch = settings.home / "copies"
     make_private_folder(scratch)
-    fetcher = Fetcher(store, key)
+    fetcher = Fetcher(store, key, is_durable=False)
     for root, parts in sorted(chains.items()):
         findings += await _restore_chain(scratch, root, parts, found, fetcher)
     return findings

@@ -111,7 +111,7 @@ class CopySource:
             raise Damaged(f"{snapshot_id} builds on {missing[0]}, which is not there.", hint="Choose another one.")
         return [*(self.found[one].entry.part() for one in part.parents), part]
 
-    async def make(self, zone: "LocalZone", parts: "list[Part]") -> Any:
+    async def make(self, zone: "LocalZone", parts: "list[Part]", *, is_durable: bool = True) -> Any:
         """Make a zone of these parts, with a bar."""
         from snapshot_mcp.copies.fetch import Fetcher
 
@@ -123,7 +123,7 @@ class CopySource:
                 done += amount
                 bar(done, total)
 
-            fetcher = Fetcher(self.store, self.key, advance)
+            fetcher = Fetcher(self.store, self.key, advance, is_durable=is_durable)
 
             def fetch(part: "Part", path: Path) -> None:
                 fetcher.fetch(self.found[part.part_id], path)
@@ -272,7 +272,7 @@ async def _to_file(settings: "Settings", source: CopySource, args: argparse.Name
     own = [settings.home, *([settings.path] if settings.path else [])]
     with created(path, own) as descriptor, _scratch(path.parent) as folder:
         async with aclosing(app.make_zone_in(folder / "zone")) as zone:
-            made = await source.make(zone, parts)
+            made = await source.make(zone, parts, is_durable=False)
             if made.missing:
                 one, why = next(iter(made.missing.items()))
                 raise Damaged(f"{one} cannot be restored: {why}", hint="Choose another restore point.")

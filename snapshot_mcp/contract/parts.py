@@ -112,8 +112,8 @@ class Ledger(Protocol):
     def pieces(self, copy: str, part_id: str) -> dict[int, Piece]:
         """Return the pieces of a part, by number."""
 
-    def note_piece(self, copy: str, part_id: str, number: int, piece: Piece) -> None:
-        """Record a piece: about to be stored, or verified."""
+    def note_pieces(self, copy: str, part_id: str, pieces: Mapping[int, Piece]) -> None:
+        """Record pieces by number: about to be stored, or verified."""
 
     def forget_part(self, copy: str, part_id: str, numbers: Collection[int] | None = None) -> None:
         """Record that a part is not whole there, and that these pieces (None: all) are not there."""

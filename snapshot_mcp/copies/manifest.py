@@ -18,7 +18,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from snapshot_mcp.contract.errors import Damaged, Unsupported
-from snapshot_mcp.contract.parts import Part, Piece
+from snapshot_mcp.contract.parts import Part, Piece, SentPart
 from snapshot_mcp.copies.keys import MachineKeys, RecoveryKey, is_signed
 from snapshot_mcp.copies.seal import HashingReader, seal, unseal
 
@@ -62,6 +62,13 @@ class CopyEntry(_Record):
     disk_bytes: Size
     sent_at: Time
     until: Time | None = None
+
+    @classmethod
+    def of(cls, part: Part, sent: SentPart) -> "CopyEntry":
+        """Return the entry of a part that was sent."""
+        shared = (set(Part.__dataclass_fields__) | set(SentPart.__dataclass_fields__)) & set(cls.model_fields)
+        fields = {name: getattr(sent if hasattr(sent, name) else part, name) for name in shared}
+        return cls.model_validate(fields)
 
     def part(self) -> Part:
         """Return it as a part of a zone."""

@@ -115,28 +115,25 @@ class Run:
         """Compare what the store lists with what was recorded: replay and loss are found here."""
         self.held = {one.name: one.size for one in self._listing()}
         numbers = {number for name in self.held if (number := number_of(name))}
-        known = self.state
-        if numbers and max(numbers) > max(known.number, known.intended):
+        state = self.state
+        if numbers and max(numbers) > max(state.number, state.intended):
             self.outcome.findings.append(
-                f"The copy was written to after what is recorded here ended (manifest {max(numbers)}; here {known.number}):"
+                f"The copy was written to after what is recorded here ended (manifest {max(numbers)}; here {state.number}):"
                 " this zone's catalogue was put back. What is there stays; from here on it is another writer's."
             )
             self.state = self.ledger.start_anew(self.copy, self.settings.place)
             self.held = {}
             return
-        if known.number and known.number not in numbers:
+        if state.number and state.number not in numbers:
             newest = max(numbers, default=0)
             self.outcome.findings.append(
-                f"The store was rolled back or emptied: manifest {known.number} was written there, and the newest is now"
+                f"The store was rolled back or emptied: manifest {state.number} was written there, and the newest is now"
                 f" {newest or 'none'}. What is missing is sent again."
             )
         lost = [one for one in self.ledger.sent(self.copy).values() if not self._is_there(one)]
         for one in lost:
-            gone = [
-                number
-                for number, piece in self._pieces(one.part_id).items()
-                if not self._holds(one.part_id, number, piece)
-            ]
+            known = self._pieces(one.part_id).items()
+            gone = [at for at, piece in known if not self._holds(one.part_id, at, piece)]
             self.ledger.forget_part(self.copy, one.part_id, gone)
         if lost:
             self.outcome.findings.append(f"The store has lost objects of {_named([one.part_id for one in lost])}.")
@@ -156,8 +153,10 @@ class Run:
         return self.ledger.pieces(self.copy, part_id)
 
     def _holds(self, part_id: str, number: int, piece: Piece) -> bool:
-        name = piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
-        return self.held.get(name) == piece.stored_size
+        return self.held.get(self._name(part_id, number)) == piece.stored_size
+
+    def _name(self, part_id: str, number: int) -> str:
+        return piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
 
     def _is_there(self, one: SentPart) -> bool:
         if self.held.get(index_name(self.state.writer, one.part_id)) != one.index_size:
@@ -195,13 +194,9 @@ class Run:
 
     def _send(self, part: Part, pool: ThreadPoolExecutor) -> None:
         """Send one part. It counts as sent only if what is here was read back whole as well."""
-        known = self._pieces(part.part_id)
-        refuse_over(
-            self.settings.ceiling,
-            self.held.values(),
-            part.size_bytes - sum(piece.size for piece in known.values()),
-            self.copy,
-        )
+        known = self._fitting(part)
+        more = part.size_bytes - sum(piece.size for piece in known.values())
+        refuse_over(self.settings.ceiling, self.held.values(), more, self.copy)
         checked = pool.submit(self.parts.verify_part, part.part_id)
         try:
             with closing(os.fdopen(self.parts.open_part(part.part_id), "rb", buffering=0)) as file:
@@ -213,6 +208,17 @@ class Run:
             raise failure
         self._finish(part)
 
+    def _fitting(self, part: Part) -> dict[int, Piece]:
+        """Return the recorded pieces of a part; those that a version with longer or shorter pieces sent are given up."""
+        known = self._pieces(part.part_id)
+        others = [at for at, one in known.items() if one.size != min(PIECE, part.size_bytes - at * PIECE)]
+        if others:
+            self.ledger.forget_part(self.copy, part.part_id, others)
+            names = {self._name(part.part_id, at) for at in others}
+            self.store.remove(names)
+            self.held = {name: size for name, size in self.held.items() if name not in names}
+        return {at: one for at, one in known.items() if at not in others}
+
     def _send_pieces(self, part: Part, file: Any, known: dict[int, Piece], pool: ThreadPoolExecutor) -> None:
         under_way: list[tuple[int, Piece, Future[None]]] = []
         try:
@@ -221,14 +227,13 @@ class Run:
                 if self._is_settled(part, number, known.get(number)):
                     self.advance(size)
                     continue
-                if len(under_way) == PIECES_AT_ONCE:
-                    self._note_stored(part, *under_way.pop(0))
+                done = self._stored(part, *under_way.pop(0)) if len(under_way) == PIECES_AT_ONCE else {}
                 file.seek(offset)
                 piece, stored = self._sealed(file, size)
-                self.ledger.note_piece(self.copy, part.part_id, number, piece)
+                self.ledger.note_pieces(self.copy, part.part_id, done | {number: piece})
                 under_way.append((number, piece, pool.submit(self._store, part.part_id, number, piece, stored)))
             while under_way:
-                self._note_stored(part, *under_way.pop(0))
+                self.ledger.note_pieces(self.copy, part.part_id, self._stored(part, *under_way.pop(0)))
         finally:
             for _, _, future in under_way:
                 future.cancel()
@@ -240,8 +245,9 @@ class Run:
         stored = seal(source, self.recipient)
         if source.size != size:
             raise Damaged("its file is shorter than it was.", hint="Check the zone.")
-        piece = Piece(size, source.hash.hexdigest(), len(stored), blake3(stored).hexdigest(), is_verified=False)
-        return piece, stored
+        hashed = source.hash.hexdigest()
+        stored_hash = blake3(stored).hexdigest() if self.recipient else hashed
+        return Piece(size, hashed, len(stored), stored_hash, is_verified=False), stored
 
     def _is_settled(self, part: Part, number: int, piece: Piece | None) -> bool:
         """Return whether a piece is there whole: it was read back, or was stored and could not be read back before a kill."""
@@ -249,14 +255,14 @@ class Run:
             return False
         if piece.is_verified:
             return True
-        name = piece_name(self.state.writer, part.part_id, number, is_sealed=self.is_sealed)
+        name = self._name(part.part_id, number)
         if not self._reads_back(name, piece):
             return False
-        self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
+        self.ledger.note_pieces(self.copy, part.part_id, {number: replace(piece, is_verified=True)})
         return True
 
     def _store(self, part_id: str, number: int, piece: Piece, stored: bytes) -> None:
-        name = piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
+        name = self._name(part_id, number)
         self.store.put(name, stored, self.bandwidth.wait if self.bandwidth.rate else None)
         if not self._reads_back(name, piece):
             raise Unavailable(
@@ -272,12 +278,13 @@ class Run:
                 size += len(chunk)
         return size == piece.stored_size and hashed.hexdigest() == piece.stored_hash
 
-    def _note_stored(self, part: Part, number: int, piece: Piece, future: Future[None]) -> None:
+    def _stored(self, part: Part, number: int, piece: Piece, future: Future[None]) -> dict[int, Piece]:
+        """Wait until a piece is stored and was read back; return it as it is to be recorded, with the next one."""
         future.result()
-        self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
-        self.held[piece_name(self.state.writer, part.part_id, number, is_sealed=self.is_sealed)] = piece.stored_size
+        self.held[self._name(part.part_id, number)] = piece.stored_size
         self.outcome.sent_bytes += piece.stored_size
         self.advance(piece.size)
+        return {number: replace(piece, is_verified=True)}
 
     def _finish(self, part: Part) -> None:
         """Store the index of a part whose pieces are all there, and record the part."""
@@ -312,7 +319,7 @@ class Run:
         self._listed_at = time.monotonic()
         sent = self.ledger.sent(self.copy)
         entries = [
-            _entry(all_parts[one.part_id], one)
+            CopyEntry.of(all_parts[one.part_id], one)
             for one in sent.values()
             if one.part_id in all_parts and one.part_id not in leaving_out
         ]
@@ -335,13 +342,15 @@ class Run:
         )
         stored, name = write_manifest(manifest, self.keys), manifest_name(self.state.writer, number)
         self.ledger.intend(self.copy, number)
-        if not self.store.create(name, stored):
-            raise Unavailable(
-                f"The copy has an object {name!r} that was not written here.",
-                hint="Another program writes there. The next run goes on with another number.",
-            )
+        is_new = self.store.create(name, stored)
         if not self._reads_back(name, Piece(0, "", len(stored), blake3(stored).hexdigest())):
-            raise Unavailable("The manifest was read back as something else.", hint="The next run writes it again.")
+            if is_new:
+                raise Unavailable("The manifest was read back as something else.", hint="The next run writes it again.")
+            self.ledger.start_anew(self.copy, self.settings.place)
+            raise Unavailable(
+                f"The copy has an object {name!r} that was not written here: a twin of this zone writes there.",
+                hint="What is there stays. The next run sends all again, as another writer.",
+            )
         self.held[name] = len(stored)
         self.ledger.note_listed(self.copy, number, first, content, [one.part_id for one in entries])
         self.state = replace(self.state, number=number, intended=number, first=first, content=content)
@@ -353,12 +362,6 @@ class Run:
             self.store.remove(old)
             for name in old:
                 del self.held[name]
-
-
-def _entry(part: Part, sent: SentPart) -> CopyEntry:
-    of_part = {name: getattr(part, name) for name in Part.__dataclass_fields__ if name in CopyEntry.model_fields}
-    of_sent = {name: getattr(sent, name) for name in SentPart.__dataclass_fields__ if name in CopyEntry.model_fields}
-    return CopyEntry.model_validate(of_part | of_sent)
 
 
 def _named(ids: list[str]) -> str:

@@ -4,14 +4,16 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from snapshot_mcp.contract.errors import Forbidden, NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.copies.errors import needs_extra
 from snapshot_mcp.copies.settings import StoreSettings
 from snapshot_mcp.copies.stores import BLOCK, HeldObject, Pace
-from snapshot_mcp.copies.stores.lock import ObjectLock
+
+if TYPE_CHECKING:
+    from snapshot_mcp.copies.stores.lock import ObjectLock
 
 try:
     import obstore
@@ -35,7 +37,7 @@ _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 class ObjectStore:
     """A bucket, below a prefix."""
 
-    def __init__(self, settings: StoreSettings, lock: ObjectLock | None = None) -> None:
+    def __init__(self, settings: StoreSettings, lock: "ObjectLock | None" = None) -> None:
         self._lock = lock
         self._place = clean_text(settings.to)
         keys: dict[str, Any] = {}
