@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
@@ -259,7 +259,7 @@ def nothing_new(bench: Bench) -> None:
     bench.figures.note("lists needed", -(-held // 1000))
 
 
-def measure(bench: Bench, rounds: int) -> None:
+def measure(bench: Bench, rounds: int, peers: Collection[str]) -> None:
     figures, source = bench.figures, bench.snapshot_file
     for _ in range(rounds):  # in one round all, so that what else the machine does falls on all of them
         drop_caches()
@@ -271,11 +271,11 @@ def measure(bench: Bench, rounds: int) -> None:
         drop_caches()
         bench.measure_copy("folder age", "age", {"to": str(bench.new_folder())})
         bench.measure_restore("restore folder", plain)
-        if shutil.which("restic"):
+        if "restic" in peers:
             restic(bench, "restic folder", str(bench.new_folder()), {})
         for one in bench.folder.glob("to-*"):
             shutil.rmtree(one)
-        if shutil.which("rclone"):
+        if "rclone" in peers:
             drop_caches()
             figures.time("rclone", lambda: rclone(bench))
         drop_caches()
@@ -283,7 +283,7 @@ def measure(bench: Bench, rounds: int) -> None:
         drop_caches()
         bench.measure_copy("s3", "none", bench.new_bucket("plain"))
         bench.measure_restore("restore s3", sealed)
-        if shutil.which("restic"):
+        if "restic" in peers:
             to_s3 = bench.new_bucket("restic")
             keys = {name.upper(): to_s3[name.lower()[4:]] for name in ("aws_access_key_id", "aws_secret_access_key")}
             restic(bench, "restic s3", f"s3:{bench.s3}/{to_s3['to'].removeprefix('s3://')}", keys)
@@ -311,21 +311,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--moto", action="store_true", help="use moto though the gateway is there")
+    parser.add_argument(
+        "--no-peers", action="store_true", help="do not measure rclone and restic though they are there"
+    )
     args = parser.parse_args()
+    is_real = has_radosgw() and not args.moto
+    peers = {one for one in ("rclone", "restic") if shutil.which(one) and not args.no_peers}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.folder, prefix="bench-copies-")))
-        s3 = stack.enter_context(object_gateway(size_gib=24) if has_radosgw() else imitation())
+        s3 = stack.enter_context(object_gateway(size_gib=24) if is_real else imitation())
         bench = Bench(folder, s3)
         bench.set_up(args.size * MIB)
         stack.callback(end_worker, bench.zone_folder)
-        measure(bench, args.rounds)
+        measure(bench, args.rounds, peers)
         stored = bench.snapshot_file.stat().st_size / MIB
     found = bench.figures.medians()
     ratios = ratios_of(found)
     if args.json:
-        json.dump({"figures": found, "ratios": ratios, "store": "radosgw" if has_radosgw() else "moto"}, sys.stdout)
+        json.dump({"figures": found, "ratios": ratios, "store": "radosgw" if is_real else "moto"}, sys.stdout)
         return
-    print(f"{args.size} MiB image, a snapshot file of {stored:.0f} MiB, medians of {args.rounds}")
+    print(f"{args.size} MiB, as a file {stored:.0f} MiB; {'radosgw' if is_real else 'moto'}; medians of {args.rounds}")
     for what, value in found.items():
         print(f"  {what:<26} {value:8.2f}")
     for what, bar in BARS.items():
