@@ -130,7 +130,9 @@ class Copying:
     async def is_as_recorded(self) -> None:
         """What is recorded as read back is there to the byte, and all that is listed is whole."""
         pieces = await self.lab.zone.with_parts(
-            lambda parts, ledger: {one.part_id: ledger.pieces("nas", one.part_id) for one in parts.list_parts()}
+            lambda parts, ledger: {
+                one.part_id: ledger.pieces(self.lab.copy_id(ledger), one.part_id) for one in parts.list_parts()
+            }
         )
         await anyio.to_thread.run_sync(self._compare, pieces)
 
@@ -141,7 +143,7 @@ class Copying:
             piece = pieces[part_id][int(number[:6])]
             assert blake3(read_small(store, name, 2 * PIECE)).hexdigest() == piece.stored_hash, name
         fetcher = Fetcher(store, self.lab.key)
-        for one in self.lab.library().found().values():
+        for one, *_ in self.lab.library().found().values():
             fetcher.read_through(one)
 
     async def comes_back(self, new: Path) -> None:
