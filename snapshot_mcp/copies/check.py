@@ -8,7 +8,7 @@ from snapshot_mcp.contract.parts import CopyState, Ledger, SentPart
 from snapshot_mcp.copies.keys import MachineKeys
 from snapshot_mcp.copies.manifest import index_name, manifest_name
 from snapshot_mcp.copies.send import recipient_of
-from snapshot_mcp.copies.sending import Place
+from snapshot_mcp.copies.sending import StorePlace
 from snapshot_mcp.copies.settings import CopySettings
 from snapshot_mcp.copies.stores import CopyStore
 
@@ -43,7 +43,7 @@ def check_sent(
     state = state_of(copy, settings, keys, ledger)
     outcome = CheckOutcome(state)
     store.prepare(is_known=state.number > 0)
-    place = Place(store, state.writer)
+    place = StorePlace(store, state.writer)
     name = manifest_name(state.writer, state.number)
     if state.number and not place.reads_back(name, state.manifest_size, state.manifest_hash):
         outcome.findings[""] = (
@@ -61,7 +61,7 @@ def _listed(ledger: Ledger, state: CopyState) -> list[str]:
 
 def _check_part(
     one: SentPart,
-    place: Place,
+    place: StorePlace,
     settings: CopySettings,
     ledger: Ledger,
     outcome: CheckOutcome,

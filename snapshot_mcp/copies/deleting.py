@@ -9,7 +9,7 @@ from typing import Final
 
 from snapshot_mcp.contract.parts import CopyState, Ledger, Part, SentPart
 from snapshot_mcp.copies.manifest import CopyEntry
-from snapshot_mcp.copies.sending import Place
+from snapshot_mcp.copies.sending import StorePlace
 from snapshot_mcp.copies.settings import CopySettings
 
 DAY: Final = 86_400
@@ -66,7 +66,7 @@ class Deleting:
         needed = {parent for one in sent if one not in over for parent in above[one]}
         return sorted(over - needed, key=lambda one: -len(above[one]))
 
-    def remove(self, going: list[str], place: Place) -> None:
+    def remove(self, going: list[str], place: StorePlace) -> None:
         """Remove their objects, after the manifest that no longer names them; the ledger forgets them last."""
         for one in going:
             place.remove_part(one)

@@ -25,7 +25,7 @@ from snapshot_mcp.copies.manifest import (
     number_of,
     write_manifest,
 )
-from snapshot_mcp.copies.sending import PartSender, Place
+from snapshot_mcp.copies.sending import PartSender, StorePlace
 from snapshot_mcp.copies.settings import CopySettings
 from snapshot_mcp.copies.stores import CopyStore
 from snapshot_mcp.copies.strangers import written_by
@@ -69,7 +69,7 @@ class Run:
         self.parts, self.ledger, self.start, self.advance, self.clock = parts, ledger, start, advance, clock
         self.recipient = recipient_of(copy, settings, keys)
         self.outcome = Outcome()
-        self.place = Place(store, "")
+        self.place = StorePlace(store, "")
         self.state: CopyState
         self._listed_at = time.monotonic()
 

@@ -26,7 +26,7 @@ POLL_SECONDS: Final = 0.25
 """How often the end of a piece is looked for, and whether the job was cancelled meanwhile."""
 
 
-class Place:
+class StorePlace:
     """What one writer has in a store, by name, as it was listed and has been changed since; and what all have together."""
 
     def __init__(self, store: CopyStore, writer: str) -> None:
@@ -104,7 +104,7 @@ class PartSender:
         self,
         copy: str,
         settings: CopySettings,
-        place: Place,
+        place: StorePlace,
         parts: Parts,
         ledger: Ledger,
         state: CopyState,

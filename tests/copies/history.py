@@ -25,7 +25,7 @@ from snapshot_mcp.copies.check import check_sent
 from snapshot_mcp.copies.fetch import Fetcher
 from snapshot_mcp.copies.keys import KEYS_FILE, read_keys
 from snapshot_mcp.copies.library import read_library
-from snapshot_mcp.copies.sending import Place
+from snapshot_mcp.copies.sending import StorePlace
 from snapshot_mcp.copies.stores import folder as folders
 from snapshot_mcp.copies.stores import s3
 from snapshot_mcp.ground.sqlite import copy_to
@@ -78,7 +78,7 @@ class History:
         self.chance = random.Random(self.seed)
         self.patch.setattr(sending, "PIECE", PIECE)
         self.patch.setattr(s3, "RETRIES", {"max_retries": 0})
-        self.patch.setattr(Place, "time", lambda place: time.time() + self.ahead)
+        self.patch.setattr(StorePlace, "time", lambda place: time.time() + self.ahead)
         real = folders._write_all
 
         def write_all(descriptor: int, content: bytes, pace: Any) -> None:
