@@ -73,21 +73,22 @@ class SnapshotWriter(Closing):
         """Append a region that is the parent's unchanged, by pointing to its map."""
         self._regions.append(place)
 
-    def commit(self, consistency: str) -> int:
-        """Finish the file, make it durable under its name, and return its size."""
+    def commit(self, consistency: str) -> bytes:
+        """Finish the file, make it durable under its name, and return its hash."""
         facts = Trailer(consistency=consistency, record_count=self._record_count, record_bytes=self._record_bytes)
         body = facts.model_dump_json().encode()
         codec, regions = compress(b"".join(self._regions))
         trailer = LENGTH.pack(len(body)) + body + bytes([codec]) + regions
         start = self._offset
         self._write(trailer)
-        self._write(FOOTER.pack(start, len(trailer), hash_of(trailer), END_MAGIC))
+        digest = hash_of(trailer)
+        self._write(FOOTER.pack(start, len(trailer), digest, END_MAGIC))
         self._flush()
         self._join_sync()
         fdatasync(self._fd)
         self._partial.rename(self.path)
         fsync_folder(self.path.parent)
-        return self._offset
+        return digest
 
     def close(self) -> None:
         """Close the file, and remove it if it was not committed."""
