@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, chunks_with_data, in_order
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
-from snapshot_mcp.providers.local.source import RawFile, Sink, Source, Span, Target
+from snapshot_mcp.providers.local.source import Sink, Source, Span, Target
+from snapshot_mcp.providers.local.syncing import SyncedFile
 
 SECTOR_SIZE: Final = 512
 """The smallest unit that a disk writes atomically."""
@@ -250,9 +251,9 @@ def export(fd: int, chain: Chain, advance: Advance) -> None:
     Raises DamagedSnapshot, OSError (with ENOSPC before anything is written, if possible), and what `advance` raises.
     """
     refuse_too_little_room(fd, chain)
-    target = RawFile(fd)
-    target.resize(chain.header.virtual_size_bytes)
-    fill(target, chain, advance)
+    with SyncedFile(fd) as target:
+        target.resize(chain.header.virtual_size_bytes)
+        fill(target, chain, advance)
 
 
 def refuse_too_little_room(fd: int, chain: Chain) -> None:
