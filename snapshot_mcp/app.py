@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from snapshot_mcp.contract.errors import BadRequest, InternalError, UnknownZone, Unsupported
+from snapshot_mcp.contract.errors import BadRequest, InternalError, NotUsable, UnknownZone, Unsupported
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.mounts import network_filesystem
 from snapshot_mcp.ground.permissions import reason_of
@@ -23,11 +23,15 @@ from snapshot_mcp.providers.local.settings import LocalZoneSettings
 from snapshot_mcp.settings import LOCAL, PREFIX, ZONE_VARIABLES, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from anyio import Event
     from mcp.server.mcpserver import MCPServer
 
     from snapshot_mcp.contract.own_file import OwnFile as OwnFile
+    from snapshot_mcp.contract.parts import Copier
     from snapshot_mcp.contract.provider import Provider
+    from snapshot_mcp.copies.settings import CopySettings
     from snapshot_mcp.doctor import Symptom as Symptom
     from snapshot_mcp.guard import Approval as Approval
     from snapshot_mcp.guard import Deed as Deed
@@ -45,7 +49,9 @@ if TYPE_CHECKING:
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.providers.local.formats import Form as Form
     from snapshot_mcp.providers.local.moving import Move as Move
+    from snapshot_mcp.providers.local.nbd.server import NbdServer as NbdServer
     from snapshot_mcp.providers.local.rebuild import RebuildReport as RebuildReport
+    from snapshot_mcp.providers.local.serving import RestorePointContent as RestorePointContent
     from snapshot_mcp.providers.local.zone import Oversight as Oversight
     from snapshot_mcp.server.callers import Callers, Roll
     from snapshot_mcp.service import KeyFile
@@ -263,6 +269,11 @@ def open_local_zone(settings: Settings, name: str = "") -> LocalZone:
     return zone.build(settings.site(name))
 
 
+def local_zones(settings: Settings) -> list[str]:
+    """Return the names of the embedded zones."""
+    return [name for name, zone in settings.zones.items() if isinstance(zone, LocalZoneSettings)]
+
+
 def open_own_zone(settings: Settings, name: str = "") -> OwnZone:
     """Return a zone of ours, embedded or not, for the commands that all of them have. Raises UnknownZone, BadRequest."""
     is_own = {one: zone.is_own for one, zone in settings.zones.items()}
@@ -272,6 +283,40 @@ def open_own_zone(settings: Settings, name: str = "") -> OwnZone:
     if not zone.is_own:
         raise BadRequest(f"Zone {name!r} is not a zone of our own.", hint="It is managed at its provider.")
     return cast("OwnZone", zone.build(settings.site(name)))
+
+
+def build_copier(folder: Path) -> Copier:
+    """Return what copies the embedded zone in a folder elsewhere, by the operator's file as it is at each moment."""
+    from snapshot_mcp.copies.copier import HomeCopier
+
+    def now() -> tuple[Path, Mapping[str, CopySettings]]:
+        try:
+            settings = own_settings()
+        except SettingsError as error:
+            raise NotUsable(f"The operator's settings are unusable: {error.message}", hint=error.hint) from None
+        place = ("local", str(folder.resolve()))
+        names = [
+            name for name, zone in settings.zones.items() if (zone.provider, zone.place(settings.site(name))) == place
+        ]
+        return settings.home, {copy: one for name in names for copy, one in settings.copies_of(name).items()}
+
+    return HomeCopier(now)
+
+
+def make_zone_in(folder: Path) -> LocalZone:
+    """Return an embedded zone in a folder of its own, outside of the settings."""
+    from snapshot_mcp.providers.local import LocalZone
+
+    return LocalZone(folder, zone=folder.name)
+
+
+def nbd_server(
+    listener: socket, content: RestorePointContent, names: frozenset[str], on_idle: Callable[[], None]
+) -> NbdServer:
+    """Return a server of a restore point over NBD."""
+    from snapshot_mcp.providers.local.nbd.server import NbdServer
+
+    return NbdServer(listener, content, names, on_idle)
 
 
 def ceph_scratch(conf: Path, pool: str) -> Scratch:

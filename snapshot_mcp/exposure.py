@@ -53,13 +53,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _has_secret(table: dict[str, Any]) -> bool:
-    """Return whether a token or a secret field of a zone is set."""
+    """Return whether a token, or a secret field of a zone or of a copy, is set."""
     names = {
         name for model in MODELS.values() for name, field in model.model_fields.items() if field.annotation is SecretStr
     }
-    return any(token.get("token") for token in _tables(table, "tokens")) or any(
-        zone.get(name) for zone in _tables(table, "zones") for name in names
-    )
+    secrets = {"tokens": {"token"}, "zones": names, "copies": {"secret_access_key", "session_token"}}
+    return any(one.get(name) for kind, fields in secrets.items() for one in _tables(table, kind) for name in fields)
 
 
 def _tables(table: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -27,11 +27,12 @@ from pydantic import (
 )
 
 from snapshot_mcp.contract.errors import BadRequest
+from snapshot_mcp.copies.settings import CopySettings
 from snapshot_mcp.ground.permissions import READ, obstacle_of, reason_of
 from snapshot_mcp.ground.toml import NotUtf8, parse_toml
 from snapshot_mcp.guard.plan.policy import VARIABLES as GUARD_VARIABLES
 from snapshot_mcp.guard.plan.policy import Policy, tighten_policy
-from snapshot_mcp.providers import Site, Variable, ZoneSettings, zone_models
+from snapshot_mcp.providers import Site, Variable, WorkerProgram, ZoneSettings, zone_models
 from snapshot_mcp.providers.local.settings import LocalZoneSettings
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ TEST_PREFIX = f"{PREFIX}TEST_"
 
 LOCAL = "local"
 """The zone that exists without any settings."""
+
+WORKER = ("snapshot_mcp.working", "work")
+"""Module and function of the process of an embedded zone's worker."""
 
 LOCAL_PRINCIPAL = "local"
 """The principal of callers without a token; no token may have this name."""
@@ -110,6 +114,7 @@ class Settings(_Table):
     guard: Policy = Policy()
     zones: dict[ZoneName, AnyZoneSettings] = {LOCAL: LocalZoneSettings()}
     tokens: dict[ZoneName, TokenSettings] = {}
+    copies: dict[ZoneName, CopySettings] = {}
     _environ: _Environ | None = PrivateAttr(None)
     _replaced_production: frozenset[tuple[str, str]] = PrivateAttr(frozenset())
     """Places that the file marks as production under a name that a variable took for another zone."""
@@ -136,6 +141,14 @@ class Settings(_Table):
         if len({one.token.get_secret_value() for one in tokens.values()}) < len(tokens):
             raise ValueError("two names have the same token, so a caller could approve its own requests")
         return tokens
+
+    @model_validator(mode="after")
+    def _copies_are_of_zones_with_parts(self) -> "Settings":
+        for name, copy in self.copies.items():
+            for zone in copy.zones:
+                if not isinstance(self.zones.get(zone), LocalZoneSettings):
+                    raise ValueError(f"copies.{name}: {zone!r} is not an embedded (local) zone")
+        return self
 
     @model_validator(mode="after")
     def _default_zone_exists(self) -> "Settings":
@@ -166,7 +179,12 @@ class Settings(_Table):
 
     def site(self, name: str) -> Site:
         """Return what the zone `name` needs besides its own settings."""
-        return Site(name, self.home, self.own_paths)
+        worker = WorkerProgram(*WORKER, self.place)
+        return Site(name, self.home, self.own_paths, worker, tuple(self.copies_of(name)))
+
+    def copies_of(self, zone: str) -> dict[str, CopySettings]:
+        """Return the copies of a zone, by name."""
+        return {name: one for name, one in self.copies.items() if one.takes(zone)}
 
     @property
     def production_zones(self) -> frozenset[str]:

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from snapshot_mcp.catalogue.copied import copies_of, newest_copied
 from snapshot_mcp.catalogue.database import Catalogue, moment, placeholders
 from snapshot_mcp.catalogue.lookup import Half, half_in_place, prospect_of
 from snapshot_mcp.catalogue.store import Row, Use
+from snapshot_mcp.contract.copied import Copied
 from snapshot_mcp.contract.models import (
     Coverage,
     Image,
@@ -72,6 +74,7 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
             *resource_ids,
         )
     }
+    copies = copies_of(catalogue, [row["snapshot_id"] for row in rows]) if is_verbose else {}
     named = {resource_id: _named(row) for resource_id, row in resources.items()}
     return tuple(
         _to_snapshot(
@@ -81,6 +84,7 @@ def to_snapshots(catalogue: Catalogue, rows: Sequence[Row], *, is_verbose: bool)
             totals.get((row["snapshot_id"], row["status"])),
             deletions.get(row["deletion_id"]) if row["status"] == SnapshotStatus.DELETED else None,
             is_verbose,
+            copies.get(row["snapshot_id"], ()),
         )
         for row in rows
     )
@@ -102,7 +106,13 @@ def _named(row: Row) -> SnapshotResource:
 
 @lru_cache(maxsize=4096)  # lists show the same rows again and again
 def _to_snapshot(
-    row: Row, resource: Row, named: SnapshotResource, total: Row | None, deletion: Row | None, is_verbose: bool
+    row: Row,
+    resource: Row,
+    named: SnapshotResource,
+    total: Row | None,
+    deletion: Row | None,
+    is_verbose: bool,
+    copies: tuple[Copied, ...],
 ) -> Snapshot:
     ours: dict[str, Any] = {}
     if is_verbose:
@@ -116,6 +126,7 @@ def _to_snapshot(
             "recoverable_until": moment(deletion["purge_at"]) if deletion else None,
             "created_boot": row["boot"],
             "created_uptime": row["uptime"],
+            "copies": copies,
         }
     return Snapshot(
         snapshot_id=row["snapshot_id"],
@@ -202,6 +213,11 @@ def _to_coverage(catalogue: Catalogue, resource_id: str, worth: Mapping[str, Row
     )
     numbers = {f"{kind}_count": worth[kind]["number"] if kind in worth else 0 for kind in ("good", "damaged", "fuzzy")}
     stored_bytes = sum(row["stored_bytes"] for row in worth.values())
+    elsewhere = newest_copied(catalogue, resource_id)
+    copied: dict[str, Any] = {}
+    if elsewhere:
+        moved = moment(elsewhere["snapshot_at"])
+        copied = {"copied_id": elsewhere["snapshot_id"], "copied_time": moved, "copied_to": elsewhere["copies"]}
     if newest is None:
         return Coverage(stored_bytes=stored_bytes, **numbers)
     return Coverage(
@@ -209,6 +225,7 @@ def _to_coverage(catalogue: Catalogue, resource_id: str, worth: Mapping[str, Row
         newest_good_time=moment(newest["snapshot_at"]),
         verified_at=moment(newest["verified_at"]),
         stored_bytes=stored_bytes,
+        **copied,
         **numbers,
     )
 

@@ -257,6 +257,54 @@ def _lay_out_disks(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE resources ADD COLUMN layout TEXT NOT NULL DEFAULT ''")
 
 
+def _remember_copies(db: sqlite3.Connection) -> None:
+    """Record what each copy elsewhere holds (`copied`)."""
+    script = """
+        CREATE TABLE copies (
+            copy          TEXT PRIMARY KEY,  -- its name in the operator's file
+            place         TEXT NOT NULL,
+            writer        TEXT NOT NULL,     -- this zone's name there
+            number        INTEGER NOT NULL DEFAULT 0,  -- of its last manifest
+            intended      INTEGER NOT NULL DEFAULT 0,  -- of the manifest that was to be written last
+            first         INTEGER NOT NULL DEFAULT 1,  -- of the oldest manifest that is kept
+            content       TEXT NOT NULL DEFAULT '',    -- hash of what the last manifest says
+            keep_days     INTEGER NOT NULL DEFAULT 0,
+            is_set        INTEGER NOT NULL DEFAULT 1,  -- the operator's file has it
+            ran_at        INTEGER,           -- the last run that ended well
+            problem       TEXT NOT NULL DEFAULT '',
+            problem_at    INTEGER,
+            checked_at    INTEGER,           -- all that was sent was read back
+            restored_at   INTEGER            -- and restored, with the recovery key
+        );
+        CREATE TABLE copied (                -- what is whole there
+            copy          TEXT NOT NULL,
+            part_id       TEXT NOT NULL,
+            size          INTEGER NOT NULL,
+            hash          TEXT NOT NULL,
+            stored_bytes  INTEGER NOT NULL,
+            index_size    INTEGER NOT NULL,
+            index_hash    TEXT NOT NULL,
+            sent_at       INTEGER NOT NULL,
+            until         INTEGER,           -- its deletion was agreed to, and this is the end of its days there
+            listed_in     INTEGER NOT NULL DEFAULT 0,
+            PRIMARY KEY (copy, part_id)
+        ) WITHOUT ROWID;
+        CREATE INDEX copied_parts ON copied (part_id);
+        CREATE TABLE copied_pieces (
+            copy          TEXT NOT NULL,
+            part_id       TEXT NOT NULL,
+            number        INTEGER NOT NULL,
+            size          INTEGER NOT NULL,
+            hash          TEXT NOT NULL,
+            stored_size   INTEGER NOT NULL,
+            stored_hash   TEXT NOT NULL,
+            is_verified   INTEGER NOT NULL,
+            PRIMARY KEY (copy, part_id, number)
+        ) WITHOUT ROWID;
+        """
+    execute_script(db, script)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _create_tables,
     _count_snapshots,
@@ -269,6 +317,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _place_zone,
     _remember_paths,
     _lay_out_disks,
+    _remember_copies,
 )
 """Numbered from 1; `user_version` is the number of the last one applied. Never edit a released one."""
 

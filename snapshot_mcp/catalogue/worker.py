@@ -23,8 +23,8 @@ IDLE_SECONDS: Final = 10.0
 PARALLEL_JOBS: Final = 4
 """Jobs that run at the same time, so that a short one does not wait for a long one."""
 
-PARALLEL_VERIFICATIONS: Final = 2
-"""Verifications that run at the same time: they may take hours, and nobody's backup waits for all of them."""
+PARALLEL_OF_A_KIND: Final = {JobAction.VERIFY: 2, JobAction.COPY: 1}
+"""Jobs of a kind that run at the same time: they may take hours, and nobody's backup waits for all of them."""
 
 C = TypeVar("C", bound=Catalogue)
 
@@ -128,12 +128,12 @@ class Worker(ABC, Generic[C]):
         """Record whose the job is now, within the transaction that takes it."""
 
     def _next(self, *, only_urgent: bool) -> Row | None:
-        verifying = f"(SELECT count(*) FROM jobs WHERE status = 'working' AND action = '{JobAction.VERIFY}')"
-        which = (
-            "begin_until != 0"
-            if only_urgent
-            else f"(action != '{JobAction.VERIFY}' OR {verifying} < {PARALLEL_VERIFICATIONS})"
+        running = "(SELECT count(*) FROM jobs WHERE status = 'working' AND action = '{}')"
+        bounds = (
+            f"(action != '{action}' OR {running.format(action)} < {most})"
+            for action, most in PARALLEL_OF_A_KIND.items()
         )
+        which = "begin_until != 0" if only_urgent else " AND ".join(bounds)
         waiting = self.catalogue.rows(
             f"""SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'pending' AND {which}
             ORDER BY begin_until != 0 DESC, created_at, change LIMIT 200"""

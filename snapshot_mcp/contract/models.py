@@ -10,8 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from snapshot_mcp.contract.base import Request as Request
+from snapshot_mcp.contract.base import ZoneModel as ZoneModel
+from snapshot_mcp.contract.copied import Copied
 from snapshot_mcp.contract.states import FINAL_JOB_STATUSES, JobStatus, SnapshotStatus, SnapshotType
 from snapshot_mcp.contract.values import (
     MAX_COUNT,
@@ -59,22 +62,6 @@ def gigabytes(size_bytes: int) -> int:
     return -(-size_bytes // GIB)
 
 
-class ZoneModel(BaseModel):
-    """Base of what a zone returns: frozen, unknown fields kept."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, defer_build=True)
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return self.model_dump(mode="json")
-
-
-class Request(BaseModel):
-    """Base of what is sent to a zone: frozen, unknown fields rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
-
-
 class SnapshotResource(ZoneModel):
     """The resource that a snapshot was taken of."""
 
@@ -117,6 +104,7 @@ class Snapshot(ZoneModel):
     deleted_at: OwnTime = None
     recoverable_until: OwnTime = None
     verified_at: OwnTime = None
+    copies: Annotated[tuple[Copied, ...], unset_as(())] = ()
     created_boot: str = Field("", exclude=True)
     created_uptime: float = Field(0.0, exclude=True)
 
@@ -228,7 +216,8 @@ class AttachedInstance(ZoneModel):
 class Coverage(ZoneModel):
     """What protects a disk: its restore points by worth, and the newest good one (CONTRACT.md, "What our own face adds").
 
-    `verified_at`: when the newest good one was last read back; None for never.
+    `verified_at`: when the newest good one was last read back; None for never. `copied_id`, `copied_time`: the newest good one
+    that copies elsewhere have; `copied_to`: their names.
     """
 
     newest_good_id: WireText = ""
@@ -238,6 +227,9 @@ class Coverage(ZoneModel):
     fuzzy_count: WireCount = 0
     stored_bytes: WireCount = 0
     verified_at: OwnTime = None
+    copied_id: WireText = ""
+    copied_time: OwnTime = None
+    copied_to: WireName = ""
 
 
 class Resource(ZoneModel):

@@ -49,6 +49,8 @@ class Feature(StrEnum):
     """`list_finished_jobs` lists what has ended."""
     COVERAGE = "coverage"
     """Disks carry their `Coverage` where a list is verbose."""
+    PARTS = "parts"
+    """Restore points are made of immutable parts that can be copied elsewhere (`contract.parts`)."""
     SEPARATE = "separate"
     """Restore points are kept apart from the disks: they outlive the loss of what a disk is stored in."""
 

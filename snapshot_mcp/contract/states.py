@@ -29,6 +29,7 @@ class JobAction(StrEnum):
     CREATE_VOLUME = "CreateVolumeFromSnapshot"
     LEASE = "Lease"
     VERIFY = "VerifySnapshots"
+    COPY = "CopySnapshots"
 
 
 class SnapshotType(IntEnum):

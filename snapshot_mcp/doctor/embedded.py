@@ -1,14 +1,15 @@
 """What is special to an embedded zone: its files, its worker, its space, and where its backups lie."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
 
+from snapshot_mcp.contract.copied import CopyStatus
 from snapshot_mcp.contract.errors import ZoneError
-from snapshot_mcp.contract.models import ResourceFilter
+from snapshot_mcp.contract.models import ResourceFilter, format_time
 from snapshot_mcp.contract.text import clean_text, format_bytes
 from snapshot_mcp.doctor.symptom import Symptom, look, well, wrong
 from snapshot_mcp.doctor.zone import MAX_DISKS
@@ -38,6 +39,7 @@ async def look_at_embedded(zone: LocalZone, command: str) -> list[Symptom]:
         }
         raw = {path for one in disks if one.path and one.format in {None, "", "raw"} for path in [Path(one.path)]}
         holders = await zone.largest_holders()
+        copies = {one.copy_name: one for one in await zone.list_copies()}
     except (ZoneError, OSError):
         return []
     worker = await anyio.to_thread.run_sync(zone.worker_pid)
@@ -53,12 +55,32 @@ async def look_at_embedded(zone: LocalZone, command: str) -> list[Symptom]:
         symptoms.append(wrong(about, text, "Update this installation."))
     symptoms.append(_worker(about, worker, len(jobs)))
     symptoms.append(await anyio.to_thread.run_sync(_space, about, zone, holders))
+    symptoms += _copies(about, zone.copies, copies, command)
     looked_into = (
         {} if jobs else {name: path for name, path in files.items() if path in raw}
     )  # no job of ours has it open
     found = partial(_access_and_place, about, zone.folder, files, looked_into)
     symptoms += await anyio.to_thread.run_sync(found)
     return symptoms
+
+
+def _copies(about: str, names: Sequence[str], known: Mapping[str, CopyStatus], command: str) -> Iterator[Symptom]:
+    """Say how the copies elsewhere stand; none is looked into, which `copy check` does."""
+    if not names:
+        yield look(about, "Nothing copies its backups off this machine.", "README: A copy that survives the machine.")
+    for name in names:
+        one = known.get(name)
+        if one is None:
+            yield look(about, f"Copy {name} has not run yet.", f"{command} copy run {name}")
+        elif one.problem:
+            yield wrong(about, f"Copy {name}: {clean_text(one.problem, 400)}", f"{command} copy run {name}")
+        elif one.missing_count:
+            text = f"Copy {name} lacks {one.missing_count} restore points."
+            yield look(about, text, f"{command} copy run {name}")
+        else:
+            ran = format_time(one.ran_at)
+            checked = f"checked {format_time(one.checked_at)}" if one.checked_at else "never checked"
+            yield well(about, f"Copy {name} has all {one.copied_count} restore points as of {ran}, {checked}.")
 
 
 def _access_and_place(

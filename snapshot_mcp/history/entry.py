@@ -27,6 +27,7 @@ ACTIONS: dict[str, str] = {
     JobAction.CREATE_VOLUME: "export to a new volume",
     JobAction.LEASE: "recovery",
     JobAction.VERIFY: "verification",
+    JobAction.COPY: "copy elsewhere",
 }
 """What a job does, in words."""
 

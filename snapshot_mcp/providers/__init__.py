@@ -6,8 +6,8 @@ server start loads `settings.py`, so it does no I/O and imports only pydantic. `
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -29,15 +29,28 @@ MAX_RECOVERY_HOURS = 87_600
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerProgram:
+    """The process that is a zone's worker: a module, its function, and variables that it has beside those of its starter."""
+
+    module: str
+    function: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """What a zone needs besides its own settings.
 
     `name`: the zone's name; `home`: the data folder; `configuration`: files and folders that must never become disks.
+    `copies`: the names of the copies elsewhere that follow its backups.
+    `worker`: what a zone's worker is started as; None for the provider's own.
     """
 
     name: str
     home: Path
     configuration: Sequence[Path] = ()
+    worker: WorkerProgram | None = None
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

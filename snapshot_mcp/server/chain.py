@@ -11,6 +11,7 @@ newest point) continues straight and the others are indented:
 
 from collections.abc import Iterator, Sequence
 
+from snapshot_mcp.contract.copied import copied_in_words
 from snapshot_mcp.contract.models import Snapshot, format_time
 from snapshot_mcp.contract.text import clean_text, consistency_in_words, format_bytes, quoted
 from snapshot_mcp.contract.tree import SnapshotTree, taken_at
@@ -110,6 +111,8 @@ def _line(art: str, one: Snapshot, width: int, tree: SnapshotTree) -> str:
         marks.append("(parent unknown)")
     if one.is_head:
         marks.append("◀ head")
+    if one.copies:
+        marks.append(f"copied: {copied_in_words(one.copies)}")
     columns = (
         f"{art}{snapshot_id}".ljust(width),
         f"{'full' if one.is_full else '+':<4}",

@@ -28,6 +28,7 @@ from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.deadline import preparing
 from snapshot_mcp.server.elicitation import HostClient
+from snapshot_mcp.server.elsewhere import follows, one_file
 from snapshot_mcp.server.endings import JobResult, WaitSeconds, follow, try_list
 from snapshot_mcp.server.lines import ahead_in_words
 from snapshot_mcp.server.past import note_submitted
@@ -63,8 +64,8 @@ async def create_snapshots(
     zone: ZoneArgument = "",
 ) -> Annotated[CallToolResult, Change]:
     """Save the current state of a disk, volume, VM or server as a restore point, to be able to go back after an
-    upgrade or patch; several at the same moment. Submits a job; the first backup is full, later ones store the
-    changes. The same disks and name within ten minutes return the existing one."""
+    upgrade or patch, or to have it copied off this machine; several at the same moment. Submits a job; the first is
+    full, later ones store the changes. The same disks and name within ten minutes return the existing one."""
     state = state_of(ctx)
     place = state.zones.get(zone)
     with preparing():
@@ -88,6 +89,7 @@ async def create_snapshots(
     ending = (await follow(ctx, place, job, wait_seconds)).and_say(
         ahead_in_words((one.snapshot_id, one.create_time) for one in repeated.ahead)
     )
+    ending = ending.and_say(follows(place))
     size = sum(one.byte_size for one in resources)
     result = _submitted(place, job, ending, snapshot_ids=made or None, disk_bytes=size)
     disks = f"{', '.join(quoted(one.name) for one in resources)} ({format_bytes(size)})"
@@ -118,7 +120,9 @@ async def export_to_volume(
         snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
     await note_submitted(ctx, place, job, JobAction.CREATE_VOLUME, snapshots=[snapshot], makes=volume_name)
-    return await _exported(ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}")
+    return await _exported(
+        ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}", one_file(place)
+    )
 
 
 async def rename_snapshot(
@@ -179,7 +183,7 @@ async def verify_snapshots(
     ctx: Context, snapshot_ids: SnapshotIds, wait_seconds: WaitSeconds = 0.0, zone: ZoneArgument = ""
 ) -> Annotated[CallToolResult, Submitted]:
     """Prove that backups can really be restored: reads snapshots, and all that they build on, back whole, checking
-    for corruption and damage. Submits a job. What cannot be read is marked as damaged; nothing else is changed."""
+    for corruption and damage. Submits a job. What cannot be read is marked; nothing else changes."""
     place = state_of(ctx).zones.get(zone)
     job = await place.provider.verify_snapshots(snapshot_ids)
     snapshots, _ = await try_find_snapshots(place.provider, snapshot_ids)
@@ -244,12 +248,12 @@ def _ids_line(ids: Sequence[str]) -> str:
 
 
 async def _exported(
-    ctx: Context, zone: Zone, job: Job, wait_seconds: float, snapshot: Snapshot, what: str
+    ctx: Context, zone: Zone, job: Job, wait_seconds: float, snapshot: Snapshot, what: str, note: str = ""
 ) -> CallToolResult:
     size = snapshot.virtual_size_bytes
     shown = clean_text(snapshot.snapshot_id)
     ending = await follow(ctx, zone, job, wait_seconds, source=snapshot)
-    ending = ending.and_say(mixture_warning([snapshot]))
+    ending = ending.and_say(mixture_warning([snapshot])).and_say(note)
     result = _submitted(zone, job, ending, snapshot_ids=[shown], disk_bytes=size)
     of_size = f" ({format_bytes(size)})" if size else ""
     return result.with_text(

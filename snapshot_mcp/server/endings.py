@@ -29,7 +29,7 @@ LEAVING_SECONDS = 1.0
 MAX_MADE = 20
 """Most rows of `made`; a list tool has the others."""
 
-WaitSeconds = Annotated[float, Field(ge=0, le=CALL_SECONDS, description="0 to 50: wait for the end")]
+WaitSeconds = Annotated[float, Field(ge=0, le=CALL_SECONDS, description="Wait for the end")]
 
 WAIT_HINT = "Submitted, not done. Call wait_for_job with this job_id."
 
@@ -40,6 +40,7 @@ NEXT_STEPS: dict[str, str] = {
     JobAction.CREATE_VOLUME: "The new volume is in list_resources.",
     JobAction.CAPTURE_INSTANCE: "The image is in list_resources with kind image.",
     JobAction.VERIFY: "Read back whole: they can be restored.",
+    JobAction.COPY: "These are whole in the copy elsewhere, read back from there.",
     RECOVER: "Recovered; show_chain shows them.",
 }
 

@@ -57,7 +57,7 @@ async def wait_for_job(
 
 async def list_jobs(
     ctx: Context,
-    finished: Annotated[bool, Field(description="The history instead: what was done, how it ended, by whom")] = False,
+    finished: Annotated[bool, Field(description="The history instead")] = False,
     since: Annotated[str, Field(max_length=64, description="Of the history: 24h (default), 7d or a UTC time")] = "",
     zone: AnyZone = "",
 ) -> Annotated[CallToolResult, JobList]:

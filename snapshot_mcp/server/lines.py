@@ -86,6 +86,7 @@ def shown(one: Snapshot, verbose: bool, minute: int) -> tuple[SnapshotRow, str]:
     marks = f"{' head' if row.is_head else ''}{' DAMAGED' if row.is_damaged else ''}"
     builds = f"  on {row.parent_id} in chain {row.root_id}" if row.parent_id else ""
     verified = f"  verified {row.verified_at}" if row.verified_at else ""
+    verified += f"  copied: {row.copied}" if row.copied else ""
     taken = _with_age(one, datetime.fromtimestamp(minute * 60, UTC))
     line = (
         f"{row.snapshot_id}  {row.type}  {row.status}{marks}  {taken}"
@@ -130,4 +131,5 @@ def _protection_in_words(row: ResourceRow, now: datetime) -> str:
     taken = datetime.fromisoformat(row.newest_good_time) if row.newest_good_time else None
     age = f" of {row.newest_good_time} ({age_in_words(taken, now)})" if taken else ""
     verified = f"verified {row.verified_at}" if row.verified_at else "never verified"
-    return f"  newest good {row.newest_good_id}{age}, {verified}; {counts}"
+    copied = f"; copied {row.copied}" if row.copied else ""
+    return f"  newest good {row.newest_good_id}{age}, {verified}; {counts}{copied}"

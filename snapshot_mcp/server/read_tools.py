@@ -30,6 +30,7 @@ from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.contract.tree import is_fuzzy, taken_at
 from snapshot_mcp.server import chain
 from snapshot_mcp.server.coverage import protection_of
+from snapshot_mcp.server.elsewhere import uncovered
 from snapshot_mcp.server.lines import (
     ahead_in_words,
     bare_hint,
@@ -168,6 +169,7 @@ async def list_resources(
                 ahead,
                 bare_hint(rows),
                 fate_of(place),
+                uncovered(place) if any(one.good_count for one in rows) and page.total_count == len(rows) > 1 else "",
             ),
         )
     )
@@ -189,6 +191,8 @@ async def show_chain(
     found, snapshots, total = await snapshots_of(place, resource_id, MAX_CHAIN_NODES)
     gone = await _count(place, resource_id=found.resource_id, status=tuple(sorted(GONE_SNAPSHOT_STATUSES)))
     result = picture(place, found, snapshots, total_count=total, gone_count=gone)
+    if notice := await notice_of(place):
+        result = result.model_copy(update={"hint": f"{notice} {result.hint}"})
     drawn = result.with_text(*picture_text(result, found, snapshots, total), result.hint)
     nodes = [one.lean() for one in chain.layout(snapshots)]
     return drawn.model_copy(update={"meta": {"nodes": nodes, "total_count": total}})

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
+from snapshot_mcp.contract.copied import copied_in_words
 from snapshot_mcp.contract.models import Coverage, Resource, Snapshot, Volume, format_time
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.server.results import Result, consistency_of, status_of, type_of
@@ -27,6 +28,7 @@ class SnapshotRow(Result):
     deleted_at: str | None = None
     recoverable_until: str | None = None
     verified_at: str | None = None
+    copied: str | None = None
     description: str | None = None
     tags: list[str] | None = None
     disk_bytes: int | None = None
@@ -60,6 +62,7 @@ class SnapshotRow(Result):
             deleted_at=format_time(snapshot.deleted_at) or None,
             recoverable_until=format_time(snapshot.recoverable_until) or None,
             verified_at=format_time(snapshot.verified_at) or None,
+            copied=copied_in_words(snapshot.copies, is_long=True) or None,
             **details,
         )
 
@@ -96,6 +99,7 @@ class ResourceRow(Result):
     damaged_count: int | None = None
     fuzzy_count: int | None = None
     stored_bytes: int | None = None
+    copied: str | None = None
     running: list[str] | None = None
 
     @classmethod
@@ -118,6 +122,14 @@ class ResourceRow(Result):
         )
 
 
+def _copied(coverage: Coverage) -> str | None:
+    """Return which good restore point copies elsewhere have, None for none."""
+    if not coverage.copied_id:
+        return None
+    of = f" of {format_time(coverage.copied_time)}" if coverage.copied_time else ""
+    return f"{clean_text(coverage.copied_id)}{of} in {clean_text(coverage.copied_to)}"
+
+
 def _protection(coverage: Coverage) -> dict[str, Any]:
     return {
         "newest_good_id": clean_text(coverage.newest_good_id) or None,
@@ -127,6 +139,7 @@ def _protection(coverage: Coverage) -> dict[str, Any]:
         "damaged_count": coverage.damaged_count or None,
         "fuzzy_count": coverage.fuzzy_count or None,
         "stored_bytes": coverage.stored_bytes,
+        "copied": _copied(coverage),
     }
 
 

@@ -651,7 +651,7 @@ async def test_a_job_that_cannot_be_withdrawn_is_answered_as_a_job(
     volume = await zone.add_resource(make_image(tmp_path / "disk.img"))
     ensure_worker = zone_module.ensure_worker
 
-    def taken_then_lost(folder: Path) -> None:
+    def taken_then_lost(folder: Path, program: object) -> None:
         with FolderCatalogue(folder) as catalogue, catalogue.transaction() as db:
             db.execute("UPDATE jobs SET status = 'working', run_count = 1")
         raise Unavailable("it did not answer")
@@ -872,6 +872,8 @@ def as_an_earlier_version_left_it(zone: LocalZone) -> None:
         ):
             for column in added.split():
                 catalogue.db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        for table in ("copies", "copied", "copied_pieces"):
+            catalogue.db.execute(f"DROP TABLE {table}")
         catalogue.db.execute("PRAGMA user_version = 3")
 
 

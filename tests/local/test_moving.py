@@ -236,7 +236,7 @@ async def test_what_a_disk_cannot_be_moved_to(local_zone: LocalZone, tmp_path: P
 async def test_a_disk_is_not_moved_while_a_job_has_it(
     unused_zone: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snapshot_mcp.providers.local.zone.ensure_worker", lambda folder: None)
+    monkeypatch.setattr("snapshot_mcp.providers.local.zone.ensure_worker", lambda folder, program: None)
     image = make_image(tmp_path / "db.img", MIB)
     volume = await unused_zone.add_resource(image, "db")
     shutil.copyfile(image, tmp_path / "copy.img")

@@ -64,15 +64,17 @@ async def _write(settings: "Settings", args: argparse.Namespace) -> int:
             raise NotFound(error.message, hint=Words(program()).line(error.hint)) from None
         deed = app.deed("restore to file", zone, user_name(), snapshot_id=snapshot_id, path=encodable(str(path)))
         async with guard.recorded(deed):
-            with _created(path, own) as descriptor, progress_bar("writing") as advance:
+            with created(path, own) as descriptor, progress_bar("writing") as advance:
                 return await zone.read_out(snapshot_id, descriptor, advance)
 
 
 @contextmanager
-def _created(path: Path, own: list[Path]) -> Iterator[int]:
+def created(path: Path, own: list[Path]) -> Iterator[int]:
     """Yield a new file's descriptor; remove the file if the block fails. Raises BadRequest if none can be created there."""
     if any(path.resolve().is_relative_to(one.resolve()) for one in own):
-        raise BadRequest(f"{_shown(path)} is among the files of snapshot-mcp.", hint=f"{NOTHING} Give another path.")
+        raise BadRequest(
+            f"{shown_path(path)} is among the files of snapshot-mcp.", hint=f"{NOTHING} Give another path."
+        )
     try:
         folder = _open_folder(path.parent)
         try:
@@ -82,11 +84,11 @@ def _created(path: Path, own: list[Path]) -> Iterator[int]:
             os.close(folder)
             raise
     except FileExistsError:
-        there = f"There is something at {_shown(path)} already, and nothing is overwritten."
+        there = f"There is something at {shown_path(path)} already, and nothing is overwritten."
         raise BadRequest(there, hint=f"{NOTHING} Give a new path.") from None
     except OSError as error:
         raise BadRequest(
-            f"No file can be created at {_shown(path)}: {reason_of(error, path.parent)}.",
+            f"No file can be created at {shown_path(path)}: {reason_of(error, path.parent)}.",
             hint=f"{NOTHING} Give another path.",
         ) from None
     made = os.fstat(descriptor)
@@ -116,8 +118,8 @@ def _open_folder(path: Path) -> int:
             if path.resolve() == path:
                 raise
             raise BadRequest(
-                f"{_shown(path)} leads through a symbolic link, and none is followed.",
-                hint=f"{NOTHING} Give the folder's own path: {_shown(path.resolve())}",
+                f"{shown_path(path)} leads through a symbolic link, and none is followed.",
+                hint=f"{NOTHING} Give the folder's own path: {shown_path(path.resolve())}",
             ) from None
         finally:
             os.close(folder)
@@ -133,5 +135,6 @@ def _remove(name: str, folder: int, made: os.stat_result) -> None:
             os.unlink(name, dir_fd=folder)
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """Return a path as it is shown."""
     return clean_text(encodable(str(path)), MESSAGE_CHARACTERS)

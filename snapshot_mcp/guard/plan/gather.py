@@ -37,7 +37,7 @@ from snapshot_mcp.zones.finding import find_snapshots, read_list, read_whole
 
 STOPPED = frozenset({"stopped", "suspended", "terminated", "ceased"})
 
-READING = frozenset({JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME, JobAction.VERIFY})
+READING = frozenset({JobAction.CAPTURE_INSTANCE, JobAction.CREATE_VOLUME, JobAction.VERIFY, JobAction.COPY})
 """Exports read a snapshot and do not touch its disk (CONTRACT.md, "Busy")."""
 
 

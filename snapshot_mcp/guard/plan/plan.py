@@ -6,13 +6,14 @@
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from snapshot_mcp.contract.copied import Copied
 from snapshot_mcp.contract.models import Snapshot
 from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.contract.tree import SnapshotTree, age, taken_at
@@ -164,6 +165,15 @@ class Head(_Frozen):
     newest: datetime | None
 
 
+class CopiedCount(_Frozen):
+    """How many of the restore points that go, or that are rolled back to, a copy elsewhere has, and for how long."""
+
+    copy_name: str
+    number: int
+    total: int
+    keep_days: int
+
+
 class Rest(_Frozen):
     """What is shown with the loss but changes by itself, so it never voids a consent.
 
@@ -179,6 +189,7 @@ class Rest(_Frozen):
     frees_bytes: int = 0
     safety_is_full: bool = False
     shares_fate: bool = False
+    copies: tuple[CopiedCount, ...] = ()
 
 
 class Plan(_Frozen):
@@ -248,7 +259,13 @@ def plan_deletion(facts: DeletionFacts, epochs: Mapping[str, int], renames: Rena
     )
     return Plan(
         loss=loss,
-        rest=_rest([tree], going, frees_bytes=sum(one.stored_bytes for one in lost), shares_fate=facts.shares_fate),
+        rest=_rest(
+            [tree],
+            going,
+            frees_bytes=sum(one.stored_bytes for one in lost),
+            shares_fate=facts.shares_fate,
+            copies=_copies(lost),
+        ),
     )
 
 
@@ -269,7 +286,21 @@ def plan_rollback(
             [target.tree for target in targets],
             safety_is_full=safety_snapshot and any(_starts_chain(target.tree) for target in targets),
             shares_fate=facts.shares_fate,
+            copies=_copies([target.snapshot for target in targets]),
         ),
+    )
+
+
+def _copies(points: Sequence[Snapshot]) -> tuple[CopiedCount, ...]:
+    found: dict[str, list[Copied]] = {}
+    for one in points:
+        for copied in one.copies:
+            found.setdefault(copied.copy_name, []).append(copied)
+    return tuple(
+        CopiedCount(
+            copy_name=name, number=len(copies), total=len(points), keep_days=min(one.keep_days for one in copies)
+        )
+        for name, copies in sorted(found.items())
     )
 
 

@@ -139,7 +139,22 @@ def _deletion_rest(plan: Plan) -> list[str]:
     remains = f"Good restore points that remain: {plan.rest.good_remaining}{_newest_good(plan.rest)}."
     most = "at most " if plan.rest.shares_fate else ""  # blocks that other restore points have too are not told apart
     freed = f"Space freed: {most}{format_bytes(plan.rest.frees_bytes)}{when}."
-    return [remains, *_not_good(plan.rest), *_fate(plan.rest), freed]
+    return [
+        remains,
+        *_not_good(plan.rest),
+        *_fate(plan.rest),
+        *_copied(plan.rest, "for {} days after the deletion"),
+        freed,
+    ]
+
+
+def _copied(rest: Rest, stay: str) -> list[str]:
+    """Say which copies elsewhere have what is at stake."""
+    return [
+        f"Copied elsewhere: {clean_text(one.copy_name)} has {one.number} of {one.total}"
+        f"{f', {stay.format(one.keep_days)}' if stay else ''}."
+        for one in rest.copies
+    ]
 
 
 def _newest_good(rest: Rest) -> str:
@@ -219,7 +234,7 @@ def _rollback_rest(plan: Plan) -> list[str]:
         lines = [f"Good restore points: {rest.good_remaining}{_newest_good(rest)}. A roll-back deletes none of them."]
     else:
         lines = ["There is no good restore point."]
-    lines += [*_not_good(rest), *_fate(rest)]
+    lines += [*_not_good(rest), *_fate(rest), *_copied(rest, "")]
     if isinstance(loss, RollbackLoss) and loss.has_safety_snapshot:
         kind = "a full one, which takes longer" if rest.safety_is_full else "an incremental one"
         lines.append(f"The safety snapshot will be {kind}.")

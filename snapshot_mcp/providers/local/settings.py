@@ -56,6 +56,8 @@ class LocalZoneSettings(ZoneSettings):
             home=site.home,
             configuration=site.configuration,
             export_format=self.export_format,
+            worker=site.worker,
+            copies=site.copies,
         )
 
     def _folder(self, site: Site) -> Path:

@@ -18,10 +18,12 @@ from snapshot_mcp.catalogue import deletion, jobs, schema
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
 from snapshot_mcp.catalogue.worker import IDLE_SECONDS, Worker
 from snapshot_mcp.contract.errors import Unavailable
+from snapshot_mcp.contract.parts import Copier
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
+from snapshot_mcp.providers import WorkerProgram
 from snapshot_mcp.providers.local.clones import FOLDER_NAME as CLONES
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.holders import is_locked
@@ -33,6 +35,10 @@ from snapshot_mcp.providers.local.whereabouts import is_a_copy
 from snapshot_mcp.providers.local.work import carry_out
 
 LOG_NAME: Final = "worker.log"
+
+PROGRAM: Final = WorkerProgram(__name__, "main")
+"""A worker that copies nothing elsewhere."""
+
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +56,7 @@ def find_worker(folder: Path) -> int:
         return 0
 
 
-def ensure_worker(folder: Path) -> None:
+def ensure_worker(folder: Path, program: WorkerProgram = PROGRAM) -> None:
     """Start a worker unless one is running; call it after enqueuing a job. Raises Unavailable if it does not start.
 
     The worker inherits the lock taken here, so no second one can start in between.
@@ -60,7 +66,7 @@ def ensure_worker(folder: Path) -> None:
         if fd is None:
             return
         try:
-            _launch(folder, fd)
+            _launch(folder, fd, program)
         finally:
             os.close(fd)
     except (OSError, subprocess.SubprocessError) as error:
@@ -73,15 +79,20 @@ def ensure_worker(folder: Path) -> None:
         ) from None
 
 
-def _launch(folder: Path, lock_fd: int) -> None:
+def _launch(folder: Path, lock_fd: int, program: WorkerProgram) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAPSHOT_MCP_API_")}
+    environment |= program.variables
     os.ftruncate(lock_fd, 0)
     start_detached(
-        (__name__, "main"), [str(folder), str(lock_fd)], keep=[lock_fd], log=folder / LOG_NAME, environ=environment
+        (program.module, program.function),
+        [str(folder), str(lock_fd)],
+        keep=[lock_fd],
+        log=folder / LOG_NAME,
+        environ=environment,
     )
 
 
-def main(folder_name: str, lock_fd: str) -> None:
+def main(folder_name: str, lock_fd: str, copier: Copier | None = None) -> None:
     """Run the worker's process, with the lock inherited from the process that started it.
 
     An unexpected error exits at once, as a SIGKILL does, since its threads must not run alongside the next worker's.
@@ -91,26 +102,34 @@ def main(folder_name: str, lock_fd: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
     lift_file_limit()  # a roll-back of 100 disks opens all their chains, up to 30 files each
     try:
-        run(folder, IDLE_SECONDS, int(lock_fd))
+        run(folder, IDLE_SECONDS, int(lock_fd), copier=copier)
     except BaseException:
         log.exception("unexpected error, the worker exits")
         os._exit(1)
 
 
-def run(folder: Path, idle_seconds: float, lock_fd: int | None = None, clock: Clock | None = None) -> None:
+def run(
+    folder: Path,
+    idle_seconds: float,
+    lock_fd: int | None = None,
+    clock: Clock | None = None,
+    copier: Copier | None = None,
+) -> None:
     """Carry out the folder's jobs until there were none for `idle_seconds` or the folder is removed.
 
     It checks for jobs again after releasing the lock: for one enqueued before that, no other worker was started.
     """
     try:
-        while _serve_once(folder, idle_seconds, lock_fd, clock):
+        while _serve_once(folder, idle_seconds, lock_fd, clock, copier):
             lock_fd = None
     except (OSError, sqlite3.Error):
         if file_at(folder) is not None:
             raise
 
 
-def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: Clock | None) -> bool:
+def _serve_once(
+    folder: Path, idle_seconds: float, lock_fd: int | None, clock: Clock | None, copier: Copier | None
+) -> bool:
     """Be the worker until idle, and return whether there are jobs again; False if another process is the worker."""
     fd = _take_lock(folder) if lock_fd is None else lock_fd
     if fd is None:
@@ -121,7 +140,7 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: C
             log.warning("%s", is_a_copy(folder, catalogue.original))
             os.close(fd)
             return False
-        _Worker(catalogue, idle_seconds).serve()
+        _Worker(catalogue, idle_seconds, copier).serve()
     os.close(fd)  # not after an error: jobs may still run, and exiting releases the lock
     with FolderCatalogue(folder, create=False) as catalogue:
         return catalogue.row(f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED}") is not None
@@ -129,6 +148,10 @@ def _serve_once(folder: Path, idle_seconds: float, lock_fd: int | None, clock: C
 
 class _Worker(Worker[FolderCatalogue]):
     """The worker of a folder, whose jobs each have a connection of their own."""
+
+    def __init__(self, catalogue: FolderCatalogue, idle_seconds: float, copier: Copier | None = None) -> None:
+        super().__init__(catalogue, idle_seconds)
+        self.copier = copier
 
     @property
     def is_in_place(self) -> bool:
@@ -155,7 +178,7 @@ class _Worker(Worker[FolderCatalogue]):
     def run_job(self, job_id: str) -> None:
         """Carry a job out over a connection of its own."""
         with self._connect() as catalogue:
-            carry_out(catalogue, job_id)
+            carry_out(catalogue, job_id, self.copier)
 
     def _connect(self) -> FolderCatalogue:
         return FolderCatalogue(self.catalogue.folder, create=False, clock=self.catalogue.clock)

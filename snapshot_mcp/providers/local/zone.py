@@ -2,9 +2,10 @@
 
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -12,20 +13,26 @@ import anyio.to_thread
 from snapshot_mcp.catalogue import deletion, room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
+from snapshot_mcp.catalogue.copied import CatalogueLedger, enter_copy, statuses, troubles
+from snapshot_mcp.catalogue.lookup import find_usable
 from snapshot_mcp.catalogue.report import Advance, CheckReport
 from snapshot_mcp.catalogue.store import NewerSnapshot
 from snapshot_mcp.catalogue.zone import OWN_FEATURES, CatalogueZone
+from snapshot_mcp.contract.copied import CopyStatus
 from snapshot_mcp.contract.errors import NotUsable, StorageFull, ZoneError
 from snapshot_mcp.contract.keep_free import DEFAULT_KEEP_FREE, KeepFree
-from snapshot_mcp.contract.models import Image, Instance, Volume
+from snapshot_mcp.contract.models import Image, Instance, Job, Volume
 from snapshot_mcp.contract.own_file import OwnFile
+from snapshot_mcp.contract.parts import Ledger, Part, Parts
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.states import JobAction, ResourceType
 from snapshot_mcp.contract.text import encodable, format_bytes
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.files import make_private_folder
+from snapshot_mcp.providers import WorkerProgram
 from snapshot_mcp.providers.local import own_file, registration, whereabouts
+from snapshot_mcp.providers.local.adopting import MadeZone, make_zone
 from snapshot_mcp.providers.local.check import check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue, file_at
@@ -33,9 +40,11 @@ from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form
 from snapshot_mcp.providers.local.image.layers import RAW
 from snapshot_mcp.providers.local.moving import Move, Mover
 from snapshot_mcp.providers.local.opening import refuse_other_sizes
+from snapshot_mcp.providers.local.parts import LocalParts
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.reading import read_out
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
+from snapshot_mcp.providers.local.serving import RestorePointContent
 from snapshot_mcp.providers.local.strays import (
     find_newer,
     find_strays,
@@ -44,7 +53,9 @@ from snapshot_mcp.providers.local.strays import (
     refuse_without_files,
     strays_in_words,
 )
-from snapshot_mcp.providers.local.worker import ensure_worker, find_worker
+from snapshot_mcp.providers.local.worker import PROGRAM, ensure_worker, find_worker
+
+Result = TypeVar("Result")
 
 NOTICE_SECONDS = 60.0
 """How long what was found of files without rows is repeated."""
@@ -61,7 +72,7 @@ class Oversight:
 class LocalZone(CatalogueZone[FolderCatalogue]):
     """The embedded zone in `folder` (`contract.Provider` has the methods, `ZoneRules` the settings)."""
 
-    features = OWN_FEATURES | {Feature.SEPARATE}
+    features = OWN_FEATURES | {Feature.SEPARATE, Feature.PARTS}
 
     def __init__(
         self,
@@ -75,12 +86,17 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         configuration: Sequence[Path] = (),
         clock: Clock | None = None,
         export_format: str = RAW,
+        worker: WorkerProgram | None = None,
+        copies: tuple[str, ...] = (),
     ) -> None:
         super().__init__(zone, ZoneRules(recovery_seconds, chain_limit, allow_fuzzy, keep_free))
         self.folder = folder.absolute()
         self.recovery_seconds = recovery_seconds
         self.home = home
         self.export_format = export_format
+        self._worker = worker or PROGRAM
+        self.copies = copies
+        """The names of the copies elsewhere that follow its backups."""
         self.configuration = tuple(configuration)
         self._clock = clock
         self._copy: Path | None = None
@@ -177,6 +193,32 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
         return await anyio.to_thread.run_sync(run)
 
+    async def start_copy(self, copy: str) -> Job:
+        """Enter a run of a copy (`[copies.NAME]`), or return the one that waits."""
+        return await self._enqueue(lambda one: enter_copy(one, copy))
+
+    async def list_copies(self) -> tuple[CopyStatus, ...]:
+        """Return how each copy stands that has run."""
+        return await self._read(statuses, ())
+
+    async def with_parts(self, work: Callable[[Parts, Ledger], Result]) -> Result:
+        """Return what `work` makes of the zone's parts and of what it remembers of its copies, in a thread."""
+
+        def run() -> Result:
+            with self._errors_translated(), self._open() as catalogue:
+                return work(LocalParts(catalogue, self.zone), CatalogueLedger(catalogue))
+
+        return await anyio.to_thread.run_sync(run)
+
+    async def open_restore_point(self, snapshot_id: str) -> RestorePointContent:
+        """Open a restore point to read it here and there. Raises NotFound, NotUsable, Damaged."""
+
+        def open_it(catalogue: FolderCatalogue) -> RestorePointContent:
+            find_usable(catalogue, snapshot_id)
+            return RestorePointContent(catalogue.store.snapshots, snapshot_id)
+
+        return await self._write(open_it)
+
     async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
         """Purge as every zone of ours does, but nothing that a snapshot file without a row builds on."""
 
@@ -217,6 +259,15 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         await self.aclose()  # its own connection would be in the way
         return await anyio.to_thread.run_sync(run)
 
+    async def make_of(self, source: str, parts: Sequence[Part], fetch: Callable[[Part, Path], None]) -> MadeZone:
+        """Make this zone, which must not exist yet, of parts that come from elsewhere (`adopting`). Raises NotUsable."""
+
+        def run() -> MadeZone:
+            with self._errors_translated():
+                return make_zone(self.folder, source, parts, fetch)
+
+        return await anyio.to_thread.run_sync(run)
+
     async def adopt(self) -> list[str]:
         """Make a copy of a zone a zone of its own; return the ids of the disks that have no file now (`whereabouts`)."""
 
@@ -236,13 +287,13 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         return str(whereabouts.is_a_copy(self.folder, original)) if original else ""
 
     async def notice(self) -> str:
-        """Return what a list cannot show: snapshot files that no row names. "" for none, and for a zone of very many files."""
+        """Return what a list cannot show: files without rows (not in a zone of very many), copies that fail. "" for nothing."""
 
         def look(catalogue: FolderCatalogue) -> str:
             if self._notice_of is not catalogue or time.monotonic() > self._notice_until:
                 self._notice = strays_in_words(catalogue, self.folder)
                 self._notice_of, self._notice_until = catalogue, time.monotonic() + NOTICE_SECONDS
-            return self._notice
+            return f"{self._notice} {troubles(catalogue)}".strip()
 
         return await self._read(look, "")
 
@@ -281,7 +332,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
 
     def _ensure_worker(self) -> None:
         if self._catalogue is None or not self._catalogue.original:
-            ensure_worker(self.folder)
+            ensure_worker(self.folder, self._worker)
 
     def _translate(self, error: Exception) -> ZoneError | None:
         known = translate(error, self.folder / FILE_NAME)

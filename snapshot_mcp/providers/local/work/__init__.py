@@ -8,12 +8,13 @@ from typing import Final
 from snapshot_mcp.catalogue import deletion, jobs
 from snapshot_mcp.catalogue.room import largest_holders
 from snapshot_mcp.contract.errors import StorageFull, ZoneError
+from snapshot_mcp.contract.parts import Copier
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.contract.text import format_bytes
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FolderCatalogue
-from snapshot_mcp.providers.local.work import apply, create, export, verify
+from snapshot_mcp.providers.local.work import apply, copying, create, export, verify
 
 ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
     JobAction.CREATE: create.carry_out,
@@ -26,9 +27,11 @@ ACTIONS: Final[dict[JobAction, jobs.Action[FolderCatalogue]]] = {
 }
 
 
-def carry_out(catalogue: FolderCatalogue, job_id: str) -> None:
-    """Carry out a job that is `working`, in its own thread with its own connection."""
-    jobs.carry_out(catalogue, job_id, ACTIONS, partial(_translate, catalogue))
+def carry_out(catalogue: FolderCatalogue, job_id: str, copier: Copier | None = None) -> None:
+    """Carry out a job that is `working`, in its own thread with its own connection; enter the copies that follow it."""
+    copy = partial(copying.carry_out, copier=copier)
+    jobs.carry_out(catalogue, job_id, {**ACTIONS, JobAction.COPY: copy}, partial(_translate, catalogue))
+    copying.enter_after(catalogue, job_id, copier)
 
 
 def _translate(catalogue: FolderCatalogue, error: Exception) -> ZoneError | None:
