@@ -109,7 +109,7 @@ class OpenDisk(Closing):
             self.fd = -1
 
     @contextmanager
-    def _closed_on_error(self, consequence: str, or_else: str = "") -> Iterator[None]:
+    def _closed_on_error(self, consequence: str) -> Iterator[None]:
         """Close the disk if it cannot be used, and say why."""
         try:
             yield
@@ -125,7 +125,7 @@ class OpenDisk(Closing):
                 raise NotUsable(
                     f"Cannot verify that no program writes to the file of {self.label}, {shown(self.path)}: only its"
                     " owner may ask the system.",
-                    hint=f"Run snapshot-mcp as the file's owner, or make its user the owner.{or_else}",
+                    hint="Run snapshot-mcp as the file's owner, or make its user the owner.",
                 ) from None
             raise
 
@@ -137,12 +137,11 @@ class CaptureSource(OpenDisk):
     """
 
     _clones: Clones | None = None
-    or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
 
     def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False, clones: Clones | None = None) -> None:
         self._lease: ReadLease | None = None
         super().__init__(path, label, os.O_RDONLY)
-        with self._closed_on_error("; a copy taken now could be inconsistent", self.or_else):
+        with self._closed_on_error("; a copy taken now could be inconsistent"):
             copy = clone_beside(self.fd, self.path)
             if copy is not None:
                 os.close(self.fd)
