@@ -6,14 +6,15 @@ from pathlib import Path
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.providers.local.clones import Clones
 from snapshot_mcp.providers.local.device import DeviceSource, DeviceTarget, other_size, size_at
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.image.disk import ImageSource, ImageTarget
 from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, Layout
 
 
-def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
-    """Open a disk to read it as of one moment. Raises ResourceBusy, NotUsable.
+def open_source(resource: Row, *, allow_fuzzy: bool = False, clones: Clones | None = None) -> CaptureSource:
+    """Open a disk to read it as of one moment, with what is kept of former moments. Raises ResourceBusy, NotUsable.
 
     `allow_fuzzy` is for raw images alone: a mixture of the tables of an image that is being written is no disk at all.
     """
@@ -22,7 +23,7 @@ def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
         return ImageSource(resource["path"], label_of(resource), layout)
     if layout.format == DEVICE:
         return DeviceSource(resource["path"], label_of(resource), layout.identity)
-    return CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy)
+    return CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy, clones=clones)
 
 
 def open_target(resource: Row, *, is_patient: bool = True) -> TargetDisk:

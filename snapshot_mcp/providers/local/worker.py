@@ -26,6 +26,7 @@ from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers import WorkerProgram
+from snapshot_mcp.providers.local.clones import FOLDER_NAME as CLONES
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.holders import is_locked
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
@@ -197,6 +198,7 @@ class _Worker(Worker[FolderCatalogue]):
             with self._connect() as catalogue:
                 for snapshot_id in deletion.purge(catalogue, needed=needed_by_strays(catalogue, catalogue.folder)):
                     log.info("purged %s", snapshot_id)
+                catalogue.store.clones.tidy(catalogue)
                 jobs.forget_old(catalogue)
             reserve.make(self.catalogue.folder)
         except (OSError, sqlite3.Error):
@@ -213,6 +215,6 @@ class _Worker(Worker[FolderCatalogue]):
 
     def _remove_partials(self) -> None:
         """Remove files that a dead worker left unfinished; nobody else writes them while this one holds the lock."""
-        for name in ("", *FOLDERS):
+        for name in ("", *FOLDERS, CLONES):
             for partial in (self.catalogue.folder / name).glob(".*.partial"):
                 partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Create snapshots: one file per resource, all as of one moment, and available only when all are durable."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from snapshot_mcp.providers.local.opening import open_source
 from snapshot_mcp.providers.local.snapshot_file.format import MAX_TAGS, Header, chunk_size_for
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
-from snapshot_mcp.providers.local.source import Source
+from snapshot_mcp.providers.local.source import Source, Span
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
@@ -47,7 +47,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
         sources = []
         for snapshot in snapshots:
             resource = owner_of(catalogue, snapshot)
-            source = open_source(resource, allow_fuzzy=request["allow_fuzzy"])
+            source = open_source(resource, allow_fuzzy=request["allow_fuzzy"], clones=catalogue.store.clones)
             sources.append(stack.enter_context(source))
         taken_at = catalogue.instant()
         progress.start("reading", sum(source.size_bytes for source in sources))
@@ -56,6 +56,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             source.close()
         progress.finish()
         _finish_create(catalogue, job, ids, format_time(moment(taken_at)))
+    catalogue.store.clones.tidy(catalogue)
 
 
 class Captured(Protocol):
@@ -67,6 +68,12 @@ class Captured(Protocol):
     @property
     def content(self) -> Source:
         """What is read."""
+
+    def changed_since(self, parent: SnapshotFile) -> Iterable[Span] | None:
+        """Return what may differ from a snapshot that is one state of the disk; None for all of it."""
+
+    def remember(self, snapshot_id: str, file_hash: bytes) -> None:
+        """Keep what tells the next capture what will have changed since this snapshot, which is complete."""
 
     def check(self) -> None:
         """Raise if what was read may be inconsistent."""
@@ -103,10 +110,11 @@ def capture_one(
             virtual_size_bytes=source.size_bytes,
             chunk_size=parent.header.chunk_size if parent else chunk_size_for(source.size_bytes),
         )
+        changed = source.changed_since(parent.tip) if parent and is_one_state(parent.tip) else None
         with SnapshotWriter(folder, header) as writer:
-            capture(source.content, header, parent, writer, advance)
+            capture(source.content, header, parent, writer, advance, changed)
             source.check()
-            writer.commit(source.consistency)
+            source.remember(snapshot_id, writer.commit(source.consistency))
 
     if snapshot["parent_id"] is None:
         write(None)
@@ -118,6 +126,11 @@ def capture_one(
         make_full(catalogue, snapshot_id, error)
         progress.advance(-done)
         write(None)
+
+
+def is_one_state(file: SnapshotFile) -> bool:
+    """Return whether a snapshot is exactly what its disk was at one instant; what did not change since a mixture may be wrong."""
+    return file.trailer.consistency in {"instant", "frozen"}
 
 
 def _facts_for_a_rebuild(catalogue: FolderCatalogue, snapshot: Row, taken_with: Sequence[str]) -> dict[str, Any]:
