@@ -226,6 +226,7 @@ def _to_coverage(catalogue: Catalogue, resource_id: str, worth: Mapping[str, Row
     return Coverage(
         newest_good_id=newest["snapshot_id"],
         newest_good_time=moment(newest["snapshot_at"]),
+        newest_good_consistency=newest["consistency"],
         verified_at=moment(newest["verified_at"]),
         stored_bytes=stored_bytes,
         **copied,

@@ -106,6 +106,9 @@ class Store(Protocol):
     def capacity(self) -> Capacity:
         """Return the space where snapshots and exports are kept."""
 
+    def make_room(self) -> bool:
+        """Give up what only saves time, because space runs low; return whether there was anything."""
+
     def remove(self, snapshot_ids: Sequence[str]) -> None:
         """Remove the bytes of snapshots durably and in the given order; ignore those without any."""
 

@@ -16,6 +16,7 @@ from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Un
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.ground.permissions import obstacle_of
+from snapshot_mcp.providers.local.clones import Clones
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE
 from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
@@ -108,7 +109,7 @@ class OpenDisk(Closing):
             self.fd = -1
 
     @contextmanager
-    def _closed_on_error(self, consequence: str, or_else: str = "") -> Iterator[None]:
+    def _closed_on_error(self, consequence: str) -> Iterator[None]:
         """Close the disk if it cannot be used, and say why."""
         try:
             yield
@@ -124,7 +125,7 @@ class OpenDisk(Closing):
                 raise NotUsable(
                     f"Cannot verify that no program writes to the file of {self.label}, {shown(self.path)}: only its"
                     " owner may ask the system.",
-                    hint=f"Run snapshot-mcp as the file's owner, or make its user the owner.{or_else}",
+                    hint="Run snapshot-mcp as the file's owner, or make its user the owner.",
                 ) from None
             raise
 
@@ -135,17 +136,18 @@ class CaptureSource(OpenDisk):
     Raises ResourceBusy if it is in use and the copy could be inconsistent, NotUsable if its file is missing.
     """
 
-    or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
+    _clones: Clones | None = None
 
-    def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False) -> None:
+    def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False, clones: Clones | None = None) -> None:
         self._lease: ReadLease | None = None
         super().__init__(path, label, os.O_RDONLY)
-        with self._closed_on_error("; a copy taken now could be inconsistent", self.or_else):
+        with self._closed_on_error("; a copy taken now could be inconsistent"):
             copy = clone_beside(self.fd, self.path)
             if copy is not None:
                 os.close(self.fd)
                 self.fd = copy
                 self.consistency = "instant"
+                self._clones = clones
             else:
                 self._lease = ReadLease(self.fd, self.path, allow_in_use=allow_fuzzy)
                 self.consistency = self._lease.kind
@@ -158,10 +160,12 @@ class CaptureSource(OpenDisk):
 
     def changed_since(self, parent: SnapshotFile) -> Iterable[Span] | None:
         """Return what may differ from a snapshot that is one state of the disk; None for all of it."""
-        return None
+        return self._clones.changes(self.fd, parent.snapshot_id, parent.hash) if self._clones else None
 
     def remember(self, snapshot_id: str, file_hash: bytes) -> None:
         """Keep what tells the next capture what will have changed since this snapshot, which is complete."""
+        if self._clones:
+            self._clones.keep(self.fd, self.path, snapshot_id, file_hash)
 
     def check(self) -> None:
         """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""

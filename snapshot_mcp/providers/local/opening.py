@@ -10,6 +10,7 @@ from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import ResourceBusy
 from snapshot_mcp.contract.text import EACH_FOR_ITSELF, MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.shell import quote
+from snapshot_mcp.providers.local.clones import Clones
 from snapshot_mcp.providers.local.device import DeviceSource, DeviceTarget, other_size, size_at
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
 from snapshot_mcp.providers.local.formats import Machine
@@ -19,8 +20,8 @@ from snapshot_mcp.providers.local.image.layers import DEVICE, QCOW2, Layout
 from snapshot_mcp.providers.local.machine.disk import MachineCapture, MachineSource, Wanted, refuse_unmonitored
 
 
-def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
-    """Open a disk to read it as of one moment. Raises ResourceBusy, NotUsable.
+def open_source(resource: Row, *, allow_fuzzy: bool = False, clones: Clones | None = None) -> CaptureSource:
+    """Open a disk to read it as of one moment, with what is kept of former moments. Raises ResourceBusy, NotUsable.
 
     `allow_fuzzy` is for raw images alone: a mixture of the tables of an image that is being written is no disk at all.
     """
@@ -29,7 +30,7 @@ def open_source(resource: Row, *, allow_fuzzy: bool = False) -> CaptureSource:
         return ImageSource(resource["path"], label_of(resource), layout)
     if layout.format == DEVICE:
         return DeviceSource(resource["path"], label_of(resource), layout.identity)
-    return CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy)
+    return CaptureSource(resource["path"], label_of(resource), allow_fuzzy=allow_fuzzy, clones=clones)
 
 
 def is_running(resource: Row) -> bool:
@@ -45,7 +46,7 @@ def is_running(resource: Row) -> bool:
 
 
 def open_sources(
-    folder: Path, pairs: Sequence[tuple[Row, Row]], stack: ExitStack, *, allow_fuzzy: bool
+    folder: Path, pairs: Sequence[tuple[Row, Row]], stack: ExitStack, *, allow_fuzzy: bool, clones: Clones
 ) -> list[CaptureSource | MachineSource]:
     """Open the disks of snapshots that are to be taken (each with its disk) until the stack ends; `folder` is the zone's.
 
@@ -60,7 +61,7 @@ def open_sources(
             one = Wanted(id_, resource["path"], label_of(resource), layout, *ids)
             together.setdefault(layout.machine, []).append(one)
         else:
-            opened[id_] = stack.enter_context(open_source(resource, allow_fuzzy=allow_fuzzy))
+            opened[id_] = stack.enter_context(open_source(resource, allow_fuzzy=allow_fuzzy, clones=clones))
     for machine, disks in together.items():
         capture = stack.enter_context(MachineCapture(machine, disks, folder))
         for one, source in zip(disks, capture.sources, strict=True):

@@ -11,6 +11,7 @@ from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import capture, in_use, restore
+from snapshot_mcp.providers.local.clones import Clones
 from snapshot_mcp.providers.local.device import device_at, size_at
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
 from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, Layout
@@ -52,7 +53,7 @@ class FileStore:
     """The files of the zone in `folder`, and the disk images that its rows name."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.snapshots = folder, folder / "snapshots"
+        self.folder, self.snapshots, self.clones = folder, folder / "snapshots", Clones(folder)
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
         """Open the disk as a capture does, and estimate the snapshot; nothing is asked of a running machine yet."""
@@ -133,12 +134,17 @@ class FileStore:
         usage = shutil.disk_usage(self.folder)
         return Capacity(usage.total, usage.free)
 
+    def make_room(self) -> bool:
+        """Remove all kept clones."""
+        return self.clones.remove_all()
+
     def remove(self, snapshot_ids: Sequence[str]) -> None:
         """Unlink the snapshots' files and sync their folder."""
         for snapshot_id in snapshot_ids:
             (self.snapshots / file_name(snapshot_id)).unlink(missing_ok=True)
         with suppress(FileNotFoundError):  # the folder was moved away, and the files with it
             fsync_folder(self.snapshots)
+        self.clones.remove(snapshot_ids)
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
         """Remove the hashes of disks' former content (`work.former`) and an exported file that was never registered."""

@@ -92,8 +92,6 @@ class ImageContent:
 class ImageSource(CaptureSource):
     """A disk in an image that is read as of one moment. Raises as `CaptureSource` does, and NotUsable for a changed base."""
 
-    or_else = ""
-
     def __init__(self, path: str, label: str, layout: Layout) -> None:
         require_tools()
         self._stack = ExitStack()

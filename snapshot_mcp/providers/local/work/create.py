@@ -45,7 +45,9 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
     progress.floor.check()
     with ExitStack() as stack:
         pairs = [(snapshot, owner_of(catalogue, snapshot)) for snapshot in snapshots]
-        sources = open_sources(catalogue.folder, pairs, stack, allow_fuzzy=request["allow_fuzzy"])
+        sources = open_sources(
+            catalogue.folder, pairs, stack, allow_fuzzy=request["allow_fuzzy"], clones=catalogue.store.clones
+        )
         taken_at = catalogue.instant()
         progress.start("reading", sum(source.size_bytes for source in sources))
         for snapshot, source in zip(snapshots, sources, strict=True):
@@ -53,6 +55,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             source.close()
         progress.finish()
         _finish_create(catalogue, job, ids, format_time(moment(taken_at)))
+    catalogue.store.clones.tidy(catalogue)
 
 
 class Captured(Protocol):
