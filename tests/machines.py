@@ -100,6 +100,7 @@ class BareMachine:
         devices: Sequence[str] = (),
         extra: Sequence[str] = (),
         boots: bool = False,
+        drivers: Sequence[str] = (),
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.socket, own = folder / "qmp", folder / "own"
@@ -123,7 +124,12 @@ class BareMachine:
         self._paths = []
         for number, (path, form) in enumerate(disks):
             device, qom = DEVICES[devices[number] if devices else "virtio-blk"]
-            file = {"driver": "file", "filename": str(path), "node-name": f"f{number}", "discard": "unmap"}
+            file = {
+                "driver": drivers[number] if drivers else "file",
+                "filename": str(path),
+                "node-name": f"f{number}",
+                "discard": "unmap",
+            }
             node = {"driver": form, "file": f"f{number}", "node-name": f"d{number}", "discard": "unmap"}
             words += ["-blockdev", json.dumps(file), "-blockdev", json.dumps(node)]
             words += ["-device", device.format(number) + (f",bootindex={number}" if boots else "")]

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
@@ -154,6 +155,31 @@ async def test_each_kind_of_device_that_is_tried(device: str, local_zone: LocalZ
             before = path.read_bytes()
             assert await exported(local_zone, await back_up(local_zone, disk)) == before
         assert machine.left == []
+
+
+async def test_a_block_device_of_a_running_machine(local_zone: LocalZone, tmp_path: Path) -> None:
+    """It is registered while the machine is off: nothing else may have it open then."""
+    if os.geteuid() != 0:
+        pytest.skip("a loop device needs root")
+    backing = disk_of(tmp_path / "backing")
+    loop = subprocess.run(
+        ["losetup", "--find", "--show", backing], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    link = tmp_path / "by-id"
+    link.symlink_to(loop)
+    try:
+        socket_path = tmp_path / "machine" / "qmp"
+        disk = (await local_zone.add_resource(link, form=Form("", (), Machine(str(socket_path))))).id
+        with BareMachine(tmp_path / "machine", (Path(loop), "raw"), drivers=["host_device"]) as machine:
+            for value in (1, 2):
+                machine.write(f"write -P {value} 2M 64k")
+                machine.flush()
+                before = Path(loop).read_bytes()
+                snapshot_id = await back_up(local_zone, disk)
+                assert await exported(local_zone, snapshot_id) == before
+                assert (await get(local_zone, snapshot_id)).consistency == "instant"
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
 
 
 async def test_a_device_that_was_never_tried_is_refused_by_name(unused_zone: LocalZone, tmp_path: Path) -> None:

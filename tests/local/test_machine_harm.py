@@ -66,21 +66,51 @@ async def test_a_worker_that_is_killed_at_any_moment_leaves_nothing_after_the_ne
             await is_right(local_zone, disk, machine, path, form)
 
 
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
 async def test_a_machine_that_ends_in_mid_backup_fails_the_backup_and_no_other(
-    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = disk_of(tmp_path / "disk")
-    with BareMachine(tmp_path / "machine", (path, "raw"), boots=True) as machine:
-        disk = await add(here, path, machine)
+    path = disk_of(tmp_path / "disk", form)
+    with BareMachine(tmp_path / "machine", (path, form), boots=True) as machine:
+        disk = await add(here, path, machine, form)
+        machine.write("write -P 3 1M 64k")
+        await is_right(here, disk, machine, path, form)
+        machine.write("write -P 4 1M 32k")
         with monkeypatch.context() as patch:
             patch.setattr(InstantContent, "read", noting(InstantContent.read, once(machine.end)))
             job = await finish(here, await here.create_snapshots([disk], ""))
         assert job.error
         assert "The machine of" in job.error.message
         assert "ended during its backup" in job.error.message
+    with BareMachine(tmp_path / "machine", (path, form), boots=True) as machine:
+        machine.write("write -P 5 2M 64k")
+        await is_right(here, disk, machine, path, form)
+
+
+async def test_a_backup_that_is_cancelled_leaves_nothing_in_the_machine(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = disk_of(tmp_path / "disk")
+    is_read, may_go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_read.set()
+        may_go.wait(PATIENCE_SECONDS)
+
     with BareMachine(tmp_path / "machine", (path, "raw"), boots=True) as machine:
-        machine.write("write -P 3 1M 64k")
+        disk = await add(here, path, machine)
+        with monkeypatch.context() as patch:
+            patch.setattr(InstantContent, "read", noting(InstantContent.read, once(wait)))
+            job = await here.create_snapshots([disk], "")
+            await wait_until(is_read.is_set)
+            await here.cancel_job(job.job_id)
+            may_go.set()
+            job = await finish(here, job)
+        assert job.error
+        assert job.error.code == "cancelled"
+        assert machine.left == []
         await is_right(here, disk, machine, path)
+        assert len(machine.bitmaps) == 1
 
 
 async def test_another_client_at_the_monitor_is_waited_out(local_zone: LocalZone, tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ async def test_a_model_sees_that_it_runs_and_asks_nobody_for_its_roll_back(home:
             disk = (await zone.add_resource(path, "db", ResourceType.INSTANCE, form)).id
             other = make_image(home / "other.img", MIB)
             await zone.add_resource(other, "other", ResourceType.INSTANCE)
+            gone = make_image(home / "gone.img", MIB)
+            await zone.add_resource(gone, "gone", ResourceType.INSTANCE)
+            gone.unlink()
         async with Client(app.build_server(settings), mode=mode, elicitation_callback=ask) as client:
             taken = await client.call_tool(
                 "create_snapshots", {"resource_ids": [disk], "name": "now", "wait_seconds": 30}
@@ -68,7 +71,7 @@ async def test_a_model_sees_that_it_runs_and_asks_nobody_for_its_roll_back(home:
             listed = await client.call_tool("list_resources", {"kind": "instance"})
             assert listed.structured_content
             states = {row["name"]: row["status"] for row in listed.structured_content["resources"]}
-            assert states == {"db": "running", "other": "stopped"}
+            assert states == {"db": "running", "other": "stopped", "gone": "unknown"}
             only = await client.call_tool("list_resources", {"kind": "instance", "status": ["running"]})
             assert only.structured_content, only.content
             assert [row["name"] for row in only.structured_content["resources"]] == ["db"]

@@ -1,4 +1,4 @@
-"""`QmpMonitor`: QEMU's monitor on a UNIX socket, by the library `qemu.qmp`, which is imported when it is first needed.
+"""`QmpMonitor`: QEMU's monitor on a UNIX socket, by the library `qemu.qmp`. It and asyncio are imported when first needed.
 
 The connection stays open while anything of ours is in QEMU: it keeps other clients out, and reads the events away.
 """
@@ -11,9 +11,6 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import anyio
-from anyio.from_thread import start_blocking_portal
 
 from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.providers.local.machine.monitor import (
@@ -61,6 +58,8 @@ class QmpMonitor(Closing):
             raise kind(f"nothing answers at {str(path)!r} ({error.strerror or error})") from None
         self.pid = _CREDENTIALS.unpack(one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
         one.setblocking(False)
+        from anyio.from_thread import start_blocking_portal
+
         self._is_open = True
         self._entered = start_blocking_portal()
         self._portal = self._entered.__enter__()
@@ -89,6 +88,7 @@ class QmpMonitor(Closing):
 
 
 async def _open(one: socket.socket, path: str) -> "QMPClient":
+    import anyio
     from qemu.qmp import QMPClient
     from qemu.qmp.error import QMPError
 
@@ -106,6 +106,7 @@ async def _open(one: socket.socket, path: str) -> "QMPClient":
 
 
 async def _execute(client: "QMPClient", command: str, arguments: dict[str, Any], fd: int) -> Any:
+    import anyio
     from qemu.qmp import ExecInterruptedError, ExecuteError
     from qemu.qmp.error import QMPError
 
@@ -125,6 +126,7 @@ async def _execute(client: "QMPClient", command: str, arguments: dict[str, Any],
 
 
 async def _close(client: "QMPClient") -> None:
+    import anyio
     from qemu.qmp.error import QMPError
 
     try:

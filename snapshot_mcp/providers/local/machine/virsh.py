@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from xml.etree import ElementTree
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
@@ -46,6 +45,8 @@ def is_off(domain: str) -> bool:
 
 def disks_of(domain: str) -> list[DomainDisk]:
     """Return the disks of a domain, but for CDs and floppies. Raises BadRequest for one that is not on this machine."""
+    from xml.etree import ElementTree  # no start of a server or a worker needs it
+
     found = []
     for disk in ElementTree.fromstring(_run("dumpxml", "--inactive", "--domain", domain)).iterfind("./devices/disk"):
         if disk.get("device", "disk") != "disk":
@@ -97,7 +98,7 @@ class VirshMonitor:
             answer = json.loads(said)
         except (BadRequest, NotUsable) as error:
             raise MonitorGone(error.message) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise MonitorError("its answer is not JSON") from None
         if not isinstance(answer, dict) or "return" not in answer:
             failure = answer.get("error") if isinstance(answer, dict) else None
