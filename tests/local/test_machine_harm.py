@@ -39,7 +39,7 @@ async def is_right(zone: LocalZone, disk: str, machine: BareMachine, path: Path,
 
 
 @pytest.mark.parametrize("form", ["raw", long("qcow2")])
-@pytest.mark.parametrize("count", [4, long(50)])
+@pytest.mark.parametrize("count", [2, long(50)])
 async def test_a_worker_that_is_killed_at_any_moment_leaves_nothing_after_the_next_start(
     count: int, form: str, local_zone: LocalZone, tmp_path: Path
 ) -> None:
@@ -113,6 +113,7 @@ async def test_a_backup_that_is_cancelled_leaves_nothing_in_the_machine(
         assert len(machine.bitmaps) == 1
 
 
+@pytest.mark.long
 async def test_another_client_at_the_monitor_is_waited_out(local_zone: LocalZone, tmp_path: Path) -> None:
     """The worker is killed, and somebody else has the monitor when the next one starts."""
     path = disk_of(tmp_path / "disk")
