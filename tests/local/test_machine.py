@@ -129,6 +129,22 @@ async def test_an_incremental_reads_what_the_bitmap_names_and_believes_it_for_it
         assert await exported(local_zone, await back_up(local_zone, disk)) == path.read_bytes()
 
 
+async def test_an_image_with_internal_snapshots_gets_no_bitmap_which_would_keep_it_from_being_reverted(
+    local_zone: LocalZone, tmp_path: Path
+) -> None:
+    path = disk_of(tmp_path / "disk", "qcow2")
+    qemu_img("snapshot", "-c", "inside", path)
+    with BareMachine(tmp_path / "machine", (path, "qcow2")) as machine:
+        disk = await add(local_zone, path, machine, "qcow2")
+        for value in (1, 2):
+            machine.write(f"write -P {value} 2M 64k")
+            machine.flush()
+            assert await exported(local_zone, await back_up(local_zone, disk)) == content(path, "qcow2")
+            assert machine.bitmaps == []
+        machine.quit()
+    qemu_img("snapshot", "-a", "inside", path)
+
+
 async def test_what_is_written_during_a_backup_is_not_in_it(
     here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

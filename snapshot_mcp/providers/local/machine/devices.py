@@ -20,13 +20,17 @@ MIN_VERSION: Final = (7, 1)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device of the machine, the node that it reads and writes, and the format and the size of that."""
+    """A device of the machine, the node that it reads and writes, and the format and the size of that.
+
+    `has_snapshots`: its image has internal snapshots, and QEMU reverts to none while the image has a bitmap; so it gets none.
+    """
 
     qom: str
     node: str
     format: str
     size_bytes: int
     label: str
+    has_snapshots: bool
 
 
 def refuse_old(monitor: Monitor, label: str) -> None:
@@ -67,7 +71,7 @@ def find_device(monitor: Monitor, path: Path, form: str, label: str) -> Device:
     size = number(one, "inserted", "image", "virtual-size")
     if not node or size <= 0:
         raise MonitorError("its answer lacks the node or the size of the disk")
-    return Device(qom, node, its_form, size, label)
+    return Device(qom, node, its_form, size, label, has_snapshots=bool(one["inserted"]["image"].get("snapshots")))
 
 
 def form_words(form: str) -> str:

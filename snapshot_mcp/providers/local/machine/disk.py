@@ -130,9 +130,10 @@ class MachineCapture(Closing):
         self._open = set(range(len(devices)))
         pairs = list(enumerate(zip(self._disks, devices, strict=True)))
         for number, (one, device) in pairs:
-            filters.remove_bitmaps(monitor, device.node, one.bitmap("-")[:-1], keep={one.bitmap(one.head_id)})
+            kept, new = ("", "") if device.has_snapshots else (one.bitmap(one.head_id), one.bitmap(one.snapshot_id))
+            filters.remove_bitmaps(monitor, device.node, one.bitmap("-")[:-1], keep={kept})
             self._scratch[number] = left.scratch_file(self._folder, device.size_bytes)
-            filters.insert(monitor, number, device, self._scratch[number], one.bitmap(one.snapshot_id))
+            filters.insert(monitor, number, device, self._scratch[number], new)
         known = [_known(monitor, one, device) for _, (one, device) in pairs]
         listener, free = connected(sum(THREADS + bool(bitmap) for bitmap in known))
         try:
@@ -176,9 +177,7 @@ class MachineCapture(Closing):
         """Release what is open."""
         for source in self.sources:
             source.close()
-        if (
-            self._open
-        ):  # it failed on the way: the bitmaps that are left name no restore point, and go with the next backup
+        if self._open:  # it failed on the way; bitmaps that it left name no restore point, and go with the next backup
             self._end(is_clean=False)
         self._monitor.close()
 
@@ -213,7 +212,7 @@ class MachineSource(Closing):
         """Return what was written since the parent's instant, if a bitmap was made for that very parent."""
         header = parent.header
         is_its = (header.snapshot_id, header.virtual_size_bytes) == (self._wanted.parent_id, self.size_bytes)
-        return self.changes.dirty_extents(0, self.size_bytes) if self.changes and is_its else None
+        return self.content.changes(self.changes) if self.changes and is_its else None
 
     def remember(self, snapshot_id: str, file_hash: bytes) -> None:
         """Let the bitmap of this restore point go on."""
@@ -252,6 +251,11 @@ class InstantContent:
         """Yield what is not zeros. Raises NotUsable."""
         with self._explained():
             yield from self.disk.data_extents(start, end)
+
+    def changes(self, bitmap: NbdDisk) -> Iterator[Span]:
+        """Yield what a bitmap names. Raises NotUsable."""
+        with self._explained():
+            yield from bitmap.dirty_extents(0, self.size_bytes)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -33,11 +33,15 @@ DELETE_TRIES, DELETE_SECONDS = 300, 0.01
 
 
 def insert(monitor: Monitor, number: int, device: Device, scratch_fd: int, bitmap: str) -> None:
-    """Prepare one disk: everything but the instant. `bitmap` records what is written from now on. Raises MonitorError."""
+    """Prepare one disk: everything but the instant. `bitmap` ("": none) records what is written from now on.
+
+    Raises MonitorError.
+    """
     node = device.node
     monitor.execute("block-dirty-bitmap-add", {"node": node, "name": f"{UNDER}{number}", "disabled": True})
-    is_persistent = device.format == "qcow2"
-    monitor.execute("block-dirty-bitmap-add", {"node": node, "name": bitmap, "persistent": is_persistent})
+    if bitmap:
+        is_persistent = device.format == "qcow2"
+        monitor.execute("block-dirty-bitmap-add", {"node": node, "name": bitmap, "persistent": is_persistent})
     fdset = monitor.execute("add-fd", {"opaque": PREFIX}, scratch_fd)
     if not isinstance(fdset, dict) or not isinstance(fdset.get("fdset-id"), int):
         raise MonitorError("it did not say where it put the scratch file")
