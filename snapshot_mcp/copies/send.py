@@ -197,12 +197,12 @@ class Run:
         known = self._fitting(part)
         more = part.size_bytes - sum(piece.size for piece in known.values())
         refuse_over(self.settings.ceiling, self.held.values(), more, self.copy)
-        checked = pool.submit(self.parts.verify_part, part.part_id)
-        try:
-            with closing(os.fdopen(self.parts.open_part(part.part_id), "rb", buffering=0)) as file:
+        with closing(os.fdopen(self.parts.open_part(part.part_id), "rb", buffering=0)) as file:
+            checked = pool.submit(self.parts.verify_part, part.part_id)
+            try:
                 self._send_pieces(part, file, known, pool)
-        finally:
-            failure = checked.exception()
+            finally:
+                failure = checked.exception()
         if failure:
             self._take_back(part)
             raise failure
