@@ -1,4 +1,4 @@
-"""200 random histories: what `restore-from` gives on an empty home is right to the byte, or is said to be missing (issue 14)."""
+"""200 random histories: what `restore-from` gives on an empty home is right to the byte, or is said to be missing."""
 
 from collections.abc import Iterator
 from pathlib import Path

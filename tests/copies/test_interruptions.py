@@ -1,5 +1,5 @@
 """A copy that is killed, or whose machine loses its power, goes on: nothing that was whole is sent twice, nothing is listed too
-early (issue 14, "Must show", 4).
+early.
 
 The worker is the product's, killed by its id. Power is lost as far as it can be: home and copy lie on filesystems whose
 devices are copied behind their backs, so what was not synced is gone, and mounted anew.
