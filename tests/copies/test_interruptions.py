@@ -22,7 +22,7 @@ import pytest
 from blake3 import blake3
 
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.copies import send
+from snapshot_mcp.copies import sending
 from snapshot_mcp.copies.fetch import Fetcher
 from snapshot_mcp.copies.stores import read_small
 from snapshot_mcp.providers.local import LocalZone
@@ -152,7 +152,7 @@ class Copying:
     async def comes_back(self, new: Path) -> None:
         """All of it, after the last run has gone on; then too nothing was sent twice."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(send, "PIECE", PIECE)
+            patch.setattr(sending, "PIECE", PIECE)
             await self.lab.copy()
         await anyio.to_thread.run_sync(self.look)
         back = await self.lab.restore_all(new)
