@@ -100,6 +100,9 @@ class Store(Protocol):
     def find_uses(self, catalogue: "Catalogue", resources: Sequence[Row]) -> dict[str, Use]:
         """Return who uses each disk, by resource id."""
 
+    def find_states(self, resources: Sequence[Row]) -> dict[str, str]:
+        """Return whether the machine of each disk is `running` or `stopped`, or `unknown`, by resource id."""
+
     def capacity(self) -> Capacity:
         """Return the space where snapshots and exports are kept."""
 

@@ -16,7 +16,7 @@ from snapshot_mcp.providers.local.device import device_at, size_at
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
 from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, Layout
 from snapshot_mcp.providers.local.image.look import layout_of_export, look_into
-from snapshot_mcp.providers.local.opening import open_source, open_target
+from snapshot_mcp.providers.local.opening import is_running, open_source, open_target
 from snapshot_mcp.providers.local.place import other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
@@ -56,7 +56,13 @@ class FileStore:
         self.folder, self.snapshots, self.clones = folder, folder / "snapshots", Clones(folder)
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
-        """Open the disk as a capture does, and estimate the snapshot."""
+        """Open the disk as a capture does, and estimate the snapshot; nothing is asked of a running machine yet."""
+        if is_running(resource):
+            if is_full:
+                room.add(Path(resource["path"]).stat().st_blocks * 512)
+            else:
+                room.add_incremental(resource["resource_id"])
+            return
         with open_source(resource, allow_fuzzy=allow_fuzzy) as source:
             if not is_full:
                 room.add_incremental(resource["resource_id"])
@@ -118,6 +124,10 @@ class FileStore:
     def find_uses(self, catalogue: Catalogue, resources: Sequence[Row]) -> dict[str, Use]:
         """Check claims and the kernel's tables, then request leases."""
         return in_use.find_uses(catalogue, self.folder, resources)
+
+    def find_states(self, resources: Sequence[Row]) -> dict[str, str]:
+        """Look who has each disk open, in the kernel's tables."""
+        return in_use.find_states(self.folder, resources)
 
     def capacity(self) -> Capacity:
         """Return the space on the filesystem of the zone's folder."""

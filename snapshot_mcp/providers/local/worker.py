@@ -30,6 +30,8 @@ from snapshot_mcp.providers.local.clones import FOLDER_NAME as CLONES
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.holders import is_locked
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
+from snapshot_mcp.providers.local.machine.disk import connect
+from snapshot_mcp.providers.local.machine.left import sweep
 from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.spare import keep_copy
 from snapshot_mcp.providers.local.strays import needed_by_strays
@@ -166,8 +168,9 @@ class _Worker(Worker[FolderCatalogue]):
         return not schema.is_newer(self.catalogue.db)
 
     def prepare(self) -> None:
-        """Remove what a worker that died left unfinished, and go on with its jobs."""
+        """Remove what a worker that died left unfinished, also in running machines, and go on with its jobs."""
         self._remove_partials()
+        sweep(self.catalogue.folder, connect)
         orphans = self.catalogue.rows(
             f"SELECT job_id, run_count FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' ORDER BY created_at"
         )

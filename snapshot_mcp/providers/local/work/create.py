@@ -20,7 +20,7 @@ from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.opening import open_source
+from snapshot_mcp.providers.local.opening import open_sources
 from snapshot_mcp.providers.local.snapshot_file.format import MAX_TAGS, Header, chunk_size_for
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
@@ -44,11 +44,10 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
     progress.floor = Floor(catalogue.store, request)
     progress.floor.check()
     with ExitStack() as stack:
-        sources = []
-        for snapshot in snapshots:
-            resource = owner_of(catalogue, snapshot)
-            source = open_source(resource, allow_fuzzy=request["allow_fuzzy"], clones=catalogue.store.clones)
-            sources.append(stack.enter_context(source))
+        pairs = [(snapshot, owner_of(catalogue, snapshot)) for snapshot in snapshots]
+        sources = open_sources(
+            catalogue.folder, pairs, stack, allow_fuzzy=request["allow_fuzzy"], clones=catalogue.store.clones
+        )
         taken_at = catalogue.instant()
         progress.start("reading", sum(source.size_bytes for source in sources))
         for snapshot, source in zip(snapshots, sources, strict=True):
@@ -130,7 +129,7 @@ def capture_one(
 
 def is_one_state(file: SnapshotFile) -> bool:
     """Return whether a snapshot is exactly what its disk was at one instant; what did not change since a mixture may be wrong."""
-    return file.trailer.consistency in {"instant", "frozen"}
+    return file.trailer.consistency.partition(",")[0] in {"instant", "frozen"}
 
 
 def _facts_for_a_rebuild(catalogue: FolderCatalogue, snapshot: Row, taken_with: Sequence[str]) -> dict[str, Any]:
