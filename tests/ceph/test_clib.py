@@ -77,6 +77,10 @@ def images(pool: Any) -> None:
         image.set_metadata("snapshot-mcp.kind", "instance")
         assert image.metadata("snapshot-mcp.kind") == "instance"
         assert image.metadata("nothing") == ""
+        image.set_metadata("gone", "soon")
+        image.drop_metadata("gone")
+        image.drop_metadata("gone")
+        assert image.metadata("gone") == ""
         assert pool.read_metadata(image.id, "snapshot-mcp.kind", "nothing") == {
             "snapshot-mcp.kind": "instance",
             "nothing": "",

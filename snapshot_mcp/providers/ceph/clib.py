@@ -152,6 +152,7 @@ RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "rbd_remove": (c_int, (c_void_p, c_char_p)),
     "rbd_metadata_get": (c_int, (c_void_p, c_char_p, c_char_p, _SIZES)),
     "rbd_metadata_set": (c_int, (c_void_p, c_char_p, c_char_p)),
+    "rbd_metadata_remove": (c_int, (c_void_p, c_char_p)),
     "rbd_watchers_list": (c_int, (c_void_p, POINTER(Watcher), _SIZES)),
     "rbd_watchers_list_cleanup": (None, (POINTER(Watcher), c_size_t)),
     "rbd_lock_acquire": (c_int, (c_void_p, c_int)),
@@ -221,6 +222,21 @@ def functions() -> dict[str, Any]:
             function.restype, function.argtypes = result, arguments
             found[name] = function
     return found
+
+
+def text_of(name: bytes) -> str:
+    """Return the name of an image or of a snapshot, which need not be text (`readable` makes it so)."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def bytes_of(name: str) -> bytes:
+    """Return what `text_of` made a name of."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def readable(name: str) -> str:
+    """Return a name as text, with a mark for each byte that is none."""
+    return bytes_of(name).decode("utf-8", "replace")
 
 
 def call(name: str, *arguments: Any) -> Any:

@@ -13,7 +13,7 @@ from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import GONE
 from snapshot_mcp.providers.ceph.image import ClientUse, RbdImage
-from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name, snapshot_name
+from snapshot_mcp.providers.ceph.names import ID, id_in, label_key, names_for, partial_name, snapshot_name
 from snapshot_mcp.providers.ceph.pool import Pool
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class PoolStore:
         try:
             with self.pool.open_image(image_id, is_read_only=False) as image:
                 image.drop(snapshot_name(snapshot_id))
+                image.drop_metadata(label_key(snapshot_id))
         except CephError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -169,7 +170,7 @@ def finished_name(pool: Pool, new_id: str, text: str) -> str:
     for name in names_for(text, new_id):
         try:
             with pool.open_by_name(name) as image:
-                if image.metadata(ID) == new_id:
+                if id_in(image.metadata(ID), image.id) == new_id:
                     return name
         except CephError as error:
             if error.errno != errno.ENOENT:

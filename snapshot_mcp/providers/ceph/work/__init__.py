@@ -1,9 +1,11 @@
 """Carry out the worker's jobs over RBD images (CEPH.md, "Jobs"); each action that touches images has its module here."""
 
-from typing import Final
+from typing import Any, Final
 
 from snapshot_mcp.catalogue import deletion, jobs
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.catalogue.progress import JobProgress
+from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.contract.errors import InternalError, ZoneError
 from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
@@ -21,9 +23,22 @@ ACTIONS: Final[dict[JobAction, jobs.Action[PoolCatalogue]]] = {
 }
 
 
+MAX_RUNS: Final = 3
+"""Workers that may carry a job out one after the other: what has ended so many of them would end the next one too."""
+
+
 def carry_out(catalogue: PoolCatalogue, job_id: str) -> None:
     """Carry out a job that is `working`, in its own thread."""
-    jobs.carry_out(catalogue, job_id, ACTIONS, _translate)
+    job = catalogue.job(job_id)
+    is_deadly = job is not None and job["run_count"] > MAX_RUNS
+    jobs.carry_out(catalogue, job_id, dict.fromkeys(ACTIONS, _refuse_deadly) if is_deadly else ACTIONS, _translate)
+
+
+def _refuse_deadly(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
+    raise InternalError(
+        f"The zone's worker ended {MAX_RUNS} times while it carried out job {job['job_id']} ({job['action']}).",
+        hint="See worker.log in the zone's folder on the machines of the zone.",
+    )
 
 
 def _translate(error: Exception) -> ZoneError | None:

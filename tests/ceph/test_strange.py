@@ -1,0 +1,96 @@
+"""What others do to the images of a zone on Ceph: it never stops the zone."""
+
+import subprocess
+
+import anyio
+import pytest
+
+from snapshot_mcp.catalogue import admission
+from snapshot_mcp.catalogue.admission import ZoneRules
+from snapshot_mcp.contract.keep_free import NOTHING_FREE
+from snapshot_mcp.contract.models import ResourceFilter
+from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
+from snapshot_mcp.providers.ceph.names import ID, KIND
+from snapshot_mcp.providers.ceph.store import PoolStore
+from snapshot_mcp.providers.ceph.work import carry_out
+from tests.ceph.bench import Bench
+from tests.ceph.cluster import ceph
+from tests.ceph.subject import POOL
+from tests.disks import MIB, succeed
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_disk_of_size_0_is_backed_up_and_exported(bench: Bench) -> None:
+    """librbd ends a process that asks for the differences of nothing."""
+    disk = bench.disk(size=0)
+    first = await bench.back_up(disk, "empty")
+    with bench.site.pool.open_by_name("db") as image:
+        image.resize(4 * MIB)
+    second = await bench.back_up(disk, "grown")
+    zone = bench.zone()
+    await succeed(zone, await zone.create_volume(first, "copy"))
+    await succeed(zone, await zone.apply_snapshots([first], safety_snapshot_name="safety"))
+    await bench.back_up(disk, "empty again")
+    await succeed(zone, await zone.verify_snapshots([first, second]))
+    assert bench.content("copy") == bench.content() == b""
+
+
+async def test_a_job_that_has_ended_three_workers_fails(bench: Bench) -> None:
+    disk = bench.disk()
+    await bench.names()
+    pool = bench.site.pool
+    with PoolCatalogue(pool, PoolStore(pool, pool), "machine") as catalogue:
+        catalogue.discover()
+        job = admission.create(catalogue, [disk], "deadly", False, ZoneRules(0, 30, keep_free=NOTHING_FREE))
+        with catalogue.transaction():
+            catalogue.set_job(job["job_id"], status="working", run_count=4)
+        carry_out(catalogue, job["job_id"])
+    ended = await bench.zone().get_job(job["job_id"])
+    assert "ended 3 times" in ended.info
+    await bench.back_up(disk)
+
+
+async def test_a_copy_of_an_exported_volume_is_another_disk(bench: Bench) -> None:
+    """`rbd cp` copies the metadata too, with the id."""
+    zone = bench.zone()
+    snapshot = await bench.back_up(bench.disk())
+    await succeed(zone, await zone.create_volume(snapshot, "copy"))
+    place = f"{POOL}/{bench.namespace}"
+    ceph(bench.site.conf, "rbd", "cp", f"{place}/copy", f"{place}/copy of it")
+    with bench.site.pool.open_by_name("copy of it") as image:
+        assert image.metadata(ID)
+    for machine in ("one", "other"):
+        volumes = (await bench.zone(machine).list_volumes(ResourceFilter())).items
+        assert {one.name for one in volumes} == {"db", "copy", "copy of it"}
+        assert len({one.id for one in volumes}) == 3
+    await bench.back_up(next(one.id for one in volumes if one.name == "copy of it"))
+
+
+async def test_names_that_are_no_text_are_shown_with_marks(bench: Bench) -> None:
+    disk = bench.disk()
+    bad = b"bad\xff\xfe"
+    for arguments in (["create", "--size", "4M", "--image", bad], ["snap", "create", "--image", "db", "--snap", bad]):
+        place = ["--pool", POOL, "--namespace", bench.namespace]
+        subprocess.run(["rbd", "--conf", bench.site.conf, *arguments, *place], check=True, timeout=60)
+    assert await bench.names() == ["bad\ufffd\ufffd", "db"]
+    await bench.back_up(disk)
+    (strange,) = (await bench.zone().list_volumes(ResourceFilter(search_word="bad", verbose=1))).items
+    assert strange.path == f"{POOL}/{bench.namespace}/bad\ufffd\ufffd"
+    await bench.back_up(strange.id)
+
+
+async def test_a_disk_that_is_marked_later_stays_the_same_one(bench: Bench) -> None:
+    """A server that has seen it as a volume, and one that has not, know it by one id."""
+    disk = bench.disk()
+    zone = bench.zone()
+    assert await bench.names() == ["db"]
+    with bench.site.pool.open_by_name("db") as image:
+        image.set_metadata(KIND, "instance")
+    (machine,) = (await bench.zone("other").list_instances(ResourceFilter())).items
+    await bench.back_up(machine.id, "by the other", "other")
+    with anyio.fail_after(5):
+        while not (seen := (await zone.list_instances(ResourceFilter())).items):
+            await anyio.sleep(0.1)
+    assert [one.id for one in seen] == [machine.id] == [disk]
+    assert await bench.names() == []
