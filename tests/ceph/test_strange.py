@@ -10,7 +10,7 @@ from snapshot_mcp.catalogue.admission import ZoneRules
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
-from snapshot_mcp.providers.ceph.names import ID, KIND
+from snapshot_mcp.providers.ceph.names import ID, KIND, label_key, snapshot_name
 from snapshot_mcp.providers.ceph.store import PoolStore
 from snapshot_mcp.providers.ceph.work import carry_out
 from tests.ceph.bench import Bench
@@ -94,3 +94,34 @@ async def test_a_disk_that_is_marked_later_stays_the_same_one(bench: Bench) -> N
             await anyio.sleep(0.1)
     assert [one.id for one in seen] == [machine.id] == [disk]
     assert await bench.names() == []
+
+
+async def test_a_clone_of_a_restore_point_keeps_that_one_alone(bench: Bench) -> None:
+    """The others are purged, and destroyed; it is named, and goes once the clone is gone."""
+    conf, place = bench.site.conf, f"{POOL}/{bench.namespace}"
+    zone = bench.zone(recovery_hours=0)
+    first, second = bench.disk("first"), bench.disk("second", seed=2)
+    held, free, other = [await bench.back_up(one, "point") for one in (first, first, second)]
+    ceph(conf, "rbd", "clone", f"{place}/first@{snapshot_name(held)}", f"{place}/child")
+    for one in (other, held):
+        await succeed(zone, await zone.delete_snapshot(one))
+    await zone.purge()
+    assert f"The RBD snapshot of {held} cannot be removed" in zone.obstacles[0]
+    assert f"rbd children {place}/first@" in zone.obstacles[0]
+    assert ours(bench, "second") == []
+    assert ours(bench, "first") == [snapshot_name(held)], free
+    assert [one.subject for one in (await zone.check()).findings] == [held]
+    newer = await bench.back_up(first, "newer")
+    assert await zone.forget(first, [newer]) == (newer,)
+    assert [held in one for one in zone.obstacles] == [True]
+    ceph(conf, "rbd", "rm", f"{place}/child")
+    assert await zone.forget(first, []) == (held,)
+    assert (zone.obstacles, ours(bench, "first"), (await zone.check()).findings) == ((), [], ())
+    with bench.site.pool.open_by_name("first") as image:
+        assert [image.metadata(label_key(one)) for one in (held, free, newer)] == ["", "", ""]
+    bench.site.pool.remove_image("first")
+
+
+def ours(bench: Bench, name: str) -> list[str]:
+    with bench.site.pool.open_by_name(name) as image:
+        return sorted(image.snapshots())

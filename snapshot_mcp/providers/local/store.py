@@ -123,12 +123,13 @@ class FileStore:
         usage = shutil.disk_usage(self.folder)
         return Capacity(usage.total, usage.free)
 
-    def remove(self, snapshot_ids: Sequence[str]) -> None:
+    def remove(self, snapshot_ids: Sequence[str]) -> Collection[str]:
         """Unlink the snapshots' files and sync their folder."""
         for snapshot_id in snapshot_ids:
             (self.snapshots / file_name(snapshot_id)).unlink(missing_ok=True)
         with suppress(FileNotFoundError):  # the folder was moved away, and the files with it
             fsync_folder(self.snapshots)
+        return ()
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
         """Remove the hashes of disks' former content (`work.former`) and an exported file that was never registered."""
