@@ -1,5 +1,6 @@
 """What others do to the images of a zone on Ceph: it never stops the zone."""
 
+import errno
 import subprocess
 
 import anyio
@@ -7,9 +8,13 @@ import pytest
 
 from snapshot_mcp.catalogue import admission
 from snapshot_mcp.catalogue.admission import ZoneRules
+from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter
+from snapshot_mcp.ground.clock import Moment, SystemClock
+from snapshot_mcp.providers.ceph import clock
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
+from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.names import ID, KIND, label_key, snapshot_name
 from snapshot_mcp.providers.ceph.store import PoolStore
 from snapshot_mcp.providers.ceph.work import carry_out
@@ -125,3 +130,31 @@ async def test_a_clone_of_a_restore_point_keeps_that_one_alone(bench: Bench) -> 
 def ours(bench: Bench, name: str) -> list[str]:
     with bench.site.pool.open_by_name(name) as image:
         return sorted(image.snapshots())
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.ENOSPC])
+async def test_without_the_clusters_time_nothing_is_purged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A machine whose own clock is three hours ahead, and which the cluster does not tell the time at first."""
+
+    class Ahead(SystemClock):
+        def read(self) -> Moment:
+            now = super().read()
+            return Moment(now.wall + 10_800, "another boot", now.uptime)
+
+    def refuse(name: str, *arguments: object) -> None:
+        raise CephError(number, "no answer", name)
+
+    snapshot = await bench.back_up(bench.disk())
+    await succeed(bench.zone(), await bench.zone().delete_snapshot(snapshot))
+    ahead = bench.zone("ahead")
+    with monkeypatch.context() as patches:
+        patches.setattr(clock, "SystemClock", Ahead)
+        patches.setattr(clock.ClusterClock, "_asked", {})
+        with patches.context() as silence:
+            silence.setattr(clock, "call", refuse)
+            with pytest.raises(ZoneError):
+                await ahead.purge(())
+        assert await ahead.purge(()) == ()
+        assert (await bench.points("ahead", status=("deleted",)))[0].snapshot_id == snapshot

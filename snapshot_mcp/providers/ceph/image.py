@@ -84,13 +84,6 @@ class RbdImage(Closing):
         number = int(call("rbd_get_data_pool_id", self._handle))
         return "" if number in {-1, self.pool.number} else self.pool.cluster.pool_name(number)
 
-    @property
-    def created_at(self) -> float:
-        """When it was created by the cluster's own clock, in seconds since 1970."""
-        found = clib.TimeSpec()
-        call("rbd_get_create_timestamp", self._handle, byref(found))
-        return float(found.seconds + found.nanoseconds / 1e9)
-
     def metadata(self, key: str) -> str:
         """Return what is written to the image under a key, "" for nothing."""
         size = c_size_t(4096)
