@@ -1,6 +1,7 @@
 """What others do to the images of a zone on Ceph: it never stops the zone."""
 
 import errno
+import json
 import subprocess
 
 import anyio
@@ -8,20 +9,21 @@ import pytest
 
 from snapshot_mcp.catalogue import admission
 from snapshot_mcp.catalogue.admission import ZoneRules
-from snapshot_mcp.contract.errors import ZoneError
+from snapshot_mcp.contract.errors import TermsChanged, ZoneError
 from snapshot_mcp.contract.keep_free import NOTHING_FREE
 from snapshot_mcp.contract.models import ResourceFilter
+from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.ground.clock import Moment, SystemClock
 from snapshot_mcp.providers.ceph import clock
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
-from snapshot_mcp.providers.ceph.names import ID, KIND, label_key, snapshot_name
+from snapshot_mcp.providers.ceph.names import ID, KIND, OBJECT, PARTIAL, label_key, partial_name, snapshot_name
 from snapshot_mcp.providers.ceph.store import PoolStore
 from snapshot_mcp.providers.ceph.work import carry_out
 from tests.ceph.bench import Bench
 from tests.ceph.cluster import ceph
 from tests.ceph.subject import POOL
-from tests.disks import MIB, succeed
+from tests.disks import MIB, get, succeed
 
 pytestmark = pytest.mark.anyio
 
@@ -158,3 +160,61 @@ async def test_without_the_clusters_time_nothing_is_purged(
                 await ahead.purge(())
         assert await ahead.purge(()) == ()
         assert (await bench.points("ahead", status=("deleted",)))[0].snapshot_id == snapshot
+
+
+async def test_a_restore_point_that_is_gone_is_not_what_a_deletion_leaves(bench: Bench) -> None:
+    """Its RBD snapshot was removed by hand, after it was agreed that it stays."""
+    disk = bench.disk()
+    zone = bench.zone()
+    gone = await bench.back_up(disk, "gone")
+    job = await succeed(zone, await zone.create_snapshots([disk], "there", is_full=True))
+    there = job.resource_ids[0]
+    with bench.site.pool.open_by_name("db") as image:
+        image.drop(snapshot_name(gone))
+    for terms in (Terms(may_go=(there,), must_stay=(gone,)), Terms(may_go=(there,), must_exist=(gone,))):
+        ended = await bench.end_of(await zone.delete_snapshot(there, terms=terms))
+        assert ended.error
+        assert ended.error.code == TermsChanged.code
+    assert {one.snapshot_id: one.is_damaged for one in await bench.points()} == {gone: True, there: False}
+    with bench.site.pool.open_by_name("db") as image:
+        image.drop(snapshot_name(there))
+    newest = await bench.back_up(disk, "newest")
+    found = {one.snapshot_id: one.is_damaged for one in await bench.points()}
+    assert found == {gone: True, there: True, newest: False}
+    assert (await get(zone, newest)).parent is None
+
+
+async def test_only_what_a_job_of_the_zone_has_left_is_removed(bench: Bench) -> None:
+    zone = bench.zone()
+    snapshot = await bench.back_up(bench.disk())
+    await succeed(zone, await zone.create_volume(snapshot, "mine"))
+    bench.kill()
+    for name in (f"{PARTIAL}.mine", f"{PARTIAL}.vol-abc"):
+        bench.site.pool.create_image(name, MIB)
+    (volume,) = [one for one in (await zone.list_volumes(ResourceFilter())).items if one.name == "mine"]
+    bench.site.pool.create_image(partial_name(volume.id), MIB)
+    await bench.back_up(volume.id)
+    with anyio.fail_after(5):
+        while partial_name(volume.id) in bench.site.pool.list_images().values():
+            await anyio.sleep(0.1)
+    assert {f"{PARTIAL}.mine", f"{PARTIAL}.vol-abc"} <= set(bench.site.pool.list_images().values())
+
+
+async def test_a_disk_that_comes_back_from_the_trash_is_rolled_back(bench: Bench) -> None:
+    """The worker that runs has seen it gone."""
+    disk, other = bench.disk(), bench.disk("other")
+    zone = bench.zone()
+    snapshot = await bench.back_up(disk)
+    was = bench.content()
+    bench.write()
+    bench.kill()
+    place = f"{POOL}/{bench.namespace}"
+    ceph(bench.site.conf, "rbd", "trash", "mv", f"{place}/db")
+    assert await bench.names() == ["other"]
+    await bench.back_up(other, "while it is in the trash")
+    ceph(bench.site.conf, "rbd", "trash", "restore", f"{place}/{disk.partition('-')[2]}")
+    assert await bench.names() == ["db", "other"]
+    await succeed(zone, await zone.apply_snapshots([snapshot]))
+    assert bench.content() == was
+    written = json.loads(bench.site.pool.read_keys(OBJECT, [f"resources/{disk}"])[f"resources/{disk}"])
+    assert written["removed_at"] is None

@@ -68,9 +68,11 @@ class PoolStore:
             ) from None
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
-        """See that the image is there and takes another snapshot."""
+        """See that the image is there and takes another snapshot; record restore points that it has lost."""
         with self.open(resource) as image:
-            count = len(image.snapshots())
+            names = image.snapshots()
+        count = len(names)
+        self.record_missing(resource, names)
         if count >= MAX_SNAPSHOTS:
             raise QuotaExceeded(
                 f"{label_of(resource)} has {count} snapshots, ours and others'; at most {MAX_SNAPSHOTS} are possible.",
@@ -107,7 +109,9 @@ class PoolStore:
 
     def identity_of(self, resource: Row) -> str:
         """Return the cluster, the pool and the image, "" if the image is gone."""
-        return "" if resource["removed_at"] is not None else self._identity(resource["path"])
+        if resource["removed_at"] is not None and resource["path"] not in self.pool.list_images():
+            return ""  # it is not out of the trash again
+        return self._identity(resource["path"])
 
     def _identity(self, image_id: str) -> str:
         return f"{self._place}/{image_id}"
@@ -171,6 +175,20 @@ class PoolStore:
         return self.catalogue.row(
             "SELECT r.* FROM snapshots JOIN resources r USING (resource_id) WHERE snapshot_id = ?", snapshot_id
         )
+
+    def record_missing(self, resource: Row, names: Collection[str]) -> set[str]:
+        """Record, within a transaction, that those of a disk's restore points are damaged that no RBD snapshot of these is of.
+
+        Return them.
+        """
+        rows = self.catalogue.rows(
+            "SELECT snapshot_id FROM snapshots WHERE resource_id = ? AND status IN ('available', 'suspended', 'deleted')",
+            resource["resource_id"],
+        )
+        missing = {row["snapshot_id"] for row in rows if snapshot_name(row["snapshot_id"]) not in names}
+        for one in missing:
+            self.catalogue.mark_damaged(one, is_damaged=True)
+        return missing
 
     def _remove(self, image_id: str, snapshot_id: str) -> bool:
         """Remove an RBD snapshot; return False if that cannot be done now, which `obstacles` explains."""

@@ -10,11 +10,11 @@ from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst, translate
-from snapshot_mcp.providers.ceph.work import apply, create, export, verify
+from snapshot_mcp.providers.ceph.work import apply, create, delete, export, verify
 
 ACTIONS: Final[dict[JobAction, jobs.Action[PoolCatalogue]]] = {
     JobAction.CREATE: create.carry_out,
-    JobAction.DELETE: deletion.carry_out,
+    JobAction.DELETE: delete.carry_out,
     JobAction.LEASE: deletion.recover,
     JobAction.APPLY: apply.carry_out,
     JobAction.CAPTURE_INSTANCE: export.carry_out,
@@ -29,6 +29,9 @@ MAX_RUNS: Final = 3
 
 def carry_out(catalogue: PoolCatalogue, job_id: str) -> None:
     """Carry out a job that is `working`, in its own thread."""
+    gone = "SELECT 1 FROM claims JOIN resources ON id = resource_id WHERE job_id = ? AND removed_at IS NOT NULL"
+    if catalogue.row(gone, job_id):
+        catalogue.discover()  # it may be out of the trash again
     job = catalogue.job(job_id)
     is_deadly = job is not None and job["run_count"] > MAX_RUNS
     jobs.carry_out(catalogue, job_id, dict.fromkeys(ACTIONS, _refuse_deadly) if is_deadly else ACTIONS, _translate)
