@@ -6,7 +6,6 @@ their rows are in the copy alone until something is recorded of them.
 """
 
 import contextlib
-import errno
 import json
 import sqlite3
 import threading
@@ -19,15 +18,15 @@ from snapshot_mcp.catalogue import schema
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import Damaged, OutcomeUnknown
-from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.sqlite import transaction
 from snapshot_mcp.providers.ceph.clib import ECANCELED, CephError
 from snapshot_mcp.providers.ceph.clock import ClusterClock
 from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
-from snapshot_mcp.providers.ceph.names import ID, KIND, OBJECT, is_ours
-from snapshot_mcp.providers.ceph.object import LOGGED, CatalogueObject, State, log_key
+from snapshot_mcp.providers.ceph.found import Finder
+from snapshot_mcp.providers.ceph.names import OBJECT
+from snapshot_mcp.providers.ceph.object import LOGGED, CatalogueObject, PoolState, log_key
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.ceph.pool import Pool
@@ -66,7 +65,7 @@ class PoolCatalogue(Catalogue):
         self.object = CatalogueObject(pool)
         self._is_outdated = False
         self._found: set[str] = set()
-        self._kinds: dict[str, tuple[str, str]] = {}
+        self._finder = Finder(self)
         self._waiting: dict[str, float] = {}
         self._beside: dict[str, bytes] = {}
         self._equal: dict[str, bytes] = {}
@@ -115,7 +114,7 @@ class PoolCatalogue(Catalogue):
             if state is None or not self._has_caught_up(state):
                 self._load(self.object.whole())
 
-    def _has_caught_up(self, state: State) -> bool:
+    def _has_caught_up(self, state: PoolState) -> bool:
         """Take changes into the copy; return False if they do not fit to it."""
         if state.revision == self.revision:
             return True
@@ -131,7 +130,7 @@ class PoolCatalogue(Catalogue):
         self._note_state(state)
         return True
 
-    def _load(self, state: State) -> None:
+    def _load(self, state: PoolState) -> None:
         """Make a fresh copy of all of the object."""
         if self.revision and not state.revision:
             self.object.refuse_lost()
@@ -154,10 +153,10 @@ class PoolCatalogue(Catalogue):
         self.loads += 1
         self._note_state(state)
 
-    def _note_state(self, state: State) -> None:
+    def _note_state(self, state: PoolState) -> None:
         self.revision, self._is_outdated = state.revision, state.format < len(schema.MIGRATIONS)
 
-    def _take_in(self, state: State, take: Callable[[str, dict[str, Any]], None]) -> None:
+    def _take_in(self, state: PoolState, take: Callable[[str, dict[str, Any]], None]) -> None:
         """Take the rows in, table by table. Raises Damaged, which names the row that is none."""
         for table in KEYS:
             for key, value in state.rows.items():
@@ -361,48 +360,6 @@ class PoolCatalogue(Catalogue):
     def discover(self) -> None:
         """Take the pool's images into the copy as disks, and note those that are gone or renamed."""
         with self.lock, self.pool.answering():
-            present = self.pool.list_images()
-            images = {id_: name for id_, name in present.items() if not is_ours(name)}
-            exported = {row["path"] for row in self.rows("SELECT path FROM images")}
-            known = {row["path"]: row for row in self.rows("SELECT * FROM resources")}
-            seen = {id_: self._look_at(id_) for id_ in images if id_ not in exported}
-            with transaction(self.db):
-                for image_id, (kind, resource_id) in seen.items():
-                    if kind and not resource_id.startswith("img-"):
-                        self._note_image(known.get(image_id), resource_id, image_id, images[image_id], kind)
-                for image_id, row in known.items():
-                    if image_id not in present and row["removed_at"] is None:
-                        values = int(time.time()), row["resource_id"]
-                        self.db.execute("UPDATE resources SET removed_at = ? WHERE resource_id = ?", values)
+            self._finder.look(self._found)
             if not self.revision:
                 self.object.refuse_lost()
-
-    def _look_at(self, image_id: str) -> tuple[str, str]:
-        """Return what an image is, "" if it is gone by now, and its id as a disk; it is looked at once."""
-        if image_id not in self._kinds:
-            try:
-                written = self.pool.read_metadata(image_id, KIND, ID)
-            except CephError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                return "", ""
-            kind = ResourceType.INSTANCE if written[KIND] == ResourceType.INSTANCE else ResourceType.VOLUME
-            prefix = "vol" if kind == ResourceType.VOLUME else "ins"
-            self._kinds[image_id] = kind, written[ID] or f"{prefix}-{image_id}"
-        return self._kinds[image_id]
-
-    def _note_image(self, known: Row | None, resource_id: str, image_id: str, name: str, kind: str) -> None:
-        if known is None:
-            now = int(time.time())
-            self.db.execute(
-                """INSERT INTO resources (resource_id, resource_type, name, path, former_path, created_at, status_at)
-                VALUES (?, ?, ?, ?, ?, ?, ?)""",
-                (resource_id, kind, name, image_id, name, now, now),
-            )
-            self._found.add(resource_id)
-        elif (known["former_path"], known["resource_type"], known["removed_at"]) != (name, kind, None):
-            called = known["name"] if known["former_path"] == name else name
-            self.db.execute(
-                "UPDATE resources SET name = ?, former_path = ?, resource_type = ?, removed_at = NULL WHERE resource_id = ?",
-                (called, name, kind, known["resource_id"]),
-            )

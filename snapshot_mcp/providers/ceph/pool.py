@@ -193,7 +193,7 @@ class Pool(Closing):
                 if error.errno == errno.ERANGE:
                     continue
                 raise
-            found = {one.id.decode(): one.name.decode() for one in specs[: count.value]}
+            found = {one.id.decode(): clib.text_of(one.name) for one in specs[: count.value]}
             call("rbd_image_spec_list_cleanup", specs, count.value)
             return found
 
@@ -223,23 +223,23 @@ class Pool(Closing):
                 call("rbd_image_options_set_uint64", options, clib.OPTION_ORDER, like.order)
                 if data_pool := like.data_pool:
                     call("rbd_image_options_set_string", options, clib.OPTION_DATA_POOL, data_pool.encode())
-            call("rbd_create4", self.handle, name.encode(), size, options)
+            call("rbd_create4", self.handle, clib.bytes_of(name), size, options)
         finally:
             call("rbd_image_options_destroy", options)
 
     def open_by_name(self, name: str) -> RbdImage:
         """Open an image for writing."""
         handle = c_void_p()
-        call("rbd_open", self.handle, name.encode(), byref(handle), None)
+        call("rbd_open", self.handle, clib.bytes_of(name), byref(handle), None)
         return RbdImage(self, handle)
 
     def rename_image(self, name: str, new_name: str) -> None:
         """Rename an image. Raises CephError (EEXIST)."""
-        call("rbd_rename", self.handle, name.encode(), new_name.encode())
+        call("rbd_rename", self.handle, clib.bytes_of(name), clib.bytes_of(new_name))
 
     def remove_image(self, name: str) -> None:
         """Remove an image. Raises CephError: ENOENT, EBUSY."""
-        call("rbd_remove", self.handle, name.encode())
+        call("rbd_remove", self.handle, clib.bytes_of(name))
 
 
 def _keys_of(iterator: c_void_p) -> dict[str, bytes]:

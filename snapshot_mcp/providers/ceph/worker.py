@@ -315,6 +315,7 @@ def _remove_partials(catalogue: PoolCatalogue) -> None:
     for pool in {catalogue.store.pool, catalogue.store.image_pool}:
         for name in pool.list_images().values():
             prefix, _, new_id = name.rpartition(".")
-            query = f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND request LIKE ?"
-            if prefix == PARTIAL and catalogue.row(query, f'%"{new_id}"%') is None:
+            # only what a job of this zone has left: the image may be another zone's, or anybody's
+            query = f"SELECT 1 FROM jobs WHERE NOT {IS_UNFINISHED} AND json_extract(request, '$.new_id') = ?"
+            if prefix == PARTIAL and catalogue.row(query, new_id):
                 remove_partial(pool, new_id)
