@@ -176,11 +176,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "schema": set(),
         "snapshots": {"database", "store"},
         "store": set(),
+        "turn": set(),
         "salvage": {"database", "snapshots", "store"},
         "report": set(),
         "withdrawal": {"agreement", "database", "jobs", "lookup", "outcome", "store"},
         "worker": {"database", "jobs", "rollback", "store"},
-        "zone": {"admission", "answers", "database", "deletion", "listing", "lookup", "store", "withdrawal"},
+        "zone": {"admission", "answers", "database", "deletion", "listing", "lookup", "store", "turn", "withdrawal"},
     },
     "providers/local": {
         "adopting": {"folder", "parts", "rebuild", "snapshot_file"},

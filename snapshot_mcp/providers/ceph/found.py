@@ -61,6 +61,7 @@ class Finder:
         self._marks = {one: mark for one, mark in self._marks.items() if one in present}
         old = sorted((mark.read_at, one) for one, mark in self._marks.items() if now - mark.read_at > MARK_SECONDS)
         for image_id in [*(present - self._marks.keys()), *(one for _, one in old[:READ_AGAIN])]:
+            self._catalogue.store.refuse_late()
             try:
                 written = self._catalogue.pool.read_metadata(image_id, KIND, ID)
             except CephError as error:

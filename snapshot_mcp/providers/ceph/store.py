@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,11 +54,20 @@ class PoolStore:
     def __init__(self, pool: Pool, image_pool: Pool) -> None:
         self.pool, self.image_pool = pool, image_pool
         self._place = f"{pool.cluster.id}/{pool.number}"
+        self.until = math.inf
+        """When the call that runs must have answered, by the monotonic clock."""
         self.obstacles: dict[str, str] = {}
         """Why RBD snapshots could not be removed, by their restore points' ids."""
 
+    def refuse_late(self) -> None:
+        """Fail if the call that runs takes too long: the cluster answers, but slowly."""
+        if time.monotonic() > self.until:
+            with self.pool.answering():
+                raise CephError(errno.ETIMEDOUT, "it answers too slowly")
+
     def open(self, resource: Row, *, is_read_only: bool = True) -> RbdImage:
         """Open a disk's image. Raises NotUsable if it is gone."""
+        self.refuse_late()
         try:
             return self.pool.open_image(resource["path"], is_read_only=is_read_only)
         except CephError as error:
@@ -97,6 +108,7 @@ class PoolStore:
         """Open the image for reading, which nobody notices."""
         is_disk = "resource_id" in tuple(row.keys())
         pool = self.pool if is_disk else self.image_pool
+        self.refuse_late()
         try:
             with pool.open_image(row["path"]) as image:
                 identity = self._identity(row["path"]) if is_verbose and is_disk else None
@@ -137,6 +149,7 @@ class PoolStore:
             if holder := ours.get(resource["resource_id"]):
                 uses[resource["resource_id"]] = Use(holder, is_ours=True)
                 continue
+            self.refuse_late()
             try:
                 with self.pool.open_image(resource["path"]) as image:
                     uses[resource["resource_id"]] = Use(in_words(image.clients()))

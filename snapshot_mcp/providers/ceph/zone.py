@@ -20,9 +20,9 @@ from snapshot_mcp.contract.models import Instance, Page, ResourceFilter, Volume
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.cluster import Cluster
-from snapshot_mcp.providers.ceph.errors import FENCED, translate
+from snapshot_mcp.providers.ceph.errors import FENCED, GONE, translate
 from snapshot_mcp.providers.ceph.names import PREFIX
-from snapshot_mcp.providers.ceph.pool import Pool
+from snapshot_mcp.providers.ceph.pool import SILENT_SECONDS, Pool
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
 from snapshot_mcp.providers.ceph.store import PoolStore
 from snapshot_mcp.providers.ceph.work.verify import read_back, record
@@ -32,6 +32,12 @@ DISCOVER_SECONDS: Final = 2.0
 """How old the list of images may be in a call that changes nothing."""
 
 
+CALL_SECONDS: Final = 8.0
+"""How long a call may open images, one after the other; with its wait, and the limit of its last one, it ends within 20 s."""
+
+CLOSE_SECONDS: Final = 20.0
+"""How long closing waits for the call that runs."""
+
 NOT_REMOVED: Final = "its RBD snapshot is still there: `rbd children` shows whether an image was cloned from it"
 
 
@@ -39,6 +45,7 @@ class CephZone(CatalogueZone[PoolCatalogue]):
     """The zone (`contract.Provider` has the methods); it connects with its first call."""
 
     watch_seconds = 0.25
+    wait_seconds = 6.0
     features = OWN_FEATURES
 
     def __init__(self, zone: str, settings: CephZoneSettings, home: Path, chain_limit: int = CHAIN_LIMIT) -> None:
@@ -49,7 +56,7 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         self.recovery_seconds = self._rules.recovery_seconds
         self._cluster: Cluster | None = None
         self._pools: tuple[Pool, Pool] | None = None
-        self._discovered_at = 0.0
+        self._discovered_at = self._silent_until = 0.0
         self._is_looking = False
         self.obstacles: tuple[str, ...] = ()
         """What the last purge, or the last forgetting, could not remove, and why."""
@@ -69,8 +76,15 @@ class CephZone(CatalogueZone[PoolCatalogue]):
     async def aclose(self) -> None:
         """Close the catalogue and the connection."""
         await super().aclose()
-        with self._lock:
-            self._disconnect()
+
+        def close() -> None:
+            if self._lock.acquire(CLOSE_SECONDS):
+                try:
+                    self._disconnect()
+                finally:
+                    self._lock.release()
+
+        await anyio.to_thread.run_sync(close)
 
     def _disconnect(self) -> None:
         for pool in set(self._pools or ()):
@@ -81,8 +95,15 @@ class CephZone(CatalogueZone[PoolCatalogue]):
 
     def _connect(self) -> tuple[Pool, Pool]:
         if self._pools is None:
+            if time.monotonic() < self._silent_until:
+                raise CephError(errno.ETIMEDOUT, "it did not answer a moment ago")
             settings = self.settings
-            cluster = Cluster(settings.conf, settings.user, settings.keyring)
+            try:
+                cluster = Cluster(settings.conf, settings.user, settings.keyring)
+            except CephError as error:
+                if error.errno in GONE:
+                    self._silent_until = time.monotonic() + SILENT_SECONDS
+                raise
             try:
                 pool = cluster.pool(settings.pool, settings.namespace)
                 with_images = cluster.pool(settings.image_pool, settings.namespace) if settings.image_pool else pool
@@ -103,7 +124,9 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         return self.settings.images
 
     def _opened(self) -> PoolCatalogue:
+        until = time.monotonic() + CALL_SECONDS
         catalogue = super()._opened()
+        catalogue.store.until = until
         loads = catalogue.loads
         catalogue.refresh()
         if catalogue.loads != loads or time.monotonic() - self._discovered_at > DISCOVER_SECONDS:
@@ -113,12 +136,12 @@ class CephZone(CatalogueZone[PoolCatalogue]):
 
     async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
         """Return a page of the volumes that are there now."""
-        await self._read(PoolCatalogue.discover, None)
+        self._discovered_at = 0.0
         return await super().list_volumes(query)
 
     async def list_instances(self, query: ResourceFilter) -> Page[Instance]:
         """Return a page of the instances that are there now."""
-        await self._read(PoolCatalogue.discover, None)
+        self._discovered_at = 0.0
         return await super().list_instances(query)
 
     async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
