@@ -23,6 +23,8 @@ from snapshot_mcp.providers.local.settings import LocalZoneSettings
 from snapshot_mcp.settings import LOCAL, PREFIX, ZONE_VARIABLES, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from anyio import Event
     from mcp.server.mcpserver import MCPServer
 
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
     from snapshot_mcp.providers.local import LocalZone as LocalZone
     from snapshot_mcp.providers.local.formats import Form as Form
     from snapshot_mcp.providers.local.moving import Move as Move
+    from snapshot_mcp.providers.local.nbd.server import NbdServer as NbdServer
     from snapshot_mcp.providers.local.rebuild import RebuildReport as RebuildReport
+    from snapshot_mcp.providers.local.serving import RestorePointContent as RestorePointContent
     from snapshot_mcp.providers.local.zone import Oversight as Oversight
     from snapshot_mcp.server.callers import Callers, Roll
     from snapshot_mcp.service import KeyFile
@@ -304,6 +308,15 @@ def make_zone_in(folder: Path) -> LocalZone:
     from snapshot_mcp.providers.local import LocalZone
 
     return LocalZone(folder, zone=folder.name)
+
+
+def nbd_server(
+    listener: socket, content: RestorePointContent, names: frozenset[str], on_idle: Callable[[], None]
+) -> NbdServer:
+    """Return a server of a restore point over NBD."""
+    from snapshot_mcp.providers.local.nbd.server import NbdServer
+
+    return NbdServer(listener, content, names, on_idle)
 
 
 def ceph_scratch(conf: Path, pool: str) -> Scratch:

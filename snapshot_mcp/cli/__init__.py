@@ -38,6 +38,7 @@ COMMANDS = {
         "the files of a package: the MCP registry, plugins, a Gemini extension, MCPB",
     ),
     **{name: ("snapshot_mcp.cli.shell.acts", text) for name, text in SHELL.items()},
+    "open": ("snapshot_mcp.cli.open", "serve a restore point read-only over NBD, to take single files out of it"),
     "copy": ("snapshot_mcp.cli.copy", "copies that survive the machine: run, list, check, and their recovery key"),
     "restore-from": ("snapshot_mcp.cli.restore_from", "back from a copy on a new machine: a zone, or one disk"),
     "zone": ("snapshot_mcp.cli.zone", "the embedded zone: add, remove, list, check and purge disks, serve it"),

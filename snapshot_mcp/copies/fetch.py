@@ -3,7 +3,7 @@
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from snapshot_mcp.contract.errors import Damaged, NotFound
+from snapshot_mcp.contract.errors import Damaged, NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.parts import Piece
 from snapshot_mcp.copies.keys import RecoveryKey
 from snapshot_mcp.copies.library import FoundCopy
@@ -56,6 +56,17 @@ class Fetcher:
         finally:
             with suppress(FileNotFoundError):
                 partial.unlink()
+
+    def fetch_any(self, copies: Sequence[FoundCopy], path: Path) -> None:
+        """Write a part into a new file from the first of these copies that is whole; raise what the first one raised."""
+        first: ZoneError | None = None
+        for one in copies:
+            try:
+                return self.fetch(one, path)
+            except (Damaged, NotFound, Unavailable) as error:
+                first = first or error
+        assert first is not None
+        raise first
 
     def read_through(self, found: FoundCopy) -> None:
         """Read a part and compare it, writing nothing."""

@@ -28,7 +28,7 @@ from snapshot_mcp.contract.states import JobAction, SnapshotStatus
 from snapshot_mcp.contract.text import clean_text, format_bytes, quoted
 from snapshot_mcp.server.deadline import preparing
 from snapshot_mcp.server.elicitation import HostClient
-from snapshot_mcp.server.elsewhere import follows
+from snapshot_mcp.server.elsewhere import follows, one_file
 from snapshot_mcp.server.endings import JobResult, WaitSeconds, follow, try_list
 from snapshot_mcp.server.lines import ahead_in_words
 from snapshot_mcp.server.past import note_submitted
@@ -120,7 +120,9 @@ async def export_to_volume(
         snapshot = await find_snapshot(place.provider, snapshot_id)
     job = await place.provider.create_volume(snapshot.snapshot_id, volume_name)
     await note_submitted(ctx, place, job, JobAction.CREATE_VOLUME, snapshots=[snapshot], makes=volume_name)
-    return await _exported(ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}")
+    return await _exported(
+        ctx, place, job, wait_seconds, snapshot, f"new volume {quoted(volume_name)}", one_file(place)
+    )
 
 
 async def rename_snapshot(
@@ -246,12 +248,12 @@ def _ids_line(ids: Sequence[str]) -> str:
 
 
 async def _exported(
-    ctx: Context, zone: Zone, job: Job, wait_seconds: float, snapshot: Snapshot, what: str
+    ctx: Context, zone: Zone, job: Job, wait_seconds: float, snapshot: Snapshot, what: str, note: str = ""
 ) -> CallToolResult:
     size = snapshot.virtual_size_bytes
     shown = clean_text(snapshot.snapshot_id)
     ending = await follow(ctx, zone, job, wait_seconds, source=snapshot)
-    ending = ending.and_say(mixture_warning([snapshot]))
+    ending = ending.and_say(mixture_warning([snapshot])).and_say(note)
     result = _submitted(zone, job, ending, snapshot_ids=[shown], disk_bytes=size)
     of_size = f" ({format_bytes(size)})" if size else ""
     return result.with_text(

@@ -1,4 +1,4 @@
-"""What is said of copies elsewhere: that they follow by themselves, or what the operator writes so that they do."""
+"""What a person can do with restore points beside the tools: have them copied elsewhere, take a single file out."""
 
 from snapshot_mcp.contract.provider import Feature
 from snapshot_mcp.contract.text import clean_text
@@ -14,7 +14,7 @@ def follows(place: Zone) -> str:
         return ""
     if not names:
         return NO_COPY
-    return f"A copy follows by itself, off this machine: {', '.join(map(clean_text, names))}."
+    return f"It is copied elsewhere by itself: {', '.join(map(clean_text, names))}."
 
 
 def uncovered(place: Zone) -> str:
@@ -23,3 +23,8 @@ def uncovered(place: Zone) -> str:
     if names or names is None or Feature.PARTS not in place.provider.features:
         return ""
     return "Nothing has a copy off this machine (set [copies.NAME])."
+
+
+def one_file(place: Zone) -> str:
+    """Return how a single file is had without an export, "" where it cannot be."""
+    return "For one file no export is needed: `snapshot-mcp open ID`." if hasattr(place.provider, "copies") else ""

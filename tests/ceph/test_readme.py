@@ -57,6 +57,7 @@ def answer_in_a_terminal(words: list[str], environ: dict[str, str], answers: dic
         return said
 
 
+@pytest.mark.long
 async def test_the_section_holds(site: Site, tmp_path: Path) -> None:
     pool = f"vms-{uuid.uuid4().hex[:6]}"
     ceph(site.conf, "ceph", "osd", "pool", "create", pool, "8", "8")

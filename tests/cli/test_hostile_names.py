@@ -100,6 +100,8 @@ NAMING = (
     ("manifest", "{}", "--out", "/nowhere"),
     ("serve", "--http", "{}"),
     ("copy", "run", "{}"),
+    ("open", "{}"),
+    ("open", "{}", "--socket", "/nowhere/{}"),
     ("copy", "check", "{}"),
     ("copy", "{}"),
     ("restore-from", "/nowhere/{}"),

@@ -20,7 +20,7 @@ _NURSERY = """
 import json, os, signal, sys
 from pathlib import Path
 from snapshot_mcp import app, working
-from snapshot_mcp.copies import copier, send
+from snapshot_mcp.copies import copier, sending
 from snapshot_mcp.copies.stores import folder, s3
 from snapshot_mcp.providers.local import worker
 import pyrage
@@ -46,7 +46,7 @@ for line in sys.stdin:
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0), os.dup2(null, 1), os.dup2(log, 2)
     if order["piece"]:
-        send.PIECE = order["piece"]
+        sending.PIECE = order["piece"]
     working.work(place, str(lock))
     os._exit(0)
 """

@@ -20,12 +20,12 @@ from blake3 import blake3
 
 from snapshot_mcp.contract.errors import ZoneError
 from snapshot_mcp.contract.models import SnapshotUpdate
-from snapshot_mcp.copies import send
+from snapshot_mcp.copies import sending
 from snapshot_mcp.copies.check import check_sent
 from snapshot_mcp.copies.fetch import Fetcher
-from snapshot_mcp.copies.keys import KEYS_FILE
+from snapshot_mcp.copies.keys import KEYS_FILE, read_keys
 from snapshot_mcp.copies.library import read_library
-from snapshot_mcp.copies.send import Run
+from snapshot_mcp.copies.sending import StorePlace
 from snapshot_mcp.copies.stores import folder as folders
 from snapshot_mcp.copies.stores import s3
 from snapshot_mcp.ground.sqlite import copy_to
@@ -76,9 +76,9 @@ class History:
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
-        self.patch.setattr(send, "PIECE", PIECE)
+        self.patch.setattr(sending, "PIECE", PIECE)
         self.patch.setattr(s3, "RETRIES", {"max_retries": 0})
-        self.patch.setattr(Run, "_store_time", lambda run: time.time() + self.ahead)
+        self.patch.setattr(StorePlace, "time", lambda place: time.time() + self.ahead)
         real = folders._write_all
 
         def write_all(descriptor: int, content: bytes, pace: Any) -> None:
@@ -297,7 +297,7 @@ class History:
             library = read_library(lab.store, lab.key)
             assert not library.foreign or self.harmed or all("no manifest" in one for one in library.foreign)
             fetcher, broken = Fetcher(lab.store, lab.key), {}
-            for one in library.found().values():
+            for one, *_ in library.found().values():
                 try:
                     fetcher.read_through(one)
                 except ZoneError as error:
@@ -330,7 +330,7 @@ class History:
 
     @staticmethod
     def _mend(lab: CopyLab, ledger: Any) -> None:
-        check_sent("nas", lab.settings, lab.store, ledger, lambda amount: None)
+        check_sent("nas", lab.settings, lab.store, read_keys(lab.home), ledger, lambda amount: None)
 
     async def _restore(self, listed: set[str], broken: dict[str, str]) -> None:
         lab, new = self.homes[0].lab, self.folder / "new"
@@ -347,7 +347,7 @@ class History:
                 assert blake3(found).hexdigest() == self.content[one], one
         finally:
             await zone.aclose()
-        parents = {one: found.entry.parents for one, found in lab.library().found().items()}
+        parents = {one: found[0].entry.parents for one, found in lab.library().found().items()}
         assert all(one in broken or broken.keys() & set(parents[one]) for one in told), (told, broken)
         if whole := sorted(listed - told):
             await self._to_file(lab, self.chance.choice(whole))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from snapshot_mcp.copies import send
+from snapshot_mcp.copies import sending
 from snapshot_mcp.copies.stores import folder as folders
 from snapshot_mcp.copies.stores.folder import FolderStore
 from tests.copies.lab import CopyLab
@@ -41,7 +41,7 @@ async def test_a_version_with_longer_pieces_goes_on_with_a_part_that_was_half_se
     disk = await lab.add_disk(tmp_path / "db.img", "db")
     await lab.back_up(disk, "one")
     with monkeypatch.context() as patch, full_after(MIB):
-        patch.setattr(send, "PIECE", 100_000)
+        patch.setattr(sending, "PIECE", 100_000)
         assert "is full" in (await lab.copy(ends_well=False)).reason
     assert list(Path(lab.settings.to).rglob("000001.age"))
     await lab.copy()

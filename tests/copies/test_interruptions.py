@@ -22,7 +22,7 @@ import pytest
 from blake3 import blake3
 
 from snapshot_mcp.contract.models import Job
-from snapshot_mcp.copies import send
+from snapshot_mcp.copies import sending
 from snapshot_mcp.copies.fetch import Fetcher
 from snapshot_mcp.copies.stores import read_small
 from snapshot_mcp.providers.local import LocalZone
@@ -133,7 +133,9 @@ class Copying:
     async def is_as_recorded(self) -> None:
         """What is recorded as read back is there to the byte, and all that is listed is whole."""
         pieces = await self.lab.zone.with_parts(
-            lambda parts, ledger: {one.part_id: ledger.pieces("nas", one.part_id) for one in parts.list_parts()}
+            lambda parts, ledger: {
+                one.part_id: ledger.pieces(self.lab.copy_id(ledger), one.part_id) for one in parts.list_parts()
+            }
         )
         await anyio.to_thread.run_sync(self._compare, pieces)
 
@@ -144,13 +146,13 @@ class Copying:
             piece = pieces[part_id][int(number[:6])]
             assert blake3(read_small(store, name, 2 * PIECE)).hexdigest() == piece.stored_hash, name
         fetcher = Fetcher(store, self.lab.key)
-        for one in self.lab.library().found().values():
+        for one, *_ in self.lab.library().found().values():
             fetcher.read_through(one)
 
     async def comes_back(self, new: Path) -> None:
         """All of it, after the last run has gone on; then too nothing was sent twice."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(send, "PIECE", PIECE)
+            patch.setattr(sending, "PIECE", PIECE)
             await self.lab.copy()
         await anyio.to_thread.run_sync(self.look)
         back = await self.lab.restore_all(new)

@@ -144,7 +144,7 @@ def test_a_prompt_speaks_of_nothing_that_is_not_there(path: Path) -> None:
     said = set(re.findall(r"`([^`]+)`", path.read_text()))
     assert said
     for one in said - words:
-        build_parser("zone").parse_args(one.split())
+        build_parser(one.split()[0]).parse_args(one.split())
 
 
 def test_every_prompt_file_is_sound() -> None:

@@ -16,9 +16,11 @@ from typing import Final
 
 from snapshot_mcp.catalogue import deletion, jobs, schema
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.catalogue.worker import IDLE_SECONDS, Worker
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.parts import Copier
+from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
@@ -173,6 +175,13 @@ class _Worker(Worker[FolderCatalogue]):
             with self.catalogue.transaction():
                 self.catalogue.set_job(orphan["job_id"], run_count=orphan["run_count"] + 1)
             self.start(orphan["job_id"])
+
+    def claim(self, job: Row) -> bool:
+        """Let two runs of one copy follow each other."""
+        if job["action"] != JobAction.COPY:
+            return True
+        query = f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' AND action = ? AND request = ?"
+        return self.catalogue.row(query, JobAction.COPY, job["request"]) is None
 
     def run_job(self, job_id: str) -> None:
         """Carry a job out over a connection of its own."""

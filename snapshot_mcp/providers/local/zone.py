@@ -14,6 +14,7 @@ from snapshot_mcp.catalogue import deletion, room
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, RECOVERY_SECONDS, ZoneRules
 from snapshot_mcp.catalogue.answers import to_image, to_resource
 from snapshot_mcp.catalogue.copied import CatalogueLedger, enter_copy, statuses, troubles
+from snapshot_mcp.catalogue.lookup import find_usable
 from snapshot_mcp.catalogue.report import Advance, CheckReport
 from snapshot_mcp.catalogue.store import NewerSnapshot
 from snapshot_mcp.catalogue.zone import OWN_FEATURES, CatalogueZone
@@ -43,6 +44,7 @@ from snapshot_mcp.providers.local.parts import LocalParts
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.reading import read_out
 from snapshot_mcp.providers.local.rebuild import RebuildReport, rebuild
+from snapshot_mcp.providers.local.serving import RestorePointContent
 from snapshot_mcp.providers.local.strays import (
     find_newer,
     find_strays,
@@ -207,6 +209,15 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
                 return work(LocalParts(catalogue, self.zone), CatalogueLedger(catalogue))
 
         return await anyio.to_thread.run_sync(run)
+
+    async def open_restore_point(self, snapshot_id: str) -> RestorePointContent:
+        """Open a restore point to read it here and there. Raises NotFound, NotUsable, Damaged."""
+
+        def open_it(catalogue: FolderCatalogue) -> RestorePointContent:
+            find_usable(catalogue, snapshot_id)
+            return RestorePointContent(catalogue.store.snapshots, snapshot_id)
+
+        return await self._write(open_it)
 
     async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
         """Purge as every zone of ours does, but nothing that a snapshot file without a row builds on."""
