@@ -81,7 +81,7 @@ def purge(catalogue: Catalogue, *, at_once: Collection[str] | None = (), needed:
     `needed`: ids that are kept, with all that was deleted with them, because something that the catalogue does not know builds
     on them.
     First the catalogue says `ceased`, then the bytes are removed, so a crash leaves unused bytes, which the next purge
-    removes, and never a snapshot without bytes.
+    removes, and never a snapshot without bytes. So are bytes that cannot be removed now.
     """
     with catalogue.transaction() as db:
         # in order of insertion: an earlier deletion lies below a later one, whatever the clock said
@@ -128,6 +128,8 @@ def forget(catalogue: Catalogue, resource_id: str, agreed: Collection[str]) -> l
         refuse_needed(catalogue, ids)
         if more := sorted(set(ids) - set(agreed)):
             raise TermsChanged(f"There are restore points now that were not agreed to: {', '.join(more[:5])}.")
+        if not ids:
+            return []
         db.execute(
             f"UPDATE snapshots SET status = ?, transition = '', status_at = ? WHERE {kept}",
             (SnapshotStatus.CEASED, catalogue.now(), resource_id),
@@ -145,7 +147,7 @@ def _sweep(catalogue: Catalogue) -> None:
         WHERE state = 'purged' ORDER BY depth DESC"""
     )
     if gone:
-        catalogue.store.remove([row["snapshot_id"] for row in gone])
+        left = catalogue.store.remove([row["snapshot_id"] for row in gone])
+        acts = {row["deletion_id"] for row in gone} - {row["deletion_id"] for row in gone if row["snapshot_id"] in left}
         with catalogue.transaction() as db:
-            acts = {(row["deletion_id"],) for row in gone}
-            db.executemany("UPDATE deletions SET state = 'freed' WHERE deletion_id = ?", acts)
+            db.executemany("UPDATE deletions SET state = 'freed' WHERE deletion_id = ?", [(one,) for one in acts])

@@ -109,8 +109,11 @@ class Store(Protocol):
     def make_room(self) -> bool:
         """Give up what only saves time, because space runs low; return whether there was anything."""
 
-    def remove(self, snapshot_ids: Sequence[str]) -> None:
-        """Remove the bytes of snapshots durably and in the given order; ignore those without any."""
+    def remove(self, snapshot_ids: Sequence[str]) -> Collection[str]:
+        """Remove the bytes of snapshots durably and in the given order; ignore those without any.
+
+        Return those whose bytes cannot be removed now, which are to be tried again.
+        """
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
         """Remove what a failed job prepared besides snapshots; `whole_ids`: its disks that are not half overwritten."""

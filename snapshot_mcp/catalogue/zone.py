@@ -4,7 +4,7 @@ Nothing is created before the first change. Any number of processes may call any
 """
 
 import logging
-import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
@@ -23,6 +23,7 @@ from snapshot_mcp.catalogue.answers import to_job
 from snapshot_mcp.catalogue.database import IS_UNFINISHED, Catalogue
 from snapshot_mcp.catalogue.lookup import unknown_job
 from snapshot_mcp.catalogue.store import Row
+from snapshot_mcp.catalogue.turn import FOR_EVER, Turn
 from snapshot_mcp.contract.errors import BadRequest, Unavailable, ZoneError
 from snapshot_mcp.contract.models import (
     Image,
@@ -63,6 +64,7 @@ class CatalogueZone(ABC, Generic[C]):
 
     watch_seconds = 0.03
     """Interval between checks for a change; in a zone of files a check costs microseconds."""
+    wait_seconds = FOR_EVER  # that a call may wait for those before it
     export_format = ""
     """The format of exports, in the store's words."""
 
@@ -71,7 +73,7 @@ class CatalogueZone(ABC, Generic[C]):
         self._catalogue: C | None = None
         self._opened_as: object = None
         self._openings = 0
-        self._lock = threading.Lock()
+        self._lock = Turn(self.wait_seconds)
         self._reads: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._turn = anyio.Lock()
 
@@ -284,7 +286,7 @@ class CatalogueZone(ABC, Generic[C]):
         Reads that wait at the same time share one trip to a thread, which costs more than a read.
         """
         future: Future[Result] = Future()
-        self._reads.append((future, lambda: self._read_now(work, empty)))
+        self._reads.append((future, partial(self._read_now, work, empty, time.monotonic())))
         async with self._turn:
             if not future.done():
                 await anyio.to_thread.run_sync(self._read_waiting)
@@ -298,7 +300,8 @@ class CatalogueZone(ABC, Generic[C]):
             except Exception as error:
                 future.set_exception(error)
 
-    def _read_now(self, work: Callable[[C], Result], empty: Result) -> Result:
+    def _read_now(self, work: Callable[[C], Result], empty: Result, since: float) -> Result:
+        self._lock.refuse_late(since)
         with self._lock, self._errors_translated():
             self._close_replaced()
             if self._catalogue is None and not self._exists():

@@ -33,14 +33,18 @@ def run(args: argparse.Namespace) -> int:
     settings = app.own_settings()
     guard = app.build_guard(settings)
     act, deed, resource_id = anyio.run(_plan, settings, guard, args)
-    if not act.ids:
-        say("The disk has no restore point of ours.")
-        return 0
-    door = agree(guard, act, deed)
-    if door is None:
+    if act.ids:
+        door = agree(guard, act, deed)
+        if door is None:
+            return 1
+        gone, obstacles = anyio.run(_forget, settings, guard, replace(deed, door=door), resource_id, act.ids)
+    else:  # what was destroyed before may still have RBD snapshots
+        gone, obstacles = anyio.run(_clear, settings, args.zone, resource_id)
+    if obstacles:
+        say(*gone, *obstacles, "So its manager cannot remove the disk yet. Run this again when that is done.")
         return 1
-    gone = anyio.run(_forget, settings, guard, replace(deed, door=door), resource_id, act.ids)
-    say(*gone, "Nothing of ours is left on the disk; its manager can remove it.")
+    end = "Nothing of ours is left on the disk; its manager can remove it."
+    say(*gone, end if gone else "The disk has no restore point of ours.")
     return 0
 
 
@@ -66,13 +70,19 @@ async def _plan(settings: "Settings", guard: "Guard", args: argparse.Namespace) 
 
 async def _forget(
     settings: "Settings", guard: "Guard", deed: "Deed", resource_id: str, ids: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Destroy what was agreed to, unless a rule forbids it by now."""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Destroy what was agreed to, unless a rule forbids it by now; return it, and what could not be removed yet."""
     async with aclosing(_opened(settings, deed.zone)) as zone, guard.recorded(deed):
         disk = await find_disk(zone, resource_id, guard.command)
         if refusal := (await guard.plan_forget(zone.zone, disk, await _points(zone, disk.id))).refusal:
             raise Forbidden(refusal.message)
-        return await zone.forget(disk.id, ids)
+        return await zone.forget(disk.id, ids), zone.obstacles
+
+
+async def _clear(settings: "Settings", name: str, resource_id: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Remove what is left of restore points that were destroyed; return it, and what could not be removed yet."""
+    async with aclosing(_opened(settings, name)) as zone:
+        return await zone.forget(resource_id, ()), zone.obstacles
 
 
 async def _points(zone: "CephZone", resource_id: str) -> tuple[Snapshot, ...]:

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     door = agree(guard, act, deed)
     if door is None:
         return 1
-    purged = anyio.run(_purge, settings, guard, replace(deed, door=door), act.ids)
-    say(*purged or ["Nothing was purged."])
+    purged, obstacles = anyio.run(_purge, settings, guard, replace(deed, door=door), act.ids)
+    say(*purged or ["Nothing was purged."], *obstacles)
     if left := len(set(act.ids) - set(purged)):
         what = "1 snapshot" if left == 1 else f"{left} snapshots"
         say(
@@ -50,8 +50,13 @@ async def _plan(settings: "Settings", guard: "Guard", name: str) -> "tuple[Perso
         return act, app.deed(act.operation, zone, user_name(), snapshot_ids=list(act.ids))
 
 
-async def _purge(settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Purge what was confirmed and no rule forbids now; nothing else is purged before its grace period ends."""
+async def _purge(
+    settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Purge what was confirmed and no rule forbids now; nothing else is purged before its grace period ends.
+
+    Return it, and what a zone on Ceph could not remove yet, with the reason.
+    """
     from snapshot_mcp import app
 
     async with aclosing(app.open_own_zone(settings, deed.zone)) as zone:
@@ -61,7 +66,8 @@ async def _purge(settings: "Settings", guard: "Guard", deed: "Deed", ids: tuple[
                 raise Forbidden(again.refusal.message)
             purged = await zone.purge(set(ids) & set(again.ids))
             found["snapshot_ids"] = list(purged)
-        return tuple(one for one in purged if one in ids)
+        ceph = app.as_ceph(zone)
+        return tuple(one for one in purged if one in ids), ceph.obstacles if ceph else ()
 
 
 async def _list_deleted(zone: "OwnZone") -> tuple[Snapshot, ...]:

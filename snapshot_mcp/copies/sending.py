@@ -136,10 +136,10 @@ class PartSender:
         known = self._fitting(part)
         more = part.size_bytes - sum(piece.size for piece in known.values())
         refuse_over(self._settings.ceiling, self._place.total_bytes, more, self._copy)
-        checked = self._pool.submit(self._parts.verify_part, part.part_id, self._bandwidth.refuse_stopped)
         fresh: set[int] = set()
         try:
             with closing(os.fdopen(self._parts.open_part(part.part_id), "rb", buffering=0)) as file:
+                checked = self._pool.submit(self._parts.verify_part, part.part_id, self._bandwidth.refuse_stopped)
                 self._send_pieces(part, file, known, fresh)
             self._await(checked)
         except (Damaged, NotFound):

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_copies [--size MIB] [--rounds N] [--folder DIR] [--json]
 
-The bars : a first copy to a folder takes at most 1.3 times `cp`, fsync and a read-back of the same snapshot file; to an
+The bars: a first copy to a folder takes at most 1.3 times `cp`, fsync and a read-back of the same snapshot file; to an
 object store 1.3 times `rclone copy` and `rclone check --download`; an encrypted one 1.5 times an unencrypted one; a run with
 nothing new asks for one list a 1,000 objects and nothing else; `restore-from --to-file` takes at most as long as `restic restore`
 from the same store; the worker that copies needs at most 100 MiB. The store is Ceph's object gateway, or moto where it is not

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import time
 from typing import Any
 
 import pytest
 
 from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError
+from snapshot_mcp.providers.ceph.clock import ClusterClock
 from snapshot_mcp.providers.ceph.cluster import Cluster
 from tests.ceph.cluster import ceph
 from tests.ceph.subject import POOL, Site
@@ -60,6 +62,7 @@ def keys(pool: Any) -> None:
     pool.write_keys("o", {}, many)
     assert pool.read_all_keys("o") == {"a": b"2"} | many
     assert pool.read_keys("o", list(many)) == many
+    assert abs(ClusterClock(pool)._ask() - time.time()) < 30
     assert pool.lock("o", "name", "mine", 5)
     assert not pool.lock("o", "name", "other", 5)
     pool.unlock("o", "name", "mine")
@@ -73,10 +76,13 @@ def images(pool: Any) -> None:
         assert (image.size, image.order, image.name, image.data_pool) == (8 * MIB, 22, "one", "")
         assert pool.list_images() | {image.id: "one"} == pool.list_images()
         assert image.features & clib.FEATURE_EXCLUSIVE_LOCK
-        assert image.created_at > 1_700_000_000
         image.set_metadata("snapshot-mcp.kind", "instance")
         assert image.metadata("snapshot-mcp.kind") == "instance"
         assert image.metadata("nothing") == ""
+        image.set_metadata("gone", "soon")
+        image.drop_metadata("gone")
+        image.drop_metadata("gone")
+        assert image.metadata("gone") == ""
         assert pool.read_metadata(image.id, "snapshot-mcp.kind", "nothing") == {
             "snapshot-mcp.kind": "instance",
             "nothing": "",
@@ -96,7 +102,9 @@ def images(pool: Any) -> None:
         image.roll_back("a", lambda done, total: seen.append((done, total)))
         assert seen
         assert (image.read(MIB, 6), image.size) == (b"before", 8 * MIB)
+        assert image.lock_owner()
         image.unlock()
+        assert image.lock_owner() == ""
         with pool.open_image(image.id, snapshot="a") as taken:
             assert taken.read(MIB, 6) == b"before"
         pool.create_image("like", MIB, like=image)

@@ -4,8 +4,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from snapshot_mcp.contract.errors import StorageFull, Unavailable, ZoneError
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter
 from snapshot_mcp.providers.ceph.clock import ClusterClock
+from snapshot_mcp.providers.ceph.zone import CephZone
 from tests.ceph.bench import Bench
 from tests.ceph.cluster import ceph
 from tests.ceph.subject import Site, open_site
@@ -123,6 +125,66 @@ async def test_a_job_waits_for_a_daemon_and_goes_on(lone: Bench, daemon: str, ki
         assert lone.content() == was
     if kind == "export":
         assert lone.content("copy") == was
+
+
+CALLS: dict[str, Callable[[CephZone, list[str]], Awaitable[Any]]] = {
+    "volumes": lambda zone, disks: zone.list_volumes(ResourceFilter(verbose=1, limit=100)),
+    "snapshots": lambda zone, disks: zone.list_snapshots(SnapshotFilter(verbose=1)),
+    "create": lambda zone, disks: zone.create_snapshots(disks, "n"),
+    "jobs": lambda zone, disks: zone.list_unfinished_jobs(),
+    "instances": lambda zone, disks: zone.list_instances(ResourceFilter(verbose=1)),
+    "purge": lambda zone, disks: zone.purge(()),
+}
+
+
+@pytest.mark.parametrize("daemon", ["ceph-osd", "ceph-mon"])
+async def test_calls_at_once_of_a_server_that_starts_during_a_silence_are_each_within_the_limit(
+    lone: Bench, daemon: str
+) -> None:
+    disks = [lone.disk(f"d{number}", MIB) for number in range(3)]
+    fresh = lone.zone("fresh")
+    errors: list[ZoneError | None] = []
+
+    async def ask(call: Callable[[CephZone, list[str]], Awaitable[Any]]) -> None:
+        errors.append(await within_limits(call(fresh, disks)))
+
+    with stopped(lone.site.conf, daemon):
+        async with anyio.create_task_group() as tasks:
+            for call in CALLS.values():
+                tasks.start_soon(ask, call)
+    assert {type(one) for one in errors} == {Unavailable}
+
+
+async def test_calls_at_once_of_a_slow_cluster_are_each_within_the_limit(lone: Bench) -> None:
+    """An OSD that answers every three seconds: no single operation runs into its limit."""
+    disks = [lone.disk(f"d{number}", MIB) for number in range(12)]
+    zone = lone.zone()
+    await lone.back_up(disks[0])
+    pids, is_over = daemons(lone.site.conf, "ceph-osd"), threading.Event()
+
+    def slow_down() -> None:
+        while not is_over.is_set():
+            for sign, seconds in ((signal.SIGSTOP, 3.0), (signal.SIGCONT, 0.02)):
+                for pid in pids:
+                    os.kill(pid, sign)
+                time.sleep(seconds)
+
+    async def ask(call: Callable[[CephZone, list[str]], Awaitable[Any]]) -> None:
+        error = await within_limits(call(zone, disks))
+        assert error is None or isinstance(error, Unavailable)
+
+    thread = threading.Thread(target=slow_down)
+    thread.start()
+    try:
+        async with anyio.create_task_group() as tasks:
+            for call in CALLS.values():
+                tasks.start_soon(ask, call)
+    finally:
+        is_over.set()
+        await anyio.to_thread.run_sync(thread.join)
+    with anyio.fail_after(60):
+        while any(not one.is_finished for one in await lone.zone("later").list_unfinished_jobs()):
+            await anyio.sleep(0.5)
 
 
 async def test_a_pool_that_reaches_its_quota_is_full_at_once_and_deleting_works(lone: Bench) -> None:

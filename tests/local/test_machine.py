@@ -86,7 +86,7 @@ async def exported(zone: LocalZone, snapshot_id: str) -> bytes:
 async def test_a_running_machine_is_backed_up_in_full_and_by_what_it_wrote(
     form: str, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Issue 13, Must show 1: full, incremental by bitmap; nothing is left in QEMU but bitmaps of restore points."""
+    """Full, incremental by bitmap; nothing is left in QEMU but bitmaps of restore points."""
     path = disk_of(tmp_path / "disk", form)
     contents = {}
     with BareMachine(tmp_path / "machine", (path, form)) as machine:
@@ -241,7 +241,7 @@ async def test_a_monitor_that_another_program_has_is_said(
 
 @pytest.mark.parametrize("count", [2, long(20)])
 async def test_all_disks_of_a_machine_are_one_instant(count: int, local_zone: LocalZone, tmp_path: Path) -> None:
-    """Issue 13, Must show 3: a guest writes a counter to one disk, then to the other, as fast as it can."""
+    """A guest writes a counter to one disk, then to the other, as fast as it can."""
     paths = [tmp_path / "first", tmp_path / "second"]
     for path in paths:
         path.write_bytes(bytes(4 * MIB))

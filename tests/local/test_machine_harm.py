@@ -43,7 +43,7 @@ async def is_right(zone: LocalZone, disk: str, machine: BareMachine, path: Path,
 async def test_a_worker_that_is_killed_at_any_moment_leaves_nothing_after_the_next_start(
     count: int, form: str, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Issue 13, Must show 2."""
+    """The guest goes on, or QEMU is gone; nothing is left behind after the next start."""
     chance = random.Random(7)
     path = disk_of(tmp_path / "disk", form)
     with BareMachine(tmp_path / "machine", (path, form), boots=True) as machine:

@@ -33,7 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_every_backup_of_a_working_guest_boots_and_every_file_is_right(
     form: str, has_agent: bool, built: Path, local_zone: LocalZone, tmp_path: Path
 ) -> None:
-    """Issue 13, Must show 1: 20 backups in all; rolled back after a shutdown, booted, right."""
+    """20 backups in all; rolled back after a shutdown, booted, right."""
     path = make_disk(tmp_path / "disk", form)
     taken: list[tuple[str, int]] = []
     with Guest(built, tmp_path / "vm", (path, form), has_agent=has_agent) as machine:
@@ -63,7 +63,7 @@ async def test_every_backup_of_a_working_guest_boots_and_every_file_is_right(
 
 
 async def test_the_latency_of_writes_during_a_backup(local_zone: LocalZone, tmp_path: Path) -> None:
-    """Issue 13, Must show 2: measured, as p99 and ratio; what is asserted is only that no write waits for the timeout."""
+    """Measured, as p99 and ratio; what is asserted is only that no write waits for the timeout."""
     size = 512 * MIB
     path = disk_of(tmp_path / "disk")
     with path.open("wb") as file, Path("/dev/urandom").open("rb") as chance:

@@ -65,12 +65,6 @@ class ClusterStat(ctypes.Structure):
     _fields_ = (("kb", c_uint64), ("kb_used", c_uint64), ("kb_avail", c_uint64), ("num_objects", c_uint64))
 
 
-class TimeSpec(ctypes.Structure):
-    """`struct timespec`."""
-
-    _fields_ = (("seconds", c_int64), ("nanoseconds", ctypes.c_long))
-
-
 class TimeVal(ctypes.Structure):
     """`struct timeval`."""
 
@@ -107,6 +101,11 @@ RADOS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
         c_int,
         (c_void_p, c_char_p, c_char_p, c_char_p, c_char_p, POINTER(TimeVal), ctypes.c_uint8),
     ),
+    "rados_lock_shared": (
+        c_int,
+        (c_void_p, c_char_p, c_char_p, c_char_p, c_char_p, c_char_p, POINTER(TimeVal), ctypes.c_uint8),
+    ),
+    "rados_exec": (c_int, (c_void_p, c_char_p, c_char_p, c_char_p, c_char_p, c_size_t, c_char_p, c_size_t)),
     "rados_unlock": (c_int, (c_void_p, c_char_p, c_char_p, c_char_p)),
     "rados_create_write_op": (c_void_p, ()),
     "rados_release_write_op": (None, (c_void_p,)),
@@ -142,7 +141,6 @@ RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "rbd_get_name": (c_int, (c_void_p, c_char_p, _SIZES)),
     "rbd_get_features": (c_int, (c_void_p, POINTER(c_uint64))),
     "rbd_get_data_pool_id": (c_int64, (c_void_p,)),
-    "rbd_get_create_timestamp": (c_int, (c_void_p, POINTER(TimeSpec))),
     "rbd_image_options_create": (None, (_HANDLE,)),
     "rbd_image_options_destroy": (None, (c_void_p,)),
     "rbd_image_options_set_uint64": (c_int, (c_void_p, c_int, c_uint64)),
@@ -152,10 +150,13 @@ RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "rbd_remove": (c_int, (c_void_p, c_char_p)),
     "rbd_metadata_get": (c_int, (c_void_p, c_char_p, c_char_p, _SIZES)),
     "rbd_metadata_set": (c_int, (c_void_p, c_char_p, c_char_p)),
+    "rbd_metadata_remove": (c_int, (c_void_p, c_char_p)),
     "rbd_watchers_list": (c_int, (c_void_p, POINTER(Watcher), _SIZES)),
     "rbd_watchers_list_cleanup": (None, (POINTER(Watcher), c_size_t)),
     "rbd_lock_acquire": (c_int, (c_void_p, c_int)),
     "rbd_lock_release": (c_int, (c_void_p,)),
+    "rbd_lock_get_owners": (c_int, (c_void_p, POINTER(c_int), _TEXTS, _SIZES)),
+    "rbd_lock_get_owners_cleanup": (None, (_TEXTS, c_size_t)),
     "rbd_snap_list": (c_int, (c_void_p, POINTER(SnapInfo), POINTER(c_int))),
     "rbd_snap_list_end": (None, (POINTER(SnapInfo),)),
     "rbd_snap_create": (c_int, (c_void_p, c_char_p)),
@@ -221,6 +222,21 @@ def functions() -> dict[str, Any]:
             function.restype, function.argtypes = result, arguments
             found[name] = function
     return found
+
+
+def text_of(name: bytes) -> str:
+    """Return the name of an image or of a snapshot, which need not be text (`readable` makes it so)."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def bytes_of(name: str) -> bytes:
+    """Return what `text_of` made a name of."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def readable(name: str) -> str:
+    """Return a name as text, with a mark for each byte that is none."""
+    return bytes_of(name).decode("utf-8", "replace")
 
 
 def call(name: str, *arguments: Any) -> Any:

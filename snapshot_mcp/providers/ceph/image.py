@@ -7,7 +7,7 @@ import ctypes
 import errno
 import threading
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_char, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapshot_mcp.ground.closing import Closing
@@ -65,11 +65,11 @@ class RbdImage(Closing):
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Its name, as text."""
         size = c_size_t(4096)
         text = ctypes.create_string_buffer(size.value)
         call("rbd_get_name", self._handle, text, byref(size))
-        return text.value.decode()
+        return clib.readable(clib.text_of(text.value))
 
     @property
     def features(self) -> int:
@@ -83,13 +83,6 @@ class RbdImage(Closing):
         """The name of the pool of its data, "" where that is its own."""
         number = int(call("rbd_get_data_pool_id", self._handle))
         return "" if number in {-1, self.pool.number} else self.pool.cluster.pool_name(number)
-
-    @property
-    def created_at(self) -> float:
-        """When it was created by the cluster's own clock, in seconds since 1970."""
-        found = clib.TimeSpec()
-        call("rbd_get_create_timestamp", self._handle, byref(found))
-        return float(found.seconds + found.nanoseconds / 1e9)
 
     def metadata(self, key: str) -> str:
         """Return what is written to the image under a key, "" for nothing."""
@@ -106,6 +99,11 @@ class RbdImage(Closing):
     def set_metadata(self, key: str, value: str) -> None:
         """Write something to the image under a key."""
         call("rbd_metadata_set", self._handle, key.encode(), value.encode())
+
+    def drop_metadata(self, key: str) -> None:
+        """Remove what is written to the image under a key, if there is anything."""
+        with _ignoring(errno.ENOENT):
+            call("rbd_metadata_remove", self._handle, key.encode())
 
     def clients(self) -> list[ClientUse]:
         """Return who else has it open for writing; readers do not show."""
@@ -126,6 +124,20 @@ class RbdImage(Closing):
         """Take the exclusive lock until it is closed; a dead owner is locked out of the cluster first."""
         call("rbd_lock_acquire", self._handle, clib.LOCK_EXCLUSIVE)
 
+    def lock_owner(self) -> str:
+        """Return the address of the client that has the exclusive lock, be it dead; "" for nobody."""
+        mode, count = c_int(), c_size_t(1)
+        owners = (c_char_p * count.value)()
+        try:
+            call("rbd_lock_get_owners", self._handle, byref(mode), owners, byref(count))
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return ""
+            raise
+        found = (owners[0] or b"").decode()
+        call("rbd_lock_get_owners_cleanup", owners, count.value)
+        return found
+
     def unlock(self) -> None:
         """Give the exclusive lock back."""
         call("rbd_lock_release", self._handle)
@@ -142,29 +154,29 @@ class RbdImage(Closing):
                     continue
                 raise
             number = next((place for place, one in enumerate(infos) if not one.name), count.value)
-            found = {one.name.decode(): int(one.size) for one in infos[:number]}
+            found = {clib.text_of(one.name): int(one.size) for one in infos[:number]}
             call("rbd_snap_list_end", infos)
             return found
 
     def is_protected(self, name: str) -> bool:
         """Return whether a snapshot can only be removed once that is taken back."""
         found = c_int()
-        call("rbd_snap_is_protected", self._handle, name.encode(), byref(found))
+        call("rbd_snap_is_protected", self._handle, clib.bytes_of(name), byref(found))
         return bool(found.value)
 
     def take(self, name: str) -> None:
         """Take a protected snapshot; one that is there already is protected."""
         with _ignoring(errno.EEXIST):
-            call("rbd_snap_create", self._handle, name.encode())
+            call("rbd_snap_create", self._handle, clib.bytes_of(name))
         with _ignoring(errno.EBUSY):  # it is protected
-            call("rbd_snap_protect", self._handle, name.encode())
+            call("rbd_snap_protect", self._handle, clib.bytes_of(name))
 
     def drop(self, name: str) -> None:
         """Remove a snapshot, if it is there."""
         with _ignoring(errno.EINVAL, errno.ENOENT):  # not protected, or gone
-            call("rbd_snap_unprotect", self._handle, name.encode())
+            call("rbd_snap_unprotect", self._handle, clib.bytes_of(name))
         with _ignoring(errno.ENOENT):
-            call("rbd_snap_remove", self._handle, name.encode())
+            call("rbd_snap_remove", self._handle, clib.bytes_of(name))
 
     def roll_back(self, name: str, advance: Callable[[int, int], None]) -> None:
         """Give it the content and the size of a snapshot; `advance` hears of objects done and in all."""
@@ -183,15 +195,16 @@ class RbdImage(Closing):
 
     def changed_bytes(self, since: str) -> int:
         """Return the bytes of all objects that were written since a snapshot, "" for since ever. An estimate: never of what."""
-        total = 0
+        total, size = 0, self.size
 
         def note(offset: int, length: int, has_data: int, _: object) -> int:
             nonlocal total
             total += length
             return 0
 
-        arguments = since.encode() or None, 0, self.size, 0, 1, clib.Extent(note), None
-        call("rbd_diff_iterate2", self._handle, *arguments)
+        if size:  # asked of nothing, librbd ends the process
+            arguments = since.encode() or None, 0, size, 0, 1, clib.Extent(note), None
+            call("rbd_diff_iterate2", self._handle, *arguments)
         return total
 
     def read(self, offset: int, length: int) -> bytes:

@@ -11,7 +11,7 @@ PARTIAL: Final = f"{PREFIX}partial"
 """What the name of an unfinished export begins with."""
 
 ID: Final = f"{PREFIX}id"
-"""The key of an exported image's metadata with its id in the zone."""
+"""The key of an exported image's metadata with its id in the zone and, since metadata is copied along, the image that has it."""
 
 KIND: Final = f"{PREFIX}kind"
 """The key of an image's metadata that says "instance" of the disk of a machine; all others are volumes."""
@@ -22,9 +22,25 @@ def is_ours(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def id_text(new_id: str, image_id: str) -> str:
+    """Return what is written to an exported image under `ID`."""
+    return f"{new_id} {image_id}"
+
+
+def id_in(written: str, image_id: str) -> str:
+    """Return the id that is written to an image, "" if it has none or another image's, whose copy it is."""
+    new_id, _, owner = written.partition(" ")
+    return new_id if owner == image_id and re.fullmatch(r"(vol|img)-\w+", new_id, re.ASCII) else ""
+
+
 def snapshot_name(snapshot_id: str) -> str:
     """Return the name of a restore point's RBD snapshot."""
     return f"{PREFIX}{snapshot_id}"
+
+
+def label_key(snapshot_id: str) -> str:
+    """Return the key of an image's metadata with the name that a person gave a restore point."""
+    return f"{snapshot_name(snapshot_id)}.name"
 
 
 def partial_name(new_id: str) -> str:

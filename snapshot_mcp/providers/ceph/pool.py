@@ -84,20 +84,30 @@ class Pool(Closing):
             found |= _keys_of(iterator)
         return found
 
-    def read_all_keys(self, name: str) -> dict[str, bytes]:
-        """Return all keys of an object, which may change while they are read."""
+    def read_all_keys(self, name: str, prefix: str = "") -> dict[str, bytes]:
+        """Return all keys of an object that begin so, which may change while they are read: an OSD gives 1,024 at most."""
         found: dict[str, bytes] = {}
         after = ""
         while True:
             iterator, status, more = c_void_p(), c_int(), c_ubyte()
             with self._reading(name) as operation:
-                arguments = after.encode(), b"", PAGE, byref(iterator), byref(more), byref(status)
+                arguments = after.encode(), prefix.encode(), PAGE, byref(iterator), byref(more), byref(status)
                 call("rados_read_op_omap_get_vals2", operation, *arguments)
             page = _keys_of(iterator)
             found |= page
             if not more.value or not page:
                 return found
             after = max(page)
+
+    def has_snapshots(self, image_id: str, prefix: str) -> bool:
+        """Return whether an image has snapshots whose names begin so, without opening it (`read_metadata`)."""
+        try:
+            found = self.read_all_keys(f"rbd_header.{image_id}", "snapshot_")
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return any(prefix.encode() in one for one in found.values())
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[c_void_p]:
@@ -183,7 +193,7 @@ class Pool(Closing):
                 if error.errno == errno.ERANGE:
                     continue
                 raise
-            found = {one.id.decode(): one.name.decode() for one in specs[: count.value]}
+            found = {one.id.decode(): clib.text_of(one.name) for one in specs[: count.value]}
             call("rbd_image_spec_list_cleanup", specs, count.value)
             return found
 
@@ -213,23 +223,23 @@ class Pool(Closing):
                 call("rbd_image_options_set_uint64", options, clib.OPTION_ORDER, like.order)
                 if data_pool := like.data_pool:
                     call("rbd_image_options_set_string", options, clib.OPTION_DATA_POOL, data_pool.encode())
-            call("rbd_create4", self.handle, name.encode(), size, options)
+            call("rbd_create4", self.handle, clib.bytes_of(name), size, options)
         finally:
             call("rbd_image_options_destroy", options)
 
     def open_by_name(self, name: str) -> RbdImage:
         """Open an image for writing."""
         handle = c_void_p()
-        call("rbd_open", self.handle, name.encode(), byref(handle), None)
+        call("rbd_open", self.handle, clib.bytes_of(name), byref(handle), None)
         return RbdImage(self, handle)
 
     def rename_image(self, name: str, new_name: str) -> None:
         """Rename an image. Raises CephError (EEXIST)."""
-        call("rbd_rename", self.handle, name.encode(), new_name.encode())
+        call("rbd_rename", self.handle, clib.bytes_of(name), clib.bytes_of(new_name))
 
     def remove_image(self, name: str) -> None:
         """Remove an image. Raises CephError: ENOENT, EBUSY."""
-        call("rbd_remove", self.handle, name.encode())
+        call("rbd_remove", self.handle, clib.bytes_of(name))
 
 
 def _keys_of(iterator: c_void_p) -> dict[str, bytes]:
@@ -240,6 +250,6 @@ def _keys_of(iterator: c_void_p) -> dict[str, bytes]:
             call("rados_omap_get_next", iterator, byref(key), byref(value), byref(size))
             if key.value is None:
                 return found
-            found[key.value.decode()] = ctypes.string_at(value, size.value)
+            found[key.value.decode("utf-8", "surrogateescape")] = ctypes.string_at(value, size.value)
     finally:
         call("rados_omap_get_end", iterator)

@@ -1,5 +1,6 @@
-"""Settings of a zone on Ceph. No I/O."""
+"""Settings of a zone on Ceph. No I/O, but that the cluster's configuration file is read for what tells it from others."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -49,11 +50,33 @@ class CephZoneSettings(ZoneSettings):
         return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
 
     def place(self, site: Site) -> str:
-        """Return the cluster's configuration file and the pool, so that all names of one pool share `production`."""
-        return f"ceph:{self.conf.resolve()}:{self.images}"
+        """Return the cluster and the pool, so that all names of one pool share `production`."""
+        return f"ceph:{cluster_of(self.conf)}:{self.images}"
 
     def build(self, site: Site) -> "CephZone":
         """Return the zone; nothing is connected before the first call."""
         from snapshot_mcp.providers.ceph.zone import CephZone
 
         return CephZone(site.name, self, site.home)
+
+
+def cluster_of(conf: Path) -> str:
+    """Return what a configuration file says of its cluster: its id, else its monitors; the file itself where it says neither."""
+    try:
+        text = conf.read_text("utf-8", "replace")
+    except OSError:
+        text = ""
+    said: dict[str, str] = {}
+    section = "[global]"
+    for line in text.splitlines():
+        bare = re.split("[#;]", line, maxsplit=1)[0].strip()
+        name, equals, value = bare.partition("=")
+        if bare.startswith("["):
+            section = bare
+        elif equals and section == "[global]":
+            said[re.sub(r"[\s_-]+", " ", name.strip())] = value.strip().strip("\"'")
+    if number := said.get("fsid"):
+        return number.lower()
+    hosts = (one.strip("[]") for one in re.split(r"[\s,]+", said.get("mon host", "")))
+    places = {re.sub(r"^v\d:|(:3300|:6789)?(/\d+)?$", "", one) for one in hosts} - {""}
+    return ",".join(sorted(places)) or str(conf.resolve())

@@ -1,6 +1,9 @@
 """`PoolStore`: the hooks of `catalogue.store` over RBD images. A disk's `path` in the catalogue is its image's id."""
 
 import errno
+import logging
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -8,12 +11,22 @@ from snapshot_mcp.catalogue.lookup import label_of
 from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, Row, Sight, Use
 from snapshot_mcp.contract.errors import NotUsable, QuotaExceeded, ResourceBusy
+from snapshot_mcp.contract.states import SnapshotStatus
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import GONE
 from snapshot_mcp.providers.ceph.image import ClientUse, RbdImage
-from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name, snapshot_name
+from snapshot_mcp.providers.ceph.names import (
+    ID,
+    PREFIX,
+    id_in,
+    is_ours,
+    label_key,
+    names_for,
+    partial_name,
+    snapshot_name,
+)
 from snapshot_mcp.providers.ceph.pool import Pool
 
 if TYPE_CHECKING:
@@ -30,6 +43,8 @@ LOOK_SECONDS: Final = 0.5
 
 SHOWN_CLIENTS: Final = 3
 
+log = logging.getLogger(__name__)
+
 
 class PoolStore:
     """The images of `pool`, and the exported ones in `image_pool`."""
@@ -39,9 +54,20 @@ class PoolStore:
     def __init__(self, pool: Pool, image_pool: Pool) -> None:
         self.pool, self.image_pool = pool, image_pool
         self._place = f"{pool.cluster.id}/{pool.number}"
+        self.until = math.inf
+        """When the call that runs must have answered, by the monotonic clock."""
+        self.obstacles: dict[str, str] = {}
+        """Why RBD snapshots could not be removed, by their restore points' ids."""
+
+    def refuse_late(self) -> None:
+        """Fail if the call that runs takes too long: the cluster answers, but slowly."""
+        if time.monotonic() > self.until:
+            with self.pool.answering():
+                raise CephError(errno.ETIMEDOUT, "it answers too slowly")
 
     def open(self, resource: Row, *, is_read_only: bool = True) -> RbdImage:
         """Open a disk's image. Raises NotUsable if it is gone."""
+        self.refuse_late()
         try:
             return self.pool.open_image(resource["path"], is_read_only=is_read_only)
         except CephError as error:
@@ -53,9 +79,11 @@ class PoolStore:
             ) from None
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
-        """See that the image is there and takes another snapshot."""
+        """See that the image is there and takes another snapshot; record restore points that it has lost."""
         with self.open(resource) as image:
-            count = len(image.snapshots())
+            names = image.snapshots()
+        count = len(names)
+        self.record_missing(resource, names)
         if count >= MAX_SNAPSHOTS:
             raise QuotaExceeded(
                 f"{label_of(resource)} has {count} snapshots, ours and others'; at most {MAX_SNAPSHOTS} are possible.",
@@ -80,6 +108,7 @@ class PoolStore:
         """Open the image for reading, which nobody notices."""
         is_disk = "resource_id" in tuple(row.keys())
         pool = self.pool if is_disk else self.image_pool
+        self.refuse_late()
         try:
             with pool.open_image(row["path"]) as image:
                 identity = self._identity(row["path"]) if is_verbose and is_disk else None
@@ -92,7 +121,9 @@ class PoolStore:
 
     def identity_of(self, resource: Row) -> str:
         """Return the cluster, the pool and the image, "" if the image is gone."""
-        return "" if resource["removed_at"] is not None else self._identity(resource["path"])
+        if resource["removed_at"] is not None and resource["path"] not in self.pool.list_images():
+            return ""  # it is not out of the trash again
+        return self._identity(resource["path"])
 
     def _identity(self, image_id: str) -> str:
         return f"{self._place}/{image_id}"
@@ -118,6 +149,7 @@ class PoolStore:
             if holder := ours.get(resource["resource_id"]):
                 uses[resource["resource_id"]] = Use(holder, is_ours=True)
                 continue
+            self.refuse_late()
             try:
                 with self.pool.open_image(resource["path"]) as image:
                     uses[resource["resource_id"]] = Use(in_words(image.clients()))
@@ -135,29 +167,69 @@ class PoolStore:
         """Nothing is kept to save time."""
         return False
 
-    def remove(self, snapshot_ids: Sequence[str]) -> None:
-        """Remove RBD snapshots; within a transaction once that is committed, since it may take longer than its lock."""
+    def remove(self, snapshot_ids: Sequence[str]) -> Collection[str]:
+        """Remove RBD snapshots, each by itself; within a transaction once that is committed, since it may outlast its lock."""
         places = [(row["path"], one) for one in snapshot_ids if (row := self._disk_of(one))]
+        left: list[str] = []
 
         def act() -> None:
-            for image_id, one in places:
-                self._remove(image_id, one)
+            left.extend(one for image_id, one in places if not self._remove(image_id, one))
 
         if places and not self.catalogue.after_commit(act):
             act()
+        return left
+
+    def remains(self, resource: Row) -> tuple[list[str], list[str]]:
+        """Return the ids of RBD snapshots of ours on an image that are no restore points any more, and of unknown ones."""
+        try:
+            with self.pool.open_image(resource["path"]) as image:
+                ids = [name.removeprefix(PREFIX) for name in image.snapshots() if is_ours(name)]
+        except CephError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return [], []
+        rows = {one: self.catalogue.snapshot(one) for one in ids}
+        own = {one: row for one, row in rows.items() if row and row["resource_id"] == resource["resource_id"]}
+        return [one for one, row in own.items() if row["status"] == SnapshotStatus.CEASED], sorted(rows.keys() - own)
 
     def _disk_of(self, snapshot_id: str) -> Row | None:
         return self.catalogue.row(
             "SELECT r.* FROM snapshots JOIN resources r USING (resource_id) WHERE snapshot_id = ?", snapshot_id
         )
 
-    def _remove(self, image_id: str, snapshot_id: str) -> None:
+    def record_missing(self, resource: Row, names: Collection[str]) -> set[str]:
+        """Record, within a transaction, that those of a disk's restore points are damaged that no RBD snapshot of these is of.
+
+        Return them.
+        """
+        rows = self.catalogue.rows(
+            "SELECT snapshot_id FROM snapshots WHERE resource_id = ? AND status IN ('available', 'suspended', 'deleted')",
+            resource["resource_id"],
+        )
+        missing = {row["snapshot_id"] for row in rows if snapshot_name(row["snapshot_id"]) not in names}
+        for one in missing:
+            self.catalogue.mark_damaged(one, is_damaged=True)
+        return missing
+
+    def _remove(self, image_id: str, snapshot_id: str) -> bool:
+        """Remove an RBD snapshot; return False if that cannot be done now, which `obstacles` explains."""
+        name, place = snapshot_name(snapshot_id), image_id
         try:
             with self.pool.open_image(image_id, is_read_only=False) as image:
-                image.drop(snapshot_name(snapshot_id))
+                place = f"{self.pool.name}/{image.name}"
+                image.drop(name)
+                image.drop_metadata(label_key(snapshot_id))
         except CephError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno in GONE:
                 raise
+            if error.errno != errno.ENOENT:
+                clones = f"an image was cloned from it (rbd children {place}@{name})"
+                why = clones if error.errno == errno.EBUSY else error.strerror
+                self.obstacles[snapshot_id] = f"The RBD snapshot of {snapshot_id} cannot be removed: {clean_text(why)}."
+                log.warning("%s", self.obstacles[snapshot_id])
+                return False
+        self.obstacles.pop(snapshot_id, None)
+        return True
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
         """Remove an export that was not recorded."""
@@ -177,7 +249,7 @@ def finished_name(pool: Pool, new_id: str, text: str) -> str:
     for name in names_for(text, new_id):
         try:
             with pool.open_by_name(name) as image:
-                if image.metadata(ID) == new_id:
+                if id_in(image.metadata(ID), image.id) == new_id:
                     return name
         except CephError as error:
             if error.errno != errno.ENOENT:

@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from snapshot_mcp.catalogue import deletion
 from snapshot_mcp.catalogue.admission import CHAIN_LIMIT, ZoneRules
-from snapshot_mcp.catalogue.lookup import label_of
+from snapshot_mcp.catalogue.lookup import find_resource, label_of
 from snapshot_mcp.catalogue.report import Advance, CheckReport, Finding
 from snapshot_mcp.catalogue.zone import OWN_FEATURES, CatalogueZone
 from snapshot_mcp.contract.errors import NotFound, ZoneError
@@ -20,8 +20,9 @@ from snapshot_mcp.contract.models import Instance, Page, ResourceFilter, Volume
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.cluster import Cluster
-from snapshot_mcp.providers.ceph.errors import FENCED, translate
-from snapshot_mcp.providers.ceph.pool import Pool
+from snapshot_mcp.providers.ceph.errors import FENCED, GONE, translate
+from snapshot_mcp.providers.ceph.names import PREFIX
+from snapshot_mcp.providers.ceph.pool import SILENT_SECONDS, Pool
 from snapshot_mcp.providers.ceph.settings import CephZoneSettings
 from snapshot_mcp.providers.ceph.store import PoolStore
 from snapshot_mcp.providers.ceph.work.verify import read_back, record
@@ -31,10 +32,20 @@ DISCOVER_SECONDS: Final = 2.0
 """How old the list of images may be in a call that changes nothing."""
 
 
+CALL_SECONDS: Final = 8.0
+"""How long a call may open images, one after the other; with its wait, and the limit of its last one, it ends within 20 s."""
+
+CLOSE_SECONDS: Final = 20.0
+"""How long closing waits for the call that runs."""
+
+NOT_REMOVED: Final = "its RBD snapshot is still there: `rbd children` shows whether an image was cloned from it"
+
+
 class CephZone(CatalogueZone[PoolCatalogue]):
     """The zone (`contract.Provider` has the methods); it connects with its first call."""
 
     watch_seconds = 0.25
+    wait_seconds = 6.0
     features = OWN_FEATURES
 
     def __init__(self, zone: str, settings: CephZoneSettings, home: Path, chain_limit: int = CHAIN_LIMIT) -> None:
@@ -45,8 +56,10 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         self.recovery_seconds = self._rules.recovery_seconds
         self._cluster: Cluster | None = None
         self._pools: tuple[Pool, Pool] | None = None
-        self._discovered_at = 0.0
+        self._discovered_at = self._silent_until = 0.0
         self._is_looking = False
+        self.obstacles: tuple[str, ...] = ()
+        """What the last purge, or the last forgetting, could not remove, and why."""
 
     def look_only(self, copy: Path) -> None:
         """Start no worker; the copy in memory is one already."""
@@ -63,8 +76,15 @@ class CephZone(CatalogueZone[PoolCatalogue]):
     async def aclose(self) -> None:
         """Close the catalogue and the connection."""
         await super().aclose()
-        with self._lock:
-            self._disconnect()
+
+        def close() -> None:
+            if self._lock.acquire(CLOSE_SECONDS):
+                try:
+                    self._disconnect()
+                finally:
+                    self._lock.release()
+
+        await anyio.to_thread.run_sync(close)
 
     def _disconnect(self) -> None:
         for pool in set(self._pools or ()):
@@ -75,8 +95,15 @@ class CephZone(CatalogueZone[PoolCatalogue]):
 
     def _connect(self) -> tuple[Pool, Pool]:
         if self._pools is None:
+            if time.monotonic() < self._silent_until:
+                raise CephError(errno.ETIMEDOUT, "it did not answer a moment ago")
             settings = self.settings
-            cluster = Cluster(settings.conf, settings.user, settings.keyring)
+            try:
+                cluster = Cluster(settings.conf, settings.user, settings.keyring)
+            except CephError as error:
+                if error.errno in GONE:
+                    self._silent_until = time.monotonic() + SILENT_SECONDS
+                raise
             try:
                 pool = cluster.pool(settings.pool, settings.namespace)
                 with_images = cluster.pool(settings.image_pool, settings.namespace) if settings.image_pool else pool
@@ -97,7 +124,9 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         return self.settings.images
 
     def _opened(self) -> PoolCatalogue:
+        until = time.monotonic() + CALL_SECONDS
         catalogue = super()._opened()
+        catalogue.store.until = until
         loads = catalogue.loads
         catalogue.refresh()
         if catalogue.loads != loads or time.monotonic() - self._discovered_at > DISCOVER_SECONDS:
@@ -107,12 +136,12 @@ class CephZone(CatalogueZone[PoolCatalogue]):
 
     async def list_volumes(self, query: ResourceFilter) -> Page[Volume]:
         """Return a page of the volumes that are there now."""
-        await self._read(PoolCatalogue.discover, None)
+        self._discovered_at = 0.0
         return await super().list_volumes(query)
 
     async def list_instances(self, query: ResourceFilter) -> Page[Instance]:
         """Return a page of the instances that are there now."""
-        await self._read(PoolCatalogue.discover, None)
+        self._discovered_at = 0.0
         return await super().list_instances(query)
 
     async def check(self, advance: Advance = lambda done, total: None) -> CheckReport:
@@ -125,8 +154,35 @@ class CephZone(CatalogueZone[PoolCatalogue]):
         return await anyio.to_thread.run_sync(run)
 
     async def forget(self, resource_id: str, agreed: Collection[str]) -> tuple[str, ...]:
-        """Destroy all restore points of a disk for ever, so that its manager can remove it (`deletion.forget`)."""
-        return tuple(await self._write(lambda one: deletion.forget(one, resource_id, agreed)))
+        """Destroy all restore points of a disk for ever, so that its manager can remove it (`deletion.forget`); return their ids.
+
+        It may be repeated for RBD snapshots that cannot be removed yet, which `obstacles` names.
+        """
+
+        def work(catalogue: PoolCatalogue) -> tuple[str, ...]:
+            store = catalogue.store
+            resource = find_resource(catalogue, resource_id)
+            ids = deletion.forget(catalogue, resource_id, agreed)
+            left, unknown = store.remains(resource)
+            stay = store.remove(left)
+            for one in unknown:
+                store.obstacles[one] = (
+                    f"{PREFIX}{one} is no restore point of this zone: if it is of none, remove it with rbd."
+                )
+            self.obstacles = tuple(store.obstacles[one] for one in (*stay, *unknown))
+            return (*ids, *(one for one in left if one not in stay and one not in ids))
+
+        return await self._write(work)
+
+    async def purge(self, snapshot_ids: Collection[str] | None = None) -> tuple[str, ...]:
+        """Purge (`CatalogueZone.purge`); `obstacles` names what cannot be removed yet."""
+
+        def work(catalogue: PoolCatalogue) -> tuple[str, ...]:
+            gone = deletion.purge(catalogue, at_once=snapshot_ids)
+            self.obstacles = tuple(catalogue.store.obstacles.values())
+            return tuple(gone)
+
+        return await self._write(work)
 
     @contextmanager
     def _connected(self) -> Iterator[PoolCatalogue]:
@@ -169,6 +225,14 @@ class CephZone(CatalogueZone[PoolCatalogue]):
             self._disconnect()
 
 
+def _left_over(catalogue: PoolCatalogue) -> list[str]:
+    disks = catalogue.rows(
+        """SELECT * FROM resources WHERE removed_at IS NULL
+        AND resource_id IN (SELECT resource_id FROM snapshots WHERE status = 'ceased')"""
+    )
+    return [one for disk in disks for one in catalogue.store.remains(disk)[0]]
+
+
 def _check(catalogue: PoolCatalogue, advance: Advance) -> CheckReport:
     rows = catalogue.rows(
         "SELECT * FROM snapshots WHERE status IN ('available', 'suspended', 'deleted') ORDER BY root_id, depth, snapshot_id"
@@ -192,4 +256,5 @@ def _check(catalogue: PoolCatalogue, advance: Advance) -> CheckReport:
     for row in catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL"):
         text = f"a roll-back to {row['applying_id']} is unfinished: {row['problem'] or 'it is in progress'}"
         findings.append(Finding(label_of(row), text, is_damage=False))
+    findings += [Finding(one, NOT_REMOVED, is_damage=False) for one in _left_over(catalogue)]
     return CheckReport(len(rows), total, tuple(findings))

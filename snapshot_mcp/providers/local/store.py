@@ -138,13 +138,14 @@ class FileStore:
         """Remove all kept clones."""
         return self.clones.remove_all()
 
-    def remove(self, snapshot_ids: Sequence[str]) -> None:
+    def remove(self, snapshot_ids: Sequence[str]) -> Collection[str]:
         """Unlink the snapshots' files and sync their folder."""
         for snapshot_id in snapshot_ids:
             (self.snapshots / file_name(snapshot_id)).unlink(missing_ok=True)
         with suppress(FileNotFoundError):  # the folder was moved away, and the files with it
             fsync_folder(self.snapshots)
         self.clones.remove(snapshot_ids)
+        return ()
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:
         """Remove the hashes of disks' former content (`work.former`) and an exported file that was never registered."""

@@ -19,7 +19,7 @@ from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import GONE
 from snapshot_mcp.providers.ceph.image import RbdImage
-from snapshot_mcp.providers.ceph.names import snapshot_name
+from snapshot_mcp.providers.ceph.names import label_key, snapshot_name
 
 MAX_COUNTED_OBJECTS: Final = 20_000
 """Objects of an image without the feature fast-diff that are looked at for a restore point's size."""
@@ -69,7 +69,7 @@ def facts_of(catalogue: PoolCatalogue, snapshot: Row, image: RbdImage, taken_at:
     """Return what is recorded of a snapshot that was taken."""
     name = snapshot_name(snapshot["snapshot_id"])
     size = image.snapshots()[name]
-    image.set_metadata(f"{name}.name", snapshot["name"][:1000])
+    image.set_metadata(label_key(snapshot["snapshot_id"]), snapshot["name"][:1000])
     return Taken(taken_at, _estimate(catalogue, snapshot, image, size), size, consistency)
 
 

@@ -14,7 +14,7 @@ from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.image import RbdImage
-from snapshot_mcp.providers.ceph.names import ID, names_for, partial_name
+from snapshot_mcp.providers.ceph.names import ID, id_text, names_for, partial_name
 from snapshot_mcp.providers.ceph.pool import Pool
 from snapshot_mcp.providers.ceph.store import DEAD_CLIENT_SECONDS, LOOK_SECONDS, finished_name
 from snapshot_mcp.providers.ceph.work.blocks import content_of, copy_all
@@ -33,7 +33,7 @@ def carry_out(catalogue: PoolCatalogue, job: Row, request: dict[str, Any], progr
             with content_of(catalogue, snapshot) as source:
                 progress.start("writing", source.size)
                 with closing(_fresh_image(pool, new_id, source, progress)) as target:
-                    target.set_metadata(ID, new_id)
+                    target.set_metadata(ID, id_text(new_id, target.id))
                     copy_all(source, target, progress.advance)
             name = _finish_name(pool, new_id, request["name"])
             progress.finish()
