@@ -249,11 +249,14 @@ async def examine(environ: Mapping[str, str]) -> list[Symptom]:
     return [well("settings", where), *await examine(patient)]
 
 
-def disk_form(form: str, bases: Sequence[Path]) -> Form:
-    """Return what a person says that a disk's file is: its format and the images that it is based on."""
-    from snapshot_mcp.providers.local.formats import Form
+def disk_form(
+    form: str, bases: Sequence[Path], qmp: str = "", agent: str = "", domain: str = "", *, is_monitored: bool = True
+) -> Form:
+    """Return what a person says that a disk is: its format, the images that it is based on, and its machine."""
+    from snapshot_mcp.providers.local.formats import Form, Machine
 
-    return Form(form, tuple(bases))
+    machine = Machine(qmp, agent, domain, is_monitored) if qmp or domain else None
+    return Form(form, tuple(bases), machine)
 
 
 def open_local_zone(settings: Settings, name: str = "") -> LocalZone:

@@ -154,9 +154,12 @@ def _to_snapshot(
 
 
 def to_resource(
-    catalogue: Catalogue, row: Row, *, is_verbose: bool = False, use: Use | None = None
+    catalogue: Catalogue, row: Row, *, is_verbose: bool = False, use: Use | None = None, state: str = ""
 ) -> Volume | Instance:
-    """Convert a row of `resources`; looks at the disk for its size and, if `is_verbose`, for its identity."""
+    """Convert a row of `resources`; looks at the disk for its size and, if `is_verbose`, for its identity.
+
+    `state` is that of the machine whose disk it is, "" if it has to be found.
+    """
     half = half_in_place(catalogue, row)
     sight = catalogue.store.look_at(row, is_verbose=is_verbose)
     problem = "; ".join(filter(None, [catalogue.problem, _problem(catalogue, row, half, use), sight.problem]))
@@ -177,7 +180,7 @@ def to_resource(
     if row["resource_type"] == ResourceType.VOLUME:
         status = "pending" if half else "available"
         return Volume(volume_id=row["resource_id"], volume_name=row["name"], status=status, **common)
-    status = "pending" if half else "stopped"
+    status = "pending" if half else state or catalogue.store.find_states([row])[row["resource_id"]]
     return Instance(instance_id=row["resource_id"], instance_name=row["name"], status=status, **common)
 
 
@@ -223,6 +226,7 @@ def _to_coverage(catalogue: Catalogue, resource_id: str, worth: Mapping[str, Row
     return Coverage(
         newest_good_id=newest["snapshot_id"],
         newest_good_time=moment(newest["snapshot_at"]),
+        newest_good_consistency=newest["consistency"],
         verified_at=moment(newest["verified_at"]),
         stored_bytes=stored_bytes,
         **copied,

@@ -162,18 +162,29 @@ def _resources(
     where.add("removed_at IS NULL")
     where.add("resource_type = ?", resource_type)
     where.add_any("resource_id", query.ids)
-    if query.status:
-        usable = "available" if resource_type == ResourceType.VOLUME else "stopped"
-        where.add_any(f"CASE WHEN applying_id IS NULL THEN '{usable}' ELSE 'pending' END", query.status)
+    if query.status and resource_type == ResourceType.VOLUME:
+        where.add_any("CASE WHEN applying_id IS NULL THEN 'available' ELSE 'pending' END", query.status)
+    elif query.status:
+        machines = catalogue.rows(
+            "SELECT * FROM resources WHERE removed_at IS NULL AND resource_type = ?", resource_type
+        )
+        states = catalogue.store.find_states([row for row in machines if row["applying_id"] is None])
+        states |= {row["resource_id"]: "pending" for row in machines if row["applying_id"] is not None}
+        where.add_any("resource_id", tuple(one for one, state in states.items() if state in query.status) or ("",))
     where.add_word(("resource_id", "name"), query.search_word)
     rows, total = where.page(catalogue, "resources", "created_at DESC, resource_id", query.offset, query.limit)
     uses = catalogue.store.find_uses(catalogue, rows) if query.verbose else {}
+    states = catalogue.store.find_states(rows) if resource_type == ResourceType.INSTANCE else {}
     is_verbose = bool(query.verbose)
     covers = to_coverages(catalogue, [row["resource_id"] for row in rows]) if is_verbose else {}
     found = [
-        to_resource(catalogue, row, is_verbose=is_verbose, use=uses.get(row["resource_id"])).model_copy(
-            update={"coverage": covers.get(row["resource_id"])}
-        )
+        to_resource(
+            catalogue,
+            row,
+            is_verbose=is_verbose,
+            use=uses.get(row["resource_id"]),
+            state=states.get(row["resource_id"], ""),
+        ).model_copy(update={"coverage": covers.get(row["resource_id"])})
         for row in rows
     ]
     return found, total

@@ -6,7 +6,7 @@ from typing import Any
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.contract.errors import Cancelled
-from snapshot_mcp.contract.states import JobStatus
+from snapshot_mcp.contract.states import JobAction, JobStatus
 
 
 def succeed(catalogue: Catalogue, job: Row, extra: dict[str, Any] | None = None) -> None:
@@ -26,7 +26,8 @@ def refuse_cancelled(catalogue: Catalogue, job: Row) -> None:
 
 def cancelled(job: Row) -> Cancelled:
     """Return the error of a cancelled job."""
-    return Cancelled(f"Job {job['job_id']} ({job['action']}) was cancelled.", hint="It left nothing behind.")
+    hint = "" if job["action"] == JobAction.COPY else "It left nothing behind."
+    return Cancelled(f"Job {job['job_id']} ({job['action']}) was cancelled.", hint=hint)
 
 
 def release_claims(catalogue: Catalogue, job: Row) -> None:

@@ -58,6 +58,8 @@ class Room:
 
     def take(self, what: str) -> RoomRequest:
         """Return the part of the job's request about space. Raises StorageFull if too little would stay free."""
+        if self.kept_bytes and self.left_bytes < 0 and self.catalogue.store.make_room():
+            self.free_bytes = self.catalogue.store.capacity().free_bytes
         if self.kept_bytes and self.left_bytes < 0:
             reserved = f" ({format_bytes(self.reserved_bytes)} of it for running jobs)" if self.reserved_bytes else ""
             raise StorageFull(
@@ -80,6 +82,8 @@ class Floor:
         if not self.kept_bytes:
             return
         free = self.store.capacity().free_bytes
+        if free - needed_bytes < self.kept_bytes and self.store.make_room():
+            free = self.store.capacity().free_bytes
         if free - needed_bytes < self.kept_bytes:
             what = f" for another {format_bytes(needed_bytes)}" if needed_bytes else ""
             raise StorageFull(

@@ -261,23 +261,28 @@ def _remember_copies(db: sqlite3.Connection) -> None:
     """Record what each copy elsewhere holds (`copied`)."""
     script = """
         CREATE TABLE copies (
-            copy          TEXT PRIMARY KEY,  -- its name in the operator's file
+            copy_id       INTEGER PRIMARY KEY,
+            copy          TEXT NOT NULL,     -- its name in the operator's file
             place         TEXT NOT NULL,
+            key           TEXT NOT NULL,     -- whom it is sealed for, '' for nobody
             writer        TEXT NOT NULL,     -- this zone's name there
             number        INTEGER NOT NULL DEFAULT 0,  -- of its last manifest
             intended      INTEGER NOT NULL DEFAULT 0,  -- of the manifest that was to be written last
             first         INTEGER NOT NULL DEFAULT 1,  -- of the oldest manifest that is kept
             content       TEXT NOT NULL DEFAULT '',    -- hash of what the last manifest says
+            manifest_size INTEGER NOT NULL DEFAULT 0,
+            manifest_hash TEXT NOT NULL DEFAULT '',
             keep_days     INTEGER NOT NULL DEFAULT 0,
-            is_set        INTEGER NOT NULL DEFAULT 1,  -- the operator's file has it
-            ran_at        INTEGER,           -- the last run that ended well
+            is_current    INTEGER NOT NULL DEFAULT 1,  -- what the name means now; others are at former places
+            is_set        INTEGER NOT NULL DEFAULT 1,  -- the operator's file has the name
+            ran_at        INTEGER,           -- the last run that ended
             problem       TEXT NOT NULL DEFAULT '',
             problem_at    INTEGER,
             checked_at    INTEGER,           -- all that was sent was read back
             restored_at   INTEGER            -- and restored, with the recovery key
         );
-        CREATE TABLE copied (                -- what is whole there
-            copy          TEXT NOT NULL,
+        CREATE TABLE copied (                -- what was sent whole
+            copy_id       INTEGER NOT NULL,
             part_id       TEXT NOT NULL,
             size          INTEGER NOT NULL,
             hash          TEXT NOT NULL,
@@ -285,13 +290,16 @@ def _remember_copies(db: sqlite3.Connection) -> None:
             index_size    INTEGER NOT NULL,
             index_hash    TEXT NOT NULL,
             sent_at       INTEGER NOT NULL,
-            until         INTEGER,           -- its deletion was agreed to, and this is the end of its days there
-            listed_in     INTEGER NOT NULL DEFAULT 0,
-            PRIMARY KEY (copy, part_id)
+            about         TEXT NOT NULL,     -- its entry in a manifest, JSON
+            deleted_at    INTEGER,           -- its deletion was agreed to and recorded
+            until         INTEGER,           -- the end of its days there
+            is_whole      INTEGER NOT NULL,
+            listed_in     INTEGER NOT NULL,
+            PRIMARY KEY (copy_id, part_id)
         ) WITHOUT ROWID;
         CREATE INDEX copied_parts ON copied (part_id);
         CREATE TABLE copied_pieces (
-            copy          TEXT NOT NULL,
+            copy_id       INTEGER NOT NULL,
             part_id       TEXT NOT NULL,
             number        INTEGER NOT NULL,
             size          INTEGER NOT NULL,
@@ -299,7 +307,7 @@ def _remember_copies(db: sqlite3.Connection) -> None:
             stored_size   INTEGER NOT NULL,
             stored_hash   TEXT NOT NULL,
             is_verified   INTEGER NOT NULL,
-            PRIMARY KEY (copy, part_id, number)
+            PRIMARY KEY (copy_id, part_id, number)
         ) WITHOUT ROWID;
         """
     execute_script(db, script)

@@ -100,8 +100,14 @@ class Store(Protocol):
     def find_uses(self, catalogue: "Catalogue", resources: Sequence[Row]) -> dict[str, Use]:
         """Return who uses each disk, by resource id."""
 
+    def find_states(self, resources: Sequence[Row]) -> dict[str, str]:
+        """Return whether the machine of each disk is `running` or `stopped`, or `unknown`, by resource id."""
+
     def capacity(self) -> Capacity:
         """Return the space where snapshots and exports are kept."""
+
+    def make_room(self) -> bool:
+        """Give up what only saves time, because space runs low; return whether there was anything."""
 
     def remove(self, snapshot_ids: Sequence[str]) -> Collection[str]:
         """Remove the bytes of snapshots durably and in the given order; ignore those without any.

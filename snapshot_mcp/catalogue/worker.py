@@ -23,7 +23,7 @@ IDLE_SECONDS: Final = 10.0
 PARALLEL_JOBS: Final = 4
 """Jobs that run at the same time, so that a short one does not wait for a long one."""
 
-PARALLEL_OF_A_KIND: Final = {JobAction.VERIFY: 2, JobAction.COPY: 1}
+PARALLEL_OF_A_KIND: Final = {JobAction.VERIFY: 2, JobAction.COPY: 2}
 """Jobs of a kind that run at the same time: they may take hours, and nobody's backup waits for all of them."""
 
 C = TypeVar("C", bound=Catalogue)

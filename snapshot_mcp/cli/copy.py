@@ -1,6 +1,7 @@
 """`snapshot-mcp copy`: the copies that survive the machine (`[copies.NAME]` in config.toml): run, list, check, and their key."""
 
 import argparse
+import getpass
 import os
 import sys
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import anyio.to_thread
 
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.out import ask, is_answer, say, say_json
-from snapshot_mcp.cli.person import NO_TERMINAL_HINT
+from snapshot_mcp.cli.person import NO_TERMINAL_HINT, need_terminal, user_name
 from snapshot_mcp.cli.recovery_key import add_key, given_key
 from snapshot_mcp.contract.errors import BadRequest, NotFound, ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text, encodable, format_bytes
@@ -156,11 +157,13 @@ async def _list(settings: "Settings", args: argparse.Namespace) -> int:
     for row in rows:
         say(f"{row['copy']}  zone {row['zone']} to {row['to']}{', encrypted' if row['encrypted'] else ''}")
         say(f"  {_standing(row)}")
+        if row.get("former"):
+            say(f"  look at  also there, of former keys or settings, and not tended: {clean_text(row['former'], 200)}")
         if row["same_drive"]:
             say("  look at  it lies on one drive with the zone, and dies with it")
         if row.get("problem"):
             say(f"  look at  {clean_text(row['problem'], MESSAGE_CHARACTERS)} ({row['problem_at']})")
-    return 1 if any(row.get("problem") for row in rows) else 0
+    return 1 if any(row.get("problem") or "copied" not in row for row in rows) else 0
 
 
 def _on_one_drive(zone: Path, copy: Path) -> bool:
@@ -210,13 +213,19 @@ def _checked_in_words(found: dict[str, Any]) -> Iterable[str]:
         more = "" if found["restored"] else " (that it restores, `--restore` proves with the recovery key)"
         yield f"{head} {what}: {found['parts']} restore points, {format_bytes(found['bytes'])} read back{more}."
     else:
-        yield f"{head} is NOT as it was sent; the next run sends again what is missing:"
+        yield f"{head} is NOT as it was sent; the next run sends again what is missing there and whole here:"
         yield from (f"  {clean_text(text, MESSAGE_CHARACTERS)}" for text in found["findings"])
 
 
 def _make_key(settings: "Settings", args: argparse.Namespace) -> int:
+    from snapshot_mcp import app
     from snapshot_mcp.copies.keys import keep_keys, keys_exist, make_keys, read_keys
 
+    guard = app.build_guard(settings, has_page=False)
+    if anyio.run(guard.has_pin):
+        need_terminal("copy key")
+        pin = getpass.getpass("PIN: ")
+        anyio.run(guard.prove_person, pin, {"operation": "copy key", "principal": user_name()})
     if read_keys(settings.home) is not None:
         raise keys_exist(settings.home)
     recovery, machine = make_keys()

@@ -12,9 +12,9 @@ from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.ground.files import make_private_folder
 
 if TYPE_CHECKING:
-    from snapshot_mcp.contract.parts import Ledger, Part, Parts
+    from snapshot_mcp.contract.parts import Ledger, Part
     from snapshot_mcp.copies.check import CheckOutcome
-    from snapshot_mcp.copies.keys import RecoveryKey
+    from snapshot_mcp.copies.keys import MachineKeys, RecoveryKey
     from snapshot_mcp.copies.library import FoundCopy
     from snapshot_mcp.copies.settings import CopySettings
     from snapshot_mcp.copies.stores import CopyStore
@@ -26,18 +26,21 @@ async def check_one(
 ) -> dict[str, Any]:
     """Check one copy of a zone; what is wrong is recorded, so that the next run mends it."""
     from snapshot_mcp import app
+    from snapshot_mcp.copies.keys import read_keys
     from snapshot_mcp.copies.stores import open_store
 
-    store = open_store(one)
+    store, keys = open_store(one), read_keys(settings.home)
     async with aclosing(app.open_local_zone(settings, zone_name)) as zone:
         with progress_bar("reading") as advance:
-            outcome = await zone.with_parts(lambda parts, ledger: _holds(copy, one, store, parts, ledger, advance))
+            outcome = await zone.with_parts(lambda parts, ledger: _holds(copy, one, store, keys, ledger, advance))
         findings = [f"{part}: {text}" if part else text for part, text in outcome.findings.items()]
+        state = outcome.state
         if key:
-            writer = await zone.with_parts(lambda parts, ledger: ledger.state(copy, one.place).writer)
-            findings += await _restores(settings, store, key, writer)
+            findings += await _restores(settings, store, key, state.writer)
         problem = "; ".join(findings[:5])
-        await zone.with_parts(lambda parts, ledger: ledger.note_checked(copy, is_restored=bool(key), problem=problem))
+        await zone.with_parts(
+            lambda parts, ledger: ledger.note_checked(state.copy_id, is_restored=bool(key), problem=problem)
+        )
     return {
         "copy": copy,
         "zone": zone_name,
@@ -49,18 +52,19 @@ async def check_one(
 
 
 def _holds(
-    copy: str, one: "CopySettings", store: "CopyStore", parts: "Parts", ledger: "Ledger", advance: Any
+    copy: str, one: "CopySettings", store: "CopyStore", keys: "MachineKeys | None", ledger: "Ledger", advance: Any
 ) -> "CheckOutcome":
-    from snapshot_mcp.copies.check import check_sent
+    from snapshot_mcp.copies.check import check_sent, state_of
 
-    total, done = sum(part.stored_bytes for part in ledger.sent(copy).values()), 0
+    sent = ledger.sent(state_of(copy, one, keys, ledger).copy_id)
+    total, done = sum(part.stored_bytes for part in sent.values()), 0
 
     def count(amount: int) -> None:
         nonlocal done
         done += amount
         advance(done, total)
 
-    return check_sent(copy, one, store, ledger, count)
+    return check_sent(copy, one, store, keys, ledger, count)
 
 
 async def _restores(settings: "Settings", store: "CopyStore", key: "RecoveryKey", writer: str) -> list[str]:
@@ -73,14 +77,14 @@ async def _restores(settings: "Settings", store: "CopyStore", key: "RecoveryKey"
     if shelf is None:
         return ["with this recovery key nothing of this zone can be read there"]
     findings = list(shelf.findings)
-    found = {one: it for one, it in library.found().items() if it.writer == writer}
+    found = {one: it for one, copies in library.found().items() for it in copies if it.writer == writer}
     chains: dict[str, list[Part]] = {}
     for one in found.values():
         part = one.entry.part()
         chains.setdefault(part.parents[0] if part.parents else part.part_id, []).append(part)
     scratch = settings.home / "copies"
     make_private_folder(scratch)
-    fetcher = Fetcher(store, key)
+    fetcher = Fetcher(store, key, is_durable=False)
     for root, parts in sorted(chains.items()):
         findings += await _restore_chain(scratch, root, parts, found, fetcher)
     return findings

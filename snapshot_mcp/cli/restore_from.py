@@ -101,17 +101,21 @@ class CopySource:
             found.append("without the recovery key it is not proven who wrote this copy")
         return found
 
+    def best(self) -> "list[FoundCopy]":
+        """Return one copy of each restore point."""
+        return [copies[0] for copies in self.found.values()]
+
     def chain(self, snapshot_id: str) -> "list[Part]":
         """Return a restore point and all that it builds on. Raises NotFound, Damaged."""
         if snapshot_id not in self.found:
             ids = sorted_names(snapshot_id, list(self.found))
             raise NotFound(f"The copy has no restore point {snapshot_id!r}.", hint=f"Near: {', '.join(ids[:5])}.")
-        part = self.found[snapshot_id].entry.part()
+        part = self.found[snapshot_id][0].entry.part()
         if missing := [one for one in part.parents if one not in self.found]:
             raise Damaged(f"{snapshot_id} builds on {missing[0]}, which is not there.", hint="Choose another one.")
-        return [*(self.found[one].entry.part() for one in part.parents), part]
+        return [*(self.found[one][0].entry.part() for one in part.parents), part]
 
-    async def make(self, zone: "LocalZone", parts: "list[Part]") -> Any:
+    async def make(self, zone: "LocalZone", parts: "list[Part]", *, is_durable: bool = True) -> Any:
         """Make a zone of these parts, with a bar."""
         from snapshot_mcp.copies.fetch import Fetcher
 
@@ -123,10 +127,10 @@ class CopySource:
                 done += amount
                 bar(done, total)
 
-            fetcher = Fetcher(self.store, self.key, advance)
+            fetcher = Fetcher(self.store, self.key, advance, is_durable=is_durable)
 
             def fetch(part: "Part", path: Path) -> None:
-                fetcher.fetch(self.found[part.part_id], path)
+                fetcher.fetch_any(self.found[part.part_id], path)
 
             return await zone.make_of(self.place, parts, fetch)
 
@@ -186,14 +190,14 @@ def _tell(source: CopySource, *, as_json: bool) -> None:
                     }
                     for one in shelves
                 ],
-                "restore_points": [_row(one) for one in source.found.values()],
+                "restore_points": [_row(one) for one in source.best()],
                 "findings": [clean_text(one, MESSAGE_CHARACTERS) for one in source.findings()],
             }
         )
         return
     for one in shelves:
         say(f"{one.title}: {len(one.manifest.entries)} restore points")
-    rows = sorted((_row(one) for one in source.found.values()), key=lambda row: row["taken_at"], reverse=True)
+    rows = sorted((_row(one) for one in source.best()), key=lambda row: row["taken_at"], reverse=True)
     say(*map(_line, rows[:MAX_SHOWN]))
     if len(rows) > MAX_SHOWN:
         say(f"and {len(rows) - MAX_SHOWN} older ones; --json shows all.")
@@ -233,7 +237,7 @@ def _time(seconds: float) -> str:
 async def _to_zone(settings: "Settings", source: CopySource, args: argparse.Namespace) -> int:
     from snapshot_mcp import app
 
-    parts = [one.entry.part() for one in source.found.values() if args.deleted or one.entry.until is None]
+    parts = [one.entry.part() for one in source.best() if args.deleted or one.entry.until is None]
     async with aclosing(app.open_local_zone(settings, args.new_zone)) as zone:
         made = await source.make(zone, parts)
         report = await zone.check()
@@ -250,7 +254,7 @@ async def _to_zone(settings: "Settings", source: CopySource, args: argparse.Name
                 "disks": [{"disk_id": one.resource_id, "name": clean_text(one.name)} for one in disks],
             }
         )
-        return 1 if wrong else 0
+        return 1 if wrong or source.library.is_behind else 0
     count = len(parts) - len(made.missing)
     say(f"Zone {args.new_zone} has {count} of {len(parts)} restore points, every byte verified.")
     say(*(f"MISSING  {clean_text(one, MESSAGE_CHARACTERS)}" for one in wrong))
@@ -261,7 +265,7 @@ async def _to_zone(settings: "Settings", source: CopySource, args: argparse.Name
             f"{one.resource_id} {clean_text(one.name)} has no file{was}. Next: {command} restore SNAPSHOT --to-file PATH,"
         )
         say(f"  then {command} zone move {one.resource_id} PATH")
-    return 1 if wrong else 0
+    return 1 if wrong or source.library.is_behind else 0
 
 
 async def _to_file(settings: "Settings", source: CopySource, args: argparse.Namespace) -> int:
@@ -272,7 +276,7 @@ async def _to_file(settings: "Settings", source: CopySource, args: argparse.Name
     own = [settings.home, *([settings.path] if settings.path else [])]
     with created(path, own) as descriptor, _scratch(path.parent) as folder:
         async with aclosing(app.make_zone_in(folder / "zone")) as zone:
-            made = await source.make(zone, parts)
+            made = await source.make(zone, parts, is_durable=False)
             if made.missing:
                 one, why = next(iter(made.missing.items()))
                 raise Damaged(f"{one} cannot be restored: {why}", hint="Choose another restore point.")

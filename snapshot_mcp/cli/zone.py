@@ -11,7 +11,8 @@ from snapshot_mcp.cli import zone_forget, zone_keys, zone_move, zone_purge, zone
 from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.out import say, warn
 from snapshot_mcp.cli.person import user_name
-from snapshot_mcp.cli.zone_form import add_form, form_of, say_bases
+from snapshot_mcp.cli.zone_form import add_domain, add_form, add_machine, form_of, say_form
+from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.models import Instance, ResourceFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
 from snapshot_mcp.contract.text import clean_text, encodable, format_bytes
@@ -35,19 +36,21 @@ COMMANDS = {
 """The commands that have a module of their own."""
 
 if TYPE_CHECKING:
-    from snapshot_mcp.app import LocalZone, OwnZone
+    from snapshot_mcp.app import Guard, LocalZone, OwnZone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     commands = parser.add_subparsers(dest="zone_command", metavar="COMMAND", required=True)
     add = commands.add_parser("add", help="register a disk as a volume, or as an instance")
-    add.add_argument("path", type=Path, metavar="PATH", help="the image; it stays where it is")
+    add.add_argument("path", type=Path, nargs="?", metavar="PATH", help="the image; it stays where it is")
     add.add_argument("--name", default="", help="its name (default: the file's name)")
     add.add_argument(
         "--instance", action="store_true", help="register an instance's disk: its snapshots export to images"
     )
     add_form(add)
+    add_machine(add)
+    add_domain(add)
     zone_remove.add_arguments(
         commands.add_parser(
             "remove", help="unregister a disk, or take an image off the list; its file and snapshots remain"
@@ -91,7 +94,13 @@ async def _run(args: argparse.Namespace) -> int:
             return await _look(own, args, guard.command)
     async with aclosing(app.open_local_zone(settings, args.zone)) as zone:
         match args.zone_command:
+            case "add" if args.domain:
+                await _add_domain(zone, guard, args)
             case "add":
+                if args.path is None:
+                    raise BadRequest(
+                        "No disk was given.", hint="Give its PATH, or --domain NAME for a machine's disks."
+                    )
                 kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
                 path = encodable(str(args.path.absolute()))
                 name, form = encodable(args.name or args.path.name), form_of(args)
@@ -100,7 +109,7 @@ async def _run(args: argparse.Namespace) -> int:
                     added = await zone.add_resource(args.path, args.name, kind, form)
                     found["resource_id"] = added.id
                 say(_line(added))
-                say_bases(args)
+                say_form(args)
                 if odd := added.byte_size % SECTOR_BYTES:
                     note = f"Its size is not a multiple of {SECTOR_BYTES} bytes ({odd} are left over): is it complete?"
                     warn(note)
@@ -119,6 +128,25 @@ async def _run(args: argparse.Namespace) -> int:
                     found["snapshot_ids"] = list(report.taken_in)
                 return zone_rebuild.tell(report, guard.command)
     return 0
+
+
+async def _add_domain(zone: "LocalZone", guard: "Guard", args: argparse.Namespace) -> None:
+    """Register the disks of a domain of libvirt."""
+    from snapshot_mcp import app
+
+    if args.name or args.format:
+        raise BadRequest(
+            "A domain's disks have the names and formats of its definition.", hint="Leave --name and --format out."
+        )
+    kind = ResourceType.INSTANCE if args.instance else ResourceType.VOLUME
+    only = args.path.absolute() if args.path else None
+    form = form_of(args)
+    deed = app.deed("zone add", zone, user_name(), domain=encodable(args.domain), path=encodable(str(only or "")))
+    async with guard.recorded(deed) as found:
+        added = await zone.add_domain(args.domain, kind, form, only, is_monitored=args.monitor)
+        found["resource_ids"] = [one.id for one in added]
+    say(*map(_line, added))
+    say_form(args)
 
 
 async def _look(zone: "OwnZone", args: argparse.Namespace, command: str) -> int:

@@ -12,7 +12,7 @@ from snapshot_mcp.cli.bar import progress_bar
 from snapshot_mcp.cli.named import find_disk
 from snapshot_mcp.cli.out import say
 from snapshot_mcp.cli.person import agree, user_name
-from snapshot_mcp.cli.zone_form import add_form, form_of
+from snapshot_mcp.cli.zone_form import add_domain, add_form, add_machine, form_of
 from snapshot_mcp.contract.errors import BadRequest
 from snapshot_mcp.contract.text import clean_text
 
@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("resource", metavar="ID", help="its id, or its name if no other disk has it")
     parser.add_argument("path", type=Path, metavar="PATH", help="where its file is now")
     add_form(parser)
+    add_machine(parser)
+    add_domain(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -35,7 +35,8 @@ def copied_in_words(copies: Sequence[Copied], *, is_long: bool = False) -> str:
 class CopyStatus(ZoneModel):
     """How a copy of a zone stands: what it holds, what it lacks, when it last ran well, and why it last failed ("" for not).
 
-    `checked_at`: all that was sent was read back; `restored_at`: and restored, with the recovery key.
+    `checked_at`: all that was sent was read back; `restored_at`: and restored, with the recovery key. `former`: writers of this
+    zone at the same place that are not tended any more, after the keys or the encryption were changed.
     """
 
     copy_name: WireName = ""
@@ -51,3 +52,4 @@ class CopyStatus(ZoneModel):
     problem_at: OwnTime = None
     checked_at: OwnTime = None
     restored_at: OwnTime = None
+    former: WireText = ""

@@ -222,6 +222,7 @@ class Coverage(ZoneModel):
 
     newest_good_id: WireText = ""
     newest_good_time: OwnTime = None
+    newest_good_consistency: WireText = ""
     good_count: WireCount = 0
     damaged_count: WireCount = 0
     fuzzy_count: WireCount = 0

@@ -46,8 +46,11 @@ class Parts(Protocol):
     def open_part(self, part_id: str) -> int:
         """Return a descriptor of a part's bytes, which stay readable even if it is deleted. Raises NotFound."""
 
-    def verify_part(self, part_id: str) -> None:
-        """Read a part back whole and record the result. Raises Damaged, Unsupported."""
+    def disks(self) -> list[str]:
+        """Return the ids and names of the zone's disks."""
+
+    def verify_part(self, part_id: str, advance: Callable[[int], None]) -> None:
+        """Read a part back whole and record the result. Raises Damaged, Unsupported, and what `advance` raises."""
 
     def adopt_parts(self, parts: Collection[Part]) -> list[str]:
         """Take in parts whose bytes were put in their places (`place_of`), as they are described; return what is wrong."""
@@ -69,24 +72,30 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class CopyState:
-    """What is known here of a copy: the writer's name there, its last manifest, and the one that it may have been writing.
+    """What is known here of a copy at one place for one key: the writer's name there, and its last manifest.
 
-    `keep_days`: how long what is deleted stays there, as of the last run.
+    `copy_id`: what the ledger knows it by. `intended`: the manifest that was to be written last. `keep_days`: how long what is
+    deleted stays there, as of the last run that ended well. `manifest_size`, `manifest_hash`: of the last manifest's object.
     """
 
+    copy_id: int
     writer: str
     number: int
     intended: int
     first: int
     content: str
+    manifest_size: int
+    manifest_hash: str
     keep_days: int
 
 
 @dataclass(frozen=True, slots=True)
 class SentPart:
-    """A part that a copy holds whole: since when, and until when it stays there after its deletion (seconds since 1970).
+    """A part that was sent whole. `about`: its entry in a manifest, as JSON; it stays there whatever becomes of it here.
 
-    `index_hash`, `index_size`: of the stored object that names its pieces. `listed_in`: the manifest that names it, 0 for none.
+    `index_hash`, `index_size`: of the stored object that names its pieces. `deleted_at`, `until`: of the recorded deletion that
+    took it here, and when its days there end. `is_whole`: its objects were there when they were last looked for.
+    `listed_in`: the manifest that names it, 0 for none. Times are in seconds since 1970.
     """
 
     part_id: str
@@ -96,47 +105,59 @@ class SentPart:
     index_size: int
     index_hash: str
     sent_at: int
+    about: str
+    deleted_at: int | None = None
     until: int | None = None
+    is_whole: bool = True
     listed_in: int = 0
 
 
 class Ledger(Protocol):
-    """What a zone remembers of its copies, durably."""
+    """What a zone remembers of its copies, durably: by name, place and key (whom it is sealed for, "" for nobody)."""
 
-    def state(self, copy: str, place: str) -> CopyState:
-        """Return what is known of a copy at this place; a copy that has moved begins anew."""
+    def find(self, copy: str, place: str, key: str) -> CopyState | None:
+        """Return what is known, None for a copy that was never there."""
 
-    def start_anew(self, copy: str, place: str) -> CopyState:
+    def open(self, copy: str, place: str, key: str, keep_days: int) -> CopyState:
+        """Return what is known of the copy that this name means from now on; begin one that is not known."""
+
+    def start_anew(self, copy_id: int) -> CopyState:
         """Forget what was sent and take a new writer's name."""
 
-    def pieces(self, copy: str, part_id: str) -> dict[int, Piece]:
+    def pieces(self, copy_id: int, part_id: str) -> dict[int, Piece]:
         """Return the pieces of a part, by number."""
 
-    def note_piece(self, copy: str, part_id: str, number: int, piece: Piece) -> None:
-        """Record a piece: about to be stored, or verified."""
+    def note_pieces(self, copy_id: int, part_id: str, pieces: Mapping[int, Piece]) -> None:
+        """Record pieces by number: about to be stored, or verified."""
 
-    def forget_part(self, copy: str, part_id: str, numbers: Collection[int] | None = None) -> None:
-        """Record that a part is not whole there, and that these pieces (None: all) are not there."""
+    def doubt(self, copy_id: int, part_id: str, numbers: Collection[int]) -> None:
+        """Record that a part is not whole there, and that these pieces have to be read back before they count again."""
 
-    def sent(self, copy: str) -> dict[str, SentPart]:
-        """Return the parts that are whole there, by id."""
+    def forget_pieces(self, copy_id: int, part_id: str, numbers: Collection[int]) -> None:
+        """Forget pieces that are not there."""
 
-    def note_sent(self, copy: str, part: SentPart) -> None:
-        """Record that a part is whole there."""
+    def forget_part(self, copy_id: int, part_id: str) -> None:
+        """Forget a part that was removed there."""
 
-    def note_until(self, copy: str, untils: Mapping[str, int | None]) -> None:
-        """Record until when deleted parts stay there; None for those that were recovered."""
+    def sent(self, copy_id: int) -> dict[str, SentPart]:
+        """Return the parts that were sent whole, by id."""
 
-    def intend(self, copy: str, number: int) -> None:
+    def note_sent(self, copy_id: int, *parts: SentPart) -> None:
+        """Record parts that are whole there, or what has become known of them."""
+
+    def intend(self, copy_id: int, number: int) -> None:
         """Record that a manifest of this number is about to be written."""
 
-    def note_listed(self, copy: str, number: int, first: int, content: str, part_ids: Collection[str]) -> None:
-        """Record that a manifest of this number was written, and names these parts."""
+    def note_listed(self, state: CopyState, part_ids: Collection[str]) -> None:
+        """Record the manifest that was written, and that it names these parts and no others."""
 
-    def note_run(self, copy: str, problem: str, keep_days: int) -> None:
-        """Record how a run ended: "" for well."""
+    def note_run(self, copy_id: int, problem: str, keep_days: int) -> None:
+        """Record a run that ended, with what a person should look at, "" for nothing."""
 
-    def note_checked(self, copy: str, *, is_restored: bool, problem: str) -> None:
+    def note_trouble(self, copy: str, problem: str) -> None:
+        """Record of the copy of this name, also of one that never ran, that it could not run."""
+
+    def note_checked(self, copy_id: int, *, is_restored: bool, problem: str) -> None:
         """Record that all that was sent was read back, or restored."""
 
 

@@ -33,7 +33,8 @@ EACH_FOR_ITSELF = "each disk for itself"
 """Follows a kind of consistency if several disks were not captured at one instant."""
 
 CONSISTENCIES = {
-    **dict.fromkeys(("frozen", "instant", "unchanged", "held"), "consistent as after a power cut"),
+    "frozen": "consistent: the guest had stopped writing",
+    **dict.fromkeys(("instant", "unchanged", "held"), "consistent as after a power cut"),
     "fuzzy": "may be a mixture of states: the disk was in use",
 }
 """Meaning of each kind of `consistency` (CONTRACT.md, "What our own face adds")."""

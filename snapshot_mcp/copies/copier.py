@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from snapshot_mcp.contract.errors import NotFound, ZoneError
+from snapshot_mcp.contract.errors import NotFound
 from snapshot_mcp.contract.parts import Ledger, Parts
 from snapshot_mcp.copies.keys import read_keys
 from snapshot_mcp.copies.send import Run
@@ -35,21 +35,16 @@ class HomeCopier:
         start: Callable[[str, int], None],
         advance: Callable[[int], None],
     ) -> dict[str, object]:
-        """Run a copy, and record how it ended."""
+        """Run a copy, and record how it ended; the worker records what it raises."""
         home, copies = self._read()
         settings = copies.get(copy)
         if settings is None:
             raise NotFound(
                 f"The operator's file has no [copies.{copy}] for this zone.", hint="README shows how to write one."
             )
-        ledger.state(copy, settings.place)
-        try:
-            run = Run(copy, settings, open_store(settings), read_keys(home), parts, ledger, start, advance, self._clock)
-            done = run.carry_out()
-        except ZoneError as error:
-            ledger.note_run(copy, str(error), settings.keep_deleted_days)
-            raise
-        ledger.note_run(copy, " ".join(done.findings), settings.keep_deleted_days)
+        run = Run(copy, settings, open_store(settings), read_keys(home), parts, ledger, start, advance, self._clock)
+        done = run.carry_out()
+        ledger.note_run(run.state.copy_id, " ".join(done.findings), settings.keep_deleted_days)
         return {
             "copy": copy,
             "sent": done.sent,

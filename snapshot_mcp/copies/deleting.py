@@ -1,73 +1,85 @@
-"""What was deleted here goes there too, in its own time: only after a deletion that was agreed to and recorded.
+"""What was deleted here goes there too, in its own time: only after a deletion that was recorded here.
 
 What is missing here without one (a disk that died, a zone that was rebuilt, files removed by hand) is never removed there.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
-from snapshot_mcp.contract.parts import Ledger, Part, SentPart
-from snapshot_mcp.copies.manifest import part_folder
+from snapshot_mcp.contract.parts import CopyState, Ledger, Part, SentPart
+from snapshot_mcp.copies.manifest import CopyEntry
+from snapshot_mcp.copies.sending import StorePlace
 from snapshot_mcp.copies.settings import CopySettings
-from snapshot_mcp.copies.stores import CopyStore
 
 DAY: Final = 86_400
 
 
 class Deleting:
-    """The end of deleted parts in one copy."""
+    """The end of deleted parts in one copy; `store_time` asks the store for its own time."""
 
     def __init__(
-        self, copy: str, settings: CopySettings, store: CopyStore, ledger: Ledger, clock: Callable[[], float]
+        self,
+        settings: CopySettings,
+        ledger: Ledger,
+        state: CopyState,
+        clock: Callable[[], float],
+        store_time: Callable[[], float],
     ) -> None:
-        self.copy, self.settings, self.store, self.ledger, self.clock = copy, settings, store, ledger, clock
+        self._ledger, self._id, self._clock, self._store_time = ledger, state.copy_id, clock, store_time
+        self._days = max(settings.keep_deleted_days, state.keep_days)
+        """What was in force, and promised, when it was deleted; fewer days act on later deletions only."""
 
-    def note(self, parts: Mapping[str, Part], days_before: int) -> None:
+    def note(self, parts: Mapping[str, Part]) -> None:
         """Record until when what was deleted since the last run stays there, and that what was recovered stays.
 
-        `days_before`: what was in force, and promised, when it was deleted; fewer days act on later deletions only.
+        The days begin at the deletion, by the later of both clocks.
         """
-        days = max(self.settings.keep_deleted_days, days_before)
-        untils: dict[str, int | None] = {}
-        for one in self.ledger.sent(self.copy).values():
+        changed: list[SentPart] = []
+        for one in self._ledger.sent(self._id).values():
             part = parts.get(one.part_id)
-            if part is None:
+            if part is None or part.deleted_at == one.deleted_at:
                 continue
-            if part.deleted_at is None and one.until is not None:
-                untils[one.part_id] = None
-            elif part.deleted_at is not None and one.until is None:
-                untils[one.part_id] = part.deleted_at + days * DAY
-        if untils:
-            self.ledger.note_until(self.copy, untils)
+            if part.deleted_at is None:
+                changed.append(replace(one, deleted_at=None, until=None))
+            else:
+                changed.append(replace(one, deleted_at=part.deleted_at))
+        if any(one.deleted_at for one in changed):
+            now = int(self._store_time())
+            changed = [
+                replace(one, until=max(one.deleted_at, now) + self._days * DAY) if one.deleted_at else one
+                for one in changed
+            ]
+        if changed:
+            self._ledger.note_sent(self._id, *changed)
 
-    def due(self, parts: Mapping[str, Part], store_time: Callable[[], float]) -> list[str]:
+    def due(self, parts: Mapping[str, Part]) -> list[str]:
         """Return the parts whose days have ended, children before parents; none that something which stays builds on.
 
         Both clocks must say so, ours and the store's: one that was set wrong ends nothing.
         """
-        sent = self.ledger.sent(self.copy)
-        over = self._over(sent, parts, self.clock())
+        sent = self._ledger.sent(self._id)
+        over = _over(sent, parts, self._clock())
         if over:
-            over = self._over(sent, parts, min(self.clock(), store_time()))
-        needed = {above for one in sent if one not in over for above in (parts[one].parents if one in parts else ())}
-        return sorted(over - needed, key=lambda one: -len(parts[one].parents))
+            over = _over(sent, parts, min(self._clock(), self._store_time()))
+        above = {one: CopyEntry.model_validate_json(sent[one].about).parents for one in sent}
+        needed = {parent for one in sent if one not in over for parent in above[one]}
+        return sorted(over - needed, key=lambda one: -len(above[one]))
 
-    def remove(self, writer: str, going: list[str], held: dict[str, int]) -> None:
+    def remove(self, going: list[str], place: StorePlace) -> None:
         """Remove their objects, after the manifest that no longer names them; the ledger forgets them last."""
         for one in going:
-            names = [name for name in held if name.startswith(part_folder(writer, one))]
-            self.store.remove(names)
-            for name in names:
-                del held[name]
-            self.ledger.forget_part(self.copy, one)
+            place.remove_part(one)
+            self._ledger.forget_part(self._id, one)
 
-    def _over(self, sent: Mapping[str, SentPart], parts: Mapping[str, Part], now: float) -> set[str]:
-        return {
-            one.part_id
-            for one in sent.values()
-            if one.until is not None
-            and one.until <= now
-            and (part := parts.get(one.part_id)) is not None
-            and part.deleted_at is not None
-            and part.is_gone
-        }
+
+def _over(sent: Mapping[str, SentPart], parts: Mapping[str, Part], now: float) -> set[str]:
+    return {
+        one.part_id
+        for one in sent.values()
+        if one.until is not None
+        and one.until <= now
+        and (part := parts.get(one.part_id)) is not None
+        and part.deleted_at is not None
+        and part.is_gone
+    }

@@ -13,13 +13,23 @@ from snapshot_mcp.contract.errors import Damaged, NotFound, Unsupported
 from snapshot_mcp.contract.models import format_time
 from snapshot_mcp.contract.text import clean_text
 from snapshot_mcp.copies.keys import RecoveryKey
-from snapshot_mcp.copies.manifest import MAX_BODY, WRITER, CopyEntry, Manifest, number_of, read_manifest, signer_of
+from snapshot_mcp.copies.manifest import (
+    HEAD,
+    MAX_BODY,
+    MAX_UNSIGNED,
+    WRITER,
+    CopyEntry,
+    Manifest,
+    number_of,
+    read_manifest,
+    signer_of,
+)
 from snapshot_mcp.copies.stores import CopyStore, read_small
 
-MAX_TRIED: Final = 20
-"""Manifests of a writer that are tried, from the newest on, before it is given up."""
+MAX_TRIED: Final = 1000
+"""Manifests of a writer that are tried, from the newest on, before it is given up; of most only the first bytes are read."""
 
-MAX_WRITERS: Final = 1000
+MAX_FINDINGS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,7 @@ class Shelf:
 
     manifest: Manifest
     findings: tuple[str, ...]
+    is_behind: bool = False
 
     @property
     def title(self) -> str:
@@ -54,15 +65,19 @@ class Library:
     shelves: tuple[Shelf, ...]
     foreign: tuple[str, ...]
 
-    def found(self) -> dict[str, FoundCopy]:
-        """Return the restore points by id, merged over the writers: of a deleted one the copy that is not deleted counts."""
-        merged: dict[str, FoundCopy] = {}
+    @property
+    def is_behind(self) -> bool:
+        """Whether a newer manifest than the one that was read is there and cannot be used: restore points may be missing."""
+        return any(shelf.is_behind for shelf in self.shelves)
+
+    def found(self) -> dict[str, list[FoundCopy]]:
+        """Return the restore points by id, each with all writers that have it: first those where it is not deleted."""
+        merged: dict[str, list[FoundCopy]] = {}
         for shelf in self.shelves:
             for entry in shelf.manifest.entries:
-                before = merged.get(entry.part_id)
-                if before is None or (before.entry.until is not None and entry.until is None):
-                    merged[entry.part_id] = FoundCopy(shelf.manifest.writer, shelf.manifest.is_sealed, entry)
-        return merged
+                one = FoundCopy(shelf.manifest.writer, shelf.manifest.is_sealed, entry)
+                merged.setdefault(entry.part_id, []).append(one)
+        return {one: sorted(copies, key=lambda copy: copy.entry.until is not None) for one, copies in merged.items()}
 
 
 def read_library(store: CopyStore, key: RecoveryKey | None) -> Library:
@@ -70,7 +85,7 @@ def read_library(store: CopyStore, key: RecoveryKey | None) -> Library:
     numbers: dict[str, list[int]] = {}
     for held in store.list(""):
         writer = held.name.partition("/")[0]
-        if WRITER.fullmatch(writer) and len(numbers) < MAX_WRITERS:
+        if WRITER.fullmatch(writer):
             of_writer = numbers.setdefault(writer, [])
             if (number := number_of(held.name)) is not None:
                 of_writer.append(number)
@@ -106,16 +121,17 @@ def _read_shelf(store: CopyStore, writer: str, numbers: list[int], key: Recovery
         gaps = [one for one in range(manifest.first, manifest.number) if one not in numbers]
         if gaps:
             findings.append(f"manifests of {writer} that are missing: {_ranges(gaps)}")
-        return Shelf(manifest, tuple(findings)), ""
+        return Shelf(manifest, tuple(findings[:MAX_FINDINGS]), is_behind=number != numbers[0]), ""
     return None, why
 
 
 def _read_one(store: CopyStore, name: str, key: RecoveryKey | None) -> Manifest:
-    content = read_small(store, name, MAX_BODY)
-    if len(content) > MAX_BODY:
+    if key and signer_of(read_small(store, name, HEAD)[:HEAD]) != key.public:  # before a long one is read
+        raise Damaged("It is signed by another key, or by none.")
+    limit = MAX_BODY if key else MAX_UNSIGNED
+    content = read_small(store, name, limit)
+    if len(content) > limit:
         raise Damaged("It is longer than a manifest can be.")
-    if key and signer_of(content) != key.public:
-        raise Damaged("It is signed by another key." if any(signer_of(content)) else "It is not signed.")
     return read_manifest(name, content, key)
 
 

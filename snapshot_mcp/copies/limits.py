@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from snapshot_mcp.contract.errors import StorageFull
+from snapshot_mcp.contract.errors import StorageFull, Unavailable
 from snapshot_mcp.contract.text import format_bytes
 
 BURST_SECONDS = 1.0
@@ -12,15 +12,18 @@ BURST_SECONDS = 1.0
 
 
 class Bandwidth:
-    """Lets `rate` bytes a second through, of all threads together; None for no limit."""
+    """Lets `rate` bytes a second through, of all threads together; None for no limit. `stop` ends all waits."""
 
-    def __init__(self, rate: int | None, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.rate, self._sleep = rate, sleep
+    def __init__(self, rate: int | None, sleep: Callable[[float], object] | None = None) -> None:
+        self.rate = rate
+        self._stopped = threading.Event()
+        self._sleep = sleep or self._stopped.wait
         self._lock = threading.Lock()
         self._free_at = time.monotonic()
 
     def wait(self, amount: int) -> None:
-        """Wait until so many bytes may be sent."""
+        """Wait until so many bytes may be sent. Raises Unavailable once it was stopped."""
+        self.refuse_stopped(amount)
         if not self.rate:
             return
         with self._lock:
@@ -29,13 +32,23 @@ class Bandwidth:
             pause = self._free_at - now
         if pause > 0:
             self._sleep(pause)
+            self.refuse_stopped(amount)
+
+    def stop(self) -> None:
+        """End all waits, now and later."""
+        self._stopped.set()
+
+    def refuse_stopped(self, amount: int) -> None:
+        """Raise Unavailable once it was stopped."""
+        if self._stopped.is_set():
+            raise Unavailable("The copy was stopped.")
 
 
-def refuse_over(ceiling: int | None, stored: Iterable[int], more: int, copy: str) -> None:
-    """Raise StorageFull if a copy would hold more than the operator allows."""
-    if ceiling is not None and (held := sum(stored)) + more > ceiling:
+def refuse_over(ceiling: int | None, held: int, more: int, copy: str) -> None:
+    """Raise StorageFull if the place of a copy would hold more than the operator allows."""
+    if ceiling is not None and held + more > ceiling:
         raise StorageFull(
-            f"Copy {copy!r} holds {format_bytes(held)}, and {format_bytes(more)} more would pass its ceiling of"
+            f"The place of copy {copy!r} holds {format_bytes(held)}, and {format_bytes(more)} more would pass the ceiling of"
             f" {format_bytes(ceiling)}.",
             hint=f"Raise `ceiling` in [copies.{copy}], or delete restore points; what is copied stays as it is.",
         )

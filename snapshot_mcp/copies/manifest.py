@@ -18,7 +18,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from snapshot_mcp.contract.errors import Damaged, Unsupported
-from snapshot_mcp.contract.parts import Part, Piece
+from snapshot_mcp.contract.parts import Part, Piece, SentPart
 from snapshot_mcp.copies.keys import MachineKeys, RecoveryKey, is_signed
 from snapshot_mcp.copies.seal import HashingReader, seal, unseal
 
@@ -30,11 +30,17 @@ HEAD: Final = len(MAGIC) + 1 + _PUBLIC + _SIGNATURE
 MAX_BODY: Final = 256 << 20
 """A manifest of half a million restore points has 100 MiB; a longer one is nonsense."""
 
+MAX_UNSIGNED: Final = 16 << 20
+"""What is believed of the size of a manifest that nobody has signed: whoever reads it holds it in memory many times."""
+
+LAST_SECOND: Final = 253_402_300_799
+"""The end of the year 9999, which is the last that can be shown."""
+
 WRITER: Final = re.compile(r"w-[a-z0-9]{12}")
 Id = Annotated[str, Field(pattern=r"^[a-z]{1,8}-[A-Za-z0-9]{4,40}$")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0, le=1 << 62)]
-Time = Annotated[int, Field(ge=0, le=1 << 40)]
+Time = Annotated[int, Field(ge=0, le=LAST_SECOND)]
 
 
 class _Record(BaseModel):
@@ -57,11 +63,19 @@ class CopyEntry(_Record):
     name: str = Field(max_length=255)
     description: str = Field(max_length=4096)
     tags: tuple[Annotated[str, Field(max_length=255)], ...] = Field(max_length=1000)
-    taken_at: float = Field(ge=0, le=1 << 40)
+    taken_at: float = Field(ge=0, le=LAST_SECOND)
     consistency: str = Field(max_length=200)
     disk_bytes: Size
     sent_at: Time
     until: Time | None = None
+
+    @classmethod
+    def of(cls, part: Part, sent: SentPart) -> "CopyEntry":
+        """Return the entry of a part that was sent."""
+        names = set(cls.model_fields)
+        of_part = {name: getattr(part, name) for name in names & set(Part.__dataclass_fields__)}
+        of_sent = {name: getattr(sent, name) for name in names & set(SentPart.__dataclass_fields__)}
+        return cls.model_validate(of_part | of_sent)
 
     def part(self) -> Part:
         """Return it as a part of a zone."""
@@ -120,9 +134,10 @@ def index_name(writer: str, part_id: str) -> str:
     return f"{part_folder(writer, part_id)}index"
 
 
-def content_hash(entries: Sequence[CopyEntry]) -> str:
-    """Return what tells whether a new manifest would say something new."""
-    return str(blake3(b"\n".join(one.model_dump_json().encode() for one in entries)).hexdigest())
+def content_hash(entries: Sequence[CopyEntry], keys: MachineKeys | None) -> str:
+    """Return what tells whether a new manifest would say something new, or be signed by another key."""
+    signer = keys.public if keys else b""
+    return str(blake3(b"\n".join([signer, *(one.model_dump_json().encode() for one in entries)])).hexdigest())
 
 
 def write_manifest(manifest: Manifest, keys: MachineKeys | None) -> bytes:
@@ -153,13 +168,17 @@ def signer_of(content: bytes) -> bytes:
     return content[len(MAGIC) + 1 : len(MAGIC) + 1 + _PUBLIC]
 
 
+def is_signed_by(name: str, content: bytes, public: bytes) -> bool:
+    """Return whether the manifest of this name is signed by this key."""
+    signature, body = content[HEAD - _SIGNATURE : HEAD], content[HEAD:]
+    return signer_of(content) == public and is_signed(public, signature, _signed(name, body))
+
+
 def read_manifest(name: str, content: bytes, key: RecoveryKey | None) -> Manifest:
     """Read the manifest of this name; with a key it must be signed by it. Raises Damaged, Unsupported."""
-    public = signer_of(content)
-    signature, body = content[HEAD - _SIGNATURE : HEAD], content[HEAD:]
-    if key and (public != key.public or not is_signed(public, signature, _signed(name, body))):
+    if key and not is_signed_by(name, content, key.public):
         raise Damaged("It is not signed by the key that belongs to this recovery key.")
-    manifest = unwrap(Manifest, body, key, "A manifest")
+    manifest = unwrap(Manifest, content[HEAD:], key, "A manifest", MAX_BODY if key else MAX_UNSIGNED)
     if manifest_name(manifest.writer, manifest.number) != name:
         raise Damaged("It is the manifest of another name.")
     return manifest
@@ -168,7 +187,7 @@ def read_manifest(name: str, content: bytes, key: RecoveryKey | None) -> Manifes
 R = TypeVar("R", bound=_Record)
 
 
-def unwrap(kind: type[R], stored: bytes, key: RecoveryKey | None, what: str) -> R:
+def unwrap(kind: type[R], stored: bytes, key: RecoveryKey | None, what: str, limit: int = MAX_BODY) -> R:
     """Read a stored record. Raises Damaged, also for a sealed one without a key."""
     if stored.startswith(b"age-encryption.org/"):
         if key is None:
@@ -178,7 +197,7 @@ def unwrap(kind: type[R], stored: bytes, key: RecoveryKey | None, what: str) -> 
         stored = opened.getvalue()
     try:
         packed = zlib.decompressobj(wbits=31)
-        content = packed.decompress(stored, MAX_BODY)
+        content = packed.decompress(stored, limit)
         if packed.unconsumed_tail or not packed.eof or packed.unused_data:
             raise Damaged(f"{what} is not whole.")
         return kind.model_validate_json(content)

@@ -4,7 +4,7 @@ What age has sealed the ordinary `age` command opens: the way out when this prog
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
@@ -14,10 +14,13 @@ from snapshot_mcp.copies.errors import needs_extra
 from snapshot_mcp.copies.stores import BLOCK
 
 if TYPE_CHECKING:
-    from _typeshed import SupportsRead
+    from _typeshed import ReadableBuffer, SupportsRead
 
-PIECE: Final = 16 << 20
-"""Bytes of a part that become one object: what a cut connection costs at most, and what is held in memory."""
+PIECE: Final = 8 << 20
+"""Bytes of a part that become one object: what a cut connection costs at most. Some of them are held in memory at once."""
+
+MAX_PIECE: Final = 64 << 20
+"""A piece that is read is at most this long, whoever wrote it."""
 
 SEALED_MORE: Final = 1 << 20
 """A sealed object is at most this much longer than what is in it (age: a header, and 16 bytes for each 64 KiB)."""
@@ -52,20 +55,41 @@ class HashingReader(io.RawIOBase):
         self.hash.update(chunk)
         return chunk
 
+    def readall(self) -> bytes:
+        """Return all up to the limit."""
+        return b"".join(iter(lambda: self.read(self._left), b""))
+
+
+class HashingWriter(io.RawIOBase):
+    """A writer that hashes what passes through it."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+        self.hash, self.size = blake3(), 0
+
+    def writable(self) -> bool:
+        """Return that it can be written to."""
+        return True
+
+    def write(self, content: "ReadableBuffer") -> int:
+        """Pass bytes on."""
+        chunk = bytes(content)
+        self.hash.update(chunk)
+        self.size += len(chunk)
+        self._write(chunk)
+        return len(chunk)
+
 
 def seal(source: HashingReader, recipient: str) -> bytes:
     """Return what is stored for the bytes of `source`: age's file for a recipient, or the bytes themselves for ""."""
-    target = io.BytesIO()
-    if recipient:
-        module = age()
-        module.encrypt_io(source, target, [module.x25519.Recipient.from_str(recipient)])
-    else:
-        while chunk := source.read():
-            target.write(chunk)
+    if not recipient:
+        return source.readall()
+    module, target = age(), io.BytesIO()
+    module.encrypt_io(source, target, [module.x25519.Recipient.from_str(recipient)])
     return target.getvalue()
 
 
-def unseal(stored: IO[bytes], target: IO[bytes], identity: str, what: str) -> None:
+def unseal(stored: IO[bytes], target: "IO[bytes] | HashingWriter", identity: str, what: str) -> None:
     """Write what is in a sealed object. Raises Damaged if it is not sealed for this identity, or was changed."""
     module = age()
     try:

@@ -1,47 +1,43 @@
 """Bring a copy up to date: what is whole here and not there is sent, parents before children, and named in a new manifest.
 
-A part is sent in pieces. Each is recorded before it is stored and again once it was read back from the store, so a run that was
-killed goes on where it was. COPIES.md, "A run", has the order of all steps, and why.
+COPIES.md, "A run", has the order of all steps, and why. What was sent once stays named, whatever becomes of it here.
 """
 
-import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 from blake3 import blake3
 
 from snapshot_mcp.contract.errors import Damaged, NotFound, NotUsable, Unavailable, Unsupported, ZoneError
-from snapshot_mcp.contract.parts import CopyState, Ledger, Part, Parts, Piece, SentPart
+from snapshot_mcp.contract.parts import CopyState, Ledger, Part, Parts, SentPart
 from snapshot_mcp.copies.deleting import Deleting
 from snapshot_mcp.copies.keys import MachineKeys
-from snapshot_mcp.copies.limits import Bandwidth, refuse_over
 from snapshot_mcp.copies.manifest import (
     CopyEntry,
-    Index,
     Manifest,
     content_hash,
     index_name,
     manifest_name,
     number_of,
-    part_folder,
-    piece_name,
-    wrap,
     write_manifest,
 )
-from snapshot_mcp.copies.seal import PIECE, HashingReader, digest, seal
+from snapshot_mcp.copies.sending import PartSender, StorePlace
 from snapshot_mcp.copies.settings import CopySettings
 from snapshot_mcp.copies.stores import CopyStore
+from snapshot_mcp.copies.strangers import written_by
 
-PIECES_AT_ONCE: Final = 2
 LIST_EVERY_SECONDS: Final = 300.0
 """How long a long run goes on before what is whole is named in a manifest."""
 
 KEPT_MANIFESTS: Final = 100
+MAX_STRANGERS: Final = 20
+"""Manifests that are not known here and are looked into."""
+
+MAX_NAMED: Final = 10
 
 
 @dataclass(slots=True)
@@ -71,254 +67,161 @@ class Run:
     ) -> None:
         self.copy, self.settings, self.store, self.keys = copy, settings, store, keys
         self.parts, self.ledger, self.start, self.advance, self.clock = parts, ledger, start, advance, clock
-        self.is_sealed = settings.is_sealed
-        self.recipient = keys.recipient if keys and self.is_sealed else ""
+        self.recipient = recipient_of(copy, settings, keys)
         self.outcome = Outcome()
-        self.bandwidth = Bandwidth(settings.bandwidth)
-        self.held: dict[str, int] = {}
+        self.place = StorePlace(store, "")
         self.state: CopyState
         self._listed_at = time.monotonic()
-        if self.is_sealed and not keys:
-            raise NotUsable(
-                f"Copy {copy!r} is encrypted, and there is no recovery key yet.",
-                hint="A person makes it: `snapshot-mcp copy key`. Nothing is sent before that.",
-            )
 
     def carry_out(self) -> Outcome:
         """Do all that is due; what is whole is named in a manifest even if the run fails later."""
-        self.state = self.ledger.state(self.copy, self.settings.place)
+        where = self.copy, self.settings.place, self.recipient
+        known = self.ledger.find(*where)
         self.start("comparing", 0)
-        self.store.prepare(is_known=self.state.number > 0)
+        self.store.prepare(is_known=bool(known and known.number))
+        self.place.look()  # before the ledger takes the place for the copy's: it may be misspelt
+        self.state = self.ledger.open(*where, self.settings.keep_deleted_days)
+        self.place.writer = self.state.writer
         self._compare()
-        all_parts = {part.part_id: part for part in self.parts.list_parts() if self._takes(part)}
-        deleting = Deleting(self.copy, self.settings, self.store, self.ledger, self.clock)
-        deleting.note(all_parts, self.state.keep_days)
-        todo = self._todo(all_parts)
-        self.start("copying", sum(part.size_bytes for part in todo))
+        parts = {part.part_id: part for part in self.parts.list_parts()}
+        self._refuse_unknown_disks(parts)
+        deleting = Deleting(self.settings, self.ledger, self.state, self.clock, self.place.time)
+        deleting.note(parts)
+        self._describe(parts)
+        going = deleting.due(parts)
+        if going:
+            self._list(leaving_out=going)
+            deleting.remove(going, self.place)
+            self.outcome.removed = sorted(going)
         try:
-            self._send_all(todo, all_parts)
+            self._send_all(parts)
         except ZoneError:
             with suppress(ZoneError):  # the first error is the one to tell
-                self._list(all_parts)
+                self._list()
             raise
-        going = deleting.due(all_parts, self._store_time)
-        self._list(all_parts, leaving_out=set(going))
-        deleting.remove(self.state.writer, going, self.held)
-        self.outcome.removed = sorted(going)
+        self._list()
         return self.outcome
+
+    def _compare(self) -> None:
+        """Compare what the store lists with what was recorded: replay and loss are found here."""
+        numbers = {number for name in self.place.held if (number := number_of(name))}
+        state = self.state
+        beyond = sorted((one for one in numbers if one > max(state.number, state.intended)), reverse=True)
+        if any(written_by(self.store, state.writer, number, self.keys) for number in beyond[:MAX_STRANGERS]):
+            self._find(
+                f"The copy was written to after what is recorded here ended (manifest {beyond[0]}; here {state.number}):"
+                " this zone's catalogue was put back. What is there stays; from here on it is another writer's."
+            )
+            self.state = self.ledger.start_anew(state.copy_id)
+            self.place.writer = self.state.writer
+            return
+        if beyond:
+            self._find(f"{len(beyond)} objects among the copy's manifests were not written here; they are left alone.")
+        if state.number and self.place.held.get(manifest_name(state.writer, state.number)) != state.manifest_size:
+            what = "is not there any more" if state.number not in numbers else "was changed"
+            self._find(
+                f"The store was rolled back, emptied or changed: manifest {state.number} {what}, the newest of ours is"
+                f" {max(numbers - set(beyond), default='none')}. What is missing is sent again."
+            )
+            self.state = replace(state, content="")
+        self._look_for_lost()
+
+    def _look_for_lost(self) -> None:
+        """Doubt what the store does not list; what it has again, or still, is read back."""
+        lost = []
+        for one in self.ledger.sent(self.state.copy_id).values():
+            pieces = self.ledger.pieces(self.state.copy_id, one.part_id)
+            name = index_name(self.state.writer, one.part_id)
+            gone = [
+                at
+                for at, piece in pieces.items()
+                if not self.place.holds(self._name(one.part_id, at), piece.stored_size)
+            ]
+            if one.is_whole and (gone or not pieces or not self.place.holds(name, one.index_size)):
+                self.ledger.doubt(self.state.copy_id, one.part_id, gone)
+                lost.append(one.part_id)
+        if lost:
+            self._find(f"The store has lost objects of {_named(lost)}.")
+
+    def _name(self, part_id: str, number: int) -> str:
+        return self.place.piece(part_id, number, is_sealed=bool(self.recipient))
+
+    def _refuse_unknown_disks(self, parts: Mapping[str, Part]) -> None:
+        names = {one for part in parts.values() for one in (part.resource_id, part.resource_name)}
+        names |= set(self.parts.disks())
+        if unknown := [one for one in self.settings.disks if one not in names]:
+            self._find(f"The zone has no disk {_named(unknown)}, which `disks` of [copies.{self.copy}] names.")
+
+    def _describe(self, parts: Mapping[str, Part]) -> None:
+        """Record what parts are called now, as far as they are known here."""
+        sent = self.ledger.sent(self.state.copy_id)
+        changed = []
+        for one in sent.values():
+            if part := parts.get(one.part_id):
+                about = CopyEntry.of(part, one).model_dump_json()
+                if about != one.about:
+                    changed.append(replace(one, about=about))
+        if changed:
+            self.ledger.note_sent(self.state.copy_id, *changed)
+
+    def _todo(self, parts: Mapping[str, Part]) -> list[Part]:
+        """Return what is to be sent, parents before children; a damaged ancestor keeps its children here."""
+        there = {one.part_id for one in self.ledger.sent(self.state.copy_id).values() if one.is_whole}
+        able = {part.part_id for part in parts.values() if part.is_whole and not part.is_gone}
+        wanted = [
+            part for part in parts.values() if part.part_id in able and part.deleted_at is None and self._takes(part)
+        ]
+        chosen: dict[str, Part] = {}
+        for part in sorted(wanted, key=lambda one: (one.taken_at, len(one.parents))):
+            chain = [*part.parents, part.part_id]
+            if all(one in able or one in there for one in chain):
+                chosen |= {one: parts[one] for one in chain if one not in there and one not in chosen}
+        return list(chosen.values())
 
     def _takes(self, part: Part) -> bool:
         disks = self.settings.disks
         return not disks or part.resource_id in disks or part.resource_name in disks
 
-    def _compare(self) -> None:
-        """Compare what the store lists with what was recorded: replay and loss are found here."""
-        self.held = {one.name: one.size for one in self._listing()}
-        numbers = {number for name in self.held if (number := number_of(name))}
-        known = self.state
-        if numbers and max(numbers) > max(known.number, known.intended):
-            self.outcome.findings.append(
-                f"The copy was written to after what is recorded here ended (manifest {max(numbers)}; here {known.number}):"
-                " this zone's catalogue was put back. What is there stays; from here on it is another writer's."
-            )
-            self.state = self.ledger.start_anew(self.copy, self.settings.place)
-            self.held = {}
-            return
-        if known.number and known.number not in numbers:
-            newest = max(numbers, default=0)
-            self.outcome.findings.append(
-                f"The store was rolled back or emptied: manifest {known.number} was written there, and the newest is now"
-                f" {newest or 'none'}. What is missing is sent again."
-            )
-        lost = [one for one in self.ledger.sent(self.copy).values() if not self._is_there(one)]
-        for one in lost:
-            gone = [
-                number
-                for number, piece in self._pieces(one.part_id).items()
-                if not self._holds(one.part_id, number, piece)
-            ]
-            self.ledger.forget_part(self.copy, one.part_id, gone)
-        if lost:
-            self.outcome.findings.append(f"The store has lost objects of {_named([one.part_id for one in lost])}.")
-
-    def _listing(self) -> Iterator[Any]:
-        return self.store.list(f"{self.state.writer}/")
-
-    def _store_time(self) -> float:
-        """Return the time by the store's own clock, in seconds since 1970."""
-        name = f"{self.state.writer}/time"
-        self.store.put(name, b"?")
-        times = [one.changed_at for one in self._listing() if one.name == name]
-        self.store.remove([name])
-        return max(times, default=0.0)
-
-    def _pieces(self, part_id: str) -> dict[int, Piece]:
-        return self.ledger.pieces(self.copy, part_id)
-
-    def _holds(self, part_id: str, number: int, piece: Piece) -> bool:
-        name = piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
-        return self.held.get(name) == piece.stored_size
-
-    def _is_there(self, one: SentPart) -> bool:
-        if self.held.get(index_name(self.state.writer, one.part_id)) != one.index_size:
-            return False
-        pieces = self._pieces(one.part_id)
-        return bool(pieces) and all(self._holds(one.part_id, number, piece) for number, piece in pieces.items())
-
-    def _todo(self, all_parts: dict[str, Part]) -> list[Part]:
-        """Return what is to be sent, parents before children; a damaged ancestor keeps its children here."""
-        sent = self.ledger.sent(self.copy)
-        able = {part.part_id for part in all_parts.values() if part.is_whole and not part.is_gone}
-        wanted = [part for part in all_parts.values() if part.part_id in able and part.deleted_at is None]
-        chosen: dict[str, Part] = {}
-        for part in sorted(wanted, key=lambda one: (one.taken_at, len(one.parents))):
-            chain = [*part.parents, part.part_id]
-            if all(one in able or one in sent for one in chain):
-                chosen |= {one: all_parts[one] for one in chain if one not in sent and one not in chosen}
-        return list(chosen.values())
-
-    def _send_all(self, todo: list[Part], all_parts: dict[str, Part]) -> None:
-        spoilt: set[str] = set()
-        with ThreadPoolExecutor(PIECES_AT_ONCE + 1, thread_name_prefix="copy") as pool:
+    def _send_all(self, parts: Mapping[str, Part]) -> None:
+        todo, spoilt = self._todo(parts), set[str]()
+        self.start("copying", sum(part.size_bytes for part in todo))
+        with PartSender(
+            self.copy, self.settings, self.place, self.parts, self.ledger, self.state, self.recipient, self.advance
+        ) as sender:
+            self._read_doubtful_back(sender, leaving_out={part.part_id for part in todo})
             for part in todo:
                 if not spoilt.isdisjoint(part.parents):
                     continue
                 try:
-                    self._send(part, pool)
-                except NotFound:  # deleted and purged since
+                    sent = sender.send(part)
+                except (Damaged, NotFound, Unsupported) as error:
                     spoilt.add(part.part_id)
-                except (Damaged, Unsupported) as error:
-                    spoilt.add(part.part_id)
-                    self.outcome.findings.append(f"{part.part_id} is not copied: {error.message}")
+                    self._read_doubtful_back(sender, only=part.part_id)
+                    if not isinstance(error, NotFound):  # deleted and purged since
+                        self._find(f"{part.part_id} is not copied: {error.message}")
+                else:
+                    entry = CopyEntry.of(part, replace(sent, sent_at=int(self.clock())))
+                    done = replace(sent, sent_at=entry.sent_at, about=entry.model_dump_json())
+                    self.ledger.note_sent(self.state.copy_id, done)
+                    self.outcome.sent.append(part.part_id)
+                self.outcome.sent_bytes = sender.sent_bytes
                 if time.monotonic() - self._listed_at > LIST_EVERY_SECONDS:
-                    self._list(all_parts)
+                    self._list()
 
-    def _send(self, part: Part, pool: ThreadPoolExecutor) -> None:
-        """Send one part. It counts as sent only if what is here was read back whole as well."""
-        known = self._pieces(part.part_id)
-        refuse_over(
-            self.settings.ceiling,
-            self.held.values(),
-            part.size_bytes - sum(piece.size for piece in known.values()),
-            self.copy,
-        )
-        checked = pool.submit(self.parts.verify_part, part.part_id)
-        try:
-            with closing(os.fdopen(self.parts.open_part(part.part_id), "rb", buffering=0)) as file:
-                self._send_pieces(part, file, known, pool)
-        finally:
-            failure = checked.exception()
-        if failure:
-            self._take_back(part)
-            raise failure
-        self._finish(part)
+    def _read_doubtful_back(self, sender: PartSender, leaving_out: Collection[str] = (), only: str = "") -> None:
+        """Count again what the store has after all, of what cannot be sent again from here."""
+        for one in self.ledger.sent(self.state.copy_id).values():
+            is_meant = one.part_id == only if only else one.part_id not in leaving_out
+            if not one.is_whole and is_meant and sender.is_there(one):
+                self.ledger.note_sent(self.state.copy_id, replace(one, is_whole=True))
 
-    def _send_pieces(self, part: Part, file: Any, known: dict[int, Piece], pool: ThreadPoolExecutor) -> None:
-        under_way: list[tuple[int, Piece, Future[None]]] = []
-        try:
-            for number, offset in enumerate(range(0, part.size_bytes, PIECE)):
-                size = min(PIECE, part.size_bytes - offset)
-                if self._is_settled(part, number, known.get(number)):
-                    self.advance(size)
-                    continue
-                if len(under_way) == PIECES_AT_ONCE:
-                    self._note_stored(part, *under_way.pop(0))
-                file.seek(offset)
-                piece, stored = self._sealed(file, size)
-                self.ledger.note_piece(self.copy, part.part_id, number, piece)
-                under_way.append((number, piece, pool.submit(self._store, part.part_id, number, piece, stored)))
-            while under_way:
-                self._note_stored(part, *under_way.pop(0))
-        finally:
-            for _, _, future in under_way:
-                future.cancel()
-                with suppress(Exception):
-                    future.result()
-
-    def _sealed(self, file: BinaryIO, size: int) -> tuple[Piece, bytes]:
-        source = HashingReader(file, size)
-        stored = seal(source, self.recipient)
-        if source.size != size:
-            raise Damaged("its file is shorter than it was.", hint="Check the zone.")
-        piece = Piece(size, source.hash.hexdigest(), len(stored), blake3(stored).hexdigest(), is_verified=False)
-        return piece, stored
-
-    def _is_settled(self, part: Part, number: int, piece: Piece | None) -> bool:
-        """Return whether a piece is there whole: it was read back, or was stored and could not be read back before a kill."""
-        if piece is None or not self._holds(part.part_id, number, piece):
-            return False
-        if piece.is_verified:
-            return True
-        name = piece_name(self.state.writer, part.part_id, number, is_sealed=self.is_sealed)
-        if not self._reads_back(name, piece):
-            return False
-        self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
-        return True
-
-    def _store(self, part_id: str, number: int, piece: Piece, stored: bytes) -> None:
-        name = piece_name(self.state.writer, part_id, number, is_sealed=self.is_sealed)
-        self.store.put(name, stored, self.bandwidth.wait if self.bandwidth.rate else None)
-        if not self._reads_back(name, piece):
-            raise Unavailable(
-                f"What was just stored for {part_id} was read back as something else.",
-                hint="The store or the way to it changes bytes. Nothing counts as copied there.",
-            )
-
-    def _reads_back(self, name: str, piece: Piece) -> bool:
-        hashed, size = blake3(), 0
-        with suppress(NotFound):
-            for chunk in self.store.get(name):
-                hashed.update(chunk)
-                size += len(chunk)
-        return size == piece.stored_size and hashed.hexdigest() == piece.stored_hash
-
-    def _note_stored(self, part: Part, number: int, piece: Piece, future: Future[None]) -> None:
-        future.result()
-        self.ledger.note_piece(self.copy, part.part_id, number, replace(piece, is_verified=True))
-        self.held[piece_name(self.state.writer, part.part_id, number, is_sealed=self.is_sealed)] = piece.stored_size
-        self.outcome.sent_bytes += piece.stored_size
-        self.advance(piece.size)
-
-    def _finish(self, part: Part) -> None:
-        """Store the index of a part whose pieces are all there, and record the part."""
-        pieces = [piece for _, piece in sorted(self._pieces(part.part_id).items())]
-        rows = tuple((one.size, one.hash, one.stored_size, one.stored_hash) for one in pieces)
-        stored = wrap(Index(part_id=part.part_id, pieces=rows), self.recipient)
-        name, hashed = index_name(self.state.writer, part.part_id), blake3(stored).hexdigest()
-        self.store.put(name, stored)
-        if not self._reads_back(name, Piece(0, "", len(stored), hashed)):
-            raise Unavailable(f"The index of {part.part_id} was read back as something else.")
-        self.store.settle(part_folder(self.state.writer, part.part_id))
-        self.held[name] = len(stored)
-        total = len(stored) + sum(one.stored_size for one in pieces)
-        hashes = digest(one.hash for one in pieces)
-        now = int(self.clock())
-        self.ledger.note_sent(
-            self.copy, SentPart(part.part_id, part.size_bytes, hashes, total, len(stored), hashed, sent_at=now)
-        )
-        self.outcome.sent.append(part.part_id)
-
-    def _take_back(self, part: Part) -> None:
-        """Remove what was sent of a part that turned out to be damaged here."""
-        names = [name for name in self.held if name.startswith(part_folder(self.state.writer, part.part_id))]
-        self.ledger.forget_part(self.copy, part.part_id)
-        with suppress(ZoneError):
-            self.store.remove(names)
-        for name in names:
-            del self.held[name]
-
-    def _list(self, all_parts: dict[str, Part], leaving_out: Collection[str] = ()) -> None:
-        """Write a manifest if it would say anything new."""
+    def _list(self, leaving_out: Collection[str] = ()) -> None:
+        """Write a manifest if it would say anything new: all that is whole there with all that it builds on."""
         self._listed_at = time.monotonic()
-        sent = self.ledger.sent(self.copy)
-        entries = [
-            _entry(all_parts[one.part_id], one)
-            for one in sent.values()
-            if one.part_id in all_parts and one.part_id not in leaving_out
-        ]
-        entries.sort(key=lambda one: (one.taken_at, len(one.parents), one.part_id))
-        content = content_hash(entries)
-        there = manifest_name(self.state.writer, self.state.number) in self.held
+        sent = self.ledger.sent(self.state.copy_id)
+        entries = _restorable([_entry(one) for one in sent.values() if one.is_whole and one.part_id not in leaving_out])
+        content = content_hash(entries, self.keys)
+        there = manifest_name(self.state.writer, self.state.number) in self.place.held
         if (content == self.state.content and there) or not (entries or self.state.number):
             return
         number = max(self.state.number, self.state.intended) + 1
@@ -330,36 +233,63 @@ class Run:
             written_at=int(self.clock()),
             zone=self.parts.zone,
             host=socket.gethostname()[:255],
-            is_sealed=self.is_sealed,
+            is_sealed=bool(self.recipient),
             entries=tuple(entries),
         )
         stored, name = write_manifest(manifest, self.keys), manifest_name(self.state.writer, number)
-        self.ledger.intend(self.copy, number)
-        if not self.store.create(name, stored):
+        self.ledger.intend(self.state.copy_id, number)
+        hashed = blake3(stored).hexdigest()
+        is_new = self.store.create(name, stored)
+        if not self.place.reads_back(name, len(stored), hashed):
+            if is_new:
+                raise Unavailable("The manifest was read back as something else.", hint="The next run writes it again.")
+            self.ledger.start_anew(self.state.copy_id)
             raise Unavailable(
-                f"The copy has an object {name!r} that was not written here.",
-                hint="Another program writes there. The next run goes on with another number.",
+                f"The copy has an object {name!r} that was not written here: a twin of this zone writes there.",
+                hint="What is there stays. The next run sends all again, as another writer.",
             )
-        if not self._reads_back(name, Piece(0, "", len(stored), blake3(stored).hexdigest())):
-            raise Unavailable("The manifest was read back as something else.", hint="The next run writes it again.")
-        self.held[name] = len(stored)
-        self.ledger.note_listed(self.copy, number, first, content, [one.part_id for one in entries])
-        self.state = replace(self.state, number=number, intended=number, first=first, content=content)
-        self._drop_old_manifests(first)
+        self.place.note(name, len(stored))
+        self.state = replace(
+            self.state,
+            number=number,
+            intended=number,
+            first=first,
+            content=content,
+            manifest_size=len(stored),
+            manifest_hash=hashed,
+        )
+        self.ledger.note_listed(self.state, [one.part_id for one in entries])
+        self.place.remove([one for one in self.place.held if (at := number_of(one)) and at < first])
 
-    def _drop_old_manifests(self, first: int) -> None:
-        old = [name for name in self.held if (number := number_of(name)) and number < first]
-        if old:
-            self.store.remove(old)
-            for name in old:
-                del self.held[name]
+    def _find(self, text: str) -> None:
+        self.outcome.findings.append(text)
 
 
-def _entry(part: Part, sent: SentPart) -> CopyEntry:
-    of_part = {name: getattr(part, name) for name in Part.__dataclass_fields__ if name in CopyEntry.model_fields}
-    of_sent = {name: getattr(sent, name) for name in SentPart.__dataclass_fields__ if name in CopyEntry.model_fields}
-    return CopyEntry.model_validate(of_part | of_sent)
+def recipient_of(copy: str, settings: CopySettings, keys: MachineKeys | None) -> str:
+    """Return whom a copy is sealed for, "" for nobody. Raises NotUsable without a key."""
+    if not settings.is_sealed:
+        return ""
+    if keys is None:
+        raise NotUsable(
+            f"Copy {copy!r} is encrypted, and there is no recovery key yet.",
+            hint="A person makes it: `snapshot-mcp copy key`. Nothing is sent before that.",
+        )
+    return keys.recipient
+
+
+def _entry(one: SentPart) -> CopyEntry:
+    return CopyEntry.model_validate_json(one.about).model_copy(update={"until": one.until, "sent_at": one.sent_at})
+
+
+def _restorable(entries: list[CopyEntry]) -> list[CopyEntry]:
+    """Return the entries whose ancestors are all among them, in the order in which they were taken."""
+    kept: dict[str, CopyEntry] = {}
+    for one in sorted(entries, key=lambda one: (len(one.parents), one.taken_at, one.part_id)):
+        if all(above in kept for above in one.parents):
+            kept[one.part_id] = one
+    return sorted(kept.values(), key=lambda one: (one.taken_at, len(one.parents), one.part_id))
 
 
 def _named(ids: list[str]) -> str:
-    return ", ".join(sorted(ids)[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+    more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
+    return ", ".join(map(repr, sorted(ids)[:MAX_NAMED])).replace("'", "") + more

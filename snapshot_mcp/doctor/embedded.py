@@ -73,7 +73,8 @@ def _copies(about: str, names: Sequence[str], known: Mapping[str, CopyStatus], c
         if one is None:
             yield look(about, f"Copy {name} has not run yet.", f"{command} copy run {name}")
         elif one.problem:
-            yield wrong(about, f"Copy {name}: {clean_text(one.problem, 400)}", f"{command} copy run {name}")
+            step = "key" if "copy key" in one.problem else f"run {name}"
+            yield wrong(about, f"Copy {name}: {clean_text(one.problem, 400)}", f"{command} copy {step}")
         elif one.missing_count:
             text = f"Copy {name} lacks {one.missing_count} restore points."
             yield look(about, text, f"{command} copy run {name}")

@@ -85,6 +85,7 @@ def _coverage(points: Sequence[Snapshot]) -> Coverage:
     return Coverage(
         newest_good_id=newest.snapshot_id if newest else "",
         newest_good_time=taken_at(newest) if newest else None,
+        newest_good_consistency=(newest.consistency or "") if newest else "",
         good_count=len(good),
         fuzzy_count=fuzzy,
         damaged_count=sum(one.is_available for one in points) - len(good) - fuzzy,

@@ -14,7 +14,7 @@ def follows(place: Zone) -> str:
         return ""
     if not names:
         return NO_COPY
-    return f"A copy follows by itself, off this machine: {', '.join(map(clean_text, names))}."
+    return f"It is copied elsewhere by itself: {', '.join(map(clean_text, names))}."
 
 
 def uncovered(place: Zone) -> str:

@@ -11,6 +11,7 @@ from snapshot_mcp.contract.text import (
     MESSAGE_CHARACTERS,
     age_in_words,
     clean_text,
+    consistency_in_words,
     format_bytes,
     quoted,
 )
@@ -132,4 +133,5 @@ def _protection_in_words(row: ResourceRow, now: datetime) -> str:
     age = f" of {row.newest_good_time} ({age_in_words(taken, now)})" if taken else ""
     verified = f"verified {row.verified_at}" if row.verified_at else "never verified"
     copied = f"; copied {row.copied}" if row.copied else ""
-    return f"  newest good {row.newest_good_id}{age}, {verified}; {counts}{copied}"
+    consistency = f", {consistency_in_words(row.consistency)}" if row.consistency else ""
+    return f"  newest good {row.newest_good_id}{age}{consistency}, {verified}; {counts}{copied}"

@@ -94,6 +94,7 @@ class ResourceRow(Result):
     problem: str | None = None
     newest_good_id: str | None = None
     newest_good_time: str | None = None
+    consistency: str | None = None
     verified_at: str | None = None
     good_count: int | None = None
     damaged_count: int | None = None
@@ -134,6 +135,7 @@ def _protection(coverage: Coverage) -> dict[str, Any]:
     return {
         "newest_good_id": clean_text(coverage.newest_good_id) or None,
         "newest_good_time": format_time(coverage.newest_good_time) or None,
+        "consistency": clean_text(coverage.newest_good_consistency) or None,
         "verified_at": format_time(coverage.verified_at) or None,
         "good_count": coverage.good_count,
         "damaged_count": coverage.damaged_count or None,

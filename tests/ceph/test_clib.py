@@ -102,7 +102,9 @@ def images(pool: Any) -> None:
         image.roll_back("a", lambda done, total: seen.append((done, total)))
         assert seen
         assert (image.read(MIB, 6), image.size) == (b"before", 8 * MIB)
+        assert image.lock_owner()
         image.unlock()
+        assert image.lock_owner() == ""
         with pool.open_image(image.id, snapshot="a") as taken:
             assert taken.read(MIB, 6) == b"before"
         pool.create_image("like", MIB, like=image)

@@ -18,6 +18,7 @@ from snapshot_mcp.contract.errors import (
 from snapshot_mcp.contract.models import Job, ResourceFilter, SnapshotFilter
 from snapshot_mcp.contract.terms import Terms
 from snapshot_mcp.providers.ceph import catalogue, clib
+from snapshot_mcp.providers.ceph import object as catalogue_object
 from snapshot_mcp.providers.ceph.catalogue import PoolCatalogue
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.names import KIND, OBJECT, snapshot_name
@@ -141,6 +142,7 @@ async def test_a_far_copy_is_loaded_anew_and_a_newer_format_is_refused(
         PoolCatalogue(pool, PoolStore(pool, pool), "two") as two,
     ):
         monkeypatch.setattr(catalogue, "LOGGED", 3)
+        monkeypatch.setattr(catalogue_object, "LOGGED", 3)
         for number in range(8):
             with one.transaction():
                 one.add_image(f"img-{number}", "a", "x", "ss-1")

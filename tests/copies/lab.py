@@ -11,9 +11,11 @@ import anyio
 import anyio.to_thread
 
 from snapshot_mcp.contract.models import Job, Snapshot, SnapshotFilter
+from snapshot_mcp.contract.parts import Ledger
 from snapshot_mcp.copies.copier import HomeCopier
-from snapshot_mcp.copies.keys import RecoveryKey, keep_keys, make_keys
+from snapshot_mcp.copies.keys import RecoveryKey, keep_keys, make_keys, read_keys
 from snapshot_mcp.copies.library import Library, read_library
+from snapshot_mcp.copies.send import recipient_of
 from snapshot_mcp.copies.settings import CopySettings
 from snapshot_mcp.copies.stores import CopyStore, open_store
 from snapshot_mcp.providers.local import LocalZone
@@ -113,6 +115,12 @@ class CopyLab:
             found = file.read()
         path.unlink()
         return found
+
+    def copy_id(self, ledger: Ledger) -> int:
+        """What the ledger knows the copy by."""
+        found = ledger.find("nas", self.settings.place, recipient_of("nas", self.settings, read_keys(self.home)))
+        assert found
+        return found.copy_id
 
     def shell(self, home: Path, *, in_process: bool = True) -> Shell:
         """Commands on another machine: a new home, without settings."""

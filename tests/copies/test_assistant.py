@@ -43,8 +43,8 @@ async def test_one_call_copies_or_says_what_the_operator_writes(
             assert "the operator writes [copies.NAME] with `to` into config.toml" in text
             assert "the operator writes [copies.NAME]" in hint
             return
-        assert "A copy follows by itself, off this machine: nas" in text
-        assert "A copy follows by itself, off this machine: nas" in hint
+        assert "It is copied elsewhere by itself: nas" in text
+        assert "It is copied elsewhere by itself: nas" in hint
         snapshot_id = made.structured_content["snapshot_ids"][0]
         with anyio.fail_after(20):
             while True:

@@ -40,7 +40,7 @@ async def test_what_was_deleted_with_every_yes_stays_there_for_its_days_and_then
     assert not [one for one in (await lab.points()).values() if one.status == "available"]
     done = await lab.copy()
     assert done.details["removed"] == []
-    assert {one.entry.until is not None for one in lab.library().found().values()} == {True}
+    assert {one.entry.until is not None for (one, *_) in lab.library().found().values()} == {True}
     back = await lab.restore_all(tmp_path / "new", "--deleted")
     assert back["restored"] == 3
     words = ("restore-from", lab.settings.to, ids[2], "--to-file", str(tmp_path / "out"), "--key-file", lab.key_file())
@@ -59,6 +59,7 @@ async def test_once_both_clocks_say_so_it_goes_children_first(
 ) -> None:
     ids = await three_points(lab, tmp_path / "db.img")
     await lab.delete(ids[1])
+    await lab.copy()
     lab.ahead = 31 * DAY
     _move_the_stores_clock(monkeypatch, 31 * DAY)
     assert sorted((await lab.copy()).details["removed"]) == sorted(ids[1:])
@@ -79,7 +80,7 @@ async def test_what_was_recovered_here_stays_there(
     lab.ahead = 40 * DAY
     _move_the_stores_clock(monkeypatch, 40 * DAY)
     assert (await lab.copy()).details["removed"] == []
-    assert {one.entry.until for one in lab.library().found().values()} == {None}
+    assert {one.entry.until for (one, *_) in lab.library().found().values()} == {None}
 
 
 async def test_fewer_days_act_on_later_deletions_only(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from snapshot_mcp.copies.keys import make_keys
+from snapshot_mcp.copies.keys import make_keys, read_keys
 from snapshot_mcp.copies.manifest import read_manifest, write_manifest
 from tests.copies.lab import CopyLab, objects
 from tests.disks import MIB, change
@@ -98,7 +98,7 @@ async def test_what_was_harmed_is_named_and_what_builds_on_it_and_the_rest_comes
 def _check(lab: CopyLab, ledger: Any) -> dict[str, str]:
     from snapshot_mcp.copies.check import check_sent
 
-    return check_sent("nas", lab.settings, lab.store, ledger, lambda amount: None).findings
+    return check_sent("nas", lab.settings, lab.store, read_keys(lab.home), ledger, lambda amount: None).findings
 
 
 async def test_a_key_that_is_not_the_one_restores_nothing_and_is_not_repeated(lab: CopyLab, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ async def test_a_manifest_that_the_store_wrote_itself_counts_for_nothing(lab: Co
     )
     path = folder / name.replace("000000001", "000000002")
     path.write_bytes(write_manifest(forged, make_keys()[1]))
-    back = await lab.restore_all(tmp_path / "new")
+    back = await lab.restore_all(tmp_path / "new", status=1)  # a newer one may have named more
     assert back["restored"] == 3
     library = lab.library()
     assert "manifest 2" in library.shelves[0].findings[0]
@@ -153,8 +153,8 @@ async def test_a_store_that_was_rolled_back_is_found_by_the_machine_that_wrote(l
     shutil.copytree(before, folder)
     assert set(lab.library().found()) == {first}, "a stranger to the store cannot know"
     done = await lab.copy()
-    assert "rolled back or emptied: manifest 2" in done.details["findings"][0]
-    assert "rolled back or emptied" in (await lab.zone.notice())
+    assert "manifest 2 is not there any more" in done.details["findings"][0]
+    assert "rolled back" in (await lab.zone.notice())
     assert set(lab.library().found()) == {first, second}
     assert lab.library().shelves[0].manifest.number == 3
     assert lab.library().shelves[0].findings == (

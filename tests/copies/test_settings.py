@@ -71,9 +71,9 @@ def test_a_bandwidth_is_kept_over_all_that_is_sent() -> None:
 
 
 def test_a_ceiling_is_not_passed() -> None:
-    refuse_over(100, [40, 50], 10, "nas")
-    refuse_over(None, [1 << 60], 1 << 60, "nas")
+    refuse_over(100, 90, 10, "nas")
+    refuse_over(None, 1 << 60, 1 << 60, "nas")
     with pytest.raises(StorageFull) as caught:
-        refuse_over(100, [40, 50], 11, "nas")
+        refuse_over(100, 90, 11, "nas")
     assert "ceiling of 100 bytes" in caught.value.message
     assert "[copies.nas]" in caught.value.hint

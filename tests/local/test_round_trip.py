@@ -10,9 +10,10 @@ import pytest
 
 from snapshot_mcp.contract.models import ResourceFilter, SnapshotFilter, Volume
 from snapshot_mcp.contract.states import ResourceType
-from snapshot_mcp.providers.local import LocalZone
+from snapshot_mcp.providers.local import LocalZone, restore
 from snapshot_mcp.providers.local import platform as local_platform
 from snapshot_mcp.providers.local.folder import FolderCatalogue
+from snapshot_mcp.providers.local.snapshot_file import reader
 from tests.disks import MIB, back_up, change, finish, get, ids, make_image, succeed
 from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
@@ -260,3 +261,30 @@ async def test_many_long_chains_go_back_at_once(
     assert done.stdout.strip() == expected, done.stderr
     with FolderCatalogue(zone_folder) as catalogue:
         assert catalogue.rows("SELECT * FROM snapshots WHERE is_damaged") == []
+
+
+async def test_a_roll_back_decompresses_a_chunk_once_and_keeps_no_more_than_its_limit(
+    here: LocalZone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is verified before the first byte is written is kept for writing, in bounded memory."""
+    image = make_image(tmp_path / "disk.img", 4 * MIB)
+    volume = await here.add_resource(image)
+    snapshot_id = await back_up(here, volume.id)
+    before = image.read_bytes()
+    count = 0
+    decompress = reader.decompress
+
+    def counted(codec: int, stored: bytes, limit: int) -> bytes | None:
+        nonlocal count
+        count += limit == 64 << 10
+        return decompress(codec, stored, limit)
+
+    monkeypatch.setattr(reader, "decompress", counted)
+    for limit, expected in ((16 * MIB, 8), (3 << 16, 13)):
+        monkeypatch.setattr(restore.VerifiedChunks, "LIMIT_BYTES", limit)
+        with image.open("r+b") as file:
+            file.write(bytes(8 << 16))
+        count = 0
+        await succeed(here, await here.apply_snapshots([snapshot_id]))
+        assert image.read_bytes() == before
+        assert count == expected

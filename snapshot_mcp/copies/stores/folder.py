@@ -20,6 +20,9 @@ MARK: Final = "snapshot-mcp-copies"
 _MARK_TEXT: Final = b"Copies of restore points, made by snapshot-mcp (format 1). Every object is named in a manifest.\n"
 _PARTIAL: Final = ".partial"
 
+MAX_DEPTH: Final = 4
+"""Names that were made by us have three slashes at most."""
+
 
 class FolderStore:
     """Objects as files of mode 0600, each written under a temporary name, synced and renamed."""
@@ -93,9 +96,9 @@ class FolderStore:
         """Yield a file's bytes. Raises NotFound, Unavailable."""
         try:
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"The copy has no {clean_text(name)!r}.") from None
         except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}:
+                raise NotFound(f"The copy has no {clean_text(name)!r}.") from None
             raise self._failed(error) from None
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -110,7 +113,7 @@ class FolderStore:
     def list(self, prefix: str) -> Iterator[HeldObject]:
         """Yield the files below a folder; links and what is unfinished are none."""
         try:
-            yield from self._walk(self.folder / prefix, prefix)
+            yield from self._walk(self.folder / prefix, prefix, MAX_DEPTH)
         except OSError as error:
             raise self._failed(error) from None
 
@@ -138,14 +141,15 @@ class FolderStore:
         except OSError as error:
             raise self._failed(error) from None
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[HeldObject]:
+    def _walk(self, folder: Path, prefix: str, depth: int) -> Iterator[HeldObject]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
+                if depth:
+                    yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
             elif entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
                 found = entry.stat(follow_symlinks=False)
                 yield HeldObject(f"{prefix}{encodable(entry.name)}", found.st_size, found.st_mtime)

@@ -4,14 +4,16 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from snapshot_mcp.contract.errors import Forbidden, NotFound, Unavailable, ZoneError
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.copies.errors import needs_extra
 from snapshot_mcp.copies.settings import StoreSettings
 from snapshot_mcp.copies.stores import BLOCK, HeldObject, Pace
-from snapshot_mcp.copies.stores.lock import ObjectLock
+
+if TYPE_CHECKING:
+    from snapshot_mcp.copies.stores.lock import ObjectLock
 
 try:
     import obstore
@@ -26,16 +28,15 @@ RETRIES: Final = {
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=8), "base": 2},
 }
 TIMEOUT: Final = "60s"
-MULTIPART: Final = 5 << 20
-"""The smallest part that every store takes."""
 REMOVED_AT_ONCE: Final = 500
+MAX_OBJECTS: Final = 5_000_000
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 
 
 class ObjectStore:
     """A bucket, below a prefix."""
 
-    def __init__(self, settings: StoreSettings, lock: ObjectLock | None = None) -> None:
+    def __init__(self, settings: StoreSettings, lock: "ObjectLock | None" = None) -> None:
         self._lock = lock
         self._place = clean_text(settings.to)
         keys: dict[str, Any] = {}
@@ -66,15 +67,12 @@ class ObjectStore:
         """Nothing is to be prepared: what is wrong is said by the first request."""
 
     def put(self, name: str, content: bytes, pace: Pace | None = None) -> None:
-        """Store an object; with a pace in several requests, each when its time has come."""
+        """Store an object, once its time has come: never in parts, which a kill would leave there."""
+        if pace:
+            pace(len(content))
         with self._errors(name):
-            if pace is None or len(content) <= MULTIPART:
-                if pace:
-                    pace(len(content))
-                obstore.put(self._store, name, content, use_multipart=False)
-            else:
-                obstore.put(self._store, name, _paced(content, pace), chunk_size=MULTIPART, max_concurrency=1)
-        if self._lock:
+            obstore.put(self._store, name, content, use_multipart=False)
+        if self._lock and not name.endswith("/time"):
             self._lock.apply(name)
 
     def create(self, name: str, content: bytes) -> bool:
@@ -96,7 +94,13 @@ class ObjectStore:
     def list(self, prefix: str) -> Iterator[HeldObject]:
         """Yield the objects below a prefix, a thousand a request."""
         with self._errors(prefix):
+            count = 0
             for batch in obstore.list(self._store, prefix or None, chunk_size=1000):
+                count += len(batch)
+                if count > MAX_OBJECTS:
+                    raise Unavailable(
+                        f"The object store {self._place} lists without an end.", hint="Look at the store."
+                    )
                 for one in batch:
                     yield HeldObject(one["path"], one["size"], one["last_modified"].timestamp())
 
@@ -138,11 +142,3 @@ class ObjectStore:
             f"The object store {self._place} did not do what was asked ({name}): {why}.", MESSAGE_CHARACTERS
         )
         return kind(what, hint=hint)
-
-
-def _paced(content: bytes, pace: Pace) -> Iterator[bytes]:
-    view = memoryview(content)
-    for start in range(0, len(content), BLOCK):
-        block = bytes(view[start : start + BLOCK])
-        pace(len(block))
-        yield block

@@ -69,7 +69,10 @@ def question_for(plan: Plan, nonce: str) -> Question:
     loss = plan.loss
     words = (DESTROY[loss.operation], KEEP)
     lines = _deletion_question(loss) if isinstance(loss, DeletionLoss) else _rollback_question(loss)
-    lines += _fate(plan.rest)
+    lines += [
+        *_fate(plan.rest),
+        *_copied(plan.rest, "for {} days after the deletion" if isinstance(loss, DeletionLoss) else ""),
+    ]
     reference = f"{plan.digest[:10]}-{nonce}"
     if loss.is_grave:
         name = _typeable_name(loss, f"plan-{plan.digest[:8]}")

@@ -6,20 +6,18 @@ their rows are in the copy alone until something is recorded of them.
 """
 
 import contextlib
-import errno
 import json
 import sqlite3
 import threading
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 from snapshot_mcp.catalogue import schema
 from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.store import Row
-from snapshot_mcp.contract.errors import OutcomeUnknown, Unsupported
+from snapshot_mcp.contract.errors import Damaged, OutcomeUnknown
 from snapshot_mcp.contract.terms import BEGIN_WITHIN_SECONDS
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.sqlite import transaction
@@ -28,6 +26,7 @@ from snapshot_mcp.providers.ceph.clock import ClusterClock
 from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
 from snapshot_mcp.providers.ceph.found import Finder
 from snapshot_mcp.providers.ceph.names import OBJECT
+from snapshot_mcp.providers.ceph.object import LOGGED, CatalogueObject, CatalogueState, log_key
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.ceph.pool import Pool
@@ -46,16 +45,6 @@ KEYS: Final = {
 IN_ORDER: Final = frozenset({"snapshots", "deletions", "claims"})
 """Tables whose rowids are kept: recovery and purge go by them."""
 
-LOGGED: Final = 1000
-"""Commits whose keys are remembered: a copy that is further behind is loaded anew."""
-
-LOCK: Final = "catalogue"
-LOCK_SECONDS: Final = 10
-"""How long the lock lasts if its owner dies. It spares others a refused write; what is relied on is the comparison."""
-
-TRIES: Final = 20
-"""How often a copy is read again because the object was changed meanwhile."""
-
 UNCLAIMED_SECONDS: Final = BEGIN_WITHIN_SECONDS + 30.0
 """How long a destructive job of another machine may be seen waiting: that machine is gone then."""
 
@@ -73,15 +62,14 @@ class PoolCatalogue(Catalogue):
         self.pool, self.machine = pool, machine
         self.revision = self.loads = 0
         self.lock = threading.RLock()
-        self._cookie = uuid.uuid4().hex
+        self.object = CatalogueObject(pool)
         self._is_outdated = False
         self._found: set[str] = set()
         self._finder = Finder(self)
         self._waiting: dict[str, float] = {}
-        self._later: list[Callable[[], None]] | None = None
         self._beside: dict[str, bytes] = {}
         self._equal: dict[str, bytes] = {}
-        self._job = threading.local()
+        self._thread = threading.local()
         super().__init__(schema.open_in_memory(), store, clock or ClusterClock(pool))
         store.catalogue = self
         self._track()
@@ -89,16 +77,6 @@ class PoolCatalogue(Catalogue):
     def close(self) -> None:
         """Forget the copy; the pool stays open."""
         super().close()
-
-    @staticmethod
-    def exists(pool: "Pool") -> bool:
-        """Return whether the pool has a catalogue."""
-        try:
-            return "rev" in pool.read_keys(OBJECT, ["rev"])
-        except CephError as error:
-            if error.errno == errno.ENOENT:
-                return False
-            raise
 
     # reading
 
@@ -130,75 +108,63 @@ class PoolCatalogue(Catalogue):
         return self.revision
 
     def refresh(self) -> None:
-        """Bring the copy up to date."""
+        """Bring the copy up to date. Raises CommittedFirst, Damaged, Unsupported."""
         with self.lock, self.pool.answering():
-            for _ in range(TRIES):
-                present = self._read("rev").get("rev", b"")
-                if int(present or 0) == self.revision:
-                    return
-                self._catch_up(int(present or 0))
-            raise CommittedFirst("The zone's catalogue is changed too often to be read")
+            state = self.object.changed_since(self.revision)
+            if state is None or not self._has_caught_up(state):
+                self._load(self.object.whole())
 
-    def _read(self, *keys: str) -> dict[str, bytes]:
+    def _has_caught_up(self, state: CatalogueState) -> bool:
+        """Take changes into the copy; return False if they do not fit to it."""
+        if state.revision == self.revision:
+            return True
         try:
-            return self.pool.read_keys(OBJECT, keys)
-        except CephError as error:
-            if error.errno == errno.ENOENT:
-                return {}
-            raise
+            with transaction(self.db):
+                self.db.execute("PRAGMA defer_foreign_keys = ON")
+                for key, value in state.rows.items():
+                    if value is None:
+                        self._drop_row(key)
+                self._take_in(state, self._put_row)
+        except (Damaged, sqlite3.Error):
+            return False
+        self._note_state(state)
+        return True
 
-    def _catch_up(self, present: int) -> None:
-        """Read what was changed up to a revision, or all of it."""
-        behind = range(self.revision + 1, present + 1)
-        if not self.revision or not 0 < len(behind) <= LOGGED:
-            self._load()
-            return
-        logs = self._read(*map(_log_key, behind))
-        if len(logs) < len(behind):
-            self._load()
-            return
-        touched = list(dict.fromkeys(key for name in sorted(logs) for key in json.loads(logs[name])))
-        rows = self._read(*touched)
-        with transaction(self.db):
-            self.db.execute("PRAGMA defer_foreign_keys = ON")
-            for key in touched:
-                if key not in rows:
-                    self._drop_row(key)
-            for table in KEYS:
-                for key in touched:
-                    if key in rows and key.startswith(f"{table}/"):
-                        self._put_row(table, json.loads(rows[key]))
-        self.revision = present
-
-    def _load(self) -> None:
-        """Load all of the object into a fresh copy."""
-        try:
-            found = self.pool.read_all_keys(OBJECT)
-        except CephError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            found = {}
-        written_as = int(found.get("format", str(len(schema.MIGRATIONS)).encode()))
-        if written_as > len(schema.MIGRATIONS):
-            raise Unsupported(
-                f"The zone's catalogue was written by a newer version of snapshot-mcp (format {written_as}).",
-                hint="Update this installation. Nothing was changed.",
-            )
+    def _load(self, state: CatalogueState) -> None:
+        """Make a fresh copy of all of the object."""
+        if self.revision and not state.revision:
+            self.object.refuse_lost()
         seen = [dict(row) for row in self.db.execute("SELECT * FROM resources") if row["resource_id"] in self._found]
-        self.db.close()
-        self.db = schema.open_in_memory(written_as)
-        with transaction(self.db):
-            self.db.execute("PRAGMA defer_foreign_keys = ON")
-            for table in KEYS:
-                for key, value in found.items():
-                    if key.startswith(f"{table}/"):
-                        self._insert(table, json.loads(value))
-        schema.bring_up_to_date(self.db)
-        self._is_outdated = written_as < len(schema.MIGRATIONS)
+        before, self.db = self.db, schema.open_in_memory(state.format)
+        try:
+            with transaction(self.db):
+                self.db.execute("PRAGMA defer_foreign_keys = ON")
+                self._take_in(state, self._insert)
+            schema.bring_up_to_date(self.db)
+        except BaseException as error:
+            self.db.close()
+            self.db = before
+            if isinstance(error, sqlite3.Error):
+                raise self.object.damaged(f"is damaged: its rows do not fit together ({error})") from None
+            raise
+        before.close()
         self._find_again(seen)
         self._track()
         self.loads += 1
-        self.revision = int(found.get("rev", b"0"))
+        self._note_state(state)
+
+    def _note_state(self, state: CatalogueState) -> None:
+        self.revision, self._is_outdated = state.revision, state.format < len(schema.MIGRATIONS)
+
+    def _take_in(self, state: CatalogueState, take: Callable[[str, dict[str, Any]], None]) -> None:
+        """Take the rows in, table by table. Raises Damaged, which names the row that is none."""
+        for table in KEYS:
+            for key, value in state.rows.items():
+                if value is not None and key.startswith(f"{table}/"):
+                    try:
+                        take(table, json.loads(value))
+                    except (ValueError, TypeError, KeyError, sqlite3.Error) as error:
+                        raise self.object.damaged(f"is damaged: its row {key!r} cannot be read ({error})") from None
 
     def _find_again(self, seen: Collection[dict[str, Any]]) -> None:
         """Keep the found disks of which nothing is recorded, also in a copy that was loaded anew."""
@@ -226,7 +192,8 @@ class PoolCatalogue(Catalogue):
 
     def _drop_row(self, key: str) -> None:
         table, _, id_ = key.partition("/")
-        self.db.execute(f"DELETE FROM {table} WHERE {KEYS[table]} = ?", (id_,))
+        if table in KEYS:
+            self.db.execute(f"DELETE FROM {table} WHERE {KEYS[table]} = ?", (id_,))
 
     def _track(self) -> None:
         """Note which rows a transaction touches."""
@@ -247,24 +214,25 @@ class PoolCatalogue(Catalogue):
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         later: list[Callable[[], None]] = []
-        with self.lock, self._locked():
+        with self.lock, self.object.locked():
             self.refresh()
-            self._later, self._beside, self._equal = later, {}, {}
+            self._thread.later, self._beside, self._equal = later, {}, {}
             try:
                 with transaction(self.db):
                     self.db.execute("DELETE FROM touched")
                     yield self.db
                     self._commit()
             finally:
-                self._later = None
+                self._thread.later = None
         for act in later:
             act()
 
     def after_commit(self, act: Callable[[], None]) -> bool:
-        """Do something once the transaction that runs is committed; return False if none runs."""
-        if self._later is None:
+        """Do something once this thread's transaction is committed; return False if it has none."""
+        later: list[Callable[[], None]] | None = getattr(self._thread, "later", None)
+        if later is None:
             return False
-        self._later.append(act)
+        later.append(act)
         return True
 
     def put_with_commit(self, key: str, value: bytes) -> None:
@@ -274,21 +242,6 @@ class PoolCatalogue(Catalogue):
     def compare_with_commit(self, key: str, value: bytes) -> None:
         """Let the transaction that runs fail if a key has another value by then."""
         self._equal[key] = value
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        deadline, pause = time.monotonic() + LOCK_SECONDS + 2, 0.002
-        with self.pool.answering():
-            while not self.pool.lock(OBJECT, LOCK, self._cookie, LOCK_SECONDS):
-                if time.monotonic() > deadline:
-                    raise CommittedFirst("Other machines keep the zone's catalogue locked")
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.05)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(CephError):
-                self.pool.unlock(OBJECT, LOCK, self._cookie)
 
     def _commit(self) -> None:
         touched = {(row["tab"], row["key"]) for row in self.db.execute("SELECT tab, key FROM touched")}
@@ -310,8 +263,8 @@ class PoolCatalogue(Catalogue):
         present = str(self.revision + 1).encode()
         rows = [key for key in (*put, *drop) if key.partition("/")[0] in KEYS]
         put |= self._beside | {"rev": present, "format": str(len(schema.MIGRATIONS)).encode()}
-        put[_log_key(self.revision + 1)] = json.dumps(rows).encode()
-        drop.append(_log_key(self.revision + 1 - LOGGED))
+        put[log_key(self.revision + 1)] = json.dumps(rows).encode()
+        drop.append(log_key(self.revision + 1 - LOGGED))
         equal = {"rev": str(self.revision).encode() if self.revision else b"", **self._guard(), **self._equal}
         try:
             with self.pool.answering():
@@ -352,7 +305,7 @@ class PoolCatalogue(Catalogue):
     def _note_job(self, row: Row, put: dict[str, bytes], drop: list[str]) -> None:
         """Note of a job who has entered it, and forget who works on it once it has ended."""
         if row["finished_at"] is not None:
-            drop += [f"{kind}/{row['job_id']}" for kind in ("entered", "owner", "beat")]
+            drop += [f"{kind}/{row['job_id']}" for kind in ("entered", "owner", "beat", "holds")]
         elif row["status"] == "pending" and row["begin_until"]:
             put[f"entered/{row['job_id']}"] = self.machine.encode()
 
@@ -361,26 +314,39 @@ class PoolCatalogue(Catalogue):
     @contextlib.contextmanager
     def working_on(self, job_id: str, owner: str) -> Iterator[None]:
         """Let this thread's transactions fail once another worker has the job."""
-        self._job.held = f"owner/{job_id}", owner.encode()
+        self._thread.held = f"owner/{job_id}", owner.encode()
         try:
             yield
         finally:
-            self._job.held = None
+            self._thread.held = None
 
     def _guard(self) -> dict[str, bytes]:
-        held = getattr(self._job, "held", None)
+        held = getattr(self._thread, "held", None)
         return dict([held]) if held else {}
 
     def refuse_fenced(self) -> None:
         """Raise Fenced if the job of this thread is another worker's by now."""
-        held = getattr(self._job, "held", None)
-        if held and self._read(held[0]).get(held[0]) != held[1]:
+        held = getattr(self._thread, "held", None)
+        if held and self.object.read(held[0]).get(held[0]) != held[1]:
             raise Fenced(held[0])
+
+    def holds(self, job_id: str) -> dict[str, str]:
+        """Return which client had each disk of a roll-back locked when it marked it, by the client's address."""
+        found: dict[str, str] = json.loads(self.object.read(f"holds/{job_id}").get(f"holds/{job_id}") or "{}")
+        return found
+
+    def set_holds(self, job_id: str, holds: Mapping[str, str]) -> None:
+        """Say at once, without a commit, which disks of this thread's job are still locked as they were."""
+        try:
+            self.pool.write_keys(OBJECT, self._guard(), {f"holds/{job_id}": json.dumps(holds).encode()})
+        except CephError as error:
+            if error.errno != ECANCELED:  # the job is another worker's by now
+                raise
 
     def has_entered(self, job_id: str) -> bool:
         """Return whether this machine has entered a job."""
         key = f"entered/{job_id}"
-        return self._read(key).get(key) == self.machine.encode()
+        return self.object.read(key).get(key) == self.machine.encode()
 
     def may_expire(self, job: Row) -> bool:
         """Return whether a waiting destructive job is this machine's, or that of a machine that is gone."""
@@ -395,7 +361,5 @@ class PoolCatalogue(Catalogue):
         """Take the pool's images into the copy as disks, and note those that are gone or renamed."""
         with self.lock, self.pool.answering():
             self._finder.look(self._found)
-
-
-def _log_key(revision: int) -> str:
-    return f"log/{max(revision, 0):012}"
+            if not self.revision:
+                self.object.refuse_lost()

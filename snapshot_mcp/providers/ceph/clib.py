@@ -155,6 +155,8 @@ RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "rbd_watchers_list_cleanup": (None, (POINTER(Watcher), c_size_t)),
     "rbd_lock_acquire": (c_int, (c_void_p, c_int)),
     "rbd_lock_release": (c_int, (c_void_p,)),
+    "rbd_lock_get_owners": (c_int, (c_void_p, POINTER(c_int), _TEXTS, _SIZES)),
+    "rbd_lock_get_owners_cleanup": (None, (_TEXTS, c_size_t)),
     "rbd_snap_list": (c_int, (c_void_p, POINTER(SnapInfo), POINTER(c_int))),
     "rbd_snap_list_end": (None, (POINTER(SnapInfo),)),
     "rbd_snap_create": (c_int, (c_void_p, c_char_p)),

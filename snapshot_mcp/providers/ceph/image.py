@@ -7,7 +7,7 @@ import ctypes
 import errno
 import threading
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_char, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 from typing import TYPE_CHECKING, NamedTuple
 
 from snapshot_mcp.ground.closing import Closing
@@ -123,6 +123,20 @@ class RbdImage(Closing):
     def lock(self) -> None:
         """Take the exclusive lock until it is closed; a dead owner is locked out of the cluster first."""
         call("rbd_lock_acquire", self._handle, clib.LOCK_EXCLUSIVE)
+
+    def lock_owner(self) -> str:
+        """Return the address of the client that has the exclusive lock, be it dead; "" for nobody."""
+        mode, count = c_int(), c_size_t(1)
+        owners = (c_char_p * count.value)()
+        try:
+            call("rbd_lock_get_owners", self._handle, byref(mode), owners, byref(count))
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return ""
+            raise
+        found = (owners[0] or b"").decode()
+        call("rbd_lock_get_owners_cleanup", owners, count.value)
+        return found
 
     def unlock(self) -> None:
         """Give the exclusive lock back."""

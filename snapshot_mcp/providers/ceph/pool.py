@@ -84,20 +84,30 @@ class Pool(Closing):
             found |= _keys_of(iterator)
         return found
 
-    def read_all_keys(self, name: str) -> dict[str, bytes]:
-        """Return all keys of an object, which may change while they are read."""
+    def read_all_keys(self, name: str, prefix: str = "") -> dict[str, bytes]:
+        """Return all keys of an object that begin so, which may change while they are read: an OSD gives 1,024 at most."""
         found: dict[str, bytes] = {}
         after = ""
         while True:
             iterator, status, more = c_void_p(), c_int(), c_ubyte()
             with self._reading(name) as operation:
-                arguments = after.encode(), b"", PAGE, byref(iterator), byref(more), byref(status)
+                arguments = after.encode(), prefix.encode(), PAGE, byref(iterator), byref(more), byref(status)
                 call("rados_read_op_omap_get_vals2", operation, *arguments)
             page = _keys_of(iterator)
             found |= page
             if not more.value or not page:
                 return found
             after = max(page)
+
+    def has_snapshots(self, image_id: str, prefix: str) -> bool:
+        """Return whether an image has snapshots whose names begin so, without opening it (`read_metadata`)."""
+        try:
+            found = self.read_all_keys(f"rbd_header.{image_id}", "snapshot_")
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return any(prefix.encode() in one for one in found.values())
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[c_void_p]:
@@ -240,6 +250,6 @@ def _keys_of(iterator: c_void_p) -> dict[str, bytes]:
             call("rados_omap_get_next", iterator, byref(key), byref(value), byref(size))
             if key.value is None:
                 return found
-            found[key.value.decode()] = ctypes.string_at(value, size.value)
+            found[key.value.decode("utf-8", "surrogateescape")] = ctypes.string_at(value, size.value)
     finally:
         call("rados_omap_get_end", iterator)

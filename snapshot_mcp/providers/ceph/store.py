@@ -136,6 +136,10 @@ class PoolStore:
         """Name the image by its id."""
         return f"image {clean_text(identity.rpartition('/')[2]) or 'none'}"
 
+    def find_states(self, resources: Sequence[Row]) -> dict[str, str]:
+        """Return that none is known to run: an image of a pool is a volume."""
+        return {row["resource_id"]: "stopped" for row in resources}
+
     def find_uses(self, catalogue: "Catalogue", resources: Sequence[Row]) -> dict[str, Use]:
         """Ask who has each image open for writing; jobs of ours first."""
         claims = catalogue.rows("SELECT c.id, j.job_id, j.action FROM claims c JOIN jobs j USING (job_id)")
@@ -158,6 +162,10 @@ class PoolStore:
     def capacity(self) -> Capacity:
         """Return what the whole cluster has; zeros where it has no manager to count it."""
         return Capacity(*self.pool.cluster.capacity())
+
+    def make_room(self) -> bool:
+        """Nothing is kept to save time."""
+        return False
 
     def remove(self, snapshot_ids: Sequence[str]) -> Collection[str]:
         """Remove RBD snapshots, each by itself; within a transaction once that is committed, since it may outlast its lock."""

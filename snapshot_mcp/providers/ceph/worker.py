@@ -8,6 +8,7 @@ takes an image's lock from a dead client locks that client out of the cluster.
 import logging
 import os
 import subprocess
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -46,6 +47,9 @@ OTHERS_SECONDS: Final = 0.2
 
 LOOK_SECONDS: Final = 1.0
 """Interval of looks at others' jobs."""
+
+LATE_SECONDS: Final = 4.0
+"""After how long without a look an observer begins to count anew."""
 
 log = logging.getLogger(__name__)
 
@@ -136,11 +140,11 @@ class _PoolWorker(Worker[PoolCatalogue]):
         super().__init__(catalogue, idle_seconds)
         self.folder = folder
         self.name = uuid.uuid4().hex
-        self._looked_at = self._beaten_at = 0.0
+        self._looked_at = 0.0
+        self._is_over = threading.Event()
         self._mine: set[str] = set()
         self._called: int = _called_at(folder)
         self._seen: dict[str, tuple[tuple[bytes, bytes], float]] = {}
-        self._beat = 0
 
     def wait(self) -> None:
         """Wait until a server of this home says that it has entered a job; not long, since others enter jobs too."""
@@ -157,6 +161,7 @@ class _PoolWorker(Worker[PoolCatalogue]):
         catalogue, pool = self.catalogue, self.catalogue.pool
         catalogue.refresh()
         catalogue.discover()
+        threading.Thread(target=self._give_signs, name="signs", daemon=True).start()
         self.in_thread("remains", lambda: _remove_remains(catalogue))
         log.info("worker %s of pool %s", self.name, pool.number)
 
@@ -167,7 +172,11 @@ class _PoolWorker(Worker[PoolCatalogue]):
     def note_taken(self, job_id: str) -> None:
         """Name this worker as the job's owner, in the commit that takes it."""
         self.catalogue.put_with_commit(f"owner/{job_id}", self.name.encode())
+
+    def start(self, job_id: str) -> None:
+        """Run a job in a thread, and give its sign of life from now on."""
         self._mine.add(job_id)
+        super().start(job_id)
 
     def run_job(self, job_id: str) -> None:
         """Carry a job out, unless another worker has it by now."""
@@ -189,51 +198,70 @@ class _PoolWorker(Worker[PoolCatalogue]):
             log.info("purged %s", one)
         jobs.forget_old(self.catalogue)
 
+    def leave(self) -> None:
+        """End the thread that gives the signs of life."""
+        self._is_over.set()
+
     def look_around(self) -> bool:
-        """Give the sign of life, and take over what stands still; return whether others' jobs are being watched."""
+        """Take over what stands still; return whether others' jobs are being watched."""
         now = time.monotonic()
-        if now - self._beaten_at > BEAT_SECONDS:
-            self._beaten_at = now
-            for job_id in tuple(self._mine):
-                self._give_sign(job_id)
         if now - self._looked_at > LOOK_SECONDS:
+            if now - self._looked_at > LATE_SECONDS:
+                self._seen = {}  # while this worker was held up nobody was seen to stand still
             self._looked_at = now
-            self._look_at_others()
+            self._look_at_others(now)
         return bool(self._seen)
 
-    def _give_sign(self, job_id: str) -> None:
-        self._beat += 1
+    def _give_signs(self) -> None:
+        """Give the sign of life of each job, in a thread of its own: the catalogue may be locked by a client that died."""
+        beat = 0
+        try:
+            while not self._is_over.wait(BEAT_SECONDS):
+                beat += 1
+                for job_id in tuple(self._mine):
+                    self._give_sign(job_id, beat)
+        except BaseException:
+            log.exception("no sign of life can be given, the worker exits")
+            os._exit(1)
+
+    def _give_sign(self, job_id: str, beat: int) -> None:
         owner = {f"owner/{job_id}": self.name.encode()}
         try:
-            self.catalogue.pool.write_keys(OBJECT, owner, {f"beat/{job_id}": str(self._beat).encode()})
+            self.catalogue.pool.write_keys(OBJECT, owner, {f"beat/{job_id}": str(beat).encode()})
         except CephError as error:
             if error.errno != ECANCELED:  # the job has ended, or is another's
                 raise
 
-    def _look_at_others(self) -> None:
+    def _look_at_others(self, now: float) -> None:
         working = self.catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'working'")
-        others = {row["job_id"]: row for row in working if row["job_id"] not in self._mine}
+        others = {row["job_id"] for row in working} - self._mine
         self._seen = {job_id: one for job_id, one in self._seen.items() if job_id in others}
         if not others:
             return
         signs = self.catalogue.pool.read_keys(OBJECT, [f"{kind}/{one}" for one in others for kind in ("owner", "beat")])
-        for job_id, row in others.items():
+        for job_id in others:
             sign = signs.get(f"owner/{job_id}", b""), signs.get(f"beat/{job_id}", b"")
-            before, since = self._seen.get(job_id, ((b"", b""), 0.0))
-            if sign != before or not since:
-                self._seen[job_id] = sign, time.monotonic()
-            elif time.monotonic() - since > TAKE_OVER_SECONDS:
+            before, since = self._seen.get(job_id, (sign, now))
+            if not sign[0]:  # it has ended since the copy was read
+                self._seen.pop(job_id, None)
+            elif sign != before:
+                self._seen[job_id] = sign, now
+            elif now - since > TAKE_OVER_SECONDS:
                 del self._seen[job_id]
-                self._take_over(row, sign)
+                self._take_over(job_id, sign)
+            else:
+                self._seen[job_id] = before, since
 
-    def _take_over(self, row: Row, sign: tuple[bytes, bytes]) -> None:
-        job_id = row["job_id"]
-        log.warning("job %s (%s) stands still: it is taken over", job_id, row["action"])
-        has_begun = row["has_effect"] or row["action"] not in DESTRUCTIVE
+    def _take_over(self, job_id: str, sign: tuple[bytes, bytes]) -> None:
         try:
             with self.catalogue.transaction():
+                row = self.catalogue.row(f"SELECT * FROM jobs WHERE job_id = ? AND {IS_UNFINISHED}", job_id)
+                if row is None:
+                    return
+                log.warning("job %s (%s) stands still: it is taken over", job_id, row["action"])
                 self.catalogue.compare_with_commit(f"owner/{job_id}", sign[0])
                 self.catalogue.compare_with_commit(f"beat/{job_id}", sign[1])
+                has_begun = row["has_effect"] or row["action"] not in DESTRUCTIVE
                 if not has_begun and not self.catalogue.has_entered(job_id):
                     end_failed(self.catalogue, row, expired(row))
                     return
@@ -241,7 +269,6 @@ class _PoolWorker(Worker[PoolCatalogue]):
                 self.note_taken(job_id)
         except (CommittedFirst, ZoneError) as error:
             log.info("job %s was not taken over: %s", job_id, error)
-            self._mine.discard(job_id)
             return
         self.start(job_id)
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Header, compress, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
-from snapshot_mcp.providers.local.source import Source
+from snapshot_mcp.providers.local.source import Source, Span
 
 WINDOW_SIZE = 2 << 20
 """Bytes per task of a thread: enough to make handing over cheap, few enough to keep memory low."""
@@ -32,13 +32,19 @@ Result = TypeVar("Result")
 
 
 class DiskWindow(NamedTuple):
-    """A run of chunks of one region; `known` is the parent's map of them, empty without a parent."""
+    """A run of chunks of one region; `known` is the parent's map of them, empty without a parent.
+
+    `settled` is their map where nothing needs to be read: a hole, or what has not changed. `changed` has a flag a chunk, and is
+    empty if all may have changed. `is_parents`: the whole region is the parent's, and has no map here.
+    """
 
     region: int
     start: int
     end: int
-    known: bytes
-    is_hole: bool = False
+    known: bytes = b""
+    settled: bytes | None = None
+    changed: bytes = b""
+    is_parents: bool = False
 
 
 class NewChunk(NamedTuple):
@@ -68,23 +74,32 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[
                 future.cancel()
 
 
-def capture(source: Source, header: Header, parent: Chain | None, writer: SnapshotWriter, advance: Advance) -> None:
+def capture(
+    source: Source,
+    header: Header,
+    parent: Chain | None,
+    writer: SnapshotWriter,
+    advance: Advance,
+    changed: Iterable[Span] | None = None,
+) -> None:
     """Write the content of `source` (`header.virtual_size_bytes` long) as records and maps; the caller commits.
 
+    `changed`: everything that may differ from the parent, in any order; what is not in it is not read. None: all may differ.
     Raises OSError (the disk cannot be read, or no space), DamagedSnapshot (the parent's map), and what `advance` raises.
     """
+    flags = None if changed is None or parent is None else _flags(header, parent.header, changed)
     places = bytearray()
 
     def read(window: DiskWindow) -> tuple[bytearray, list[NewChunk]]:
         return _read_window(source, header.chunk_size, window)
 
-    for window, (settled, new) in in_order(read, _windows(source, header, parent)):
+    for window, (found, new) in in_order(read, _windows(source, header, parent, flags)):
         for chunk in new:
             at = chunk.number * PLACE.size
-            settled[at : at + PLACE.size] = writer.add_chunk(chunk.hash, chunk.codec, chunk.stored)
-        places += settled
+            found[at : at + PLACE.size] = writer.add_chunk(chunk.hash, chunk.codec, chunk.stored)
+        places += found
         if window.end == header.bounds_of(window.region)[1]:
-            if parent and places == parent.places(window.region):
+            if parent and (window.is_parents or places == parent.places(window.region)):
                 writer.add_parents_region(parent.region_place(window.region))
             else:
                 writer.add_region(places)
@@ -92,24 +107,51 @@ def capture(source: Source, header: Header, parent: Chain | None, writer: Snapsh
         advance(window.end - window.start)
 
 
-def _windows(source: Source, header: Header, parent: Chain | None) -> Iterator[DiskWindow]:
+def _flags(header: Header, parent: Header, changed: Iterable[Span]) -> bytearray:
+    """Return a flag for each chunk: whether it may differ from the parent's. Chunks at or beyond the end of either always may."""
+    size, parents_size, chunk = header.virtual_size_bytes, parent.virtual_size_bytes, header.chunk_size
+    flags = bytearray(-(-size // chunk))
+    beyond = [(min(size, parents_size), size)] if size != parents_size else []
+    for start, end in (*changed, *beyond):
+        first, last = start // chunk, -(-min(max(end, start + 1), size) // chunk)
+        flags[first:last] = b"\1" * (last - first)
+    return flags
+
+
+def _windows(source: Source, header: Header, parent: Chain | None, flags: bytearray | None) -> Iterator[DiskWindow]:
+    size = max(WINDOW_SIZE, header.chunk_size)
     for region in range(header.region_count):
+        start, end = header.bounds_of(region)
+        first, last = start // header.chunk_size, -(-end // header.chunk_size)
+        is_unchanged = flags is not None and flags.find(1, first, last) < 0
+        if is_unchanged and parent and header.chunks_in(region) == parent.header.chunks_in(region):
+            yield DiskWindow(region, start, end, is_parents=True)
+            continue
         known = parent.places(region) if parent else b""
-        is_hole = next(source.data_extents(*header.bounds_of(region)), None) is None
-        size = header.region_size if is_hole else max(WINDOW_SIZE, header.chunk_size)
-        for start, end, part in header.split(region, size):
-            yield DiskWindow(region, start, end, known[part], is_hole)
+        if next(source.data_extents(start, end), None) is None:
+            yield DiskWindow(region, start, end, settled=ZERO_PLACE * (last - first))
+            continue
+        for at, until, part in header.split(region, size):
+            first, last = at // header.chunk_size, -(-until // header.chunk_size)
+            changed = b"" if flags is None else bytes(flags[first:last])
+            settled = known[part][: len(changed) * PLACE.size] if changed and 1 not in changed else None
+            yield DiskWindow(region, at, until, known[part], settled, changed)
 
 
 def _read_window(source: Source, chunk_size: int, window: DiskWindow) -> tuple[bytearray, list[NewChunk]]:
     """Return the window's map, in which the new chunks' places are still zero, and the new chunks."""
-    count = -(-(window.end - window.start) // chunk_size)
-    places = bytearray(ZERO_PLACE * count)
     new: list[NewChunk] = []
-    if window.is_hole:
-        return places, new
+    if window.settled is not None or window.is_parents:
+        return bytearray(window.settled or b""), new
+    places = bytearray(ZERO_PLACE * -(-(window.end - window.start) // chunk_size))
+    for index, is_changed in enumerate(window.changed):
+        if not is_changed:
+            at = index * PLACE.size
+            places[at : at + PLACE.size] = window.known[at : at + PLACE.size]
     zeros = bytes(chunk_size)
     for index in chunks_with_data(source, window.start, window.end, chunk_size):
+        if window.changed and not window.changed[index]:
+            continue
         offset = window.start + index * chunk_size
         data = source.read(min(chunk_size, window.end - offset), offset)
         if data == (zeros if len(data) == chunk_size else bytes(len(data))):

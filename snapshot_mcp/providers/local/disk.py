@@ -7,7 +7,7 @@ nobody writes, else (if the operator allows it or the system has no leases) a co
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +16,14 @@ from snapshot_mcp.contract.errors import BadRequest, NotUsable, ResourceBusy, Un
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.ground.permissions import obstacle_of
+from snapshot_mcp.providers.local.clones import Clones
 from snapshot_mcp.providers.local.formats import GIVE_RAW_IMAGE
 from snapshot_mcp.providers.local.holders import describe_holders
 from snapshot_mcp.providers.local.identity import identity_at, identity_of
 from snapshot_mcp.providers.local.place import MOVE_HINT, kind_of, other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.platform import DiskInUse, ReadLease, WriteHold, clone_beside
-from snapshot_mcp.providers.local.source import RawFile, Target
+from snapshot_mcp.providers.local.snapshot_file.reader import SnapshotFile
+from snapshot_mcp.providers.local.source import RawFile, Span, Target
 
 
 def image_path(path: Path) -> Path:
@@ -107,7 +109,7 @@ class OpenDisk(Closing):
             self.fd = -1
 
     @contextmanager
-    def _closed_on_error(self, consequence: str, or_else: str = "") -> Iterator[None]:
+    def _closed_on_error(self, consequence: str) -> Iterator[None]:
         """Close the disk if it cannot be used, and say why."""
         try:
             yield
@@ -123,7 +125,7 @@ class OpenDisk(Closing):
                 raise NotUsable(
                     f"Cannot verify that no program writes to the file of {self.label}, {shown(self.path)}: only its"
                     " owner may ask the system.",
-                    hint=f"Run snapshot-mcp as the file's owner, or make its user the owner.{or_else}",
+                    hint="Run snapshot-mcp as the file's owner, or make its user the owner.",
                 ) from None
             raise
 
@@ -134,17 +136,18 @@ class CaptureSource(OpenDisk):
     Raises ResourceBusy if it is in use and the copy could be inconsistent, NotUsable if its file is missing.
     """
 
-    or_else = " Or set `allow_fuzzy` to accept copies that may be inconsistent."
+    _clones: Clones | None = None
 
-    def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False) -> None:
+    def __init__(self, path: str, label: str, *, allow_fuzzy: bool = False, clones: Clones | None = None) -> None:
         self._lease: ReadLease | None = None
         super().__init__(path, label, os.O_RDONLY)
-        with self._closed_on_error("; a copy taken now could be inconsistent", self.or_else):
+        with self._closed_on_error("; a copy taken now could be inconsistent"):
             copy = clone_beside(self.fd, self.path)
             if copy is not None:
                 os.close(self.fd)
                 self.fd = copy
                 self.consistency = "instant"
+                self._clones = clones
             else:
                 self._lease = ReadLease(self.fd, self.path, allow_in_use=allow_fuzzy)
                 self.consistency = self._lease.kind
@@ -154,6 +157,15 @@ class CaptureSource(OpenDisk):
     def stored_bytes(self) -> int:
         """About how many bytes it stores, at most its size."""
         return RawFile(self.fd).stored_bytes
+
+    def changed_since(self, parent: SnapshotFile) -> Iterable[Span] | None:
+        """Return what may differ from a snapshot that is one state of the disk; None for all of it."""
+        return self._clones.changes(self.fd, parent.snapshot_id, parent.hash) if self._clones else None
+
+    def remember(self, snapshot_id: str, file_hash: bytes) -> None:
+        """Keep what tells the next capture what will have changed since this snapshot, which is complete."""
+        if self._clones:
+            self._clones.keep(self.fd, self.path, snapshot_id, file_hash)
 
     def check(self) -> None:
         """Raise ResourceBusy if what was read may be inconsistent. Cheap; call it after the last read, too."""
@@ -217,6 +229,12 @@ class TargetDisk(OpenDisk):
     def is_alone(self) -> bool:
         """Return whether nobody else can write to it while it is held."""
         return self._hold is not None and self._hold.is_alone
+
+    def changed_since(self, parent: SnapshotFile) -> None:
+        """Return None: the way back is never left to a hint, so all of the disk is read."""
+
+    def remember(self, snapshot_id: str, file_hash: bytes) -> None:
+        """Keep nothing: the disk is about to be overwritten."""
 
     def refuse_company(self) -> None:
         """Raise ResourceBusy if another program could write between a copy of the disk and its overwriting."""

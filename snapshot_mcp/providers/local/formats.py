@@ -25,11 +25,26 @@ GIVE_RAW_IMAGE: Final = "Give the path of a raw disk image."
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine that runs on a disk: the sockets of its monitor and of its guest's agent, or its name in libvirt.
+
+    `is_monitored`: it may be backed up while it runs; for a domain of libvirt a person says so.
+    """
+
+    qmp: str = ""
+    agent: str = ""
+    domain: str = ""
+    is_monitored: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
-    """What a person says that a file is: its format ("" for one that is raw by all signs), and its bases, the nearest first."""
+    """What a person says that a file is: its format ("" for one that is raw by all signs), its bases, the nearest first, and the
+    machine that runs on it."""
 
     format: str = ""
     bases: tuple[Path, ...] = ()
+    machine: Machine | None = None
 
 
 AS_IT_SEEMS: Final = Form()

@@ -18,6 +18,9 @@ MAX_NAMED: Final = 5
 
 UNKNOWN_HOLDER: Final = "another program has it open (this user may not see which one)"
 
+DAEMON_NAME: Final = "(qemu-storage-da)"
+"""How the kernel names QEMU's daemon that reads and writes images for us: by fifteen characters."""
+
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -34,11 +37,15 @@ class FileId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """One use of a file, as the rest of a sentence; `can_write` if it may change the file."""
+    """One use of a file, as the rest of a sentence; `can_write` if it may change the file.
+
+    `process` is who has it open, its id and name, "" for a use of another kind.
+    """
 
     text: str
     can_write: bool = False
     is_lease: bool = False
+    process: str = ""
 
 
 def find_holders(paths: Sequence[Path]) -> dict[Path, list[Holder]]:
@@ -139,7 +146,7 @@ def _open_files(wanted: set[FileId], ignoring: Collection[str] = ()) -> Iterator
                 modes[file] = modes.get(file, False) or _is_for_writing(pid, number)
         for file, can_write in modes.items():
             use = f"has it open for {'writing' if can_write else 'reading'}"
-            yield file, Holder(f"process {_name(pid)} {use}", can_write)
+            yield file, Holder(f"process {_name(pid)} {use}", can_write, process=_name(pid))
 
 
 def _processes() -> Iterator[str]:

@@ -21,7 +21,15 @@ from snapshot_mcp.catalogue.database import Catalogue
 from snapshot_mcp.catalogue.store import Row, Use
 from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.local import platform
-from snapshot_mcp.providers.local.holders import UNKNOWN_HOLDER, describe, find_holders, find_mappings, is_locked
+from snapshot_mcp.providers.local.holders import (
+    DAEMON_NAME,
+    UNKNOWN_HOLDER,
+    Holder,
+    describe,
+    find_holders,
+    find_mappings,
+    is_locked,
+)
 from snapshot_mcp.providers.local.place import other_kind_at
 
 LOCK_NAME: Final = "worker.lock"
@@ -70,6 +78,40 @@ def find_uses(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> d
                 held_by = named[path] or (_ask(path) if may_open else None)
                 uses[row["resource_id"]] = Use(held_by and clean_text(held_by, MESSAGE_CHARACTERS))
     return uses
+
+
+def find_states(folder: Path, resources: Sequence[Row]) -> dict[str, str]:
+    """Return whether the machine of each disk runs, by resource id: `running` if a process has it open for writing.
+
+    `unknown` is one that is locked or attached by somebody whom this user may not see, or whose file is not there.
+    """
+    holders = find_holders([Path(row["path"]) for row in resources if row["path"]])
+    worker = _worker_of(folder)
+    ours = {
+        row["path"]: [one for one in holders.get(Path(row["path"]), []) if not _is_ours(one, worker)]
+        for row in resources
+    }
+    return {row["resource_id"]: _state(row["path"], ours[row["path"]]) for row in resources}
+
+
+def _state(path: str, holders: Sequence[Holder]) -> str:
+    if any(one.process and one.can_write for one in holders):
+        return "running"
+    is_clear = not holders or any(one.process for one in holders)
+    return "stopped" if path and Path(path).exists() and is_clear else "unknown"
+
+
+def _is_ours(holder: Holder, worker: str) -> bool:
+    """Return whether it is our worker, or the daemon of QEMU that reads and writes images for it."""
+    return holder.process.partition(" ")[0] == worker or holder.process.endswith(f" {DAEMON_NAME}")
+
+
+def _worker_of(folder: Path) -> str:
+    """Return the process of the folder's worker, "-" for none."""
+    lock = folder / LOCK_NAME
+    with suppress(OSError):
+        return lock.read_text().strip() if is_locked(lock) else "-"
+    return "-"
 
 
 def _jobs(catalogue: Catalogue, folder: Path, resources: Sequence[Row]) -> dict[str, Use]:

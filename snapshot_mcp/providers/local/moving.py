@@ -7,7 +7,7 @@ will overwrite that file.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from snapshot_mcp.providers.local.identity import identity_at
 from snapshot_mcp.providers.local.image.disk import ImageSource
 from snapshot_mcp.providers.local.image.layers import QCOW2, RAW, Layout
 from snapshot_mcp.providers.local.likeness import Likeness, measure_likeness
+from snapshot_mcp.providers.local.machine.disk import verify
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 from snapshot_mcp.providers.local.registration import check_disk, refuse_own_file, refuse_registered
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
@@ -68,11 +69,16 @@ class Mover:
     def plan(self, resource_id: str, path: Path, advance: Advance, form: Form = AS_IT_SEEMS) -> Move:
         """Compare the file with the disk's newest restore point. Raises BadRequest, NotFound, NotUsable, ResourceBusy."""
         real = _file_path(path)
+        if form.machine:
+            known = Layout.parse(find_resource(self.catalogue, resource_id)["layout"])
+            verify(real, form.format or known.format, form.machine)
         with self.catalogue.transaction():  # no job can start while files are opened, which would break its lease
             resource = find_resource(self.catalogue, resource_id)
-            self._refuse(resource, real)
-            known = Layout.parse(resource["layout"]).format
-            layout = check_disk(real, Form(form.format or known, form.bases))
+            self._refuse(resource, real, may_stay=form.machine is not None)
+            known = Layout.parse(resource["layout"])
+            if form.machine and resource["path"] == str(real) and not form.bases:
+                return _same_file(resource, real, replace(known, machine=form.machine))
+            layout = check_disk(real, Form(form.format or known.format, form.bases, form.machine or known.machine))
             for base in layout.bases:
                 refuse_own_file(Path(base.path), self.catalogue.folder, self._home, self._configuration)
                 refuse_registered(self.catalogue, Path(base.path), resource_id)
@@ -88,7 +94,7 @@ class Mover:
         real = Path(move.path)
         with self.catalogue.transaction() as db:
             resource = find_resource(self.catalogue, move.resource_id)
-            self._refuse(resource, real)
+            self._refuse(resource, real, may_stay=move.layout != resource["layout"])
             present = str(identity_at(real) or ""), real.lstat().st_size, resource["path"], resource["head_id"]
             if present != (move.identity, move.file_bytes, move.old_path, move.head_id):
                 raise TermsChanged(
@@ -103,12 +109,14 @@ class Mover:
         assert moved is not None
         return moved
 
-    def _refuse(self, resource: Row, real: Path) -> None:
-        """Raise if the disk, its present file or the new one forbids a move; opens nothing."""
+    def _refuse(self, resource: Row, real: Path, *, may_stay: bool) -> None:
+        """Raise if the disk, its present file or the new one forbids a move; opens nothing. `may_stay`: what it is changes."""
         refuse_busy(self.catalogue, [resource])
         if kind := other_kind_at(real):
             raise BadRequest(f"The path {shown(real)} is now {kind}.", hint=GIVE_FILE_ITSELF)
-        if resource["path"] == str(real) and not resource["layout"]:  # the bases of an image can have changed
+        if resource["path"] == str(real) and not (
+            may_stay or resource["layout"]
+        ):  # the bases of an image can have changed
             raise BadRequest(f"{label_of(resource)} is at {shown(real)} already.", hint="Nothing was changed.")
         refuse_own_file(real, self.catalogue.folder, self._home, self._configuration)
         if real.is_relative_to(self.catalogue.folder.resolve()) and real.stem != resource["resource_id"]:
@@ -189,6 +197,27 @@ class Mover:
         if not likeness.is_alike:
             doubts.append(f"Only {likeness} of {point['snapshot_id']} are equal in it.")
         return likeness, doubts
+
+
+def _same_file(resource: Row, real: Path, layout: Layout) -> Move:
+    """Return the move of a disk that stays where it is and gets another machine: there is nothing to compare, and it may run."""
+    machine = layout.machine
+    name = machine and (machine.domain or machine.qmp)
+    return Move(
+        resource_id=resource["resource_id"],
+        label=label_of(resource),
+        old_path=resource["path"],
+        path=str(real),
+        identity=str(identity_at(real) or ""),
+        size_bytes=0,
+        file_bytes=real.lstat().st_size,
+        layout=str(layout),
+        head_id=resource["head_id"],
+        snapshot_id="",
+        likeness=None,
+        doubts=(),
+        notes=(f"Its machine is {shown(name or '')}.",),
+    )
 
 
 def _file_path(path: Path) -> Path:

@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from snapshot_mcp.providers.local.snapshot_file.format import file_name
 _QUERY: Final = """
     SELECT s.*, r.name AS resource_name, r.resource_type, d.deleted_at, d.state AS deletion_state
     FROM snapshots s JOIN resources r USING (resource_id) LEFT JOIN deletions d ON d.deletion_id = s.deletion_id
-    WHERE s.status IN ('available', 'suspended', 'deleted') AND s.transition = '' OR s.status = 'ceased' AND d.state IS NOT NULL
+    WHERE s.status IN ('available', 'suspended', 'deleted') OR s.status = 'ceased' AND d.state IN ('purged', 'freed')
     ORDER BY s.depth, s.snapshot_id
 """
 
@@ -36,7 +36,7 @@ class LocalParts:
         return [_to_part(row, rows) for row in rows.values()]
 
     def open_part(self, part_id: str) -> int:
-        """Open a snapshot's file. Raises NotFound."""
+        """Open a snapshot's file, to be read from the disk and not from the kernel's cache. Raises NotFound."""
         path = self._catalogue.store.snapshots / file_name(part_id)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -45,16 +45,26 @@ class LocalParts:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise NotFound(f"The file of snapshot {part_id} is none.")
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return descriptor
 
-    def verify_part(self, part_id: str) -> None:
-        """Read a snapshot and its chain's places back, and record what was found, over a connection of its own."""
+    def disks(self) -> list[str]:
+        """Return the ids and names of the registered disks."""
+        rows = self._catalogue.rows("SELECT resource_id, name FROM resources WHERE removed_at IS NULL")
+        return [one for row in rows for one in (row["resource_id"], row["name"])]
+
+    def verify_part(self, part_id: str, advance: Callable[[int], None]) -> None:
+        """Read a snapshot and its chain's places back, and record what was found, over a connection of its own.
+
+        The copy reads the file from the disk at the same time, and reading it there twice would take longer than all the rest.
+        """
         with FolderCatalogue(self._catalogue.folder, create=False, clock=self._catalogue.clock) as catalogue:
             row = catalogue.snapshot(part_id)
             if row is None or row["status"] == SnapshotStatus.CEASED:
                 raise NotFound(f"Snapshot {part_id} was deleted meanwhile.")
             try:
-                found = Verification(catalogue).verify(row)
+                found = Verification(catalogue, from_disk=False).verify(row, advance)
             except DamagedSnapshot as error:
                 raise Damaged(error.message) from None
             except NewerSnapshot as error:

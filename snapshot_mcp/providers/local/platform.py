@@ -29,6 +29,7 @@ _LEASE_BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 _FICLONE: Final = 0x40049409
 _GET_FLAGS, _SET_FLAGS, _NO_COPY_ON_WRITE = 0x80086601, 0x40086602, 0x00800000
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_SHARING_FILESYSTEMS: Final = {0x9123683E, 0x58465342}
 _NOT_SUPPORTED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.ETXTBSY}
 
 if IS_LINUX:
@@ -57,13 +58,22 @@ def keep_in_place(folder: Path) -> None:
         return
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        (flags,) = struct.unpack("l", fcntl.ioctl(fd, _GET_FLAGS, bytes(struct.calcsize("l"))))
-        if not flags & _NO_COPY_ON_WRITE:
-            fcntl.ioctl(fd, _SET_FLAGS, struct.pack("l", flags | _NO_COPY_ON_WRITE))
-    except OSError:
-        """Most filesystems have no such flag and need none."""
+        _set_in_place(fd, _NO_COPY_ON_WRITE)
     finally:
         os.close(fd)
+
+
+def _set_in_place(fd: int, wanted: int) -> None:
+    """Set or clear the flag that turns off copy-on-write; most filesystems have no such flag and need none."""
+    with suppress(OSError):
+        flags = _flags_of(fd)
+        if flags & _NO_COPY_ON_WRITE != wanted:
+            fcntl.ioctl(fd, _SET_FLAGS, struct.pack("l", flags ^ _NO_COPY_ON_WRITE))
+
+
+def _flags_of(fd: int) -> int:
+    flags: int = struct.unpack("l", fcntl.ioctl(fd, _GET_FLAGS, bytes(struct.calcsize("l"))))[0]
+    return flags
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -132,13 +142,41 @@ def clone_beside(fd: int, path: Path) -> int | None:
     except OSError:
         return None
     try:
+        if clone_into(copy, fd):
+            return copy
+    except BaseException:
+        os.close(copy)
+        raise
+    os.close(copy)
+    return None
+
+
+def clone_into(copy: int, fd: int) -> bool:
+    """Make an empty file a clone of an open one; return whether the filesystem can. Raises OSError, above all ENOSPC.
+
+    btrfs clones only between files that are alike in copy-on-write (`chattr +C`), which is set while a file is empty.
+    """
+    if not HAS_CLONE:
+        return False
+    try:
+        _set_in_place(copy, _flags_of(fd) & _NO_COPY_ON_WRITE)
+    except OSError:
+        """No such flags."""
+    try:
         fcntl.ioctl(copy, _FICLONE, fd)
     except OSError as error:
-        os.close(copy)
         if error.errno in _NOT_SUPPORTED:
-            return None
+            return False
         raise
-    return copy
+    return True
+
+
+def shares_extents(fd: int) -> bool:
+    """Return whether the file is on a filesystem whose FIEMAP says what clones share: btrfs and XFS."""
+    if not IS_LINUX:
+        return False
+    buffer = ctypes.create_string_buffer(256)
+    return _libc.fstatfs(fd, buffer) == 0 and struct.unpack_from("l", buffer)[0] in _SHARING_FILESYSTEMS
 
 
 class DiskInUse(Exception):

@@ -7,6 +7,7 @@ image, into its raw disk.
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from snapshot_mcp.catalogue.lookup import checked_name, find_resource, label_of, refuse_busy, refuse_incomplete
@@ -20,11 +21,13 @@ from snapshot_mcp.ground.shell import quote
 from snapshot_mcp.providers.local.device import DeviceTarget, frozen, is_device, stable_path
 from snapshot_mcp.providers.local.disk import image_path
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue
-from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, recognise
+from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, GIVE_RAW_IMAGE, SECTOR_BYTES, Form, Machine, recognise
 from snapshot_mcp.providers.local.holders import has_foreign_lease
 from snapshot_mcp.providers.local.image.daemon import require_tools
 from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, RAW, Layout, freeze
 from snapshot_mcp.providers.local.in_use import Lease, ask_lease
+from snapshot_mcp.providers.local.machine.disk import verify
+from snapshot_mcp.providers.local.machine.virsh import disks_of
 from snapshot_mcp.providers.local.place import other_kind_at, shown
 
 
@@ -44,6 +47,8 @@ def register(
     real = stable_path(path) if is_device(path) else image_path(path)
     refuse_own_file(real, catalogue.folder, home, configuration)
     name = checked_name(name or encodable(real.name))
+    if form.machine:
+        verify(real, RAW if is_device(real) else form.format or RAW, form.machine)
     with catalogue.transaction():
         refuse_registered(catalogue, real)
         layout = _check_device(real, form) if is_device(real) else check_disk(real, form)
@@ -55,6 +60,36 @@ def register(
         row = catalogue.resource(resource_id)
     assert row is not None
     return row
+
+
+def register_domain(
+    catalogue: FolderCatalogue,
+    domain: Machine,
+    resource_type: ResourceType,
+    only: Path | None = None,
+    bases: tuple[Path, ...] = (),
+    home: Path | None = None,
+    configuration: Sequence[Path] = (),
+) -> list[Row]:
+    """Register all disks of a domain of libvirt, or only one, in the formats of its definition: all or none of them."""
+    disks = disks_of(domain.domain)
+    wanted = [one for one in disks if only is None or one.path == only]
+    if not wanted:
+        raise BadRequest(
+            f"Domain {shown(domain.domain)} does not have the disk {shown(only or Path())}.",
+            hint=f"It has: {', '.join(shown(one.path) for one in disks)}",
+        )
+    rows: list[Row] = []
+    try:
+        for one in wanted:
+            form = Form(one.format, bases, domain)
+            name = f"{domain.domain}-{one.target}"
+            rows.append(register(catalogue, one.path, name, resource_type, form, home, configuration))
+    except BaseException:
+        for row in rows:
+            unregister(catalogue, row["resource_id"])
+        raise
+    return rows
 
 
 def refuse_own_file(real: Path, folder: Path, home: Path | None, configuration: Sequence[Path] = ()) -> None:
@@ -143,7 +178,7 @@ def _check_device(path: Path, form: Form) -> Layout:
     if form.format == QCOW2 or form.bases:
         raise BadRequest(f"The block device {shown(path)} is raw.", hint="Leave --format and --base out.")
     with DeviceTarget(str(path), f"device {shown(path)}") as device:
-        return Layout(DEVICE, device.size_bytes, identity=frozen(device))
+        return Layout(DEVICE, device.size_bytes, identity=frozen(device), machine=form.machine)
 
 
 def check_disk(real: Path, form: Form = AS_IT_SEEMS) -> Layout:
@@ -169,7 +204,7 @@ def check_disk(real: Path, form: Form = AS_IT_SEEMS) -> Layout:
             hint=f"Run snapshot-mcp as that user, or change the owner: chown {user_name()} {quote(str(real))}",
         )
     os.close(_open(real, os.O_RDWR, "write", "Roll-backs must overwrite it"))
-    return layout
+    return replace(layout, machine=form.machine)
 
 
 def _check_content(real: Path, fd: int, form: Form) -> Layout:

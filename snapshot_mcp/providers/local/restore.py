@@ -7,13 +7,15 @@ changes the disk. A failure of the first two leaves every byte of the disk as it
 import errno
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from snapshot_mcp.providers.local.capture import WINDOW_SIZE, Advance, chunks_with_data, in_order
 from snapshot_mcp.providers.local.snapshot_file.format import PLACE, ZERO_PLACE, Place, hash_of
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, unpack_places
-from snapshot_mcp.providers.local.source import RawFile, Sink, Source, Span, Target
+from snapshot_mcp.providers.local.source import Sink, Source, Span, Target
+from snapshot_mcp.providers.local.syncing import SyncedFile
 
 SECTOR_SIZE: Final = 512
 """The smallest unit that a disk writes atomically."""
@@ -32,13 +34,40 @@ class StoredWindow(NamedTuple):
         return self.places == ZERO_PLACE * (len(self.places) // PLACE.size)
 
 
+class VerifiedChunks:
+    """Chunks that were verified and are kept until they are written, so that they are decompressed once: as many as fit.
+
+    They are known by their hashes. One is shared by all disks of a roll-back, and by its threads.
+    """
+
+    LIMIT_BYTES: Final = 16 << 20
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: dict[bytes, bytes] = {}
+        self._left_bytes = self.LIMIT_BYTES
+
+    def keep(self, place: Place, data: bytes) -> None:
+        """Keep the verified bytes of a place, if they fit."""
+        with self._lock:
+            if len(data) <= self._left_bytes and place.hash not in self._chunks:
+                self._chunks[place.hash] = data
+                self._left_bytes -= len(data)
+
+    def get(self, place: Place) -> bytes | None:
+        """Return the verified bytes of a place, None if they must be read again."""
+        return self._chunks.get(place.hash)
+
+
 class Differences:
     """The chunks in which the disk differs from the snapshot: a flag per chunk, and their total bytes.
 
-    `hashes` are of the disk's present content of these chunks, 32 bytes each, in their order.
+    `hashes` are of the disk's present content of these chunks, 32 bytes each, in their order. `verified` has some of the
+    snapshot's own.
     """
 
-    def __init__(self, chunk_size: int, virtual_size_bytes: int) -> None:
+    def __init__(self, chunk_size: int, virtual_size_bytes: int, verified: VerifiedChunks) -> None:
+        self.verified = verified
         self.chunk_size = chunk_size
         self.virtual_size_bytes = virtual_size_bytes
         self.flags = bytearray(-(-virtual_size_bytes // chunk_size))
@@ -89,12 +118,12 @@ def read_verified(chain: Chain, place: Place, length: int) -> bytes:
     return data
 
 
-def compare(source: Source, chain: Chain, advance: Advance) -> Differences:
-    """Find what a roll-back must write and verify every stored chunk of it; change nothing.
+def compare(source: Source, chain: Chain, advance: Advance, verified: VerifiedChunks) -> Differences:
+    """Find what a roll-back must write and verify every stored chunk of it, of which some are kept; change nothing.
 
     Raises DamagedSnapshot, OSError, and what `advance` raises.
     """
-    differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes)
+    differences = Differences(chain.header.chunk_size, chain.header.virtual_size_bytes, verified)
 
     def look(window: StoredWindow) -> list[tuple[int, int, bytes]]:
         with_data = set(chunks_with_data(source, window.start, window.end, chain.header.chunk_size))
@@ -107,7 +136,7 @@ def compare(source: Source, chain: Chain, advance: Advance) -> Differences:
                 if data.strip(b"\0"):
                     differing.append((offset, length, hash_of(data)))
             elif (digest := hash_of(data or bytes(length))) != place.hash:
-                read_verified(chain, place, length)
+                verified.keep(place, read_verified(chain, place, length))
                 differing.append((offset, length, digest))
         return differing
 
@@ -215,7 +244,7 @@ def write_back(
         for offset, length, place in chunks(chain, window):
             if offset not in differences:
                 continue
-            data = b"" if place.is_zero else read_verified(chain, place, length)
+            data = b"" if place.is_zero else differences.verified.get(place) or read_verified(chain, place, length)
             check()
             if place.is_zero:
                 target.write_zeros(offset, length)
@@ -250,9 +279,9 @@ def export(fd: int, chain: Chain, advance: Advance) -> None:
     Raises DamagedSnapshot, OSError (with ENOSPC before anything is written, if possible), and what `advance` raises.
     """
     refuse_too_little_room(fd, chain)
-    target = RawFile(fd)
-    target.resize(chain.header.virtual_size_bytes)
-    fill(target, chain, advance)
+    with SyncedFile(fd) as target:
+        target.resize(chain.header.virtual_size_bytes)
+        fill(target, chain, advance)
 
 
 def refuse_too_little_room(fd: int, chain: Chain) -> None:

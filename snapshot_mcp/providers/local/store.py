@@ -11,11 +11,12 @@ from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, DamagedSnapshot, Row, Sight, Use
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local import capture, in_use, restore
+from snapshot_mcp.providers.local.clones import Clones
 from snapshot_mcp.providers.local.device import device_at, size_at
 from snapshot_mcp.providers.local.identity import Identity, described, identity_at
 from snapshot_mcp.providers.local.image.layers import DEVICE, EXPORT_SUFFIXES, QCOW2, Layout
 from snapshot_mcp.providers.local.image.look import layout_of_export, look_into
-from snapshot_mcp.providers.local.opening import open_source, open_target
+from snapshot_mcp.providers.local.opening import is_running, open_source, open_target
 from snapshot_mcp.providers.local.place import other_kind_at, shown, why_missing
 from snapshot_mcp.providers.local.snapshot_file.format import file_name
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain
@@ -52,10 +53,16 @@ class FileStore:
     """The files of the zone in `folder`, and the disk images that its rows name."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.snapshots = folder, folder / "snapshots"
+        self.folder, self.snapshots, self.clones = folder, folder / "snapshots", Clones(folder)
 
     def check_capture(self, resource: Row, room: Room, *, is_full: bool, allow_fuzzy: bool) -> None:
-        """Open the disk as a capture does, and estimate the snapshot."""
+        """Open the disk as a capture does, and estimate the snapshot; nothing is asked of a running machine yet."""
+        if is_running(resource):
+            if is_full:
+                room.add(Path(resource["path"]).stat().st_blocks * 512)
+            else:
+                room.add_incremental(resource["resource_id"])
+            return
         with open_source(resource, allow_fuzzy=allow_fuzzy) as source:
             if not is_full:
                 room.add_incremental(resource["resource_id"])
@@ -118,10 +125,18 @@ class FileStore:
         """Check claims and the kernel's tables, then request leases."""
         return in_use.find_uses(catalogue, self.folder, resources)
 
+    def find_states(self, resources: Sequence[Row]) -> dict[str, str]:
+        """Look who has each disk open, in the kernel's tables."""
+        return in_use.find_states(self.folder, resources)
+
     def capacity(self) -> Capacity:
         """Return the space on the filesystem of the zone's folder."""
         usage = shutil.disk_usage(self.folder)
         return Capacity(usage.total, usage.free)
+
+    def make_room(self) -> bool:
+        """Remove all kept clones."""
+        return self.clones.remove_all()
 
     def remove(self, snapshot_ids: Sequence[str]) -> Collection[str]:
         """Unlink the snapshots' files and sync their folder."""
@@ -129,6 +144,7 @@ class FileStore:
             (self.snapshots / file_name(snapshot_id)).unlink(missing_ok=True)
         with suppress(FileNotFoundError):  # the folder was moved away, and the files with it
             fsync_folder(self.snapshots)
+        self.clones.remove(snapshot_ids)
         return ()
 
     def clean_up(self, request: Mapping[str, Any], whole_ids: Collection[str]) -> None:

@@ -12,6 +12,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snapshot_mcp.catalogue.copied import forget_copies
 from snapshot_mcp.catalogue.database import IS_UNFINISHED, path_bytes
 from snapshot_mcp.catalogue.jobs import end_failed
 from snapshot_mcp.contract.errors import Cancelled, NotUsable
@@ -78,6 +79,7 @@ def adopt(catalogue: "FolderCatalogue") -> list[str]:
                 WHERE resource_id = ?""",
                 (resource_id,),
             )
+        forget_copies(catalogue)  # the original goes on under its writer's name
         _note(catalogue)
     return detached
 

@@ -16,17 +16,22 @@ from typing import Final
 
 from snapshot_mcp.catalogue import deletion, jobs, schema
 from snapshot_mcp.catalogue.database import IS_UNFINISHED
+from snapshot_mcp.catalogue.store import Row
 from snapshot_mcp.catalogue.worker import IDLE_SECONDS, Worker
 from snapshot_mcp.contract.errors import Unavailable
 from snapshot_mcp.contract.parts import Copier
+from snapshot_mcp.contract.states import JobAction
 from snapshot_mcp.ground import reserve
 from snapshot_mcp.ground.clock import Clock
 from snapshot_mcp.ground.detached import say_who, shorten_log, start_detached, take_lock
 from snapshot_mcp.ground.permissions import obstacle_of, reason_of
 from snapshot_mcp.providers import WorkerProgram
+from snapshot_mcp.providers.local.clones import FOLDER_NAME as CLONES
 from snapshot_mcp.providers.local.folder import FOLDERS, FolderCatalogue, file_at
 from snapshot_mcp.providers.local.holders import is_locked
 from snapshot_mcp.providers.local.in_use import LOCK_NAME
+from snapshot_mcp.providers.local.machine.disk import connect
+from snapshot_mcp.providers.local.machine.left import sweep
 from snapshot_mcp.providers.local.platform import lift_file_limit
 from snapshot_mcp.providers.local.spare import keep_copy
 from snapshot_mcp.providers.local.strays import needed_by_strays
@@ -163,8 +168,9 @@ class _Worker(Worker[FolderCatalogue]):
         return not schema.is_newer(self.catalogue.db)
 
     def prepare(self) -> None:
-        """Remove what a worker that died left unfinished, and go on with its jobs."""
+        """Remove what a worker that died left unfinished, also in running machines, and go on with its jobs."""
         self._remove_partials()
+        sweep(self.catalogue.folder, connect)
         orphans = self.catalogue.rows(
             f"SELECT job_id, run_count FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' ORDER BY created_at"
         )
@@ -173,6 +179,13 @@ class _Worker(Worker[FolderCatalogue]):
             with self.catalogue.transaction():
                 self.catalogue.set_job(orphan["job_id"], run_count=orphan["run_count"] + 1)
             self.start(orphan["job_id"])
+
+    def claim(self, job: Row) -> bool:
+        """Let two runs of one copy follow each other."""
+        if job["action"] != JobAction.COPY:
+            return True
+        query = f"SELECT 1 FROM jobs WHERE {IS_UNFINISHED} AND status = 'working' AND action = ? AND request = ?"
+        return self.catalogue.row(query, JobAction.COPY, job["request"]) is None
 
     def run_job(self, job_id: str) -> None:
         """Carry a job out over a connection of its own."""
@@ -188,6 +201,7 @@ class _Worker(Worker[FolderCatalogue]):
             with self._connect() as catalogue:
                 for snapshot_id in deletion.purge(catalogue, needed=needed_by_strays(catalogue, catalogue.folder)):
                     log.info("purged %s", snapshot_id)
+                catalogue.store.clones.tidy(catalogue)
                 jobs.forget_old(catalogue)
             reserve.make(self.catalogue.folder)
         except (OSError, sqlite3.Error):
@@ -204,6 +218,6 @@ class _Worker(Worker[FolderCatalogue]):
 
     def _remove_partials(self) -> None:
         """Remove files that a dead worker left unfinished; nobody else writes them while this one holds the lock."""
-        for name in ("", *FOLDERS):
+        for name in ("", *FOLDERS, CLONES):
             for partial in (self.catalogue.folder / name).glob(".*.partial"):
                 partial.unlink(missing_ok=True)

@@ -36,10 +36,10 @@ from snapshot_mcp.providers.local.adopting import MadeZone, make_zone
 from snapshot_mcp.providers.local.check import check
 from snapshot_mcp.providers.local.errors import translate
 from snapshot_mcp.providers.local.folder import FILE_NAME, FOLDERS, FolderCatalogue, file_at
-from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form
+from snapshot_mcp.providers.local.formats import AS_IT_SEEMS, Form, Machine
 from snapshot_mcp.providers.local.image.layers import RAW
 from snapshot_mcp.providers.local.moving import Move, Mover
-from snapshot_mcp.providers.local.opening import refuse_other_sizes
+from snapshot_mcp.providers.local.opening import refuse_other_sizes, refuse_running
 from snapshot_mcp.providers.local.parts import LocalParts
 from snapshot_mcp.providers.local.place import shown
 from snapshot_mcp.providers.local.reading import read_out
@@ -127,6 +127,19 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
         def register(catalogue: FolderCatalogue) -> Volume | Instance:
             own = self.home, self.configuration
             return to_resource(catalogue, registration.register(catalogue, path, name, resource_type, form, *own))
+
+        return await self._write(register)
+
+    async def add_domain(
+        self, domain: str, resource_type: ResourceType, form: Form, only: Path | None, *, is_monitored: bool
+    ) -> list[Volume | Instance]:
+        """Register the disks of a domain of libvirt (`registration`). Raises what `add_resource` raises."""
+        machine = Machine(domain=domain, is_monitored=is_monitored)
+
+        def register(catalogue: FolderCatalogue) -> list[Volume | Instance]:
+            own = self.home, self.configuration
+            rows = registration.register_domain(catalogue, machine, resource_type, only, form.bases, *own)
+            return [to_resource(catalogue, row) for row in rows]
 
         return await self._write(register)
 
@@ -305,6 +318,7 @@ class LocalZone(CatalogueZone[FolderCatalogue]):
                 raise whereabouts.is_a_copy(self.folder, catalogue.original)
             refuse_without_files(catalogue, self.folder)
             if action == JobAction.APPLY:
+                refuse_running(catalogue, snapshot_ids)
                 refuse_other_sizes(catalogue, snapshot_ids)
                 for row in (row for one in snapshot_ids for row in catalogue.ancestors(one)):
                     if (version := newer_format(self.folder, row["snapshot_id"])) is not None:

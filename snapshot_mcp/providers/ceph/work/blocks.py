@@ -1,7 +1,7 @@
 """The content of restore points, read and copied in blocks, several at a time."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -14,6 +14,9 @@ from snapshot_mcp.providers.ceph.names import snapshot_name
 
 BLOCK: Final = 4 << 20
 """Bytes that are copied at once: an object, as RBD makes them."""
+
+PIECE: Final = 4 << 10
+"""Bytes that are compared at once where blocks differ: the smallest object that RBD makes."""
 
 COPIERS: Final = 10
 """Blocks that are copied at the same time."""
@@ -50,6 +53,31 @@ def copy_all(source: RbdImage, target: RbdImage, advance: Callable[[int], None])
             pool.shutdown(cancel_futures=True)
             raise
     target.flush()
+
+
+def is_made_of(image: RbdImage, sources: Sequence[RbdImage], advance: Callable[[int], None]) -> bool:
+    """Return whether each piece of an image is that of a source at its place. All is read: no difference is asked for."""
+    size, sizes = image.size, [one.size for one in sources]
+    if size not in sizes:
+        return False
+
+    def compare(offset: int) -> int:
+        length = min(BLOCK, size - offset)
+        data = image.read(offset, length)
+        others = [one.read(offset, length) for one, end in zip(sources, sizes, strict=True) if offset < end]
+        places = range(0, length, PIECE)
+        is_theirs = data in others or all(
+            any(data[at : at + PIECE] == other[at : at + PIECE] for other in others) for at in places
+        )
+        return length if is_theirs else 0
+
+    with ThreadPoolExecutor(COPIERS) as pool:
+        for length in in_turn(pool, compare, range(0, size, BLOCK)):
+            if not length:
+                pool.shutdown(cancel_futures=True)
+                return False
+            advance(length)
+    return True
 
 
 def in_turn(pool: ThreadPoolExecutor, act: Callable[[int], int], items: range) -> Iterator[int]:

@@ -9,10 +9,8 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +22,7 @@ from snapshot_mcp.providers.local.capture import THREADS
 from snapshot_mcp.providers.local.image import confined
 from snapshot_mcp.providers.local.image.layers import QCOW2, Layout, OpenBase
 from snapshot_mcp.providers.local.nbd.disk import NbdDisk
+from snapshot_mcp.providers.local.nbd.private import connected
 
 MEMORY_BYTES: Final = 2 << 30
 """Address space; QEMU's caches for an image take up to 33 MiB a layer, its threads and libraries most of this."""
@@ -99,7 +98,7 @@ class ImageServer(Closing):
     ) -> None:
         tool, name = find_tool("qemu-storage-daemon"), secrets.token_hex(16)
         described = node(layout, fd, bases, is_writable=is_writable) | {"node-name": "disk"}
-        listener, sockets = _connected()
+        listener, sockets = connected(THREADS)
         try:
             command = _command(
                 layout.virtual_bytes,
@@ -151,18 +150,6 @@ class ImageServer(Closing):
             self._process.kill()
             _, said = self._process.communicate()
         return _cleaned(said)
-
-
-def _connected() -> tuple[socket.socket, list[socket.socket]]:
-    """Return a listening socket and connections to it, to which no other can be added."""
-    listener, sockets = socket.socket(socket.AF_UNIX), [socket.socket(socket.AF_UNIX) for _ in range(THREADS)]
-    with tempfile.TemporaryDirectory(prefix="snapshot-mcp-") as folder:
-        address = str(Path(folder, "nbd"))
-        listener.bind(address)
-        listener.listen(THREADS)
-        for one in sockets:
-            one.connect(address)
-    return listener, sockets
 
 
 def _refused(label: str, said: str) -> NotUsable | ResourceBusy:

@@ -16,7 +16,7 @@ from typing import Final
 
 from snapshot_mcp.contract.errors import NotUsable
 from snapshot_mcp.providers.local.disk import CaptureSource, TargetDisk
-from snapshot_mcp.providers.local.holders import find_writers
+from snapshot_mcp.providers.local.holders import DAEMON_NAME, find_writers
 from snapshot_mcp.providers.local.image.daemon import ImageServer, check_image, require_tools, resize_image
 from snapshot_mcp.providers.local.image.layers import Layout, check_chain, open_bases
 from snapshot_mcp.providers.local.platform import DiskInUse
@@ -26,9 +26,6 @@ from snapshot_mcp.providers.local.watch import OpenWatch
 METADATA_BYTES: Final = 4 << 20
 """What QEMU may write beside the content: tables and counts, some 0.02 % of it, and these to begin with."""
 
-
-DAEMON_NAME: Final = "(qemu-storage-da"
-"""How the kernel names the daemon: by fifteen characters."""
 
 ORPHAN_TRIES, ORPHAN_SECONDS = 25, 0.2
 """How long a roll-back waits for one that a killed worker left; it takes as long as a sync of the disk."""
@@ -94,8 +91,6 @@ class ImageContent:
 
 class ImageSource(CaptureSource):
     """A disk in an image that is read as of one moment. Raises as `CaptureSource` does, and NotUsable for a changed base."""
-
-    or_else = ""
 
     def __init__(self, path: str, label: str, layout: Layout) -> None:
         require_tools()

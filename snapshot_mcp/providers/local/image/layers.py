@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from snapshot_mcp.contract.errors import BadRequest, NotUsable, ZoneError
 from snapshot_mcp.ground.shell import quote
+from snapshot_mcp.providers.local.formats import Machine
 from snapshot_mcp.providers.local.identity import Identity, identity_of
 from snapshot_mcp.providers.local.image.header import BadImage, ImageHeader, read_header
 from snapshot_mcp.providers.local.place import shown, why_missing
@@ -54,9 +55,10 @@ class Layout:
     bases: tuple[Base, ...] = ()
     identity: str = ""
     """Which block device it is, if that is known by more than its number."""
+    machine: Machine | None = None
 
     def __str__(self) -> str:
-        return "" if self.format == RAW else json.dumps(asdict(self))
+        return "" if self == Layout() else json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -64,8 +66,13 @@ class Layout:
         if not text:
             return cls()
         known = json.loads(text)
+        machine = known.get("machine")
         return cls(
-            known["format"], known["virtual_bytes"], tuple(Base(**one) for one in known["bases"]), known["identity"]
+            known["format"],
+            known["virtual_bytes"],
+            tuple(Base(**one) for one in known["bases"]),
+            known["identity"],
+            Machine(**machine) if machine else None,
         )
 
 

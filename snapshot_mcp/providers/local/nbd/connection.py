@@ -1,8 +1,8 @@
 """`Connection`: one connection to an NBD server, for one request at a time.
 
 The protocol: https://github.com/NetworkBlockDevice/nbd (doc/proto). Used of it: fixed newstyle negotiation, structured replies,
-the metadata context `base:allocation`. What the server sends is bounded in size, number and time, every reply has to be the one
-to its request, and anything else is an OSError (EPROTO).
+one metadata context: `base:allocation`, or a dirty bitmap of QEMU. What the server sends is bounded in size, number and time,
+every reply has to be the one to its request, and anything else is an OSError (EPROTO).
 """
 
 import errno
@@ -45,7 +45,10 @@ _DONE, _NONE, DATA, HOLE, EXTENTS, _ERROR = 1, 0, 1, 2, 5, 0x8000
 ZERO: Final = 2
 """The flag of an extent that reads as zeros."""
 
-_ALLOCATION: Final = b"base:allocation"
+DIRTY: Final = 1
+"""The flag of an extent that a bitmap of QEMU calls changed."""
+
+ALLOCATION: Final = "base:allocation"
 _OPTION_HEAD, _REPLY_HEAD = struct.Struct(">QII"), struct.Struct(">QIII")
 _REQUEST_HEAD, _SIMPLE_HEAD, _CHUNK_HEAD = struct.Struct(">IHHQQI"), struct.Struct(">IQ"), struct.Struct(">HHQI")
 _U16, U32, U64, EXTENT = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">Q"), struct.Struct(">II")
@@ -55,7 +58,7 @@ ERRORS: Final = {1: errno.EPERM, 12: errno.ENOMEM, 22: errno.EINVAL, 28: errno.E
 
 
 class Export(NamedTuple):
-    """What the server offers: size, transmission flags, the smallest request, and the id of the context of extents."""
+    """What the server offers: size, transmission flags, the smallest request, and the id of the context that was asked for."""
 
     size_bytes: int
     flags: int
@@ -70,13 +73,13 @@ def broken(what: str) -> NoReturn:
 class Connection:
     """One connection, for one request at a time."""
 
-    def __init__(self, sock: socket.socket, export: str, timeout_seconds: float) -> None:
+    def __init__(self, sock: socket.socket, export: str, timeout_seconds: float, context: str = ALLOCATION) -> None:
         self._socket, self._timeout = sock, timeout_seconds
         self._deadline = 0.0
         self._cookie = 0
         sock.settimeout(timeout_seconds)
         self.restart_clock()
-        self.export = self._negotiate(export.encode())
+        self.export = self._negotiate(export.encode(), context.encode())
 
     def restart_clock(self) -> None:
         """Give what follows its whole time."""
@@ -150,7 +153,7 @@ class Connection:
         size = _U16.unpack_from(body, 4)[0]
         return _failure(U32.unpack_from(body)[0], body[6 : 6 + size].decode(errors="replace"))
 
-    def _negotiate(self, name: bytes) -> Export:
+    def _negotiate(self, name: bytes, context: bytes) -> Export:
         if self.take(16) != _NBD + _OPTION:
             broken("it does not speak the protocol")
         if not _U16.unpack(self.take(_U16.size))[0] & _FIXED:
@@ -160,9 +163,9 @@ class Connection:
             broken("structured replies are not answered with a yes")
         named = U32.pack(len(name)) + name
         context_id = None
-        query = named + U32.pack(1) + U32.pack(len(_ALLOCATION)) + _ALLOCATION
+        query = named + U32.pack(1) + U32.pack(len(context)) + context
         for kind, body in self._option(_SET_META_CONTEXT, query):
-            if kind == _META_CONTEXT and body[4:] == _ALLOCATION:
+            if kind == _META_CONTEXT and body[4:] == context:
                 (context_id,) = U32.unpack_from(body)
         size, flags, block_bytes = -1, 0, 1
         for kind, body in self._option(_GO, named + _U16.pack(1) + _U16.pack(_INFO_BLOCK_SIZE)):

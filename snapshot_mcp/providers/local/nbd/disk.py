@@ -8,16 +8,18 @@ import errno
 import os
 import queue
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.providers.local.nbd.connection import (
+    ALLOCATION,
     BLOCK_STATUS,
     CAN_FLUSH,
     CAN_ZERO,
     DATA,
+    DIRTY,
     ERRORS,
     EXTENT,
     EXTENTS,
@@ -50,14 +52,18 @@ class NbdDisk(Closing):
     """
 
     def __init__(
-        self, sockets: Sequence[socket.socket], export: str = "", timeout_seconds: float = TIMEOUT_SECONDS
+        self,
+        sockets: Sequence[socket.socket],
+        export: str = "",
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        context: str = ALLOCATION,
     ) -> None:
         self._all: list[Connection] = []
         self._free: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._is_broken = False
         try:
             for one in sockets:
-                self._all.append(Connection(one, export, timeout_seconds))
+                self._all.append(Connection(one, export, timeout_seconds, context))
                 self._free.put(self._all[-1])
             if len({one.export for one in self._all}) != 1:
                 broken("its connections differ")
@@ -92,23 +98,30 @@ class NbdDisk(Closing):
 
     def data_extents(self, start: int, end: int) -> Iterator[Span]:
         """Yield what the server does not call zeros; everything, if it does not say."""
+        return self._extents(start, end, lambda flags: not flags & ZERO)
+
+    def dirty_extents(self, start: int, end: int) -> Iterator[Span]:
+        """Yield what the bitmap calls changed that is this client's context; everything, if the server has none."""
+        return self._extents(start, end, lambda flags: bool(flags & DIRTY))
+
+    def _extents(self, start: int, end: int, is_wanted: Callable[[int], bool]) -> Iterator[Span]:
         end = min(end, self.size_bytes)
         if self._export.context_id is None:
             if start < end:
                 yield start, end
             return
         block = self._export.block_bytes
-        since = None  # where the data began that no zeros have ended yet
+        since = None  # where the part began that has not ended yet
         at = start - start % block
         while at < end:
             length = min(MAX_STATUS_BYTES, -(-(end - at) // block) * block, self.size_bytes - at)
             with self._connection() as connection:
                 extents = _extents(connection, at, length, self._export.context_id)
             for size, flags in extents:
-                if flags & ZERO and since is not None:
+                if since is not None and not is_wanted(flags):
                     yield since, min(at, end)
                     since = None
-                elif not flags & ZERO and since is None and at < end:
+                elif since is None and is_wanted(flags) and at < end:
                     since = max(at, start)
                 at += size
         if since is not None:

@@ -1,13 +1,10 @@
 """`SnapshotWriter`: write a snapshot's file, which becomes durable on `commit` and is removed otherwise."""
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
 
 from snapshot_mcp.ground.closing import Closing
 from snapshot_mcp.ground.files import fsync_folder
-from snapshot_mcp.providers.local.platform import fdatasync
 from snapshot_mcp.providers.local.snapshot_file.format import (
     END_MAGIC,
     FOOTER,
@@ -22,9 +19,7 @@ from snapshot_mcp.providers.local.snapshot_file.format import (
     file_name,
     hash_of,
 )
-
-SYNC_EVERY_BYTES: Final = 48 << 20
-"""Interval of syncs in the background, which leave little for the last one."""
+from snapshot_mcp.providers.local.syncing import BackgroundSync
 
 FLUSH_BYTES, FLUSH_PIECES = 1 << 20, 512
 """Limits up to which pieces are gathered and written with one call, without joining them (IOV_MAX is 1024)."""
@@ -41,12 +36,10 @@ class SnapshotWriter(Closing):
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._offset = 0
-        self._synced = 0
         self._regions: list[bytes] = []
         self._record_count = 0
         self._record_bytes = 0
-        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._sync: Future[None] | None = None
+        self._sync = BackgroundSync(self._fd)
         body = header.model_dump_json().encode()
         self._write(MAGIC + LENGTH.pack(len(body)) + body + hash_of(body))
 
@@ -73,26 +66,26 @@ class SnapshotWriter(Closing):
         """Append a region that is the parent's unchanged, by pointing to its map."""
         self._regions.append(place)
 
-    def commit(self, consistency: str) -> int:
-        """Finish the file, make it durable under its name, and return its size."""
+    def commit(self, consistency: str) -> bytes:
+        """Finish the file, make it durable under its name, and return its hash."""
         facts = Trailer(consistency=consistency, record_count=self._record_count, record_bytes=self._record_bytes)
         body = facts.model_dump_json().encode()
         codec, regions = compress(b"".join(self._regions))
         trailer = LENGTH.pack(len(body)) + body + bytes([codec]) + regions
         start = self._offset
         self._write(trailer)
-        self._write(FOOTER.pack(start, len(trailer), hash_of(trailer), END_MAGIC))
+        digest = hash_of(trailer)
+        self._write(FOOTER.pack(start, len(trailer), digest, END_MAGIC))
         self._flush()
-        self._join_sync()
-        fdatasync(self._fd)
+        self._sync.finish()
         self._partial.rename(self.path)
         fsync_folder(self.path.parent)
-        return self._offset
+        return digest
 
     def close(self) -> None:
         """Close the file, and remove it if it was not committed."""
         if self._fd >= 0:
-            self._syncer.shutdown(wait=True)
+            self._sync.close()
             os.close(self._fd)
             self._fd = -1
             self._partial.unlink(missing_ok=True)
@@ -110,13 +103,5 @@ class SnapshotWriter(Closing):
             rest = memoryview(b"".join(self._pending))[written:]
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
-        self._pending, self._pending_bytes = [], 0
-        if self._offset - self._synced >= SYNC_EVERY_BYTES and (self._sync is None or self._sync.done()):
-            self._join_sync()
-            self._synced = self._offset
-            self._sync = self._syncer.submit(fdatasync, self._fd)
-
-    def _join_sync(self) -> None:
-        if self._sync is not None:
-            self._sync.result()
-            self._sync = None
+        count, self._pending, self._pending_bytes = self._pending_bytes, [], 0
+        self._sync.wrote(count)

@@ -39,6 +39,7 @@ def _translate(catalogue: FolderCatalogue, error: Exception) -> ZoneError | None
     known = translate(error, catalogue.folder / FILE_NAME)
     if not isinstance(known, StorageFull):
         return known
+    catalogue.store.make_room()
     free = f"{format_bytes(reserve.free_bytes(catalogue.folder))} are free on the zone's disk."
     with suppress(sqlite3.Error, OSError):
         free = f"{free} {largest_holders(catalogue)}".strip()

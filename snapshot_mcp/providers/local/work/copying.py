@@ -9,7 +9,7 @@ from snapshot_mcp.catalogue.copied import CatalogueLedger, enter_copy, set_names
 from snapshot_mcp.catalogue.outcome import succeed
 from snapshot_mcp.catalogue.progress import JobProgress
 from snapshot_mcp.catalogue.store import Row
-from snapshot_mcp.contract.errors import NotUsable, ZoneError
+from snapshot_mcp.contract.errors import Cancelled, NotUsable, ZoneError
 from snapshot_mcp.contract.parts import Copier
 from snapshot_mcp.contract.states import JobAction, JobStatus
 from snapshot_mcp.providers.local.folder import FolderCatalogue
@@ -33,8 +33,16 @@ def carry_out(
     if copier is None:
         raise NotUsable("This worker was started by a program without settings for copies.", hint="Use snapshot-mcp.")
     copy = str(request["copy"])
-    parts = LocalParts(catalogue, catalogue.folder.name)
-    done = copier.carry_out(copy, parts, CatalogueLedger(catalogue), progress.start, progress.advance)
+    parts, ledger = LocalParts(catalogue, catalogue.folder.name), CatalogueLedger(catalogue)
+    try:
+        done = copier.carry_out(copy, parts, ledger, progress.start, progress.advance)
+    except Cancelled as error:
+        raise error.add(hint="What was sent stays there, and the next run goes on from it.") from None
+    except Exception as error:
+        ledger.note_trouble(
+            copy, str(error) if isinstance(error, ZoneError) else f"It failed unexpectedly: {error!r}"[:300]
+        )
+        raise
     progress.finish()
     with catalogue.transaction():
         present = catalogue.job(job["job_id"])

@@ -1,7 +1,7 @@
 """Create snapshots: one file per resource, all as of one moment, and available only when all are durable."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +20,11 @@ from snapshot_mcp.contract.text import encodable
 from snapshot_mcp.ground.files import fsync_folder
 from snapshot_mcp.providers.local.capture import capture
 from snapshot_mcp.providers.local.folder import FolderCatalogue
-from snapshot_mcp.providers.local.opening import open_source
+from snapshot_mcp.providers.local.opening import open_sources
 from snapshot_mcp.providers.local.snapshot_file.format import MAX_TAGS, Header, chunk_size_for
 from snapshot_mcp.providers.local.snapshot_file.reader import Chain, SnapshotFile
 from snapshot_mcp.providers.local.snapshot_file.writer import SnapshotWriter
-from snapshot_mcp.providers.local.source import Source
+from snapshot_mcp.providers.local.source import Source, Span
 
 
 def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], progress: JobProgress) -> None:
@@ -44,11 +44,10 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
     progress.floor = Floor(catalogue.store, request)
     progress.floor.check()
     with ExitStack() as stack:
-        sources = []
-        for snapshot in snapshots:
-            resource = owner_of(catalogue, snapshot)
-            source = open_source(resource, allow_fuzzy=request["allow_fuzzy"])
-            sources.append(stack.enter_context(source))
+        pairs = [(snapshot, owner_of(catalogue, snapshot)) for snapshot in snapshots]
+        sources = open_sources(
+            catalogue.folder, pairs, stack, allow_fuzzy=request["allow_fuzzy"], clones=catalogue.store.clones
+        )
         taken_at = catalogue.instant()
         progress.start("reading", sum(source.size_bytes for source in sources))
         for snapshot, source in zip(snapshots, sources, strict=True):
@@ -56,6 +55,7 @@ def carry_out(catalogue: FolderCatalogue, job: Row, request: dict[str, Any], pro
             source.close()
         progress.finish()
         _finish_create(catalogue, job, ids, format_time(moment(taken_at)))
+    catalogue.store.clones.tidy(catalogue)
 
 
 class Captured(Protocol):
@@ -67,6 +67,12 @@ class Captured(Protocol):
     @property
     def content(self) -> Source:
         """What is read."""
+
+    def changed_since(self, parent: SnapshotFile) -> Iterable[Span] | None:
+        """Return what may differ from a snapshot that is one state of the disk; None for all of it."""
+
+    def remember(self, snapshot_id: str, file_hash: bytes) -> None:
+        """Keep what tells the next capture what will have changed since this snapshot, which is complete."""
 
     def check(self) -> None:
         """Raise if what was read may be inconsistent."""
@@ -103,10 +109,11 @@ def capture_one(
             virtual_size_bytes=source.size_bytes,
             chunk_size=parent.header.chunk_size if parent else chunk_size_for(source.size_bytes),
         )
+        changed = source.changed_since(parent.tip) if parent and is_one_state(parent.tip) else None
         with SnapshotWriter(folder, header) as writer:
-            capture(source.content, header, parent, writer, advance)
+            capture(source.content, header, parent, writer, advance, changed)
             source.check()
-            writer.commit(source.consistency)
+            source.remember(snapshot_id, writer.commit(source.consistency))
 
     if snapshot["parent_id"] is None:
         write(None)
@@ -118,6 +125,11 @@ def capture_one(
         make_full(catalogue, snapshot_id, error)
         progress.advance(-done)
         write(None)
+
+
+def is_one_state(file: SnapshotFile) -> bool:
+    """Return whether a snapshot is exactly what its disk was at one instant; what did not change since a mixture may be wrong."""
+    return file.trailer.consistency.partition(",")[0] in {"instant", "frozen"}
 
 
 def _facts_for_a_rebuild(catalogue: FolderCatalogue, snapshot: Row, taken_with: Sequence[str]) -> dict[str, Any]:

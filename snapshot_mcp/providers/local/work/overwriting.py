@@ -56,6 +56,7 @@ class Overwriting:
         self.outcomes: dict[str, str] = json.loads(job["extra"]).get("resources", {})
         self.safety: dict[str, str] = request.get("safety") or {}
         self.folder = catalogue.store.snapshots
+        self.verified = restore.VerifiedChunks()
 
     def hold(self, stack: ExitStack, resource: Row) -> Held:
         """Hold the disk until the stack ends. Raises ResourceBusy, NotUsable, DamagedSnapshot."""
@@ -66,7 +67,7 @@ class Overwriting:
 
     def compare(self, held: Held) -> Disk:
         """Find what must be written, and verify all of it."""
-        return Disk(*held, restore.compare(held.target.content, held.chain, self.progress.advance))
+        return Disk(*held, restore.compare(held.target.content, held.chain, self.progress.advance, self.verified))
 
     def overwrite(self, disk: Disk, *, is_first: bool = False) -> None:
         """Overwrite one disk; the first one of a roll-back is the point of no return."""
@@ -148,7 +149,7 @@ def reserve_room(disk: Disk) -> None:
 
 def _compare_again(disk: Disk) -> None:
     """Raise ResourceBusy if the disk, from which no lease kept others out, does not have what was written."""
-    if restore.compare(disk.target.content, disk.chain, lambda amount: None).byte_count:
+    if restore.compare(disk.target.content, disk.chain, lambda amount: None, restore.VerifiedChunks()).byte_count:
         raise ResourceBusy(
             f"Another program wrote to {disk.target.label} during the roll-back.",
             hint="Stop that program. The roll-back resumes when the zone's worker next starts; or roll back again.",
