@@ -175,17 +175,8 @@ async def test_with_once_it_ends_when_the_last_client_has_left(
 EXT4_FILE = random.Random(11).randbytes(300_001)
 
 
-@needs_daemon
-@pytest.mark.skipif(
-    not os.access("/dev/fuse", os.W_OK) or not shutil.which("debugfs"), reason="needs /dev/fuse and debugfs"
-)
-async def test_a_file_is_taken_out_of_a_real_disk_by_the_lines_of_readme(
-    local_zone: LocalZone, tmp_path: Path, folder: Path
-) -> None:
-    """README, "One file out of a restore point"."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.partition("### One file out of a restore point\n")[2].partition("\n#")[0]
-    (first, second) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+async def point_with_a_file(zone: LocalZone, tmp_path: Path) -> str:
+    """A restore point of an ext4 disk with the file /etc/hosts; the disk itself is wiped."""
     source = tmp_path / "content"
     (source / "etc").mkdir(parents=True)
     (source / "etc" / "hosts").write_bytes(EXT4_FILE)
@@ -193,9 +184,35 @@ async def test_a_file_is_taken_out_of_a_real_disk_by_the_lines_of_readme(
     with image.open("wb") as file:
         file.truncate(32 * MIB)
     subprocess.run(["/sbin/mkfs.ext4", "-q", "-d", str(source), str(image)], check=True)
-    disk = await local_zone.add_resource(image, "db")
-    wanted = await back_up(local_zone, disk.id, "one")
+    disk = await zone.add_resource(image, "db")
+    wanted = await back_up(zone, disk.id, "one")
     image.write_bytes(bytes(32 * MIB))
+    return wanted
+
+
+@needs_qemu
+async def test_a_file_is_taken_out_of_a_real_disk(local_zone: LocalZone, tmp_path: Path, folder: Path) -> None:
+    opened = Opened(local_zone.folder.parents[1], await point_with_a_file(local_zone, tmp_path), folder)
+    qemu_img("convert", "-f", "raw", "-O", "raw", opened.told["uri"], tmp_path / "disk")
+    debugfs = ["/sbin/debugfs", "-R", f"dump /etc/hosts {tmp_path / 'hosts'}", str(tmp_path / "disk")]
+    subprocess.run(debugfs, check=True, capture_output=True)
+    assert opened.close() == (0, "")
+    assert (tmp_path / "hosts").read_bytes() == EXT4_FILE
+
+
+@pytest.mark.long
+@needs_daemon
+@pytest.mark.skipif(
+    not os.access("/dev/fuse", os.W_OK) or not shutil.which("debugfs"), reason="needs /dev/fuse and debugfs"
+)
+async def test_a_file_is_taken_out_by_the_lines_of_readme_without_copying_the_disk(
+    local_zone: LocalZone, tmp_path: Path, folder: Path
+) -> None:
+    """README, "One file out of a restore point"."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.partition("### One file out of a restore point\n")[2].partition("\n#")[0]
+    (first, second) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    wanted = await point_with_a_file(local_zone, tmp_path)
     script = first.replace("snapshot-mcp", " ".join(COMMAND)).replace("SNAPSHOT", wanted).rstrip()
     lines = (
         f"cd {folder}; {script} &",
