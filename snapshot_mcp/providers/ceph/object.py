@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from snapshot_mcp.catalogue import schema
 from snapshot_mcp.contract.errors import Damaged, Unsupported
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import CommittedFirst
 from snapshot_mcp.providers.ceph.names import OBJECT, PREFIX
@@ -112,7 +113,7 @@ class CatalogueObject:
     def damaged(self, what: str) -> Damaged:
         """Return the error of an object that cannot be used."""
         return Damaged(
-            f"The zone's catalogue, the object {OBJECT} in pool {self.pool.name}, {what}.",
+            f"The zone's catalogue, the object {OBJECT} in pool {self.pool.name}, {clean_text(what, MESSAGE_CHARACTERS)}.",
             hint="Nothing was changed. The restore points are there: `rbd snap ls IMAGE` lists them, each can be cloned or"
             " rolled back to by `rbd`. Put the object back; without a copy, remove or rename these RBD snapshots, then the"
             " object, and the zone begins anew.",
