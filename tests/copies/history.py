@@ -330,7 +330,7 @@ class History:
 
     @staticmethod
     def _mend(lab: CopyLab, ledger: Any) -> None:
-        with suppress(NotUsable):  # it has not run yet
+        with suppress(NotUsable):  # no copy has run since the zone is there
             check_sent("nas", lab.settings, lab.store, read_keys(lab.home), ledger, lambda amount: None)
 
     async def _restore(self, listed: set[str], broken: dict[str, str]) -> None:

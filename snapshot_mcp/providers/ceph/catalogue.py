@@ -26,7 +26,7 @@ from snapshot_mcp.providers.ceph.clock import ClusterClock
 from snapshot_mcp.providers.ceph.errors import GONE, CommittedFirst
 from snapshot_mcp.providers.ceph.found import Finder
 from snapshot_mcp.providers.ceph.names import OBJECT
-from snapshot_mcp.providers.ceph.object import LOGGED, CatalogueObject, ObjectState, log_key
+from snapshot_mcp.providers.ceph.object import LOGGED, CatalogueObject, PoolState, log_key
 
 if TYPE_CHECKING:
     from snapshot_mcp.providers.ceph.pool import Pool
@@ -114,7 +114,7 @@ class PoolCatalogue(Catalogue):
             if state is None or not self._has_caught_up(state):
                 self._load(self.object.whole())
 
-    def _has_caught_up(self, state: ObjectState) -> bool:
+    def _has_caught_up(self, state: PoolState) -> bool:
         """Take changes into the copy; return False if they do not fit to it."""
         if state.revision == self.revision:
             return True
@@ -130,7 +130,7 @@ class PoolCatalogue(Catalogue):
         self._note_state(state)
         return True
 
-    def _load(self, state: ObjectState) -> None:
+    def _load(self, state: PoolState) -> None:
         """Make a fresh copy of all of the object."""
         if self.revision and not state.revision:
             self.object.refuse_lost()
@@ -153,10 +153,10 @@ class PoolCatalogue(Catalogue):
         self.loads += 1
         self._note_state(state)
 
-    def _note_state(self, state: ObjectState) -> None:
+    def _note_state(self, state: PoolState) -> None:
         self.revision, self._is_outdated = state.revision, state.format < len(schema.MIGRATIONS)
 
-    def _take_in(self, state: ObjectState, take: Callable[[str, dict[str, Any]], None]) -> None:
+    def _take_in(self, state: PoolState, take: Callable[[str, dict[str, Any]], None]) -> None:
         """Take the rows in, table by table. Raises Damaged, which names the row that is none."""
         for table in KEYS:
             for key, value in state.rows.items():

@@ -36,7 +36,7 @@ POINTS: Final = f"{PREFIX}ss-"
 """What the names of our RBD snapshots begin with."""
 
 
-class ObjectState(NamedTuple):
+class PoolState(NamedTuple):
     """Rows of the object as of a revision, by key; None for one that is gone. `format` is the number of migrations."""
 
     revision: int
@@ -60,7 +60,7 @@ class CatalogueObject:
                 return {}
             raise
 
-    def changed_since(self, revision: int) -> ObjectState | None:
+    def changed_since(self, revision: int) -> PoolState | None:
         """Return the rows that were changed since a revision; None if all must be read. Raises Damaged, Unsupported."""
         logged, touched = revision, dict[str, None]()
         for _ in range(TRIES):
@@ -69,7 +69,7 @@ class CatalogueObject:
             if present == logged:
                 written_as = self._number(found, "format", len(schema.MIGRATIONS))
                 _refuse_newer(written_as)
-                return ObjectState(present, written_as, {key: found.get(key) for key in touched})
+                return PoolState(present, written_as, {key: found.get(key) for key in touched})
             behind = range(logged + 1, present + 1)
             if not logged or not 0 < len(behind) <= LOGGED:
                 return None
@@ -85,7 +85,7 @@ class CatalogueObject:
             logged = present
         raise _changed_too_often()
 
-    def whole(self) -> ObjectState:
+    def whole(self) -> PoolState:
         """Return all rows as of one state. Raises Damaged, Unsupported."""
         for _ in range(TRIES):
             before = self._number(self.read("rev"), "rev", 0)
@@ -100,7 +100,7 @@ class CatalogueObject:
                 continue
             if not later.revision and any("/" in key for key in rows):
                 raise self.damaged("has no revision")
-            return ObjectState(later.revision, later.format, rows | later.rows)
+            return PoolState(later.revision, later.format, rows | later.rows)
         raise _changed_too_often()
 
     def _number(self, found: dict[str, bytes], key: str, otherwise: int) -> int:

@@ -229,8 +229,10 @@ class _PoolWorker(Worker[PoolCatalogue]):
         try:
             self.catalogue.pool.write_keys(OBJECT, owner, {f"beat/{job_id}": str(beat).encode()})
         except CephError as error:
-            if error.errno != ECANCELED:  # the job has ended, or is another's
+            if error.errno in GONE:
                 raise
+            if error.errno != ECANCELED:  # the job has ended, or is another's
+                log.warning("no sign of life could be given for job %s: %s", job_id, error)
 
     def _look_at_others(self, now: float) -> None:
         working = self.catalogue.rows(f"SELECT * FROM jobs WHERE {IS_UNFINISHED} AND status = 'working'")

@@ -11,6 +11,7 @@ Every node has a fixed name with the disk's number, and a bitmap `under` marks t
 what QEMU says. It is the only way out: after a success, after a failure, and for what a worker that was killed left behind.
 """
 
+import secrets
 import time
 from collections.abc import Collection, Sequence
 from typing import Any, Final
@@ -23,8 +24,6 @@ PREFIX: Final = "snapshot-mcp-"
 PASS, CBW, ACCESS, SCRATCH, UNDER, EXPORT = (
     f"{PREFIX}{one}-" for one in ("pass", "cbw", "access", "scratch", "under", "export")
 )
-_LISTENER: Final = f"{PREFIX}listener"
-
 CBW_SECONDS = 10
 """How long a guest's write waits at most for its old data to be saved; then the backup is given up."""
 
@@ -70,8 +69,11 @@ def take_instant(monitor: Monitor, count: int) -> None:
 
 def serve(monitor: Monitor, listener_fd: int) -> None:
     """Start QEMU's NBD server on a socket that nobody else can connect to. Raises NotUsable, MonitorError."""
-    monitor.execute("getfd", {"fdname": _LISTENER}, listener_fd)
-    address = {"type": "fd", "data": {"str": _LISTENER}}
+    name = (
+        f"{PREFIX}{secrets.token_hex(8)}"  # never one that a killed worker gave: QEMU would close what it had under it
+    )
+    monitor.execute("getfd", {"fdname": name}, listener_fd)
+    address = {"type": "fd", "data": {"str": name}}
     try:
         monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
     except MonitorGone:
