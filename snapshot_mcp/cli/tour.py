@@ -164,7 +164,9 @@ class Tour:
         command = app.command(path_variables())
         self.screen.end(
             [
-                f"Next: {command} zone add PATH registers one of your disk images,",
+                "Next: name your pool in config.toml (README, “A zone on Ceph”),"
+                if self.ceph
+                else f"Next: {command} zone add PATH registers one of your disk images,",
                 f"      {command} config claude-code (or claude-desktop, vscode, cursor) prints a host's configuration.",
             ]
         )

@@ -373,5 +373,7 @@ async def _resource_hint(state: ServerState, zone: Zone, page: Page[Any], query:
             return f"The filter matches none of {known.total_count}.{names}"
     if kind == "image":
         return "No images yet. export_to_image makes one from a machine's snapshot."
+    if shares_fate(zone.provider.features):
+        return "The zone has none yet: every image of its pool is a disk, and is found by itself."
     command = f"{await state.command()} zone add PATH"
     return f"The zone has none yet. In a local zone the operator registers a disk with `{command}`."

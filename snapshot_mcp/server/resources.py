@@ -21,7 +21,7 @@ from snapshot_mcp.server.callers import sees_names_of
 from snapshot_mcp.server.chain import layout
 from snapshot_mcp.server.coverage import protection_of
 from snapshot_mcp.server.listing import MAX_DISKS
-from snapshot_mcp.server.read_tools import MAX_CHAIN_NODES, picture, snapshots_of
+from snapshot_mcp.server.read_tools import MAX_CHAIN_NODES, fate_of, picture, snapshots_of
 from snapshot_mcp.server.results import JobRow
 from snapshot_mcp.server.rows import ResourceRow, SnapshotRow
 from snapshot_mcp.server.state import ServerState, state_of
@@ -83,6 +83,8 @@ async def read_zone(zone: str, ctx: Context) -> str:
     rows = await _rows(place, [*volumes, *instances])
     total = volume_count + instance_count
     told = {"zone": place.name, "total_count": total, "resources": rows}
+    if fate := fate_of(place):
+        told["shared_fate"] = fate
     if total > len(rows):
         told["hint"] = f"Only {len(rows)} of {total} are shown; the tool list_resources lists all."
     return json.dumps(told, ensure_ascii=False)

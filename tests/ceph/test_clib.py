@@ -32,7 +32,9 @@ def test_every_function_is_called_and_answers(site: Site, monkeypatch: pytest.Mo
     ceph(site.conf, "ceph", "osd", "pool", "create", DATA, "8", "8")
     ceph(site.conf, "rbd", "pool", "init", DATA)
     with Cluster(site.conf, "admin", None) as cluster, cluster.pool(POOL) as outside:
+        assert not outside.has_namespace(NAMESPACE)
         outside.add_namespace(NAMESPACE)
+        assert outside.has_namespace(NAMESPACE)
         assert len(cluster.id) == 36
         assert cluster.client > 0
         assert cluster.capacity() >= (0, 0)

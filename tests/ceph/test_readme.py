@@ -37,7 +37,7 @@ def blocks(kind: str) -> list[str]:
     return re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL)
 
 
-def answer_in_a_terminal(words: list[str], environ: dict[str, str], answers: dict[str, str]) -> str:
+def answer_in_a_terminal(words: list[str], environ: dict[str, str], answers: dict[str, str], status: int = 0) -> str:
     """Run a command in a terminal; type each answer once its question stands there."""
     master, slave = pty.openpty()
     with subprocess.Popen([*COMMAND, *words], env=environ, stdin=slave, stdout=slave, stderr=slave) as process:
@@ -53,7 +53,7 @@ def answer_in_a_terminal(words: list[str], environ: dict[str, str], answers: dic
             for question in [one for one in waiting if one in said]:
                 os.write(master, f"{waiting.pop(question)}\n".encode())
         os.close(master)
-        assert process.wait() == 0, said
+        assert process.wait() == status, said
         return said
 
 
@@ -110,9 +110,14 @@ async def test_the_section_holds(site: Site, tmp_path: Path) -> None:
             ["rbd", "--conf", site.conf, "rm", f"{pool}/db"], capture_output=True, check=False, timeout=60
         )
         assert refused.returncode != 0
-        said = answer_in_a_terminal(["zone", "forget", "db"], environ, {"Type db to agree": "db"})
+        ceph(site.conf, "rbd", "clone", f"{pool}/db@snapshot-mcp.{snapshot}", f"{pool}/child")
+        said = answer_in_a_terminal(["zone", "forget", "db"], environ, {"Type db to agree": "db"}, status=1)
         assert "There is no undo" in said
-        assert "its manager can remove it" in said
+        assert "an image was cloned from it" in said
+        assert "cannot be removed" in run(["zone", "forget", "db"], environ).stdout.decode()
+        ceph(site.conf, "rbd", "rm", f"{pool}/child")
+        assert "its manager can remove it" in run(["zone", "forget", "db"], environ).stdout.decode()
+        assert "no restore point of ours" in run(["zone", "forget", "db"], environ).stdout.decode()
         end_process(home / "zones" / "vms" / "worker.lock")
         images.remove_image("db")
     assert (

@@ -248,6 +248,8 @@ async def test_the_caps_of_readme_suffice_and_no_more(bench: Bench) -> None:
     looker = bench.zone("looker", **reader)
     assert {one.name for one in (await looker.list_volumes(ResourceFilter(verbose=1))).items} == {"db", "copy"}
     assert {one.snapshot_name for one in await bench.points("looker")} == {"kept"}
+    report = await looker.check()
+    assert (report.snapshot_count, [one.is_damage for one in report.findings]) == (3, [False])
     with pytest.raises(Forbidden):
         await looker.create_snapshots([disk], "not allowed")
 
@@ -255,6 +257,8 @@ async def test_the_caps_of_readme_suffice_and_no_more(bench: Bench) -> None:
 async def test_what_is_missing_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound, match="no pool 'nowhere/"):
         await bench.zone("a", pool="nowhere").list_volumes(ResourceFilter())
+    with pytest.raises(NotFound, match=r"no namespace 'misspelt'.*rbd namespace create rbd/misspelt"):
+        await bench.zone("e", namespace="misspelt").list_volumes(ResourceFilter())
     with pytest.raises(ZoneError, match=r"conf"):
         await bench.zone("b", conf="/nowhere/ceph.conf").list_volumes(ResourceFilter())
     with pytest.raises((Forbidden, NotFound)):

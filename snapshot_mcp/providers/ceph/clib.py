@@ -130,6 +130,7 @@ RADOS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
 RBD: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "rbd_namespace_create": (c_int, (c_void_p, c_char_p)),
     "rbd_namespace_remove": (c_int, (c_void_p, c_char_p)),
+    "rbd_namespace_exists": (c_int, (c_void_p, c_char_p, POINTER(ctypes.c_bool))),
     "rbd_list2": (c_int, (c_void_p, POINTER(ImageSpec), _SIZES)),
     "rbd_image_spec_list_cleanup": (None, (POINTER(ImageSpec), c_size_t)),
     "rbd_open": (c_int, (c_void_p, c_char_p, _HANDLE, c_char_p)),

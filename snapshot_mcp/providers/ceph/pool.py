@@ -182,6 +182,12 @@ class Pool(Closing):
         """Remove an empty namespace."""
         call("rbd_namespace_remove", self.handle, name.encode())
 
+    def has_namespace(self, name: str) -> bool:
+        """Return whether the pool has a namespace. Raises CephError (EPERM) where it is seen from another one."""
+        found = ctypes.c_bool()
+        call("rbd_namespace_exists", self.handle, name.encode(), byref(found))
+        return found.value
+
     def list_images(self) -> dict[str, str]:
         """Return the names of all images by their ids."""
         count = c_size_t(64)

@@ -12,7 +12,7 @@ from snapshot_mcp.catalogue.room import Room
 from snapshot_mcp.catalogue.store import Capacity, Row, Sight, Use
 from snapshot_mcp.contract.errors import NotUsable, QuotaExceeded, ResourceBusy
 from snapshot_mcp.contract.states import SnapshotStatus
-from snapshot_mcp.contract.text import clean_text
+from snapshot_mcp.contract.text import MESSAGE_CHARACTERS, clean_text
 from snapshot_mcp.providers.ceph import clib
 from snapshot_mcp.providers.ceph.clib import CephError
 from snapshot_mcp.providers.ceph.errors import GONE
@@ -225,8 +225,10 @@ class PoolStore:
             if error.errno != errno.ENOENT:
                 clones = f"an image was cloned from it (rbd children {place}@{name})"
                 why = clones if error.errno == errno.EBUSY else error.strerror
-                self.obstacles[snapshot_id] = f"The RBD snapshot of {snapshot_id} cannot be removed: {clean_text(why)}."
-                log.warning("%s", self.obstacles[snapshot_id])
+                self.obstacles[snapshot_id] = (
+                    f"The RBD snapshot of {snapshot_id} cannot be removed: {clean_text(why, MESSAGE_CHARACTERS)}."
+                )
+                log.info("%s", self.obstacles[snapshot_id])
                 return False
         self.obstacles.pop(snapshot_id, None)
         return True

@@ -38,6 +38,8 @@ CALL_SECONDS: Final = 8.0
 CLOSE_SECONDS: Final = 20.0
 """How long closing waits for the call that runs."""
 
+NOT_RECORDED: Final = "what was found is not recorded: the zone's user may only look"
+
 NOT_REMOVED: Final = "its RBD snapshot is still there: `rbd children` shows whether an image was cloned from it"
 
 
@@ -105,6 +107,8 @@ class CephZone(CatalogueZone[PoolCatalogue]):
                     self._silent_until = time.monotonic() + SILENT_SECONDS
                 raise
             try:
+                for name in {settings.pool, settings.image_pool or settings.pool}:
+                    _refuse_missing(cluster, name, settings.namespace)
                 pool = cluster.pool(settings.pool, settings.namespace)
                 with_images = cluster.pool(settings.image_pool, settings.namespace) if settings.image_pool else pool
             except BaseException:
@@ -225,6 +229,24 @@ class CephZone(CatalogueZone[PoolCatalogue]):
             self._disconnect()
 
 
+def _refuse_missing(cluster: Cluster, pool: str, namespace: str) -> None:
+    """Raise NotFound for a namespace that is not there, in which Ceph would find nothing without a word."""
+    if not namespace:
+        return
+    with cluster.pool(pool) as outside:
+        try:
+            is_there = outside.has_namespace(namespace)
+        except CephError as error:
+            if error.errno not in {errno.EPERM, errno.EACCES}:  # who may enter that one alone is not told
+                raise
+            return
+    if not is_there:
+        raise NotFound(
+            f"Pool {pool!r} has no namespace {namespace!r}.",
+            hint=f"Check `namespace` of the zone, or make it: rbd namespace create {pool}/{namespace}.",
+        )
+
+
 def _left_over(catalogue: PoolCatalogue) -> list[str]:
     disks = catalogue.rows(
         """SELECT * FROM resources WHERE removed_at IS NULL
@@ -245,14 +267,19 @@ def _check(catalogue: PoolCatalogue, advance: Advance) -> CheckReport:
         advance(done, total)
 
     damaged = read_back(catalogue, rows, count)
-    with catalogue.transaction():
-        still = [
-            row["snapshot_id"]
-            for row in rows
-            if (now := catalogue.snapshot(row["snapshot_id"])) and now["status"] != "ceased"
-        ]
-        record(catalogue, still, damaged)
+    catalogue.refresh()
+    present = {
+        row["snapshot_id"] for row in catalogue.rows("SELECT snapshot_id FROM snapshots WHERE status != 'ceased'")
+    }
+    still = [row["snapshot_id"] for row in rows if row["snapshot_id"] in present]
     findings = [Finding(one, text, is_damage=True) for one, text in damaged.items() if one in still]
+    try:
+        with catalogue.transaction():
+            record(catalogue, still, damaged)
+    except CephError as error:
+        if error.errno not in {errno.EPERM, errno.EACCES}:
+            raise
+        findings.append(Finding("the catalogue", NOT_RECORDED, is_damage=False))
     for row in catalogue.rows("SELECT * FROM resources WHERE applying_id IS NOT NULL AND removed_at IS NULL"):
         text = f"a roll-back to {row['applying_id']} is unfinished: {row['problem'] or 'it is in progress'}"
         findings.append(Finding(label_of(row), text, is_damage=False))
