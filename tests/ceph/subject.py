@@ -95,7 +95,7 @@ class CephSubject(Subject):
         with self.site.pool.open_by_name(name) as image:
             image.write(0, chance.randbytes(size_bytes // 4))
             image.set_metadata(KIND, kind)
-            return f"vol-{image.id}"
+            return f"{'vol' if kind == ResourceType.VOLUME else 'ins'}-{image.id}"
 
     @contextmanager
     def image(self, resource_id: str) -> Iterator[RbdImage]:

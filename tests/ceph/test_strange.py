@@ -87,9 +87,9 @@ async def test_names_that_are_no_text_are_shown_with_marks(bench: Bench) -> None
     await bench.back_up(strange.id)
 
 
-async def test_a_disk_that_is_marked_later_stays_the_same_one(bench: Bench) -> None:
-    """A server that has seen it as a volume, and one that has not, know it by one id."""
-    disk = bench.disk()
+async def test_a_disk_that_is_marked_later_is_one_disk(bench: Bench) -> None:
+    """A server that has seen it as a volume, and one that has not, know it by one id; what is recorded keeps it."""
+    bench.disk()
     zone = bench.zone()
     assert await bench.names() == ["db"]
     with bench.site.pool.open_by_name("db") as image:
@@ -99,8 +99,12 @@ async def test_a_disk_that_is_marked_later_stays_the_same_one(bench: Bench) -> N
     with anyio.fail_after(5):
         while not (seen := (await zone.list_instances(ResourceFilter())).items):
             await anyio.sleep(0.1)
-    assert [one.id for one in seen] == [machine.id] == [disk]
+    assert [one.id for one in seen] == [machine.id]
     assert await bench.names() == []
+    with bench.site.pool.open_by_name("db") as image:
+        image.set_metadata(KIND, "volume")
+    (volume,) = (await bench.zone("later").list_volumes(ResourceFilter())).items
+    assert volume.id == machine.id
 
 
 async def test_a_clone_of_a_restore_point_keeps_that_one_alone(bench: Bench) -> None:

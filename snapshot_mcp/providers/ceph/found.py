@@ -1,6 +1,7 @@
 """A pool's images as disks: they are found, not registered. Blocking; raises CephError.
 
-A disk's id must not depend on what is written to its image later: two servers would know one image by two ids.
+A disk's id says what it is (`vol-…`, `ins-…`) until something is recorded of it, and is then kept, whatever is written to its
+image: one image must not be two disks.
 """
 
 import errno
@@ -22,6 +23,9 @@ MARK_SECONDS: Final = 1.0
 
 READ_AGAIN: Final = 200
 """Images that are read again in one look, those first whose last time is longest ago."""
+
+
+PREFIXES: Final = {ResourceType.VOLUME: "vol", ResourceType.INSTANCE: "ins"}
 
 
 class Mark(NamedTuple):
@@ -46,8 +50,17 @@ class Finder:
         exported = {row["path"] for row in catalogue.rows("SELECT path FROM images")}
         images = {id_: readable(name) for id_, name in present.items() if not is_ours(name) and id_ not in exported}
         self._read_marks(images.keys())
-        known = {row["path"]: row for row in catalogue.rows("SELECT * FROM resources")}
         with transaction(catalogue.db):
+            known: dict[str, Row] = {}
+            rows = catalogue.rows("SELECT * FROM resources")
+            for row in sorted(rows, key=lambda one: one["resource_id"] in found):  # what is recorded comes first
+                mark = self._marks.get(row["path"])
+                is_other = row["path"] in known or (mark and row["resource_type"] != mark.kind)
+                if is_other and row["resource_id"] in found and not self._has_points(row):
+                    catalogue.db.execute("DELETE FROM resources WHERE resource_id = ?", (row["resource_id"],))
+                    found.discard(row["resource_id"])
+                else:
+                    known[row["path"]] = row
             for image_id, mark in self._marks.items():
                 if not mark.new_id.startswith("img-"):  # an export to an image that is recorded in a moment
                     self._note(known.get(image_id), image_id, images[image_id], mark, found)
@@ -77,7 +90,7 @@ class Finder:
         if known is None:
             now = int(time.time())
             is_free = mark.new_id and catalogue.resource(mark.new_id) is None
-            resource_id = mark.new_id if is_free else f"vol-{image_id}"
+            resource_id = mark.new_id if is_free else f"{PREFIXES[kind]}-{image_id}"
             catalogue.db.execute(
                 """INSERT INTO resources (resource_id, resource_type, name, path, former_path, created_at, status_at)
                 VALUES (?, ?, ?, ?, ?, ?, ?)""",
@@ -92,3 +105,7 @@ class Finder:
             )
             if known["removed_at"] is not None:  # out of the trash: what is recorded of it next says so
                 found.add(known["resource_id"])
+
+    def _has_points(self, row: Row) -> bool:
+        query = "SELECT 1 FROM snapshots WHERE resource_id = ?"
+        return self._catalogue.row(query, row["resource_id"]) is not None
