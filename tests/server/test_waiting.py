@@ -35,7 +35,7 @@ async def test_progress_only_grows_and_ends_at_a_hundred(lab: Lab, mode: str) ->
 
 @pytest.mark.anyio
 async def test_still_running_is_a_result_with_a_next_step(lab: Lab, mode: str) -> None:
-    await lab.add_disk("a", 64 * MIB)
+    await lab.add_disk("a", 256 * MIB)
     async with lab.connect(mode) as client:
         job_id = data_of(await client.call_tool("create_snapshots", {"resource_ids": ["a"], "name": "x"}))["job_id"]
         result = await client.call_tool("wait_for_job", {"job_ids": [job_id], "timeout_seconds": 0})
