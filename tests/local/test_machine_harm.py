@@ -26,7 +26,7 @@ from tests.machines import BareMachine, Monitor, needs_machines
 from tests.marks import long
 from tests.patience import PATIENCE_SECONDS
 
-pytestmark = [pytest.mark.anyio, needs_machines]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, needs_machines]
 
 
 async def is_right(zone: LocalZone, disk: str, machine: BareMachine, path: Path, form: str = "raw") -> None:
